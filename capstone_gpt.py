@@ -1,0 +1,1776 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["numpy>=2.0"]
+# ///
+"""Capstone: a GPT, trained end to end, with every backward pass written by hand.
+
+The question: what, exactly, happens when a language model is trained? The answer is this file. A
+transformer is about a dozen differentiable functions in a row. For each we derive its derivative on
+paper, write it below the derivation as code, and check it against a numerical derivative. Text
+goes in, one number comes out (how surprised the model was), and the chain rule carries that number
+back to every parameter. The rest is bookkeeping done with care: batches, an optimizer, checkpoints
+that survive kill -9, and text drawn from the result.
+
+The two families in use today are built from one set of layers:
+
+    gpt2    learned positions, LayerNorm, GELU, biases                (Radford et al. 2019)
+    llama   rotary positions, RMSNorm, SwiGLU, grouped queries        (Touvron et al. 2023)
+
+The map:  1 layers by hand      2 attention          3 the block        4 configuration
+          5 generation          6 checkpoints        7 the model        8 text and tokens
+          9 the optimizer      10 the yardstick     11 training        12 the gradient check
+         13 the command line, then common mistakes, exercises and where this leads
+
+    python capstone_gpt.py                            train on data/stories.txt, about two minutes
+    python capstone_gpt.py train --data my.txt        train on any UTF-8 text
+    python capstone_gpt.py sample --prompt "The fox"  continue a text, character by character
+    python capstone_gpt.py eval                       held-out bits per character of a checkpoint
+    python capstone_gpt.py gradcheck                  every gradient against central differences
+
+Papers: Vaswani et al. 2017, Attention Is All You Need; Ba et al. 2016, Layer Normalization; Zhang &
+Sennrich 2019, Root Mean Square Layer Normalization; Hendrycks & Gimpel 2016, Gaussian Error Linear
+Units; Shazeer 2020, GLU Variants Improve Transformer; Su et al. 2021, RoFormer; Ainslie et al.
+2023, GQA; Dao et al. 2022, FlashAttention; Loshchilov & Hutter 2019, Decoupled Weight Decay.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import difflib
+import json
+import math
+import mmap
+import os
+import shutil
+import signal
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+
+# %% 1. Layers by hand
+#
+# Shapes: B sequences in a batch, T tokens in each, C channels, V vocabulary, H heads of size D, F
+# hidden units. A layer is a pair of pure functions. The forward returns its output and a cache,
+# whatever the backward needs; the backward receives dy = ∂L/∂y and returns dx = ∂L/∂x, then the
+# parameters' gradients. Every derivation is the chain rule: ∂L/∂xᵢ = Σⱼ ∂L/∂yⱼ · ∂yⱼ/∂xᵢ.
+#
+# Two habits make NumPy fast here and cost nothing to read: sums over rows are matrix-vector
+# products (x @ ones runs at memory speed, x.sum(-1) does not), and long elementwise chains walk
+# over tiles of rows small enough to stay in the cache.
+
+
+def tiles(rows, columns, floats=65536):
+    """Slices that cut `rows` rows of `columns` numbers into pieces of about `floats` numbers."""
+    step = max(1, floats // max(1, columns))
+    return (slice(i, i + step) for i in range(0, rows, step))
+
+
+# Linear. y = xW + b, in one row's coordinates yⱼ = Σᵢ xᵢWᵢⱼ + bⱼ. A change of xᵢ moves every yⱼ by
+# Wᵢⱼ, a change of Wᵢⱼ moves only yⱼ, by xᵢ, and does so for every row n of the batch:
+#     ∂L/∂xᵢ  = Σⱼ dyⱼ Wᵢⱼ         dx = dy Wᵀ
+#     ∂L/∂Wᵢⱼ = Σₙ xₙᵢ dyₙⱼ        dW = xᵀ dy
+#     ∂L/∂bⱼ  = Σₙ dyₙⱼ            db = 1ᵀ dy
+
+
+def linear_forward(x, W, b=None):
+    """y = xW + b for x (..., I), W (I, O), b (O,) or None: y (..., O)."""
+    y = x.reshape(-1, x.shape[-1]) @ W
+    if b is not None:
+        y += b
+    return y.reshape(*x.shape[:-1], W.shape[1]), (x, W, b)
+
+
+def linear_backward(dy, cache):
+    """dx (..., I), dW (I, O), db (O,) or None."""
+    x, W, b = cache
+    flat_x, flat_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    dx = (flat_dy @ W.T).reshape(x.shape)
+    db = None if b is None else np.ones(len(flat_dy), dy.dtype) @ flat_dy
+    return dx, flat_x.T @ flat_dy, db
+
+
+# Embedding. y = W[i] picks row i, which is the linear layer for a one-hot input. Its dW = xᵀdy adds
+# each dy to the row its token came from; a token met twice collects twice, so the rows must be
+# *added*.
+
+
+def embedding_forward(idx, W):
+    """Rows of W (V, C) for token ids idx (...): y (..., C)."""
+    return W[idx], (idx, W)
+
+
+def embedding_backward(dy, cache):
+    """dW (V, C); ids have no derivative."""
+    idx, W = cache
+    dW = np.zeros(W.shape, dy.dtype)
+    for i, d in zip(idx.ravel().tolist(), dy.reshape(-1, dy.shape[-1])):  # faster than np.add.at
+        dW[i] += d
+    return dW
+
+
+# LayerNorm. For each row: μ = mean(x), σ² = mean((x - μ)²), r = 1/√(σ² + ε), x̂ = (x - μ)r, y = x̂γ
+# + β. The parameters first: dγ = Σₙ dy x̂ and dβ = Σₙ dy over rows. For x let a = dx̂ = dy γ. Both
+# μ and r depend on all of x:  ∂μ/∂xᵢ = 1/C,  ∂r/∂xᵢ = -½ r³ ∂σ²/∂xᵢ = -½ r³ · 2(xᵢ - μ)/C = -r²
+# x̂ᵢ/C,  so
+#     ∂x̂ⱼ/∂xᵢ = r (1[i=j] - 1/C) + (xⱼ - μ)(-r² x̂ᵢ/C) = r (1[i=j] - 1/C - x̂ⱼ x̂ᵢ/C)
+#     dxᵢ = Σⱼ aⱼ ∂x̂ⱼ/∂xᵢ = r ( aᵢ - mean(a) - x̂ᵢ mean(a x̂) ):
+# the gradient loses its mean and its component along x̂, the two directions the layer ignores.
+
+
+def layernorm_forward(x, weight, bias=None, eps=1e-5):
+    """Rows of x (..., C) to mean 0 and variance 1, times weight (C,), plus bias (C,) or None."""
+    C = x.shape[-1]
+    mean = x @ np.full(C, 1 / C, x.dtype)  # (...,)
+    xhat = x - mean[..., None]
+    r = 1 / np.sqrt(np.vecdot(xhat, xhat) / C + eps)  # (...,)
+    xhat *= r[..., None]
+    y = xhat * weight
+    if bias is not None:
+        y += bias
+    return y, (xhat, r, weight, bias)
+
+
+def layernorm_backward(dy, cache):
+    """dx (..., C), dweight (C,), dbias (C,) or None."""
+    xhat, r, weight, bias = cache
+    C = dy.shape[-1]
+    ones = np.ones(dy.size // C, dy.dtype)
+    product = dy * xhat
+    dweight = ones @ product.reshape(-1, C)
+    dbias = None if bias is None else ones @ dy.reshape(-1, C)
+    mean_a, mean_ax = (
+        dy @ (weight / C),
+        product @ (weight / C),
+    )  # the sums over a = dy γ, as products
+    dx = dy * weight
+    dx -= mean_a[..., None]
+    dx -= np.multiply(xhat, mean_ax[..., None], out=product)
+    dx *= r[..., None]
+    return dx, dweight, dbias
+
+
+# RMSNorm drops the mean: r = 1/√(mean(x²) + ε), y = x r γ. Now ∂r/∂xᵢ = -r³xᵢ/C, and with x̂ = x r
+#     dxᵢ = r ( aᵢ - x̂ᵢ mean(a x̂) ).
+
+
+def rmsnorm_forward(x, weight, eps=1e-5):
+    """Rows of x (..., C) to root mean square 1, times weight (C,)."""
+    r = 1 / np.sqrt(np.vecdot(x, x) / x.shape[-1] + eps)  # (...,)
+    xhat = x * r[..., None]
+    return xhat * weight, (xhat, r, weight)
+
+
+def rmsnorm_backward(dy, cache):
+    """dx (..., C), dweight (C,)."""
+    xhat, r, weight = cache
+    C = dy.shape[-1]
+    product = dy * xhat
+    dweight = np.ones(dy.size // C, dy.dtype) @ product.reshape(-1, C)
+    mean_ax = product @ (weight / C)
+    dx = dy * weight
+    dx -= np.multiply(xhat, mean_ax[..., None], out=product)
+    dx *= r[..., None]
+    return dx, dweight
+
+
+# GELU. x Φ(x), with Φ the normal distribution function, in GPT-2's tanh form:
+#     y = ½x(1 + t),   t = tanh(u),   u = c(x + k x³),   c = √(2/π),   k = 0.044715.
+# By the product rule, with tanh' = 1 - t² and u' = c(1 + 3k x²):
+#     y' = ½(1 + t) + ½x(1 - t²) c(1 + 3k x²).
+# The forward computes this slope while x and t are at hand, so the backward is one product. x³ is
+# written as products: NumPy's x**3 calls pow() for every element, fifty times slower.
+
+
+def gelu_forward(x):
+    """GELU of x (..., F), tanh form; the cache is the slope."""
+    x2d = x.reshape(-1, x.shape[-1])
+    y, slope = np.empty_like(x2d), np.empty_like(x2d)
+    c, k = math.sqrt(2 / math.pi), 0.044715
+    for rows in tiles(*x2d.shape):
+        x_, y_, s_ = x2d[rows], y[rows], slope[rows]
+        np.multiply(x_, x_, out=s_)  # x²
+        t = s_ * (c * k)
+        t += c
+        t *= x_  # u = x (c + ck x²)
+        np.tanh(t, out=t)
+        s_ *= 3 * c * k
+        s_ += c  # u'
+        np.multiply(t, t, out=y_)
+        np.subtract(1, y_, out=y_)  # 1 - t²
+        s_ *= y_
+        s_ *= x_  # x (1 - t²) u'
+        t += 1
+        s_ += t
+        s_ *= 0.5
+        np.multiply(x_, t, out=y_)
+        y_ *= 0.5
+    return y.reshape(x.shape), slope.reshape(x.shape)
+
+
+def gelu_backward(dy, slope):
+    """dx (..., F)."""
+    return dy * slope
+
+
+# SwiGLU. y = silu(g) u with silu(g) = g σ(g), σ(g) = 1/(1 + e⁻ᵍ): one half of the input opens a
+# gate on the other. σ' = σ(1 - σ), so silu' = σ + gσ(1 - σ) = σ + silu(1 - σ), and
+#     dg = dy u silu'(g),   du = dy silu(g).
+# σ is computed as ½(1 + tanh(g/2)), which is the same function and cannot overflow.
+
+
+def swiglu_forward(x):
+    """silu(g) * u for x = [g, u] (..., 2F): y (..., F)."""
+    F = x.shape[-1] // 2
+    x2d = x.reshape(-1, 2 * F)
+    y, silu, slope = (np.empty((len(x2d), F), x.dtype) for _ in range(3))
+    for rows in tiles(len(x2d), F):
+        g, u, s, k = x2d[rows, :F], x2d[rows, F:], silu[rows], slope[rows]
+        sigmoid = g * 0.5
+        np.tanh(sigmoid, out=sigmoid)
+        sigmoid += 1
+        sigmoid *= 0.5
+        np.multiply(g, sigmoid, out=s)
+        np.subtract(1, sigmoid, out=k)
+        k *= s
+        k += sigmoid  # silu'
+        k *= u  # what dg needs besides dy
+        np.multiply(s, u, out=y[rows])
+    return y.reshape(*x.shape[:-1], F), (silu, slope)
+
+
+def swiglu_backward(dy, cache):
+    """dx = [dg, du] (..., 2F)."""
+    silu, slope = cache
+    F = dy.shape[-1]
+    dx = np.empty((len(silu), 2 * F), dy.dtype)
+    np.multiply(dy.reshape(-1, F), slope, out=dx[:, :F])
+    np.multiply(dy.reshape(-1, F), silu, out=dx[:, F:])
+    return dx.reshape(*dy.shape[:-1], 2 * F)
+
+
+# Dropout. Zero each number with probability p and divide the rest by 1 - p: the mean stays, E[y] =
+# x. It is a product with a random constant m, so dx = m dy.
+
+
+def dropout_forward(x, p, rng):
+    """x with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p); rng None: x itself."""
+    if rng is None or p == 0:
+        return x, None
+    keep = rng.random(x.shape, dtype=np.float32) >= p
+    mask = keep * x.dtype.type(1 / (1 - p))
+    return x * mask, mask
+
+
+def dropout_backward(dy, mask):
+    """dx, shaped like dy."""
+    return dy if mask is None else dy * mask
+
+
+# Cross-entropy. The softmax p = e^z / Σₖ e^zₖ turns logits into probabilities and the loss of one
+# token is -log p[target] = log Σₖ e^zₖ - z[target]. Differentiating the two terms:
+#     ∂/∂zⱼ log Σₖ e^zₖ = e^zⱼ / Σₖ e^zₖ = pⱼ,    ∂/∂zⱼ z[target] = 1[j = target]
+#     dzⱼ = (pⱼ - 1[j = target]) / n      for the mean over the n targets that count.
+# Subtracting the row's maximum from z changes neither, and keeps e^z from overflowing.
+
+
+def cross_entropy_forward(logits, targets):
+    """Mean negative log-likelihood of targets (...) under logits (..., V), in nats.
+
+    A target of -1 is ignored; with nothing left to predict the loss is 0.
+    """
+    z = logits.reshape(-1, logits.shape[-1])
+    targets = targets.ravel()
+    kept = np.flatnonzero(targets != -1)
+    e = z - z.max(-1, keepdims=True)  # (N, V)
+    picked = e[kept, targets[kept]]
+    np.exp(e, out=e)
+    total = e @ np.ones(e.shape[1], e.dtype)  # (N,)
+    loss = float((np.log(total[kept]) - picked).mean()) if len(kept) else 0.0
+    return loss, (e, total, targets, kept, logits.shape)
+
+
+def cross_entropy_backward(dloss, cache):
+    """dlogits (..., V) for an upstream scalar dloss."""
+    e, total, targets, kept, shape = cache
+    weight = np.zeros(len(targets), e.dtype)
+    weight[kept] = dloss / max(1, len(kept))
+    dz = e * (weight / total)[:, None]  # p / n
+    dz[kept, targets[kept]] -= weight[kept]
+    return dz.reshape(shape)
+
+
+# %% 2. Attention
+#
+# RoPE. Position enters as a rotation: channel pair (xᵢ, xᵢ₊D/₂) of a head turns by the angle pθᵢ at
+# position p, with θᵢ = theta^(-2i/D). A rotation preserves lengths, and since R(a)ᵀR(b) = R(b - a),
+# the score of a query at a and a key at b, (R(a)q)·(R(b)k) = q·R(b - a)k, knows only their
+# distance. The inverse of a rotation is its transpose, so the backward turns the gradient by the
+# opposite angle. The pairs are the two halves of the head ("half-split"), as Hugging Face stores
+# Llama's weights.
+
+
+def rope_tables(positions, D, theta, dtype):
+    """cos and sin (T, D/2) of the angles p·theta^(-2i/D)."""
+    angles = np.asarray(positions, np.float64)[:, None] * theta ** (-np.arange(0, D, 2) / D)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def rope_forward(x, cos, sin):
+    """Rotate x (..., T, D) by its positions' angles."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    y = np.empty(x.shape, x.dtype)
+    np.multiply(a, cos, out=y[..., :half])
+    np.multiply(b, cos, out=y[..., half:])
+    y[..., :half] -= b * sin
+    y[..., half:] += a * sin
+    return y, (cos, sin)
+
+
+def rope_backward(dy, cache):
+    """dx (..., T, D): the rotation back."""
+    cos, sin = cache
+    return rope_forward(dy, cos, -sin)[0]
+
+
+# Causal attention. Every query qᵢ scores the keys of its own and earlier positions, the softmax
+# turns the scores into weights, the output is the weighted mean of the values:
+#     sᵢⱼ = qᵢ·kⱼ/√D for j ≤ i,   Eᵢⱼ = exp(sᵢⱼ - maxⱼ sᵢⱼ),   lᵢ = Σⱼ Eᵢⱼ,   Pᵢⱼ = Eᵢⱼ/lᵢ,
+#     yᵢ = Σⱼ Pᵢⱼ vⱼ
+# (1/√D: a sum of D products of unit variance has variance D; see stage 5.)
+#
+# Backward, from right to left. y = Pv is a linear layer twice over: dv = Pᵀdy and dPᵢⱼ = dyᵢ·vⱼ.
+# The softmax has ∂Pᵢⱼ/∂sᵢₖ = Pᵢⱼ(1[j=k] - Pᵢₖ), hence
+#     dsᵢₖ = Σⱼ dPᵢⱼ Pᵢⱼ (1[j=k] - Pᵢₖ) = Pᵢₖ (dPᵢₖ - δᵢ),
+#     δᵢ = Σⱼ Pᵢⱼ dPᵢⱼ = Σⱼ Pᵢⱼ dyᵢ·vⱼ = dyᵢ·yᵢ,
+# and s = qkᵀ/√D gives dq = ds k/√D and dk = dsᵀ q/√D. δ as dy·y is a sum over D instead of over T
+# numbers. Nothing of size T×T is ever divided by l: y is normalised after the product with v, and
+# in the backward g = dy/l takes its place, ds = E(g vᵀ - δ/l) and dv = Eᵀg.
+#
+# Dropout on P multiplies Eᵢⱼ by a mask mᵢⱼ before the product with v, but leaves l alone; then dP =
+# m(dy vᵀ), and δ = dy·y still holds because y contains the same mask.
+#
+# Queries go in blocks of 64: a block needs the keys up to its own end and no others, so the upper
+# triangle of zeros is mostly never computed. Grouped queries (GQA): H/Hkv query heads share a key
+# head; the axes are (B, Hkv, H/Hkv, T, D), and a shared key's gradient is the sum over its group.
+#
+# With a cache of past keys there are fewer queries than keys: the queries are the *last* Tq
+# positions.
+
+BLOCK = 64
+CAUSAL = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
+
+
+def attention_forward(q, k, v, p=0.0, rng=None):
+    """Causal attention of q (B, H, Tq, D) over k, v (B, Hkv, Tk, D), Hkv dividing H, Tq ≤ Tk.
+
+    p and rng drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
+    """
+    B, H, Tq, D = q.shape
+    Hkv, Tk = k.shape[1:3]
+    past = Tk - Tq
+    k, v = k[:, :, None], v[:, :, None]  # (B, Hkv, 1, Tk, D)
+    q = (q * q.dtype.type(1 / math.sqrt(D))).reshape(B, Hkv, H // Hkv, Tq, D)
+    y = np.empty((B, Tq, H, D), q.dtype).transpose(0, 2, 1, 3)  # (B, H, Tq, D)
+    blocks = []
+    for i in range(0, Tq, BLOCK):
+        rows, end = slice(i, min(i + BLOCK, Tq)), past + min(i + BLOCK, Tq)
+        n = rows.stop - i
+        E = q[..., rows, :] @ k[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, G, n, end)
+        E[..., past + i :] += CAUSAL[:n, :n]
+        E -= E.max(-1, keepdims=True)
+        np.exp(E, out=E)
+        l = (E @ np.ones(end, E.dtype))[..., None]  # (B, Hkv, G, n, 1)
+        EV, mask = dropout_forward(E, p, rng)
+        y[:, :, rows] = ((EV @ v[..., :end, :]) / l).reshape(B, H, n, D)
+        blocks.append((rows, end, E, mask, l))
+    return y, (q, k, v, y, blocks)
+
+
+def attention_backward(dy, cache):
+    """dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D)."""
+    q, k, v, y, blocks = cache
+    B, H, Tq, D = y.shape
+    dq, dk, dv = np.empty_like(q), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
+    for rows, end, E, mask, l in blocks:
+        block = (*q.shape[:3], -1, D)
+        g = dy[:, :, rows].reshape(block) / l  # (B, Hkv, G, n, D)
+        delta = np.vecdot(g, y[:, :, rows].reshape(block))[..., None]  # δ/l
+        ds = g @ v[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, G, n, end)
+        EV = E if mask is None else E * mask
+        if mask is not None:
+            ds *= mask
+        ds -= delta
+        ds *= E
+        dq[..., rows, :] = ds @ k[..., :end, :]
+        dk[..., :end, :] += (ds.swapaxes(-1, -2) @ q[..., rows, :]).sum(2, keepdims=True)
+        dv[..., :end, :] += (EV.swapaxes(-1, -2) @ g).sum(2, keepdims=True)
+    dq *= q.dtype.type(1 / math.sqrt(D))
+    return dq.reshape(y.shape), dk[:, :, 0], dv[:, :, 0]
+
+
+# %% 3. The block
+#
+# One layer of the transformer reads the residual stream x, and adds to it twice:
+#     x ← x + attention(norm(x)) W_out,      x ← x + mlp(norm(x)).
+# In the backward a sum copies its gradient to both terms, so dx flows past each branch unchanged
+# *and* through it: this identity path is what lets gradients reach the first layer of a deep model.
+# p holds one block's weights as (in, out) matrices under arch-neutral names; qkv stacks the three
+# projections side by side and llama's `up` stacks [gate, up], so each is one product.
+
+
+def norm_forward(x, p, name, config):
+    """The family's normalisation with the weights called `name`."""
+    if config.arch == "gpt2":
+        return layernorm_forward(x, p[f"{name}.weight"], p.get(f"{name}.bias"), config.norm_eps)
+    return rmsnorm_forward(x, p[f"{name}.weight"], config.norm_eps)
+
+
+def norm_backward(dy, cache, grads, name):
+    """dx; stores the weights' gradients in grads."""
+    backward = rmsnorm_backward if len(cache) == 3 else layernorm_backward
+    dx, grads[f"{name}.weight"], *rest = backward(dy, cache)
+    if rest and rest[0] is not None:
+        grads[f"{name}.bias"] = rest[0]
+    return dx
+
+
+def project_backward(dy, cache, grads, name):
+    """linear_backward that stores the weights' gradients in grads."""
+    dx, grads[f"{name}.weight"], db = linear_backward(dy, cache)
+    if db is not None:
+        grads[f"{name}.bias"] = db
+    return dx
+
+
+def block_forward(x, p, config, rope=None, rng=None, kv=None):
+    """One transformer block on x (B, T, C): y (B, T, C).
+
+    rope: cos and sin tables of these positions (llama). rng: draws dropout masks; None means none.
+    kv: a function (k, v) -> (k, v) that appends to a cache and returns past and present.
+    """
+    B, T, C = x.shape
+    H, Hkv, D = config.n_head, config.n_kv_head, config.head_size
+    h, norm1 = norm_forward(x, p, "norm1", config)
+    qkv, proj = linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
+    qkv = qkv.reshape(B, T, H + 2 * Hkv, D).transpose(0, 2, 1, 3)  # (B, H + 2Hkv, T, D)
+    q, k, v = qkv[:, :H], qkv[:, H : H + Hkv], qkv[:, H + Hkv :]
+    if rope:
+        q, k = rope_forward(q, *rope)[0], rope_forward(k, *rope)[0]
+    if kv:
+        k, v = kv(k, v)
+    a, attention = attention_forward(q, k, v, config.dropout, rng)
+    a, out = linear_forward(
+        a.transpose(0, 2, 1, 3).reshape(B, T, C), p["out.weight"], p.get("out.bias")
+    )
+    a, drop1 = dropout_forward(a, config.dropout, rng)
+    x = x + a
+    h, norm2 = norm_forward(x, p, "norm2", config)
+    h, up = linear_forward(h, p["up.weight"], p.get("up.bias"))
+    h, act = (gelu_forward if config.arch == "gpt2" else swiglu_forward)(h)
+    h, down = linear_forward(h, p["down.weight"], p.get("down.bias"))
+    h, drop2 = dropout_forward(h, config.dropout, rng)
+    h += x
+    return h, (norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config)
+
+
+def block_backward(dy, cache):
+    """dx (B, T, C) and the gradients of p, under p's names."""
+    norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config = cache
+    B, T, C = dy.shape
+    grads = {}
+    dh = project_backward(dropout_backward(dy, drop2), down, grads, "down")
+    dh = (gelu_backward if config.arch == "gpt2" else swiglu_backward)(dh, act)
+    dx = norm_backward(project_backward(dh, up, grads, "up"), norm2, grads, "norm2")
+    dx += dy  # the residual path
+    da = project_backward(dropout_backward(dx, drop1), out, grads, "out")
+    da = da.reshape(B, T, config.n_head, config.head_size).transpose(0, 2, 1, 3)
+    dq, dk, dv = attention_backward(da, attention)
+    if rope:
+        dq, dk = rope_backward(dq, rope), rope_backward(dk, rope)
+    dqkv = np.concatenate([d.transpose(0, 2, 1, 3).reshape(B, T, -1) for d in (dq, dk, dv)], -1)
+    dh = norm_backward(project_backward(dqkv, proj, grads, "qkv"), norm1, grads, "norm1")
+    dx += dh
+    return dx, grads
+
+
+# %% 4. Configuration
+
+
+FAMILIES = {  # GPT-2 124M and Llama-2 7B
+    "gpt2": dict(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
+    | dict(bias=True, tie_weights=True),
+    "llama": dict(vocab_size=32000, block_size=4096, n_layer=32, n_head=32, n_embd=4096)
+    | dict(bias=False, tie_weights=False),
+}
+
+
+@dataclasses.dataclass
+class GPTConfig:
+    """The shape of a model. What is left None takes the value of GPT-2 124M or of Llama-2 7B.
+
+    n_kv_head: key/value heads (llama; default n_head). n_hidden: MLP width (default: gpt2 4C; llama
+    8C/3, which gives its three matrices the weights of gpt2's two, rounded up to a multiple
+    of C/16). bias: gpt2 only; False is nanoGPT's bias-free variant. Raises ValueError for
+    combinations that are not a model.
+    """
+
+    arch: str = "gpt2"
+    vocab_size: int | None = None
+    block_size: int | None = None
+    n_layer: int | None = None
+    n_head: int | None = None
+    n_embd: int | None = None
+    n_kv_head: int | None = None
+    n_hidden: int | None = None
+    bias: bool | None = None
+    dropout: float = 0.0
+    tie_weights: bool | None = None
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+
+    def __post_init__(self):
+        def need(condition, message):
+            if not condition:
+                raise ValueError(message)
+
+        need(self.arch in FAMILIES, f"arch must be 'gpt2' or 'llama', not {self.arch!r}")
+        for name, value in FAMILIES[self.arch].items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head"):
+            value = getattr(self, name)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            need(whole and value > 0, f"{name} must be a positive whole number, not {value!r}")
+        C, H, Hkv, gpt2 = self.n_embd, self.n_head, self.n_kv_head, self.arch == "gpt2"
+        if self.n_hidden is None:
+            multiple = max(1, C // 16)
+            self.n_hidden = 4 * C if gpt2 else -(-8 * C // (3 * multiple)) * multiple
+        need(self.n_hidden > 0, f"n_hidden must be positive, not {self.n_hidden}")
+        need(C % H == 0, f"n_embd must be a multiple of n_head, not {C} with {H} heads")
+        need(H % Hkv == 0, f"n_head must be a multiple of n_kv_head, not {H} and {Hkv}")
+        need(not gpt2 or H == Hkv, f"gpt2 has no grouped queries: n_kv_head must be {H}, not {Hkv}")
+        need(gpt2 or not self.bias, "llama has no biases: bias must be False")
+        need(gpt2 or C // H % 2 == 0, f"rotary positions need an even head size, not {C // H}")
+        need(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
+        for name in ("norm_eps", "rope_theta"):
+            value = getattr(self, name)
+            need(0 < value < math.inf, f"{name} must be positive and finite, not {value}")
+
+    @property
+    def head_size(self):
+        """D, channels per head."""
+        return self.n_embd // self.n_head
+
+
+# The names under which Hugging Face stores each weight, by the names the block uses. Where several
+# stand in a row they are neighbours in memory, and the block sees them as one matrix.
+
+TOP_NAMES = {  # embedding, positions, final norm, prefix of the layers
+    "gpt2": ("transformer.wte", "transformer.wpe", "transformer.ln_f", "transformer.h"),
+    "llama": ("model.embed_tokens", None, "model.norm", "model.layers"),
+}
+BLOCK_NAMES = {
+    "gpt2": {
+        "norm1": ["ln_1"], "qkv": ["attn.c_attn"], "out": ["attn.c_proj"],
+        "norm2": ["ln_2"], "up": ["mlp.c_fc"], "down": ["mlp.c_proj"],
+    },
+    "llama": {
+        "norm1": ["input_layernorm"], "out": ["self_attn.o_proj"],
+        "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        "norm2": ["post_attention_layernorm"],
+        "up": ["mlp.gate_proj", "mlp.up_proj"], "down": ["mlp.down_proj"],
+    },
+}  # fmt: skip
+
+
+def param_shapes(config):
+    """{Hugging Face name: shape}: all matrices first (they decay, see section 9), then all vectors.
+
+    gpt2's matrices are (in, out), llama's (out, in), as in GPT2LMHeadModel and LlamaForCausalLM.
+    """
+    C, F, V = config.n_embd, config.n_hidden, config.vocab_size
+    kv = config.n_kv_head * config.head_size
+    embedding, positions, norm, layers = TOP_NAMES[config.arch]
+    sizes = {"qkv": [(C, C), (C, kv), (C, kv)], "out": [(C, C)], "down": [(F, C)]}  # (in, out)
+    sizes["up"] = [(C, F), (C, F)]
+    if config.arch == "gpt2":
+        sizes |= {"qkv": [(C, 3 * C)], "up": [(C, F)]}
+    matrices, vectors = {f"{embedding}.weight": (V, C)}, {}
+    if positions:
+        matrices[f"{positions}.weight"] = (config.block_size, C)
+    for i in range(config.n_layer):
+        for part, names in BLOCK_NAMES[config.arch].items():
+            for name, size in zip(names, sizes.get(part, [(C, C)])):
+                name = f"{layers}.{i}.{name}"
+                if part in sizes:
+                    matrices[f"{name}.weight"] = size if config.arch == "gpt2" else size[::-1]
+                else:
+                    vectors[f"{name}.weight"] = (C,)
+                if config.bias:
+                    vectors[f"{name}.bias"] = size[1:]
+    vectors[f"{norm}.weight"] = (C,)
+    if config.bias:
+        vectors[f"{norm}.bias"] = (C,)
+    if not config.tie_weights:
+        matrices["lm_head.weight"] = (V, C)
+    return matrices | vectors
+
+
+class ParamDict(dict):
+    """{Hugging Face name: array}, every array a view into one contiguous vector, `.flat`.
+
+    `.blocks[i]` shows layer i under the names of block_forward, as (in, out) matrices, and `.top` the
+    rest: the same memory, transposed and joined where needed.
+    """
+
+    def __init__(self, config, flat):
+        super().__init__()
+        self.flat, ends, end = flat, {}, 0
+        for name, shape in param_shapes(config).items():
+            start, end = end, end + math.prod(shape)
+            self[name], ends[name] = flat[start:end].reshape(shape), (start, end)
+        self.decayed = max(end for name, (_, end) in ends.items() if self[name].ndim == 2)
+        embedding, positions, norm, layers = TOP_NAMES[config.arch]
+        head = embedding if config.tie_weights else "lm_head"
+        self.top = {"embedding": self[f"{embedding}.weight"], "head": self[f"{head}.weight"]}
+        for kind, name in (("positions", f"{positions}.weight"), ("norm.weight", f"{norm}.weight"),
+                           ("norm.bias", f"{norm}.bias")):  # fmt: skip
+            if name in self:
+                self.top[kind] = self[name]
+        self.blocks = [{} for _ in range(config.n_layer)]
+        for i, block in enumerate(self.blocks):
+            for part, names in BLOCK_NAMES[config.arch].items():
+                for kind in ("weight", "bias"):
+                    first, *_, last = (
+                        f"{layers}.{i}.{name}.{kind}" for name in (*names, names[-1])
+                    )
+                    if first not in self:
+                        continue
+                    joined = flat[ends[first][0] : ends[last][1]]
+                    if self[first].ndim == 2:
+                        joined = joined.reshape(-1, self[first].shape[1])
+                        joined = joined if config.arch == "gpt2" else joined.T
+                    block[f"{part}.{kind}"] = joined
+
+
+# %% 5. Generation: the cache and the draw
+#
+# A causal model's keys and values at a position never change once later tokens arrive, so they are
+# kept: a new token costs one column of work instead of the whole window. That holds until the
+# context is full. Then the window slides: every token moves one position back, its embedding and
+# all that follows from it change, and the window is computed anew.
+
+
+class KVCache:
+    """Keys and values of every layer for the first `length` positions of a context."""
+
+    def __init__(self, config, batch, size, dtype):
+        shape = (config.n_layer, batch, config.n_kv_head, size, config.head_size)
+        self.keys, self.values, self.length = np.empty(shape, dtype), np.empty(shape, dtype), 0
+
+    def layer(self, i):
+        """A function that appends k, v (B, Hkv, T, D) to layer i and returns all it holds."""
+
+        def append(k, v):
+            end = self.length + k.shape[2]
+            self.keys[i, :, :, self.length : end], self.values[i, :, :, self.length : end] = k, v
+            return self.keys[i, :, :, :end], self.values[i, :, :, :end]
+
+        return append
+
+
+def sample_token(logits, temperature, top_k, top_p, rng):
+    """Draw one token per row of logits (B, V) by inverting the distribution function: (B,)."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0 or more, not {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+    z = logits.astype(np.float64)
+    if temperature == 0:
+        return z.argmax(-1)
+    with np.errstate(over="ignore"):  # a tiny temperature may send the others to -∞, as it should
+        z = (z - z.max(-1, keepdims=True)) / temperature
+    order = np.argsort(-z, axis=-1, kind="stable")
+    p = np.exp(np.take_along_axis(z, order, -1))  # descending
+    if top_k is not None:
+        p[:, top_k:] = 0
+    p /= p.sum(-1, keepdims=True)
+    if top_p is not None:
+        p[np.cumsum(p, -1) - p >= top_p] = 0  # what came before already reaches top_p
+    cdf = np.cumsum(p, -1)
+    u = rng.random((len(p), 1)) * cdf[:, -1:]
+    return np.take_along_axis(order, (cdf <= u).sum(-1, keepdims=True), -1)[:, 0]
+
+
+# %% 6. Checkpoints
+#
+# A checkpoint is a directory as Hugging Face lays it out, so transformers opens ours and we open
+# theirs.
+#
+# safetensors: 8 bytes of little-endian header length N, N bytes of JSON {name: {dtype, shape,
+# data_offsets}}, then the arrays' raw bytes. It is read through a memory map, so an array costs
+# memory when it is used, and nothing in the file is trusted before it is checked: no pickle, no
+# code, no offset out of bounds.
+
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+DTYPES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
+
+
+def write_safetensors(path, tensors, metadata=None):
+    """Write {name: array} to path in the safetensors format."""
+    names = {np.dtype(code): name for name, code in DTYPES.items()}
+    header, end = {"__metadata__": {"format": "pt"} | (metadata or {})}, 0
+    for name, t in tensors.items():
+        start, end = end, end + t.nbytes
+        header[name] = {"dtype": names[t.dtype], "shape": t.shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # arrays start on a multiple of 8 bytes
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for t in tensors.values():
+            file.write(np.ascontiguousarray(t).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_safetensors(path):
+    """({name: read-only array}, metadata) of a safetensors file; BF16 becomes float32.
+
+    Raises ValueError naming the file when any length, offset, shape or type does not hold.
+    """
+
+    def need(condition, what):
+        if not condition:
+            raise ValueError(f"{path}: damaged safetensors file: {what}")
+
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    size = os.path.getsize(path)
+    need(size >= 8, f"{size} bytes are too few")
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(data[:8], "little")
+    need(start <= size, f"a header of {start - 8} bytes in a file of {size}")
+    try:
+        header = json.loads(data[8:start])
+    except (ValueError, RecursionError):
+        header = None
+    need(isinstance(header, dict), "the header is not a JSON object")
+    metadata, tensors, used = header.pop("__metadata__", {}), {}, 0
+    for name, entry in header.items():
+        need(isinstance(entry, dict) and entry.get("dtype") in DTYPES, f"type of {name}")
+        shape, offsets = entry.get("shape"), entry.get("data_offsets")
+        for numbers in (shape, offsets):
+            whole = isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+            need(whole, f"shape or offsets of {name}")
+        need(len(offsets) == 2 and offsets[0] <= offsets[1] <= size - start, f"offsets of {name}")
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        length = math.prod(shape) * dtype.itemsize
+        need(offsets[1] - offsets[0] == length, f"{name} is {shape} but has another length")
+        used += length
+        array = np.frombuffer(data, dtype, math.prod(shape), start + offsets[0]).reshape(shape)
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        tensors[name] = array
+    need(used == size - start, f"arrays of {used} bytes in {size - start} bytes of data")
+    return tensors, metadata
+
+
+def read_json(path):
+    """A JSON object from a file; ValueError if it is missing or damaged."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return value
+
+
+# config.json, field by field: our name for each of theirs, and the values that this file computes.
+
+HF_FIELDS = {
+    "gpt2": {
+        "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
+        "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_hidden", "bias": "bias",
+        "resid_pdrop": "dropout", "layer_norm_epsilon": "norm_eps",
+        "tie_word_embeddings": "tie_weights",
+    },
+    "llama": {
+        "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
+        "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+        "num_key_value_heads": "n_kv_head", "intermediate_size": "n_hidden",
+        "attention_dropout": "dropout", "rope_theta": "rope_theta", "rms_norm_eps": "norm_eps",
+        "tie_word_embeddings": "tie_weights",
+    },
+}  # fmt: skip
+HF_FIXED = {
+    "gpt2": {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
+    | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
+    "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
+    | {"attention_bias": False, "mlp_bias": False},
+}
+
+
+def config_to_json(config):
+    """config.json as transformers has it for GPT2LMHeadModel and LlamaForCausalLM."""
+    fields = {theirs: getattr(config, ours) for theirs, ours in HF_FIELDS[config.arch].items()}
+    if config.arch == "gpt2":
+        fields |= {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
+    fields |= {"bos_token_id": None, "eos_token_id": None}
+    return {"model_type": config.arch} | HF_FIXED[config.arch] | fields
+
+
+def config_from_json(j):
+    """The GPTConfig of a config.json; ValueError for anything this file does not compute."""
+    arch = j.get("model_type")
+    if arch not in HF_FIELDS:
+        raise ValueError(f"config.json: model_type must be gpt2 or llama, not {arch!r}")
+    rope = j.get("rope_parameters") or j.get("rope_scaling") or {}  # transformers 5, transformers 4
+    fields = {ours: j.get(theirs) for theirs, ours in HF_FIELDS[arch].items()}
+    fields = {k: v for k, v in fields.items() if v is not None}
+    if "rope_theta" in rope:
+        fields["rope_theta"] = rope["rope_theta"]
+    for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+        if name not in fields:
+            theirs = next(t for t, ours in HF_FIELDS[arch].items() if ours == name)
+            raise ValueError(f"config.json lacks {theirs}")
+    try:
+        config = GPTConfig(arch, **fields)
+    except TypeError as error:
+        raise ValueError(f"config.json: {error}") from None
+    fixed = HF_FIXED[arch] | {"head_dim": config.head_size, "architectures": None}
+    for name, value in fixed.items():
+        if value is not None and j.get(name) not in (None, value):
+            raise ValueError(f"config.json: {name}={j[name]!r} is not supported, only {value!r}")
+    if rope.get("rope_type", rope.get("type", "default")) != "default":
+        raise ValueError(f"config.json: scaled rotary positions are not supported: {rope}")
+    return config
+
+
+# Several files cannot be replaced at one instant, but one directory can: the new checkpoint is
+# written beside the old one, complete, and the two change places in a single system call. Linux has
+# one for that (renameat2 with RENAME_EXCHANGE); elsewhere two renames do it, and a reader who comes
+# between them finds the old directory under its other name.
+
+
+def siblings(directory):
+    """A directory's real path, the name its new version is written under, its old one's name."""
+    path = Path(os.path.realpath(directory))
+    return path, path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+
+
+def find_checkpoint(directory):
+    """The directory to read; ValueError if it is none."""
+    path, _, old = siblings(directory)
+    found = path if path.is_dir() else old
+    if not found.is_dir():
+        raise ValueError(f"{directory}: no such checkpoint directory")
+    return found
+
+
+def exchange(a, b):
+    """Swap two paths atomically; False where the system cannot."""
+    try:
+        call = ctypes.CDLL(None).renameat2  # AT_FDCWD is -100, RENAME_EXCHANGE is 2
+        return call(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0
+    except (AttributeError, TypeError, OSError):
+        return False
+
+
+def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None):
+    """Write a checkpoint atomically: model, config and, if given, tokenizer and training state.
+
+    state: {name: array} for training_state.safetensors; settings: a dict for training_state.json.
+    Files of an earlier checkpoint that are not written anew are kept.
+    """
+    path, new, old = siblings(directory)
+    if path in (cwd := Path.cwd().resolve(), *cwd.parents):
+        raise ValueError(f"{directory}: give the checkpoint a directory of its own")
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{directory}: is a file, a checkpoint is a directory")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if old.is_dir() and not path.is_dir():
+        os.rename(old, path)  # an earlier writer died between its two renames
+    shutil.rmtree(new, ignore_errors=True)
+    if path.is_dir():
+        written = ["model.safetensors", "model.safetensors.index.json", "config.json"]
+        written += ["tokenizer"] * bool(tokenizer) + ["training_state.*"] * bool(state)
+        shutil.copytree(path, new, ignore=shutil.ignore_patterns(*written))
+    else:
+        new.mkdir()
+    config, tensors = model.config, dict(model.params)
+    if (
+        config.arch == "gpt2" and not config.bias
+    ):  # transformers has biases, so they are there, and zero
+        full = param_shapes(dataclasses.replace(config, bias=True))
+        tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
+    write_safetensors(new / "model.safetensors", tensors)
+    (new / "config.json").write_text(json.dumps(config_to_json(config), indent=2) + "\n")
+    if tokenizer:
+        tokenizer.save(new)
+    if state:
+        write_safetensors(new / "training_state.safetensors", state)
+        (new / "training_state.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if not path.exists():
+        os.rename(new, path)
+    elif exchange(new, path):
+        shutil.rmtree(new)
+    else:
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(path, old)
+        os.rename(new, path)
+        shutil.rmtree(old)
+
+
+# %% 7. The model
+
+
+class GPT:
+    """A decoder-only transformer: tokens (B, T) to logits over the next token (B, T, V).
+
+    Weights start as N(0, 0.02²); the two projections of each block that write into the residual
+    stream are divided by √(2L): the stream is a sum of 2L such writes and its variance would grow
+    with depth (Radford et al. 2019). Norm weights start at 1, biases at 0. seed None leaves
+    all at 0, for weights that are about to be read from a file.
+    """
+
+    def __init__(self, config, seed=0, dtype=np.float32):
+        self.config = config
+        total = sum(math.prod(shape) for shape in param_shapes(config).values())
+        self.params = ParamDict(config, np.zeros(total, dtype))
+        self._rope = None
+        if seed is None:  # the weights will be read from a file
+            return
+        rng = np.random.default_rng(seed)
+        for name, p in self.params.items():
+            if p.ndim == 2:
+                residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
+                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                p[...] = rng.normal(0, std, p.shape)
+            elif name.endswith("weight"):
+                p[...] = 1
+
+    @property
+    def flat(self):
+        """All parameters as one vector; the entries of .params are views into it."""
+        return self.params.flat
+
+    @property
+    def dtype(self):
+        """The parameters' dtype, and so that of every activation."""
+        return self.flat.dtype
+
+    def num_params(self):
+        """Number of parameters; a tied head counts once."""
+        return self.flat.size
+
+    def flops_per_token(self):
+        """Floating-point operations to train on one token at full context, forward and backward.
+
+        A weight in a product costs a multiply and an add forward, and twice that backward (dx and
+        dW): 6. Attention's scores and weighted sums are two products of T×D per head: 12·L·C·T in
+        all, as PaLM counts (Chowdhery et al. 2022, appendix B; the causal half is not taken off).
+        """
+        c = self.config
+        weights = sum(p.size for block in self.params.blocks for p in block.values() if p.ndim == 2)
+        weights += self.params.top["head"].size
+        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
+
+    def _check(self, idx, name="idx", lowest=0):
+        idx = np.asarray(idx)
+        if idx.ndim != 2 or idx.dtype.kind not in "iu" or 0 in idx.shape:
+            raise ValueError(
+                f"{name} must be a (B, T) array of integers, not {idx.dtype} {idx.shape}"
+            )
+        if idx.min() < lowest or idx.max() >= self.config.vocab_size:
+            raise ValueError(
+                f"{name} must lie in {lowest}..{self.config.vocab_size - 1}, "
+                f"not {idx.min()}..{idx.max()}"
+            )
+        return idx
+
+    def _forward(self, idx, rng=None, kv=None, keep=False):
+        """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
+        c, p = self.config, self.params
+        start = kv.length if kv else 0
+        T = idx.shape[1]
+        if start + T > c.block_size:
+            raise ValueError(f"{start + T} tokens are more than block_size={c.block_size}")
+        x, embed = embedding_forward(idx, p.top["embedding"])
+        if "positions" in p.top:
+            x, rope = x + p.top["positions"][start : start + T], None
+        else:
+            rope = self._rope_tables(start, T)
+        x, drop = dropout_forward(x, c.dropout, rng)
+        caches = []
+        for i, weights in enumerate(p.blocks):
+            x, cache = block_forward(x, weights, c, rope, rng, kv and kv.layer(i))
+            if keep:
+                caches.append(cache)
+        x, last = norm_forward(x, p.top, "norm", c)
+        return x, (embed, drop, caches, last)
+
+    def _rope_tables(self, start, T):
+        """cos and sin for positions start..start+T-1, from tables made once."""
+        if self._rope is None or len(self._rope[0]) < start + T:
+            c = self.config
+            self._rope = rope_tables(np.arange(c.block_size), c.head_size, c.rope_theta, self.dtype)
+        return tuple(table[start : start + T] for table in self._rope)
+
+    def logits(self, idx):
+        """Scores of the next token after each position, (B, T) -> (B, T, V)."""
+        x, _ = self._forward(self._check(idx))
+        return linear_forward(x, self.params.top["head"].T)[0]
+
+    def loss(self, idx, targets, rng=None):
+        """Mean cross-entropy in nats of targets (B, T); -1 marks a target to ignore."""
+        return self._loss(idx, targets, rng, keep=False)[0]
+
+    def _loss(self, idx, targets, rng, keep):
+        idx, targets = self._check(idx), self._check(targets, "targets", lowest=-1)
+        if idx.shape != targets.shape:
+            raise ValueError(f"idx {idx.shape} and targets {targets.shape} must have one shape")
+        x, cache = self._forward(idx, rng, keep=keep)
+        logits, head = linear_forward(x, self.params.top["head"].T)
+        loss, entropy = cross_entropy_forward(logits, targets)
+        return loss, (*cache, head, entropy)
+
+    def loss_and_grads(self, idx, targets, rng=None):
+        """The loss and {name: ∂loss/∂parameter}, the gradients views into one vector, `.flat`.
+
+        rng, a numpy Generator, draws the dropout masks; None switches dropout off.
+        """
+        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
+        grads = ParamDict(self.config, np.zeros_like(self.flat))
+        dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
+        of_norm = {}
+        dx = norm_backward(dx, last, of_norm, "norm")
+        for name, value in of_norm.items():
+            grads.top[name][...] = value
+        for block, cache in zip(reversed(grads.blocks), reversed(caches)):
+            dx, of_block = block_backward(dx, cache)
+            for name, value in of_block.items():
+                block[name][...] = value
+        dx = dropout_backward(dx, drop)
+        if "positions" in grads.top:
+            grads.top["positions"][: dx.shape[1]] = dx.sum(0)
+        grads.top["embedding"][...] = embedding_backward(dx, embed)
+        grads.top["head"] += dhead.T  # when tied, the same memory: its two gradients add
+        return loss, grads
+
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
+        """Yield max_new_tokens arrays (B,), each the next token of every sequence; see generate."""
+        idx, size, rng = self._check(idx), self.config.block_size, np.random.default_rng(seed)
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+        kv = KVCache(self.config, len(idx), min(size, idx.shape[1] + max_new_tokens), self.dtype)
+        idx = fresh = idx[:, -size:]
+        for _ in range(max_new_tokens):
+            x, _ = self._forward(fresh, kv=kv)
+            kv.length += fresh.shape[1]
+            logits = x[:, -1] @ self.params.top["head"].T  # (B, V)
+            token = sample_token(logits, temperature, top_k, top_p, rng)
+            yield token
+            idx = np.concatenate([idx, token[:, None]], 1)[:, -size:]
+            fresh = token[:, None]
+            if kv.length == size:  # full: the window slides
+                kv.length, fresh = 0, idx
+
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
+        """Continue every row of idx (B, T): returns (B, T + max_new_tokens).
+
+        temperature 0 takes the most likely token; top_k keeps the k most likely; top_p the fewest
+        whose probabilities reach p. Each token sees the block_size tokens before it. The same seed
+        gives the same text.
+        """
+        tokens = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed)
+        return np.concatenate([np.asarray(idx), *(token[:, None] for token in tokens)], 1)
+
+    def save_pretrained(self, directory):
+        """Write config.json and model.safetensors; other files already there are kept.
+
+        Atomic: whoever reads, or is killed, at any instant finds the old one or the new one whole.
+        """
+        write_checkpoint(directory, self)
+
+    @classmethod
+    def from_pretrained(cls, directory, dtype=None):
+        """Read a checkpoint written here or by transformers (gpt2 and llama models).
+
+        dtype: of the parameters; None is float64 for a float64 file and float32 otherwise. Raises
+        ValueError for files that are damaged or describe another kind of model.
+        """
+        directory = find_checkpoint(directory)
+        config = config_from_json(read_json(directory / "config.json"))
+        index = directory / "model.safetensors.index.json"  # large models come in several files
+        files = ["model.safetensors"]
+        if index.exists():
+            files = sorted(set(read_json(index).get("weight_map", {}).values()))
+        tensors = {}
+        for name in files:
+            tensors |= read_safetensors(directory / name)[0]
+        gpt2 = config.arch == "gpt2"
+        if (
+            gpt2 and "wte.weight" in tensors
+        ):  # the base model's names, as in the original GPT-2 files
+            tensors = {f"transformer.{name}": t for name, t in tensors.items()}
+        if dtype is None:
+            dtype = (
+                np.float64 if any(t.dtype == np.float64 for t in tensors.values()) else np.float32
+            )
+        model = cls(config, seed=None, dtype=dtype)
+        for name, p in model.params.items():
+            if name not in tensors:
+                raise ValueError(f"{directory}: the weights lack {name}")
+            if tensors[name].shape != p.shape:
+                found = tensors[name].shape
+                raise ValueError(f"{directory}: {name} is {found}, config.json makes it {p.shape}")
+            p[...] = tensors.pop(name)
+        for name, t in tensors.items():  # all else must be without effect on the logits
+            buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
+            tied_head = name == "lm_head.weight" and config.tie_weights
+            zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(t)
+            if not (buffer or tied_head or zero_bias):
+                raise ValueError(f"{directory}: {name} has no place in this model")
+        return model
+
+
+# %% 8. Text and tokens
+
+
+class CharTokenizer:
+    """One token per character: the sorted distinct characters of a text are the vocabulary."""
+
+    def __init__(self, characters):
+        self.characters = "".join(sorted(set(characters)))
+        self.ids = {c: i for i, c in enumerate(self.characters)}
+        self.vocab_size = len(self.characters)
+        self.start = "\n" if "\n" in self.ids else self.characters[0]  # what an empty prompt means
+
+    def encode(self, text):
+        """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
+        unknown = sorted(set(text) - self.ids.keys())
+        if unknown:
+            names = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+            raise ValueError(f"characters the model was not trained on: {names}")
+        return np.array([self.ids[c] for c in text], dtype=np.int64)
+
+    def decode(self, ids):
+        """The text of token ids (T,)."""
+        return "".join(self.characters[i] for i in ids)
+
+    def save(self, directory):
+        """Write the vocabulary to the file `tokenizer`, as a JSON string."""
+        Path(directory, "tokenizer").write_text(json.dumps(self.characters) + "\n")
+
+
+def load_tokenizer(directory):
+    """The tokenizer of a checkpoint; the place where a tokenizer.json of stage 7 will be read."""
+    path = find_checkpoint(directory) / "tokenizer"
+    if not path.is_file():
+        raise ValueError(f"{directory}: no tokenizer file, so text cannot be turned into tokens")
+    try:
+        characters = json.loads(path.read_text())
+    except ValueError:
+        characters = None
+    if not isinstance(characters, str) or not characters:
+        raise ValueError(f"{path}: damaged tokenizer file, expected a JSON string of characters")
+    return CharTokenizer(characters)
+
+
+def read_text(path):
+    """A UTF-8 text file; ValueError if it is missing, empty or something else."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise ValueError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (at byte {error.start})") from None
+    if not text:
+        raise ValueError(f"{path}: the file is empty")
+    return text
+
+
+def split_text(text, tokenizer):
+    """Token ids to train on, ids held out (the last tenth of the text), characters held out."""
+    n = int(0.9 * len(text))
+    return tokenizer.encode(text[:n]), tokenizer.encode(text[n:]), len(text) - n
+
+
+# %% 9. The optimizer
+#
+# AdamW. Two running means over the steps, of the gradient and of its square,
+#     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g²,
+# both started at 0 and so too small by the factors 1 - β₁ᵗ and 1 - β₂ᵗ at step t. With those
+# divided out,
+#     w ← w - η λ w - η m̂/(√v̂ + ε):
+# each weight moves by about η whatever its gradient's scale, and decays towards 0 apart from it. In
+# code the corrections fold into two scalars, m̂/(√v̂ + ε) = m √(1-β₂ᵗ)/(1-β₁ᵗ) / (√v + ε√(1-β₂ᵗ)),
+# and clipping (g is scaled down when its norm exceeds a limit) into a third. Matrices decay; norm
+# weights and biases do not.
+
+
+class AdamW:
+    """AdamW on one flat parameter vector (Loshchilov & Hutter 2019), clipping by norm included."""
+
+    def __init__(self, params, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, grad_clip=1.0):
+        self.params, self.betas, self.eps = params, betas, eps
+        self.weight_decay, self.grad_clip, self.t = weight_decay, grad_clip, 0
+        self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
+
+    def step(self, g, norm, learning_rate):
+        """Update the parameters in place by the gradient vector g, whose norm is given."""
+        self.t += 1
+        beta1, beta2 = self.betas
+        scale = min(1.0, self.grad_clip / norm) if self.grad_clip and norm else 1.0
+        correction = math.sqrt(1 - beta2**self.t)
+        rate, eps = learning_rate * correction / (1 - beta1**self.t), self.eps * correction
+        for tile in tiles(len(g), 1):
+            w, m, v, d = self.params.flat[tile], self.m[tile], self.v[tile], g[tile] * scale
+            m *= beta1
+            m += (1 - beta1) * d
+            v *= beta2
+            d *= d
+            d *= 1 - beta2
+            v += d
+            w[: max(0, self.params.decayed - tile.start)] *= 1 - learning_rate * self.weight_decay
+            np.sqrt(v, out=d)
+            d += eps
+            np.divide(m, d, out=d)
+            d *= rate
+            w -= d
+
+
+def warmup_cosine(step, peak, floor, warmup, decay):
+    """Learning rate: linear to peak over `warmup` steps, then half a cosine to floor at `decay`."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, decay - warmup))
+    return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
+
+
+# %% 10. The yardstick
+#
+# Before a network earns its place it must beat counting. With c(h, w) the times w followed the
+# context h, N(h) = Σ c(h, w) and U(h) the number of *different* w seen after h, Witten-Bell
+# smoothing (stage 1) reserves U/(N + U) for what the next shorter context h' says:
+#     p(w | h) = (c(h, w) + U(h) p(w | h')) / (N(h) + U(h)),    p(w | no context at all) = 1/V.
+
+
+def ngram_nats(train, held_out, vocab_size, order=5):
+    """Mean nats per token of held_out (n,) under an `order`-gram counter fitted to train."""
+    ids = np.concatenate([train, held_out]).astype(np.int64)
+    n, p = len(train), np.full(len(held_out), 1 / vocab_size)
+    context = np.zeros(
+        len(ids), np.int64
+    )  # a number for the tokens before each one: at first, none
+    for _ in range(order):
+        gram = np.unique(context * vocab_size + ids, return_inverse=True)[1]
+        c, N = np.bincount(gram[:n], minlength=gram.max() + 1), np.bincount(context[:n])
+        first = np.unique(gram[:n], return_index=True)[1]
+        U = np.bincount(context[:n][first])
+        N, U = (np.append(a, np.zeros(len(ids) + 1 - len(a)))[context[n:]] for a in (N, U))
+        seen = N > 0  # an unseen context has nothing to add
+        p[seen] = ((c[gram[n:]] + U * p) / np.maximum(N + U, 1))[seen]
+        context = np.concatenate([[gram.max() + 1], gram[:-1]])  # one token longer
+    return float(-np.log(p).mean())
+
+
+def evaluate(model, ids, first, stride, max_windows=None):
+    """Summed nats and number of the tokens ids[first:], each predicted exactly once.
+
+    Windows of block_size tokens move on by `stride` and score their last `stride` targets: a token
+    sees at least block_size - stride tokens before it. max_windows takes that many, evenly spaced.
+    """
+    ends = np.minimum(np.arange(first, len(ids), stride) + stride, len(ids))
+    starts = np.arange(first, len(ids), stride)
+    if max_windows and len(ends) > max_windows:
+        chosen = np.linspace(0, len(ends) - 1, max_windows).round().astype(int)
+        starts, ends = starts[chosen], ends[chosen]
+    T = min(model.config.block_size, int(ends.min()) - 1)
+    nats, batch = 0.0, max(1, 8192 // T)
+    for i in range(0, len(ends), batch):
+        at = ends[i : i + batch, None] - T + np.arange(T)  # positions of the targets (B, T)
+        targets = np.where(at >= starts[i : i + batch, None], ids[at], -1)
+        nats += model.loss(ids[at - 1], targets) * int((targets != -1).sum())
+    return nats, int((ends - starts).sum())
+
+
+# %% 11. Training
+#
+# Every number of a run follows from its settings: step s draws its batch and its dropout masks from
+# a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
+# what the uninterrupted one would have. The state to keep is the weights, AdamW's m and v, and the
+# step.
+
+SETTINGS = {  # name: (default, what it is); the names are nanoGPT's where it has one
+    "data": (str(HERE / "data" / "stories.txt"), "a UTF-8 text; its last tenth is held out"),
+    "out_dir": ("", "directory of the run (default: out/NAME-OF-DATA, numbered when taken)"),
+    "seed": (0, "fixes weights, batches, dropout and samples"),
+    "arch": ("llama", "gpt2 or llama"),
+    "n_layer": (4, "blocks"),
+    "n_head": (4, "attention heads"),
+    "n_kv_head": (0, "key/value heads (llama; 0: as many as heads)"),
+    "n_embd": (128, "channels"),
+    "n_hidden": (0, "MLP width (0: the family's rule)"),
+    "block_size": (128, "context length in tokens"),
+    "bias": (False, "biases in linear layers and norms (gpt2)"),
+    "dropout": (0.1, "fraction of activations dropped in training"),
+    "tie_weights": (True, "one matrix for the embedding and the head"),
+    "batch_size": (16, "sequences in a batch"),
+    "gradient_accumulation_steps": (1, "batches whose gradients are averaged for one update"),
+    "max_iters": (2400, "updates"),
+    "learning_rate": (2e-3, "peak learning rate"),
+    "min_lr": (1e-4, "learning rate at the end of the cosine"),
+    "warmup_iters": (100, "updates of linear warmup"),
+    "lr_decay_iters": (0, "where the cosine ends (0: at max_iters)"),
+    "beta1": (0.9, "AdamW: memory of the gradient"),
+    "beta2": (0.99, "AdamW: memory of its square"),
+    "weight_decay": (0.1, "AdamW: decay of the matrices"),
+    "grad_clip": (1.0, "largest gradient norm (0: no clipping)"),
+    "eval_interval": (200, "updates between evaluations, each followed by a checkpoint"),
+    "eval_iters": (20, "batches in an evaluation while training"),
+    "sample_interval": (800, "updates between samples"),
+}
+PRESETS = {
+    "stories": {},
+    "nanogpt-cpu": {  # the CPU setting of nanoGPT's README
+        "arch": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "bias": False,
+        "dropout": 0.0, "batch_size": 12, "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4,
+        "warmup_iters": 100, "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0,
+        "eval_interval": 250, "eval_iters": 20, "sample_interval": 1000,
+    },
+    "fast": {
+        "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "max_iters": 60,
+        "warmup_iters": 10, "eval_interval": 20, "eval_iters": 4, "sample_interval": 40,
+    },
+}  # fmt: skip
+MODEL_SETTINGS = [f.name for f in dataclasses.fields(GPTConfig) if f.name in SETTINGS]
+RANGES = {  # smallest value, then whether it must stay below 1
+    (1, False): ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval")
+    + ("eval_iters", "sample_interval"),
+    (0, False): ("min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip", "seed"),
+    (0, True): ("beta1", "beta2"),
+    (1e-30, False): ("learning_rate",),
+}
+
+
+def check_settings(settings):
+    """Raise ValueError for a training setting that cannot work."""
+    for (smallest, below_one), names in RANGES.items():
+        for name in names:
+            if not smallest <= settings[name] < (1 if below_one else math.inf):
+                limits = f"at least {smallest:g}" + (" and below 1" if below_one else "")
+                raise ValueError(f"{name} must be {limits}, not {settings[name]}")
+
+
+def draw_batch(ids, block_size, batch_size, rng):
+    """Inputs and targets (B, T): random windows of ids, the targets one token later."""
+    at = rng.integers(0, len(ids) - block_size, (batch_size, 1)) + np.arange(block_size)
+    return ids[at], ids[at + 1]
+
+
+def keep_freed_memory():
+    """Ask glibc to keep freed arrays in the process: no page faults at every step."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (AttributeError, TypeError, OSError):
+        pass
+
+
+class Run:
+    """A training run: settings, text, model, optimizer, and the directory they are kept in."""
+
+    def __init__(self, settings, resumed=None):
+        check_settings(settings)
+        s = self.settings = settings
+        self.out, text = Path(s["out_dir"]), read_text(s["data"])
+        self.step, self.best, self.sum, self.count = 0, math.inf, 0.0, 0
+        if resumed:
+            self.tokenizer, self.model = load_tokenizer(resumed), GPT.from_pretrained(resumed)
+        else:
+            self.tokenizer = CharTokenizer(text)
+            fields = {name: s[name] for name in MODEL_SETTINGS}
+            fields |= {name: s[name] or None for name in ("n_kv_head", "n_hidden")}
+            self.model = GPT(GPTConfig(vocab_size=self.tokenizer.vocab_size, **fields), s["seed"])
+        self.train_ids, self.held_ids, self.held_chars = split_text(text, self.tokenizer)
+        self.text_crc = zlib.crc32(text.encode())
+        n, T = len(self.train_ids), self.model.config.block_size
+        if n <= T:
+            raise ValueError(
+                f"{s['data']}: {n} tokens to train on are too few for a block of {T}; "
+                f"use a longer text or a --block_size below {n}"
+            )
+        decay, clip = s["weight_decay"], s["grad_clip"]
+        self.optimizer = AdamW(self.model.params, (s["beta1"], s["beta2"]), 1e-8, decay, clip)
+
+    @classmethod
+    def resume(cls, out_dir, changes):
+        """The run as its last checkpoint left it, with some settings changed if wished."""
+        last = find_checkpoint(Path(out_dir) / "last")
+        state = read_json(last / "training_state.json")
+        fixed = sorted(changes.keys() & {"seed", *MODEL_SETTINGS})
+        if fixed:
+            raise ValueError(f"a resumed run keeps its {', '.join(fixed)}; start a new one instead")
+        try:
+            settings = {name: state["settings"][name] for name in SETTINGS}
+            run = cls(settings | changes | {"out_dir": str(out_dir)}, resumed=last)
+            run.step, run.sum, run.count, crc = (state[k] for k in ("step", "sum", "count", "text"))
+        except (KeyError, TypeError):
+            raise ValueError(f"{last}: training_state.json is not that of a run") from None
+        if crc != run.text_crc:
+            raise ValueError(f"{run.settings['data']} is not the text this run was trained on")
+        run.best, run.optimizer.t = state.get("best") or math.inf, run.step
+        tensors, _ = read_safetensors(last / "training_state.safetensors")
+        for name, view in run.moments().items():
+            if name not in tensors or tensors[name].shape != view.shape:
+                raise ValueError(f"{last}: training_state.safetensors lacks {name}")
+            view[...] = tensors[name]
+        metrics = run.out / "metrics.jsonl"  # forget what came after the checkpoint
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        lines = [x for x in lines if x.endswith("}") and json.loads(x)["step"] <= run.step]
+        metrics.write_text("".join(line + "\n" for line in lines))
+        return run
+
+    def moments(self):
+        """AdamW's m and v as named tensors."""
+        kinds = {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}
+        named = {kind: ParamDict(self.model.config, flat) for kind, flat in kinds.items()}
+        return {f"{kind}.{name}": t for kind, ts in named.items() for name, t in ts.items()}
+
+    def save(self):
+        """Write the checkpoint `last`: the model and all it takes to go on."""
+        progress = {"step": self.step, "best": self.best if self.best < math.inf else None}
+        progress |= {"sum": self.sum, "count": self.count, "text": self.text_crc}
+        progress |= {"settings": self.settings}
+        write_checkpoint(self.out / "last", self.model, self.tokenizer, self.moments(), progress)
+
+    def update(self):
+        """One step: (gradient norm, learning rate); FloatingPointError instead of a bad step."""
+        s = self.settings
+        rng = np.random.default_rng((s["seed"], self.step))
+        total, gradient, micro = 0.0, 0.0, s["gradient_accumulation_steps"]
+        for _ in range(micro):
+            batch = draw_batch(self.train_ids, self.model.config.block_size, s["batch_size"], rng)
+            loss, grads = self.model.loss_and_grads(*batch, rng)
+            total += loss / micro
+            gradient = grads.flat if micro == 1 else gradient + grads.flat / micro
+        norm, decay = math.sqrt(gradient @ gradient), s["lr_decay_iters"] or s["max_iters"]
+        rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"not finite at step {self.step}: loss {total:.4g}, gradient norm {norm:.4g}, "
+                f"learning rate {rate:.2e}; try a lower --learning_rate or more --warmup_iters"
+            )
+        self.optimizer.step(gradient, norm, rate)
+        self.step, self.sum, self.count = self.step + 1, self.sum + total, self.count + 1
+        return norm, rate
+
+    def evaluate(self, stride, max_windows=None):
+        """Nats per held-out character; the first ones may look back into the training text."""
+        ids = np.concatenate([self.train_ids[-self.model.config.block_size :], self.held_ids])
+        nats, tokens = evaluate(self.model, ids, len(ids) - len(self.held_ids), stride, max_windows)
+        return nats / tokens * len(self.held_ids) / self.held_chars
+
+    def sample(self, length, seed):
+        """A text of `length` tokens from the start of a line."""
+        start = self.tokenizer.encode(self.tokenizer.start)
+        tokens = self.model.generate(start[None], length, temperature=0.8, seed=seed)
+        return self.tokenizer.decode(tokens[0, len(start) :]).strip("\n")
+
+    def train(self):
+        """Train to max_iters; Ctrl-C stops after the step at hand. True if it went to the end."""
+        s, started, first, interrupted = self.settings, time.time(), self.step, []
+        tokens = s["batch_size"] * s["gradient_accumulation_steps"] * self.model.config.block_size
+        handler = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
+        print("  step     train  held-out  bits/char   tokens/s  time left")
+        try:
+            if self.step == 0:
+                self.checkpoint()
+            while self.step < s["max_iters"] and not interrupted:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    norm, rate = self.update()
+                speed = (self.step - first) * tokens / (time.time() - started)
+                left = round((s["max_iters"] - self.step) * tokens / speed)
+                pace = f"{speed:9,.0f}  {left // 60:6d}:{left % 60:02d}"
+                if self.step % s["eval_interval"] == 0 or self.step == s["max_iters"]:
+                    self.checkpoint(
+                        pace, learning_rate=rate, grad_norm=norm, tokens_per_second=speed
+                    )
+                elif sys.stdout.isatty() and self.step % 10 == 0:
+                    row = f"\r{self.step:6d}  {self.sum / self.count:8.4f}{'':21}  {pace}"
+                    print(row, end="", flush=True)
+        finally:
+            signal.signal(signal.SIGINT, handler)
+        if self.step < s["max_iters"]:
+            self.save()
+            print(f"\nstopped after step {self.step} and saved; to go on:")
+            print(f"    python capstone_gpt.py train --resume {self.out}")
+        return self.step >= s["max_iters"]
+
+    def checkpoint(self, pace="", **measured):
+        """Evaluate, print and record a row, save; now and then show a sample."""
+        s, trained = self.settings, self.sum / self.count if self.count else None
+        loss = self.evaluate(self.model.config.block_size, s["eval_iters"] * s["batch_size"])
+        row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
+        print("\r" * sys.stdout.isatty() + f"{row}  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}")
+        record = {"step": self.step, "train_loss": trained, "held_out_loss": loss} | measured
+        self.sum, self.count = 0.0, 0
+        with open(self.out / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(record) + "\n")
+        if loss < self.best:
+            self.best = loss
+            write_checkpoint(self.out / "best", self.model, self.tokenizer)
+        self.save()
+        if self.step % s["sample_interval"] == 0 and 0 < self.step < s["max_iters"]:
+            print("        | " + self.sample(160, self.step).replace("\n", "\n        | "))
+        sys.stdout.flush()
+
+
+# %% 12. The gradient check
+#
+# The definition of the derivative is the referee: (L(w + h) - L(w - h)) / 2h is ∂L/∂w up to O(h²),
+# in float64 good to ten digits. Every parameter of a tiny model of each family is wiggled, dropout
+# included (the same seed draws the same masks), one target masked, queries grouped.
+
+
+def gradcheck(h=1e-5):
+    """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
+    rows = []
+    for label, options in {
+        "gpt2": {"arch": "gpt2"},
+        "gpt2, no bias": {"arch": "gpt2", "bias": False, "tie_weights": False},
+        "llama": {"arch": "llama", "n_kv_head": 2},
+    }.items():
+        config = GPTConfig(
+            vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2, **options
+        )
+        model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
+        model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
+        idx, targets = rng.integers(0, 7, (2, 5)), rng.integers(0, 7, (2, 5))
+        targets[0, 0] = -1
+        _, grads = model.loss_and_grads(idx, targets, np.random.default_rng(1))
+        numeric = ParamDict(config, np.empty_like(model.flat))
+        for i, w in enumerate(model.flat.copy()):
+            model.flat[i] = w + h
+            up = model.loss(idx, targets, np.random.default_rng(1))
+            model.flat[i] = w - h
+            down = model.loss(idx, targets, np.random.default_rng(1))
+            model.flat[i] = w
+            numeric.flat[i] = (up - down) / (2 * h)
+        for name, g in grads.items():
+            scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
+            rows.append((label, name, g.shape, np.linalg.norm(g - numeric[name]) / scale))
+    return rows
+
+
+# %% 13. The command line
+
+
+def runs():
+    """The runs in out/, the one saved last at the end."""
+    saved = Path("out").glob("*/last/config.json")
+    return [path.parent.parent for path in sorted(saved, key=lambda path: path.stat().st_mtime)]
+
+
+def checkpoint_of(source):
+    """The checkpoint DIR means: itself or a run's `best`; without DIR that of the latest run."""
+    if not source and not runs():
+        raise ValueError("no run in out/ yet: train one first, or say --from DIR")
+    run = Path(source or runs()[-1])
+    return run / "best" if (run / "best").is_dir() else run
+
+
+def held_out_line(nats, what):
+    """The line of the ladder: three faces of one number."""
+    faces = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
+    return f"{faces} | perplexity {math.exp(min(nats, 700)):.2f}   ({what})"
+
+
+def train_command(args):
+    """A new run, or with --resume an old one."""
+    given = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    if args.resume is not None:
+        directory = args.resume or given.pop("out_dir", None) or (runs() or ["out"])[-1]
+        run = Run.resume(directory, given)
+    else:
+        settings = {name: default for name, (default, _) in SETTINGS.items()}
+        settings |= PRESETS[args.preset] | given
+        out, n = Path("out", Path(settings["data"]).stem), 2
+        while not settings["out_dir"] and out.exists():
+            out, n = out.with_name(f"{Path(settings['data']).stem}-{n}"), n + 1
+        out = Path(settings["out_dir"] or out)
+        if any((out / name).exists() for name in ("best", "last", "model.safetensors")):
+            raise ValueError(
+                f"{out} holds an earlier run: say --resume {out}, or another --out_dir"
+            )
+        run = Run(settings | {"out_dir": str(out)})
+    run.out.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    c, n = run.model.config, len(run.train_ids) + len(run.held_ids)
+    what = f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {c.block_size}"
+    print(f"data   {run.settings['data']}: {n:,} tokens, {c.vocab_size} distinct")
+    print(f"model  {what}: {run.model.num_params():,} parameters")
+    print(f"run    {run.out}: {run.settings['max_iters']:,} steps\n")
+    try:
+        if not run.train():
+            return 0
+    except FloatingPointError as error:
+        kept = f"{run.out / 'last'} keeps the last good checkpoint"
+        print(f"\ncapstone_gpt.py: {error}. {kept}", file=sys.stderr)
+        return 1
+    run.model = GPT.from_pretrained(run.out / "best")
+    counted = ngram_nats(run.train_ids, run.held_ids, c.vocab_size)
+    counted *= len(run.held_ids) / run.held_chars
+    print(f"\n{run.sample(500, run.settings['seed'])}\n\ncheckpoint: {run.out / 'best'}")
+    print(f"5-gram:   {held_out_line(counted, 'counted, Witten-Bell smoothing')}")
+    print(
+        f"held-out: {held_out_line(run.evaluate(max(1, c.block_size // 2)), 'capstone, ' + what)}"
+    )
+    return 0
+
+
+def sample_command(args):
+    """Text from a checkpoint, shown as it is made."""
+    directory = checkpoint_of(args.source)
+    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
+    prompt = tokenizer.encode(args.prompt or tokenizer.start)[None]
+    for i in range(args.num_samples):
+        print("-" * 40 + "\n" if i else "", end="")
+        print(args.prompt, end="", flush=True)
+        seed = None if args.seed is None else args.seed + i
+        sampling = (args.temperature, args.top_k, args.top_p, seed)
+        for token in model.stream(prompt, args.max_new_tokens, *sampling):
+            print(tokenizer.decode(token), end="", flush=True)
+        print()
+    return 0
+
+
+def eval_command(args):
+    """The held-out line of a checkpoint."""
+    directory = checkpoint_of(args.source)
+    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
+    train, held, chars = split_text(read_text(args.data), tokenizer)
+    ids = np.concatenate([train[-model.config.block_size :], held])
+    first = max(1, len(ids) - len(held))
+    if first >= len(ids):
+        raise ValueError(f"{args.data}: too short to hold anything out")
+    nats, _ = evaluate(model, ids, first, max(1, model.config.block_size // 2))
+    print(f"held-out: {held_out_line(nats / chars, f'capstone, {directory}')}")
+    return 0
+
+
+def gradcheck_command(args):
+    """Every gradient against central differences; exit status 1 if any is wrong."""
+    rows, tolerance = gradcheck(), 1e-6
+    print(f"{'model':14} {'parameter':48} {'shape':>10} {'relative error':>15}")
+    for model, name, shape, error in rows:
+        print(f"{model:14} {name:48} {' x '.join(map(str, shape)):>10} {error:15.1e}")
+    wrong = sum(not error < tolerance for *_, error in rows)
+    print(f"\n{len(rows)} tensors, {wrong} with a relative error of {tolerance:g} or more")
+    return 1 if wrong else 0
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line, with a suggestion for a mistyped flag."""
+
+    def error(self, message):
+        if message.startswith("unrecognized arguments: "):
+            flag = message.split()[2].split("=")[0]
+            close = difflib.get_close_matches(flag, self.flags, 1)
+            message = f"unknown flag {flag}" + (f", did you mean {close[0]}?" if close else "")
+        self.exit(2, f"capstone_gpt.py: {message} (--help lists what there is)\n")
+
+
+def boolean(text):
+    """True or False, as nanoGPT's flags write it."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+    return text.lower() == "true"
+
+
+def build_parser():
+    """The command line: train, sample, eval, gradcheck."""
+    parser = Parser(prog="capstone_gpt.py", description="A GPT in NumPy. Without a command: train.")
+    commands = parser.add_subparsers(dest="command", parser_class=Parser, required=True)
+
+    def command(function, *flags):
+        text = function.__doc__.split("\n")[0]
+        name = function.__name__.removesuffix("_command")
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(function=function)
+        for flag, options in flags:
+            sub.add_argument(f"--{flag}", **options)
+        parser.flags += sub._option_string_actions
+
+    parser.flags = []
+    source = (
+        "from",
+        dict(dest="source", metavar="DIR", help="a run or checkpoint [the latest run]"),
+    )
+    settings = []
+    for name, (default, text) in SETTINGS.items():
+        kind = boolean if isinstance(default, bool) else type(default)
+        shown = f" [{Path(default).name if name == 'data' else default}]" if default != "" else ""
+        options = dict(type=kind, default=argparse.SUPPRESS, metavar="X", help=text + shown)
+        settings.append((name, options))
+    resume = dict(nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
+    fast = dict(dest="preset", action="store_const", const="fast", help="a smoke run of seconds")
+    preset = dict(choices=PRESETS, default="stories", help="a set of defaults [stories]")
+    command(train_command, ("preset", preset), ("fast", fast), ("resume", resume), *settings)
+    command(
+        sample_command,
+        source,
+        ("prompt", dict(default="", help="the text to continue")),
+        ("num_samples", dict(type=int, default=1, metavar="N", help="how many texts [1]")),
+        ("max_new_tokens", dict(type=int, default=500, metavar="N", help="tokens each [500]")),
+        ("temperature", dict(type=float, default=0.8, metavar="X", help="0: the likeliest [0.8]")),
+        ("top_k", dict(type=int, metavar="K", help="draw from the K likeliest")),
+        ("top_p", dict(type=float, metavar="P", help="draw from the likeliest that reach P")),
+        ("seed", dict(type=int, metavar="N", help="fixes the draw [a new one each time]")),
+    )
+    data = dict(default=SETTINGS["data"][0], metavar="FILE", help="its last tenth is scored")
+    command(eval_command, source, ("data", data))
+    command(gradcheck_command)
+    return parser
+
+
+def main(argv=None):
+    """Run the command line; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        argv.insert(0, "train")
+    for i, word in enumerate(argv):  # --num-samples is --num_samples
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            argv[i] = "--" + flag[2:].replace("-", "_") + equals + value
+    args = build_parser().parse_args(argv)
+    try:
+        return args.function(args)
+    except BrokenPipeError:  # whoever was reading has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print()
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"capstone_gpt.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
