@@ -14,13 +14,10 @@ knobs for the price of a few evaluations.
   By hand:    1 measuring a derivative  2 the rules  3 a line  4 yes or no  5 curves and vectors
   Automatic:  6 one rulebook  7 forward mode: Dual  8 reverse mode: Value  9 MLP  10 Tensor
 
-`python stage02_autograd.py [--fast] [--seed N]` trains the models, prints a table in which every
-gradient derived by hand meets the automatic one, and times forward against reverse mode.
-
-Rests on: Linnainmaa's thesis (1970), the origin of reverse mode; Rumelhart, Hinton, Williams,
-"Learning representations by back-propagating errors" (1986); Griewank, Walther, "Evaluating
-Derivatives" (2008); Soudry et al., "The implicit bias of gradient descent on separable data"
-(2018); Karpathy's micrograd (2020), whose names sections 8 and 9 keep.
+Run `python stage02_autograd.py [--fast] [--seed N]`. Rests on: Linnainmaa's thesis (1970), where
+reverse mode begins; Rumelhart, Hinton, Williams, "Learning representations by back-propagating
+errors" (1986); Griewank, Walther, "Evaluating Derivatives" (2008); Soudry et al., "The implicit
+bias of gradient descent on separable data" (2018); Karpathy's micrograd (2020; its names stay).
 """
 
 import argparse
@@ -28,21 +25,17 @@ import math
 import numbers
 import operator
 import re
-import time
+import timeit
 from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 
 # %% 1. The derivative, and how to measure it
-#
 # Turn the input of f from x to x + h. If the change of f per unit of turning settles on one number
 # as h shrinks, that number is the derivative:
-#
 #     f′(x) = lim_{h→0} (f(x+h) - f(x)) / h.            For x²: (2xh + h²)/h = 2x + h → 2x.
-#
 # Call what has not settled yet ε(h), and multiply by h: f is differentiable at x exactly when
-#
 #     f(x+h) = f(x) + (f′(x) + ε(h))·h     with ε(h) → 0 as h → 0, ε(0) = 0.                   (1)
 #
 # To measure f′, take h small. How small, and on which side? A smooth f equals its Taylor polynomial
@@ -53,43 +46,25 @@ import numpy as np
 #
 # But floats round: each f is off by up to u·|f|, u = 2⁻⁵³ ≈ 1.1e-16, and dividing by h magnifies
 # that. The central error is at most about E(h) = h²/6·|f‴| + u·|f|/h, smallest where
-#
-#     E′(h) = h/3·|f‴| - u·|f|/h² = 0,   so   h³ = 3u·|f|/|f‴|,   h ∝ u^⅓ ≈ 5e-6,   E ∝ u^⅔ ≈ 2e-11.
-#
-# (Forward: h ∝ √u, error ∝ √u ≈ 1e-8.) Every input costs two runs of f, so a million knobs cost two
-# million runs: good for checking gradients, hopeless for training.
+#     E′(h) = h/3·|f‴| - u·|f|/h² = 0:    h = (3u·|f|/|f‴|)^⅓ ∝ u^⅓ ≈ 5e-6,    E ∝ u^⅔ ≈ 2e-11.
+# (Forward: h, error ∝ √u ≈ 1e-8.) It takes two runs per input: good for checks, not for training.
 
 
 def numerical_gradient(f, x, h=None):
-    """Central differences in float64 of f, a function of x that returns one number.
-
-    x: a number or an array (f gets copies); the result has its shape. h: the step, by default
-    u^⅓·max(1, |xᵢ|). ValueError if h <= 0 or f(x) is not one number.
-    """
-    if h is not None and not h > 0:
-        raise ValueError(f"h must be a positive step, got {h!r}")
+    """Central differences in float64 of f(x), which is one number; x is a number or an array."""
     x = np.array(x, dtype=np.float64)
     grad = np.empty_like(x)
-
-    def at(i, xi):
-        moved = x.copy()
-        moved[i] = xi
-        y = np.asarray(f(moved if x.ndim else float(xi)))
-        if y.size != 1 or y.dtype.kind not in "biuf":
-            raise ValueError(f"f must return one number, got {y!r}")
-        return y.item()
-
     for i in np.ndindex(x.shape):
         step = h or 2.0 ** (-53 / 3) * max(1.0, abs(x[i]))
-        right, left = x[i] + step, x[i] - step
-        grad[i] = (at(i, right) - at(i, left)) / (right - left)  # 2h, as rounding left it
+        right, left = x.copy(), x.copy()
+        right[i] += step
+        left[i] -= step
+        grad[i] = (f(right) - f(left)) / (right[i] - left[i])  # 2h, as rounding left it
     return grad if x.ndim else float(grad)
 
 
 # %% 2. The rules, and the chain rule
-#
 # f, g are values at x, and f₊, g₊ values at x + h; f₊ → f, since f₊ - f → 0 by (1).
-#
 #     constant    (c - c)/h = 0, and for x itself (x + h - x)/h = 1           c′ = 0, x′ = 1
 #     sum         (f₊ + g₊ - f - g)/h = (f₊-f)/h + (g₊-g)/h                   (f+g)′ = f′ + g′
 #     product     (f₊g₊ - fg)/h = (f₊-f)/h·g₊ + f·(g₊-g)/h                    (fg)′ = f′g + fg′
@@ -97,46 +72,35 @@ def numerical_gradient(f, x, h=None):
 #     quotient    f·(1/g) by the last two: f′/g - f·g′/g²                     (f′ - (f/g)·g′)/g
 #     exponential (eˣ⁺ʰ - eˣ)/h = eˣ·(eʰ-1)/h; e is defined by (eʰ-1)/h → 1   (eˣ)′ = eˣ
 #
-# Chain rule for two: u = g(x), y = f(u). When x moves by h, u moves by k = (g′(x) + ε₁(h))·h by (1),
+# Chain rule for two: u = g(x), y = f(u). When x moves by h, u moves by k = (g′(x) + ε₁(h))·h by (1)
 # and then y moves by (f′(u) + ε₂(k))·k, again by (1). Insert k and divide by h:
-#
 #     (y₊ - y)/h = (f′(u) + ε₂(k))·(g′(x) + ε₁(h))  →  f′(u)·g′(x),   as h → 0 makes k → 0.
-#
 # (Nothing was divided by k, which may be 0.) For n functions, by induction on n: let x₀ = x and
 # xᵢ = fᵢ(xᵢ₋₁). The composition Fₙ = fₙ∘...∘f₁ has
-#
 #     Fₙ′(x) = fₙ′(xₙ₋₁)· ... ·f₂′(x₁)·f₁′(x₀).                                                (2)
-#
 # n = 1 says F₁′ = f₁′. If (2) holds for n - 1, then Fₙ = fₙ∘Fₙ₋₁ is a composition of two, so
 # Fₙ′(x) = fₙ′(xₙ₋₁)·Fₙ₋₁′(x), and inserting (2) for Fₙ₋₁′ gives (2) for n. ∎  However long a
 # program, its derivative is a product of local slopes. Four more rules follow:
-#
 #     logarithm   differentiate both sides of e^(ln x) = x: x·(ln x)′ = 1     (ln x)′ = 1/x
-#     power       xᵃ = e^(a·ln x), so slope xᵃ·a/x (x > 0; for whole a the    (xᵃ)′ = a·xᵃ⁻¹
-#                 product and reciprocal rules say the same for x < 0)
+#     power       xᵃ = e^(a·ln x), slope xᵃ·a/x (x < 0: product rule)         (xᵃ)′ = a·xᵃ⁻¹
 #     sigmoid     σ = 1/(1+e⁻ˣ): σ′ = e⁻ˣ/(1+e⁻ˣ)² = σ·e⁻ˣ/(1+e⁻ˣ)            σ′ = σ(1-σ)
 #     tanh        tanh x = 2σ(2x) - 1 = y: y′ = 4σ(1-σ), where σ = (1+y)/2    tanh′ = 1 - y²
 #
 # Several routes. Let v feed u = g(v) and w = k(v), and L = L(u, w) be smooth; ∂L/∂u turns u alone.
 # When v moves by h, move u first (L changes by about ∂L/∂u·g′h), then w (by about ∂L/∂w·k′h, at the
 # moved u; but ∂L/∂w is continuous). What "about" hides vanishes faster than h. So routes ADD:
-#
 #     ∂L/∂v = Σ over all u that use v of  ∂L/∂u · ∂u/∂v.                                       (3)
-#
 # Multiply along a route (2), add over routes (3): that is all of backpropagation.
 
 # %% 3. Descending: a straight line through points
-#
 # By (3), moving all knobs θ by a small δ changes L by about Σ ∂L/∂θᵢ·δᵢ = g·δ, g the gradient. For
 # δ = -η·g that is -η‖g‖² ≤ 0: against the gradient the loss falls, if the rate η is small enough
 # for "about" to hold. Repeat: gradient descent. (Stage 4 asks how fast.)
 #
 # First model: ŷᵢ = w·xᵢ + b, with loss L = (1/N)·Σᵢ(ŷᵢ - yᵢ)². From here on dv is short for ∂L/∂v:
-#
-#     dŷᵢ = (2/N)·(ŷᵢ - yᵢ).    w acts through every ŷᵢ, with slope xᵢ:  dw = Σᵢ dŷᵢ·xᵢ,  db = Σᵢ dŷᵢ.
-#
-# A closed form can check the descent: db = 0 gives b = ȳ - w·x̄ (bars are means), and with that
-# dw = 0 says Σ (w(xᵢ-x̄) - (yᵢ-ȳ))·xᵢ = 0. The bracket sums to 0, so xᵢ may be replaced by xᵢ - x̄:
+#     dŷᵢ = (2/N)·(ŷᵢ - yᵢ).    w acts through every ŷᵢ, with slope xᵢ: dw = Σᵢ dŷᵢ·xᵢ, db = Σᵢ dŷᵢ.
+# A closed form can check the descent: db = 0 gives b = ȳ - w·x̄ (bars are means), and then dw = 0
+# says Σ (w(xᵢ-x̄) - (yᵢ-ȳ))·xᵢ = 0. The bracket sums to 0, so xᵢ may be replaced by xᵢ - x̄, and
 # w = Σ (xᵢ-x̄)(yᵢ-ȳ) / Σ (xᵢ-x̄)².
 
 
@@ -156,13 +120,6 @@ def mse(y_hat, y):
     return np.mean(np.square(y_hat - y)), 2 / len(y) * (y_hat - y)
 
 
-def fit_line(x, y):
-    """(w, b) of least squares in closed form. ValueError unless x has two different values."""
-    x, mean, deviation = standardise(x)
-    w = np.mean(x * y) / deviation  # Σx = 0 now, so ȳ need not be subtracted
-    return float(w), float(np.mean(y) - w * mean)
-
-
 def standardise(x):
     """((x - mean)/deviation, mean, deviation). ValueError unless x has two different values."""
     x = np.asarray(x, dtype=np.float64)
@@ -173,17 +130,14 @@ def standardise(x):
 
 def loss_and_grads(model, params, x, y):
     """Loss and gradients of model = (forward, backward, loss); params in forward's order."""
-    forward, backward, loss = model
-    y_hat, cache = forward(x, *params.values())
-    value, dy_hat = loss(y_hat, y)
-    return float(value), dict(zip(params, backward(dy_hat, cache)[1:]))  # [0] is dx
+    y_hat, cache = model[0](x, *params.values())
+    loss, dy_hat = model[2](y_hat, y)
+    return float(loss), dict(zip(params, model[1](dy_hat, cache)[1:]))  # [0] is dx
 
 
 def gradient_descent(model, params, x, y, learning_rate, steps):
     """Repeat θ ← θ - η·dθ; returns (new params, list of the loss before every step).
-
-    ValueError for learning_rate <= 0, x and y of different length, or a diverging loss.
-    """
+    ValueError for learning_rate <= 0, x and y of different length, or a diverging loss."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be > 0, got {learning_rate!r}")
@@ -200,16 +154,12 @@ def gradient_descent(model, params, x, y, learning_rate, steps):
 
 
 # %% 4. One neuron that says yes or no: logistic regression
-#
-# Let p = σ(z) = 1/(1+e⁻ᶻ) be the probability of the answer y = 1. Why σ? Call z the log of the odds,
+# Let p = σ(z) = 1/(1+e⁻ᶻ) be the probability of y = 1. Why σ? Call z the logarithm of the odds,
 # z = ln(p/(1-p)); then p/(1-p) = eᶻ, and solving for p gives σ(z).
-#
-# All answers together have the probability Π pᵢ^yᵢ·(1-pᵢ)^(1-yᵢ). To make it large, make the mean of
+# All answers together have probability Π pᵢ^yᵢ·(1-pᵢ)^(1-yᵢ). To make it large, make the mean of
 # its negative logarithm small: L = -(1/N)·Σ [y·ln p + (1-y)·ln(1-p)], the cross-entropy. As
 # p = eᶻ/(1+eᶻ) and 1-p = 1/(1+eᶻ), one term is ℓ = -y·z + ln(1+eᶻ), with the slope
-#
 #     ∂ℓ/∂z = eᶻ/(1+eᶻ) - y = p - y.                      Prediction minus truth, once again.
-#
 # ℓ is convex in z (∂²ℓ/∂z² = p(1-p) > 0) and z is linear in w and b: one valley. At its bottom
 # db = Σ (pᵢ-yᵢ)/N = 0, so the mean prediction is the share of yeses.
 
@@ -230,12 +180,11 @@ def cross_entropy(z, y):
 SAT, ADMITTED = (900, 1100, 1300, 1500, 1700), (0, 0, 1, 1, 1)
 
 # The college-admission exercise: from these five applicants, learn the score that admits. On raw
-# scores dw would be a thousand times db and no one rate would suit both, so first standardise:
-# x = (SAT - mean)/deviation. p = ½ where w·x + b = 0, so the boundary is mean - (b/w)·deviation.
-#
-# A catch: any threshold between 1100 and 1300 is perfect on these five, so doubling w and b only
-# makes right answers surer. The loss has no minimum, w grows for ever (like ln t) and the boundary
-# creeps to the middle of the gap (Soudry et al.). The answer depends on when you stop.
+# scores dw would be a thousand times db and no one rate suit both, so first standardise:
+# x = (SAT - mean)/deviation. p = ½ where w·x + b = 0: the boundary is mean - (b/w)·deviation.
+# A catch: any threshold between 1100 and 1300 is perfect here, so doubling w and b only makes right
+# answers surer. The loss has no minimum, w grows for ever (like ln t) and the boundary creeps to
+# the middle of the gap (Soudry et al.). The answer depends on when you stop.
 
 
 def admission(steps=1000, learning_rate=1.0, score=1200):
@@ -250,24 +199,18 @@ def admission(steps=1000, learning_rate=1.0, score=1200):
 
 
 # %% 5. A hidden layer: curves, vectors, and why the non-linearity is needed
-#
 # A line cannot bend. Let J neurons each bend at a place of their own, and add them up:
-#
 #     aᵢⱼ = wⱼ·xᵢ + bⱼ,     hᵢⱼ = tanh aᵢⱼ,     ŷᵢ = Σⱼ vⱼ·hᵢⱼ + c.
-#
 # Backwards from dŷᵢ, (2) along routes and (3) over them, each line from the one above:
-#
 #     dvⱼ  = Σᵢ dŷᵢ·hᵢⱼ       dc = Σᵢ dŷᵢ                 as ∂ŷᵢ/∂vⱼ = hᵢⱼ, ∂ŷᵢ/∂c = 1
 #     dhᵢⱼ = dŷᵢ·vⱼ           daᵢⱼ = dhᵢⱼ·(1 - hᵢⱼ²)       as tanh′ = 1 - tanh²
 #     dwⱼ  = Σᵢ daᵢⱼ·xᵢ       dbⱼ = Σᵢ daᵢⱼ               as for the single neuron
 #     dxᵢ  = Σⱼ daᵢⱼ·wⱼ                                  xᵢ feeds all J neurons
 #
 # With D features, rows of X (N, D) meet weights W (D, J): A = X W + b, where (X W)ᵢⱼ = Σ_d Xᵢd·Wdⱼ.
-# Wdⱼ touches aᵢⱼ in every row i, with slope Xᵢd, so by (3) dWdⱼ = Σᵢ Xᵢd·daᵢⱼ; and Xᵢd touches aᵢⱼ for
+# Wdⱼ touches aᵢⱼ in every row i, with slope Xᵢd, so by (3) dWdⱼ = Σᵢ Xᵢd·daᵢⱼ; Xᵢd touches aᵢⱼ for
 # every j, so dXᵢd = Σⱼ daᵢⱼ·Wdⱼ. As matrix products, good for any A = X W,
-#
 #     dW = Xᵀ dA,        dX = dA Wᵀ,                                                           (4)
-#
 # of which the last two lines above are the case D = 1. One pair of functions serves both.
 #
 # Without tanh, z = (X W + b) v + c = X (W v) + (b·v + c): any stack of linear layers is ONE linear
@@ -291,72 +234,57 @@ def network_backward(dy, cache):
 
 
 # %% 6. Part two: one rulebook
-#
 # All that was mechanical, so let a program do it. A number that can be differentiated overloads
 # + * exp and the rest. An operation y = y(a, b) computes y and its local slopes ∂y/∂a, ∂y/∂b, by
 # section 2. What is then DONE with the slopes is the whole difference between our three engines:
-#
 #     Dual    multiplies each by a derivative it already carries, at once        (forward mode)
 #     Value   stores each with a pointer to its input, to be multiplied later    (reverse mode)
 #     Tensor  is Value over arrays: an elementwise operation has a slope per entry
-#
 # So the rules stand here once, y first and then a slope per input. `lib` is where functions are
-# found (math's or NumPy's), `_lift` turns a plain number into a constant, `_node` builds the result.
+# found (math or NumPy), `_lift` turns a plain number into a constant, `_node` builds the result.
 
 
-def unary(op, rule):
-    """The method x.op(), for rule(lib, x) = (y, ∂y/∂x)."""
+def operation(op, rule):
+    """The method x.op() or a∘b, for rule(lib, x) = (y, ∂y/∂x) or rule(lib, a, b)."""
 
-    def method(self):
-        y, dx = rule(self.lib, self.data)
-        return self._node(op, y, (self,), (dx,))
-
-    return method
-
-
-def binary(op, rule):
-    """The method a∘b, for rule(a, b) = (y, ∂y/∂a, ∂y/∂b)."""
-
-    def method(self, other):
-        other = self._lift(other)
-        if other is NotImplemented:
+    def method(self, *other):
+        inputs = (self, self._lift(other[0])) if other else (self,)
+        if inputs[-1] is NotImplemented:
             return NotImplemented
-        y, da, db = rule(self.data, other.data)
-        return self._node(op, y, (self, other), (da, db))
+        y, *slopes = rule(self.lib, *[x.data for x in inputs])
+        return self._node(op, y, inputs, slopes)
 
     return method
-
-
-def positive(x, what):
-    """x, or ValueError unless all of it is > 0."""
-    if not np.all(x > 0):
-        raise ValueError(f"{what} must be > 0, got {np.min(x)}")
-    return x
 
 
 class Operators:
-    """Section 2 in code. At its kink relu could take any slope in [0, 1]; we take 0."""
+    """Section 2 in code. At its kink relu could take any slope in [0, 1]; we take 0. For a variable
+    exponent, bⁿ = e^(n·ln b) has the slopes n·bⁿ/b and bⁿ·ln b. ValueError where no real y exists.
+    """
 
     __slots__ = ()
-    __add__ = binary("+", lambda a, b: (a + b, 1.0, 1.0))
-    __sub__ = binary("-", lambda a, b: (a - b, 1.0, -1.0))
-    __mul__ = binary("*", lambda a, b: (a * b, b, a))
-    __truediv__ = binary("/", lambda a, b: (a / b, 1.0 / b, -(a / b) / b))
+    __add__ = operation("+", lambda f, a, b: (a + b, 1.0, 1.0))
+    __sub__ = operation("-", lambda f, a, b: (a - b, 1.0, -1.0))
+    __mul__ = operation("*", lambda f, a, b: (a * b, b, a))
+    __truediv__ = operation("/", lambda f, a, b: (a / b, 1.0 / b, -(a / b) / b))
     __radd__, __rmul__ = __add__, __mul__  # b∘a where b is a plain number: Python asks a
-    __rsub__ = binary("-", lambda a, b: (b - a, -1.0, 1.0))
-    __rtruediv__ = binary("/", lambda a, b: (b / a, -(b / a) / a, 1.0 / a))
-    __neg__ = unary("neg", lambda f, x: (-x, -1.0))
-    exp = unary("exp", lambda f, x: (y := f.exp(x), y))
-    log = unary("log", lambda f, x: (f.log(positive(x, "argument of log")), 1.0 / x))
-    tanh = unary("tanh", lambda f, x: (y := f.tanh(x), 1.0 - y * y))
-    sigmoid = unary("sigmoid", lambda f, x: (y := sigmoid(x, f.exp), y * (1.0 - y)))
-    relu = unary("ReLU", lambda f, x: (f.maximum(x, 0.0), 1.0 * (x > 0)))
+    __rsub__ = operation("-", lambda f, a, b: (b - a, -1.0, 1.0))
+    __rtruediv__ = operation("/", lambda f, a, b: (b / a, -(b / a) / a, 1.0 / a))
+    __neg__ = operation("neg", lambda f, x: (-x, -1.0))
+    exp = operation("exp", lambda f, x: (y := f.exp(x), y))
+    tanh = operation("tanh", lambda f, x: (y := f.tanh(x), 1.0 - y * y))
+    sigmoid = operation("sigmoid", lambda f, x: (y := sigmoid(x, f.exp), y * (1.0 - y)))
+    relu = operation("ReLU", lambda f, x: (f.maximum(x, 0.0), 1.0 * (x > 0)))
+
+    def log(self):
+        if not np.all(self.data > 0):
+            raise ValueError(f"log needs x > 0, got {np.min(self.data)}")
+        return self._node("log", self.lib.log(self.data), (self,), (1.0 / self.data,))
 
     def __pow__(self, n):
-        """xⁿ, slope n·xⁿ⁻¹. If n is a variable too, x must be > 0, and xⁿ = e^(n·ln x)."""
         if not isinstance(n, numbers.Real):
             n = self._lift(n)
-            return n if n is NotImplemented else (n * self.log()).exp()
+            return n if n is NotImplemented else n.__rpow__(self)
         x, n = self.data, float(n)
         if not n.is_integer() and np.any(x < 0):
             raise ValueError(f"a base < 0 needs a whole exponent, got {np.min(x)} ** {n}")
@@ -365,20 +293,22 @@ class Operators:
 
     def __rpow__(self, base):
         base = self._lift(base)
-        return base if base is NotImplemented else base**self
+        if base is NotImplemented:
+            return base
+        b, n, ln_b = base.data, self.data, base.log().data
+        return self._node("**", y := b**n, (base, self), (n * y / b, y * ln_b))
+
+    def __repr__(self):
+        a, b = self.__slots__[:2]
+        return f"{type(self).__name__}({a}={getattr(self, a)}, {b}={getattr(self, b)})"
 
 
 class Scalar(Operators):
-    """What Dual and Value share. x/0 is Python's ZeroDivisionError."""
+    """What Dual and Value share. Python's errors stay: 1/0 is a ZeroDivisionError."""
 
     __slots__ = ()
-    lib = SimpleNamespace(
-        exp=lambda x: math.exp(x) if x < 709.78 else math.inf,  # where math.exp would raise
-        log=math.log,
-        tanh=math.tanh,
-        maximum=max,
-        power=lambda x, n: x**n if x or n >= 0 else math.inf,  # √x rises vertically at 0
-    )
+    lib = SimpleNamespace(exp=math.exp, log=math.log, tanh=math.tanh, maximum=max)
+    lib.power = lambda x, n: x**n if x or n >= 0 else math.inf  # √x rises vertically at 0
 
     def _lift(self, x):
         if isinstance(x, type(self)):
@@ -386,49 +316,35 @@ class Scalar(Operators):
         return type(self)(x) if isinstance(x, numbers.Real) else NotImplemented
 
 
-def real(x):
-    """x as a float; ValueError if it is not a real number."""
-    if type(x) is not float and not isinstance(x, numbers.Real):
-        raise ValueError(f"expected a real number, got {x!r}")
-    return float(x)
-
-
 # %% 7. Forward mode: a number and its derivative, hand in hand
-#
-# Give every number x its derivative ẋ in the one input we ask about: 1 for that input, 0 for the
-# others and for constants. For y = y(a, b), (3) says ẏ = ∂y/∂a·ȧ + ∂y/∂b·ḃ. That is all. (As algebra:
+# Give every number x its derivative ẋ in the one input we ask about: 1 for that input, 0 for other
+# inputs and constants. For y = y(a, b), (3) says ẏ = ∂y/∂a·ȧ + ∂y/∂b·ḃ. That is all. (In algebra:
 # a + ȧε with ε² = 0, as in (a+ȧε)(b+ḃε) = ab + (ȧb+aḃ)ε; hence "dual numbers".)
 
 
 class Dual(Scalar):
-    """A number `data` and the derivative `tangent` it carries. ValueError unless both are real."""
+    """A number `data` and the derivative `tangent` it carries along."""
 
     __slots__ = ("data", "tangent")
 
     def __init__(self, data, tangent=0.0):
-        self.data, self.tangent = real(data), real(tangent)
+        self.data, self.tangent = float(data), float(tangent)
 
     def _node(self, op, y, inputs, slopes):
         return Dual(y, sum(slope * x.tangent for x, slope in zip(inputs, slopes)))
 
-    def __repr__(self):
-        return f"Dual({self.data}, {self.tangent})"
-
 
 # %% 8. Reverse mode: remember, then sweep back
-#
 # Read (3) from the other end. Let v̄ = ∂L/∂v, the adjoint of v: L̄ = 1 and v̄ = Σ ū·∂u/∂v over the
 # users u of v. Visit users before what they use; then, by induction along the visit, every ū in the
-# sum is final when v is reached, and so is v̄. Such an order is a topological order (inputs before
-# users) reversed, and a depth-first search finds it: write down a node once all it depends on is
-# written down. It keeps its own stack, since Python's holds a thousand calls and chains are longer.
+# sum is final when v is reached, and so is v̄. Such an order, a topological order (inputs first)
+# reversed, is found by a depth-first search that writes down a node once all it depends on is
+# written down. It keeps its own stack: Python's holds a thousand calls, and chains are longer.
 #
 # The cost. The graph of f: ℝⁿ → ℝᵐ has an edge per (user, input), at most two per operation. A
 # forward pass uses each edge once and gives the derivatives of ALL outputs in ONE input; a sweep
-# uses each edge once and gives those of ONE output in ALL inputs. With E edges, all n·m of them take
-#
+# uses each edge once and gives those of ONE output in ALL inputs. With E edges, all n·m take
 #     n·E multiplications forward,     m·E in reverse,     and a loss has m = 1.
-#
 # So the gradient of a loss costs a small multiple of the loss, whatever n. The price is memory:
 # forward mode forgets as it goes, reverse mode keeps every slope until the sweep.
 
@@ -460,14 +376,12 @@ def sweep(root, seed, times):
 
 class Value(Scalar):
     """A number that remembers how it was made: `data`, and `grad` after backward() of a result.
-
-    Nodes point only to their inputs: no reference cycles, so a graph vanishes with its last user.
-    """
+    Nodes point only to their inputs, so a graph has no cycle and vanishes with its last user."""
 
     __slots__ = ("data", "grad", "label", "_prev", "_op", "_slopes")
 
     def __init__(self, data, _children=(), _op="", label="", _slopes=()):
-        self.data, self.grad = real(data), 0.0
+        self.data, self.grad = float(data), 0.0
         self._prev, self._op, self.label, self._slopes = tuple(_children), _op, label, _slopes
 
     def _node(self, op, y, inputs, slopes):
@@ -478,20 +392,15 @@ class Value(Scalar):
         for v, v_bar in sweep(self, 1.0, operator.mul):
             v.grad += v_bar
 
-    def __repr__(self):
-        return f"Value(data={self.data}, grad={self.grad})"
-
 
 def to_dot(value):
     """The graph behind a Value as Graphviz text, for any viewer or `dot -Tsvg`."""
-    if not isinstance(value, Value):
-        raise ValueError(f"to_dot draws a Value, got {value!r}")
     name = {v: f"v{i}" for i, v in enumerate(topological_order(value))}
     lines = ["digraph {", "  rankdir=LR;"]
     for v, n in name.items():
         label = re.sub(r'([\\{}|<>"])', r"\\\1", v.label) + " | " if v.label else ""
-        text = f"{label}data {v.data:.4g} | grad {v.grad:.4g}"
-        lines.append(f'  {n} [shape=record, label="{{ {text} }}"];')
+        label += f"data {v.data:.4g} | grad {v.grad:.4g}"
+        lines.append(f'  {n} [shape=record, label="{{ {label} }}"];')
         if v._op:
             lines += [f'  {n}op [label="{v._op}"];', f"  {n}op -> {n};"]
             lines += [f"  {name[x]} -> {n}op;" for x in v._prev]
@@ -499,17 +408,13 @@ def to_dot(value):
 
 
 # %% 9. Neuron, Layer, MLP
-#
 # A network without a line of calculus, after micrograd. `seed` is an int, or a Generator that
 # neurons share so that each draws its own weights (neurons born equal would stay equal for ever).
 
 
 class Module:
-    """Anything with parameters()."""
-
     def zero_grad(self):
-        """Forget the gradients, since backward() adds to them."""
-        for p in self.parameters():
+        for p in self.parameters():  # as backward() adds to their gradients
             p.grad = 0.0
 
 
@@ -563,10 +468,8 @@ class MLP(Module):
 
 
 # %% 10. Tensor: the same over arrays
-#
 # A Python object per number costs about a microsecond per operation. Let a node hold an array: an
 # edge then stores the function that takes ū to ū·∂u/∂v (a vector-Jacobian product).
-#
 #   elementwise   every entry has its own slope: ū * slope.   sum: slope 1, so spread ū out again.
 #   broadcasting  an entry of v stretched over many entries of u is used by them all: (3), add.
 #   matmul        (4): Ā = Ū Bᵀ, B̄ = Aᵀ Ū on the last two axes; batch axes broadcast as above.
@@ -576,7 +479,7 @@ class MLP(Module):
 
 
 def unbroadcast(g, like):
-    """Sum g over the axes along which `like` was stretched; the result has its shape and dtype."""
+    """Sum g over the axes along which `like` was stretched, into its shape and dtype."""
     new = g.ndim - like.ndim  # axes that `like` did not have
     axes = tuple(i for i in range(g.ndim) if i < new or g.shape[i] != like.shape[i - new])
     return g.sum(axis=axes).reshape(like.shape).astype(like.dtype, copy=False)
@@ -584,10 +487,7 @@ def unbroadcast(g, like):
 
 class Tensor(Operators):
     """An array that remembers how it was made: `data`, and `grad` after backward() of a result.
-
-    Floats keep their dtype, integers become float64, nothing is copied. ValueError for data that
-    are not real numbers and for shapes that do not fit.
-    """
+    Floats keep their dtype, integers become float64, no copies. ValueError for other data."""
 
     __slots__ = ("data", "grad", "label", "_prev", "_op", "_slopes")
     __array_ufunc__ = None  # array + Tensor is for Tensor.__radd__, not for NumPy
@@ -616,9 +516,6 @@ class Tensor(Operators):
     def _node(self, op, y, inputs, slopes):
         pulls = [lambda g, s=s, v=v.data: unbroadcast(g * s, v) for v, s in zip(inputs, slopes)]
         return Tensor(y, inputs, op, "", pulls)
-
-    def _move(self, op, y, pull):
-        return Tensor(y, (self,), op, "", (pull,))
 
     def backward(self, grad=None):
         """Add ∂(Σ grad·self)/∂v to every v.grad; only a single entry may go without `grad`."""
@@ -651,7 +548,6 @@ class Tensor(Operators):
         return Tensor(other) @ self
 
     def sum(self, axis=None, keepdims=False):
-        """Sum over axis: an int, a tuple, or None for all."""
         y = self.data.sum(axis=axis, keepdims=True)
         return self._node("sum", y, (self,), (np.ones_like(self.data),))._drop(axis, keepdims)
 
@@ -669,14 +565,14 @@ class Tensor(Operators):
         return self if keepdims else self.reshape(self.data.squeeze(axis).shape)
 
     def reshape(self, *shape):
-        return self._move("reshape", self.data.reshape(*shape), lambda g: g.reshape(self.shape))
+        y = self.data.reshape(*shape)
+        return Tensor(y, (self,), "reshape", "", [lambda g: g.reshape(self.shape)])
 
     def transpose(self, *axes):
-        """Axes in a new order: transpose(), transpose(1, 0, 2) or transpose((1, 0, 2))."""
+        sizes = np.empty(tuple(range(self.data.ndim)))  # here axis i has size i: order shows
+        back = np.argsort(sizes.transpose(*axes).shape)
         y = self.data.transpose(*axes)
-        order = np.empty(tuple(range(y.ndim))).transpose(*axes).shape  # an axis of size i is i
-        back = np.argsort(order)
-        return self._move("transpose", y, lambda g: g.transpose(back))
+        return Tensor(y, (self,), "transpose", "", [lambda g: g.transpose(back)])
 
     def __getitem__(self, index):
         """Any NumPy index: integers, slices, masks, integer arrays (repeats allowed)."""
@@ -686,25 +582,16 @@ class Tensor(Operators):
             np.add.at(dx, index, g)
             return dx
 
-        return self._move("[]", self.data[index], pull)
-
-    def __len__(self):
-        return len(self.data)
-
-    def __repr__(self):
-        return f"Tensor({self.data}, grad={self.grad})"
+        return Tensor(self.data[index], (self,), "[]", "", [pull])
 
 
 def grad_check(f, *arrays):
     """The largest relative error of backward() against central differences, over all arrays.
 
     f takes a Tensor for each array and returns a Tensor (weighted by fixed random numbers). The
-    error ‖a - n‖/(‖a‖ + ‖n‖ + 1e-4) is below 1e-6 if right (and not at a kink), else near 1.
-    """
+    error ‖a - n‖/(‖a‖ + ‖n‖ + 1e-4) is below 1e-6 if right (and not at a kink), else near 1."""
     inputs = [Tensor(np.array(a, dtype=np.float64)) for a in arrays]
     out = f(*inputs)
-    if not inputs or not isinstance(out, Tensor):
-        raise ValueError(f"expected arrays, and an f returning a Tensor; got {arrays}, {out!r}")
     weight, errors = np.random.default_rng(0).normal(size=out.shape), []
     out.backward(weight)
     for i, x in enumerate(inputs):
@@ -721,13 +608,12 @@ def grad_check(f, *arrays):
 
 
 def text_plot(curves, rows=13, columns=76):
-    """Draw (x, y, mark) curves in text, later ones on top."""
-    xs, ys = (np.concatenate([c[axis] for c in curves]) for axis in (0, 1))
+    """Draw a list of (x, y, mark) in text, later ones on top."""
+    xs, ys = (np.concatenate([curve[k] for curve in curves]) for k in (0, 1))
     canvas = np.full((rows, columns), " ")
     for x, y, mark in curves:
         i = np.rint((ys.max() - y) / np.ptp(ys) * (rows - 1)).astype(int)
-        j = np.rint((x - xs.min()) / np.ptp(xs) * (columns - 1)).astype(int)
-        canvas[i, j] = mark
+        canvas[i, np.rint((x - xs.min()) / np.ptp(xs) * (columns - 1)).astype(int)] = mark
     return "\n".join("  |" + "".join(row).rstrip() for row in canvas)
 
 
@@ -740,7 +626,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed must be >= 0, got {args.seed}")
-    rng, share = np.random.default_rng(args.seed), 0.05 if args.fast else 1
+    rng, fewer = np.random.default_rng(args.seed), 20 if args.fast else 1
 
     print("1. Error of a measured derivative (of e^x at 1): first truncation, then rounding\n")
     print("        h     forward     central")
@@ -748,24 +634,17 @@ def main(argv=None):
         forward, central = (math.exp(1 + h) - math.e) / h, numerical_gradient(math.exp, 1.0, h)
         print(f"   {h:.0e}  {abs(forward - math.e):10.1e}  {abs(central - math.e):10.1e}")
 
-    x1, x2 = np.sort(rng.uniform(-2, 2, 60)), rng.normal(size=300)
+    x1, x2, exams = np.sort(rng.uniform(-2, 2, 60)), rng.normal(size=300), standardise(SAT)[0]
     line = 1.7 * x1 - 0.6 + 0.3 * rng.normal(size=60)
     wave = np.sin(3 * x1) + 0.5 * x1 + 0.15 * rng.normal(size=60)
-    coins = 1.0 * (rng.random(300) < sigmoid(2 * x2 - 0.5))
-    corners = rng.choice([-1.0, 1.0], (200, 2))
-    points, xor = corners + 0.35 * rng.normal(size=(200, 2)), 1.0 * (corners.prod(axis=1) > 0)
-    zero, curve, net = (
-        {"w": 0.0, "b": 0.0},
-        *(
-            {
-                "W": rng.normal(size=(D, J)),
-                "b": rng.normal(size=J),
-                "v": rng.normal(size=J),
-                "c": 0.0,
-            }
-            for D, J in ((1, 24), (2, 8))
-        ),
-    )
+    coins, admitted = 1.0 * (rng.random(300) < sigmoid(2 * x2 - 0.5)), np.array(ADMITTED)
+    corners = np.array([(1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0)] * 50)
+    points, xor = corners + 0.35 * rng.normal(size=(200, 2)), np.array([1.0, 0.0] * 100)
+
+    def start(D, J):
+        W, b, v = (rng.normal(size=shape) for shape in ((D, J), J, J))
+        return {"W": W, "b": b, "v": v, "c": 0.0}
+
     neuron, network = (neuron_forward, neuron_backward), (network_forward, network_backward)
     no_tanh = (partial(network_forward, nonlinear=False), network_backward)
     auto = {  # the same models and losses on Tensors, without a line of calculus
@@ -775,133 +654,97 @@ def main(argv=None):
         mse: lambda z, y: ((z - y) ** 2).mean(),
         cross_entropy: lambda z, y: -((2 * y - 1) * z).sigmoid().log().mean(),  # 1-σ(z) = σ(-z)
     }
-    problems = {  # layer, loss, inputs, answers, start, learning rate, steps
+    zero, net = {"w": 0.0, "b": 0.0}, start(2, 8)
+    problems = {  # model, loss, inputs, answers, start, learning rate, steps
         "line": (neuron, mse, x1, line, zero, 0.1, 500),
         "logistic neuron": (neuron, cross_entropy, x2, coins, zero, 1.0, 2000),
-        "admission": (
-            neuron,
-            cross_entropy,
-            standardise(SAT)[0],
-            np.array(ADMITTED),
-            zero,
-            1.0,
-            1000,
-        ),
-        "curve 1-24-1": (network, mse, x1[:, None], wave, curve, 0.02, 20000),
+        "admission": (neuron, cross_entropy, exams, admitted, zero, 1.0, 1000),
+        "curve 1-24-1": (network, mse, x1[:, None], wave, start(1, 24), 0.02, 20000),
         "xor 2-8-1": (network, cross_entropy, points, xor, net, 0.5, 3000),
         "xor, no tanh": (no_tanh, cross_entropy, points, xor, net, 0.1, 3000),
     }
-    print("\n2. Six models trained on hand-derived gradients. Last columns, at a random point: the")
-    print("   largest difference between all gradients by hand and by Tensor, and numerical ones\n")
-    print("   model             numbers   steps    loss before, after   hand-auto   hand-numerical")
+    print("\n2. Six models trained on hand-derived gradients. Last column: the largest difference")
+    print("   between all gradients by hand and by Tensor, at the start moved by random amounts\n")
+    print("   model             numbers   steps    loss before, after     right   hand - automatic")
     trained = {}
-    for name, (layer, loss, x, y, theta, rate, steps) in problems.items():
-        model, steps = (*layer, loss), int(steps * share)
-        trained[name], losses = gradient_descent(model, theta, x, y, rate, steps)
-        theta = {k: v + 0.3 * rng.normal(size=np.shape(v)) for k, v in theta.items()}
-        tensors = {k: Tensor(v) for k, v in theta.items()}
-        auto[loss](auto[layer](Tensor(x), *tensors.values()), y).backward()
-        by_auto, by_steps = [], []
-        for k, grad in loss_and_grads(model, theta, x, y)[1].items():
-            at = lambda v: loss_and_grads(model, {**theta, k: v}, x, y)[0]  # noqa: B023, E731
-            by_auto.append(np.max(np.abs(grad - tensors[k].grad)))
-            by_steps.append(np.max(np.abs(grad - numerical_gradient(at, theta[k]))))
-        print(
-            f"   {name:17} {sum(map(np.size, theta.values())):7} {steps:7} {losses[0]:11.4f}"
-            f" {losses[-1]:9.4f} {max(by_auto):11.1e} {max(by_steps):16.1e}"
-        )
-    print("\n   line: by descent w {w:+.6f}, b {b:+.6f};".format(**trained["line"]), end="")
-    print("  in closed form w {:+.6f}, b {:+.6f}".format(*fit_line(x1, line)))
-    print("   logistic neuron: w {w:.3f}, b {b:.3f}".format(**trained["logistic neuron"]), end="")
-    print("  (its data were drawn with 2 and -0.5)")
-    for name in ("xor 2-8-1", "xor, no tanh"):
-        z, _ = problems[name][0][0](points, *trained[name].values())
-        print(f"   {name}: {np.mean((z > 0) == xor):.1%} of answers right")
+    for name, (model, loss, x, y, theta, rate, steps) in problems.items():
+        model = (*model, loss)
+        trained[name], losses = gradient_descent(model, theta, x, y, rate, steps // fewer)
+        z = model[0](x, *trained[name].values())[0]
+        right = "-" if loss is mse else f"{np.mean((z > 0) == y):.1%}"
+        theta = {k: Tensor(v + 0.3 * rng.normal(size=np.shape(v))) for k, v in theta.items()}
+        auto[loss](auto[model[:2]](Tensor(x), *theta.values()), y).backward()
+        grads = loss_and_grads(model, {k: v.data for k, v in theta.items()}, x, y)[1]
+        gap = max(np.max(np.abs(grads[k] - v.grad)) for k, v in theta.items())
+        print(f"   {name:17} {sum(map(np.size, grads.values())):7} {len(losses):7}", end="")
+        print(f" {losses[0]:11.4f} {losses[-1]:9.4f} {right:>9} {gap:18.1e}")
+    print("\n   line, by descent: w {w:+.6f}, b {b:+.6f};".format(**trained["line"]), end="")
+    w = np.mean((x1 - x1.mean()) * (line - line.mean())) / x1.var()
+    print(f"  in closed form: w {w:+.6f}, b {line.mean() - w * x1.mean():+.6f}")
 
-    print("\n3. College admission: the loss has no minimum, so the boundary depends on the stop\n")
-    print("    steps        w        b   boundary   p(1200)")
-    for steps in (10, 100, 1000, 10000):
-        a = admission(max(1, int(steps * share)))
-        print(
-            f"   {max(1, int(steps * share)):6} {a['w']:8.3f} {a['b']:8.3f}"
-            f" {a['boundary']:10.1f} {a['probability']:9.4f}"
-        )
+    print("\n3. College admission: the loss has no minimum, so the boundary depends on the stop")
+    print("\n    steps        w        b   boundary   p(1200)")
+    for steps in (20, 200, 2000, 20000):
+        row = steps // fewer, *admission(steps // fewer).values()
+        print("   {:6} {:8.3f} {:8.3f} {:10.1f} {:9.4f}".format(*row))
 
     print("\n4. The 1-24-1 network (.) through its data (o)\n")
     grid = np.linspace(-2, 2, 300)
     fit, _ = network_forward(grid[:, None], *trained["curve 1-24-1"].values())
     print(text_plot([(grid, fit, "."), (x1, wave, "o")]))
-
-    print("\n5. Value: a chain of operations, and an MLP on 40 of the XOR points\n")
-    x = y = Value(0.5)
-    for _ in range(100_000):
-        y = y * 0.9999
-    y.backward()
-    print(f"   100,000 times y <- 0.9999 y: slope {x.grad:.6e}, by hand {0.9999**100_000:.6e}")
     mlp, data = MLP(2, [8, 1], seed=args.seed), list(zip(points[:40].tolist(), 2 * xor[:40] - 1))
-    for _ in range(max(2, int(40 * share))):
+    for _ in range(40 // fewer):
         mlp.zero_grad()
         loss = -sum((mlp(x) * y).sigmoid().log() for x, y in data) / len(data)
         loss.backward()
         for p in mlp.parameters():
             p.data -= p.grad
     right = np.mean([mlp(x).data * y > 0 for x, y in data])
-    print(f"   MLP(2, [8, 1]): {len(mlp.parameters())} parameters, {right:.0%} of answers right")
+    print(f"\n5. MLP(2, [8, 1]) made of Values, trained on 40 of the XOR points: {right:.0%} right")
 
-    print("\n6. Milliseconds for the gradient of the sum of tanh(x[i] x[i+1]) in n inputs\n")
+    print("\n6. Milliseconds: sum of tanh(x[i] x[i+1]) over n inputs, and its gradient both ways\n")
     print("      n     value   forward   reverse   forward/value   reverse/value")
 
-    def ring(x, tanh):
-        return sum(tanh(a * b) for a, b in zip(x, x[1:] + x[:1]))
+    def ring(x):
+        return sum((a * b).tanh() for a, b in zip(x, x[1:] + x[:1]))
 
-    def forward_gradient(x):  # one run for each input
-        for i in range(len(x)):
-            ring([Dual(xj, i == j) for j, xj in enumerate(x)], Dual.tanh)
-
-    def reverse_gradient(x):  # one run, one sweep
-        ring([Value(xi) for xi in x], Value.tanh).backward()
-
+    runs = (
+        lambda x: ring([Value(xi) for xi in x]),
+        lambda x: [ring([Dual(xj, i == j) for j, xj in enumerate(x)]) for i in range(len(x))],
+        lambda x: ring([Value(xi) for xi in x]).backward(),
+    )
     for n in (1, 4, 16, 64) if args.fast else (1, 4, 16, 64, 256, 512):
-        x, ms = rng.normal(size=n).tolist(), []
-        for run in (lambda x: ring(x, math.tanh), forward_gradient, reverse_gradient):
-            began = time.perf_counter()
-            for _ in range(max(1, 64 // n)):
-                run(x)
-            ms.append((time.perf_counter() - began) / max(1, 64 // n) * 1e3)
-        print(f"   {n:4} {ms[0]:9.3f} {ms[1]:9.3f} {ms[2]:9.3f}", end="")
-        print(f" {ms[1] / ms[0]:13.0f} x {ms[2] / ms[0]:13.0f} x")
+        x, k = rng.normal(size=n).tolist(), max(1, 64 // n)
+        f, forward, reverse = (1e3 / k * timeit.timeit(partial(run, x), number=k) for run in runs)
+        print(f"   {n:4} {f:9.3f} {forward:9.3f} {reverse:9.3f}", end="")
+        print(f" {forward / f:13.1f} x {reverse / f:13.1f} x")
 
 
 # %% Common mistakes
-#
-# 1. No zero_grad: steps grow ever wilder, since backward() ADDS to grad (MLP training in main).
+# 1. No zero_grad: steps grow ever wilder, as backward() ADDS to grad (the MLP loop in main).
 # 2. `grad =` for `grad +=`: a*a gets half its slope; rule (3) adds (last line of sweep).
-# 3. Sweeping in a wrong order, or recursively: wrong on diamonds, RecursionError (topological_order).
+# 3. A sweep in the wrong order: diamonds go wrong; a recursive one: RecursionError (section 8).
 # 4. A broadcast axis not summed: the gradient of b (J,) arrives as (N, J) (unbroadcast).
 # 5. g[i] += ū with repeated i: counted once; np.add.at counts each (Tensor.__getitem__).
 # 6. Gradient checks in float32 or with h = 1e-12: noise looks like a bug (numerical_gradient).
-# 7. Changing data in place between forward and backward: slopes of another point (Value._node).
+# 7. Changing x.data in place before backward(): slopes of two points mix (slopes in Value).
 
 # %% Exercises
-#
-#  1. Read: which expression of `sweep` is rule (2), which is rule (3)?
-#  2. Draw the graph of a*b + a and its gradients on paper; compare with to_dot.
-#  3. Derive sin and cos and add them to Operators: one line each, three engines served.
+#  1. Read: which expression of `sweep` is rule (2), and which is rule (3)?
+#  2. Draw the graph of a*b + a with its gradients on paper, then compare with to_dot.
+#  3. Derive sin and cos and add them to Operators: one line each, for three engines.
 #  4. Predict the best h for the second difference (f(x+h) - 2f(x) + f(x-h))/h², then measure it.
-#  5. Set relu's slope at 0 to 1. Construct a network whose training changes, and one where none does.
-#  6. Add Tensor.concatenate and Tensor.where; make them pass grad_check.
-#  7. Let Dual's tangent be an array of n numbers. What do all derivatives cost now, and in memory?
+#  5. Let relu have slope 1 at 0. Build a network whose training this changes.
+#  6. Add concatenate and where to Tensor; make them pass grad_check.
+#  7. Let Dual's tangent be an array of n numbers. What do n derivatives cost now, and in memory?
 #  8. Put Dual numbers inside Value: a Hessian-vector product in one sweep. Check it numerically.
-#  9. Checkpoint: keep every √K-th node of a chain of K and recompute the rest. Measure both costs.
-# 10. Make sweep build Values, so that gradients have gradients; check the fourth derivative of x⁴.
-# 11. Research: the best order to multiply a graph's slopes is NP-hard to find (Naumann, 2008). Search
-#     small graphs for cases where both forward and reverse lose, and describe what they share.
+#  9. Keep every √K-th node of a chain of K and recompute the rest in the sweep. Measure both costs.
+# 10. Let sweep compute with Values, so that gradients have gradients; check x⁴ four times.
+# 11. Research: the best order to multiply slopes is NP-hard (Naumann, 2008); when do both lose?
 
 # %% Where this leads
-#
-# PyTorch and JAX are section 10 with more operations on faster arrays. Stage 3 trains its first
-# language model with a backward written out by hand, as in sections 3 to 5; stage 4 asks how best
-# to descend; the capstone derives a whole GPT this way.
+# PyTorch and JAX are section 10 with more operations and faster arrays. Stage 3 writes the backward
+# of its first language model by hand, as in sections 3 to 5, and stage 4 asks how best to descend.
 
 if __name__ == "__main__":
     main()
