@@ -32,7 +32,6 @@ Hong et al. 2024, ORPO; Meng et al. 2024, SimPO; Shao et al. 2024, DeepSeekMath 
 import argparse
 import functools
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -83,13 +82,11 @@ def true_rewards(tokens):
 
 
 # %% 2. A small language model, its backward by hand
-# Stage 3's neural n-gram: the CONTEXT tokens before a place are looked up in a table E, laid side by
-# side, and sent through one tanh layer. The same body with one output instead of 27 serves as reward
-# model and as critic (in InstructGPT all three are copies of one transformer).
-#
+# Stage 3's neural n-gram: the CONTEXT tokens before a place are looked up in a table E, laid side
+# by side, and sent through one tanh layer. With one output instead of 27 the same body serves as
+# reward model and as critic (in InstructGPT all three are copies of one transformer).
 #   x = E[c₁] ⊕ … ⊕ E[c_K]      h = tanh(x W₁ + b₁)      z = h W₂ + b₂
-#
-# Backward, from dz = ∂L/∂z, with tanh' = 1 - tanh² and a the tanh's argument:
+# Backward, from dz = ∂L/∂z, with tanh' = 1 - tanh² and da = ∂L/∂(x W₁ + b₁):
 #   dW₂ = hᵀ dz    db₂ = Σ dz    da = (dz W₂ᵀ)(1 - h²)    dW₁ = xᵀ da    db₁ = Σ da    dx = da W₁ᵀ
 #   dE[v] = the sum of dx over all places that hold token v = (one-hot tokens)ᵀ dx.
 
@@ -98,8 +95,7 @@ CONTEXT, EMBEDDING, HIDDEN = 8, 10, 64
 
 def new_network(rng, n_out, dtype=np.float32):
     """Fresh parameters for the body above with n_out outputs."""
-    E = rng.normal(0, 0.3, (VOCABULARY, EMBEDDING)).astype(dtype)
-    wide = CONTEXT * EMBEDDING
+    E, wide = rng.normal(0, 0.3, (VOCABULARY, EMBEDDING)).astype(dtype), CONTEXT * EMBEDDING
     W1 = rng.normal(0, wide**-0.5, (wide, HIDDEN)).astype(dtype)
     W2 = rng.normal(0, 0.1 * HIDDEN**-0.5, (HIDDEN, n_out)).astype(dtype)
     return {"E": E, "W1": W1, "b1": np.zeros(HIDDEN, dtype), "W2": W2, "b2": np.zeros(n_out, dtype)}
@@ -123,13 +119,9 @@ def network_backward(dz, cache):
 
 # Responses differ in length, so a batch carries a mask: True on y's tokens up to and with its END.
 # Only those places go through the network; the ones after stay 0 and receive no gradient.
-
-
 def places_forward(params, tokens):
-    """The network at every place of every response: tokens (B, 1 + n) -> (z, mask, cache).
-
-    z (B, T, n_out) and mask (B, T), T being the longest response of the batch with its END.
-    """
+    """The network at every place of every response: tokens (B, 1 + n) -> (z (B, T, n_out), mask
+    (B, T), cache), T being the batch's longest response with its END."""
     mask = np.ones((len(tokens), tokens.shape[1] - 1), dtype=bool)
     mask[:, 1:] = np.logical_and.accumulate(tokens[:, 1:-1] != END, axis=1)
     mask = mask[:, : int(mask.sum(1).max())]  # (B, T)
@@ -147,10 +139,8 @@ def places_backward(dz, cache):
     return network_backward(dz[mask].astype(inner[-1].dtype), inner)
 
 
-# The log-probability of a response is a sum over its tokens: log π(y|x) = Σ_t log π(y_t | x, y_<t).
-# With log π(y) = z[y] - log Σ_v exp z_v, one token's term has ∂ log π(y)/∂z_v = 1[v = y] - π(v).
-
-
+# log π(y|x) = Σ_t log π(y_t | x, y_<t), and each term is log π(y) = z[y] - log Σ_v exp z_v with
+# slope ∂ log π(y)/∂z_v = 1[v = y] - π(v).
 def log_softmax(z):
     """log softmax over the last axis, shifted by the largest entry so that nothing overflows."""
     z = z - z.max(-1, keepdims=True)
@@ -233,21 +223,17 @@ def pretrain(tokens, steps, rng):
 
 
 # %% 3. Bradley-Terry and the reward model
-# Give each response a reward r(x, y), and let each look at it add Gumbel noise ε, whose distribution
-# function is F(ε) = exp(-e^{-ε}) and density e^{-ε} exp(-e^{-ε}). The larger r + ε is chosen. Then
-#
-#   P(y_w ≻ y_l) = P(ε_l < ε_w + d) = ∫ F(ε + d) e^{-ε} exp(-e^{-ε}) dε       with d = r_w - r_l
-#                = ∫₀^∞ exp(-u e^{-d}) exp(-u) du = 1/(1 + e^{-d}) = σ(d)      by u = e^{-ε}.
-#
+# Give each response a reward r(x, y), and let each look at it add Gumbel noise ε, whose
+# distribution function is F(ε) = exp(-e^{-ε}), density e^{-ε} exp(-e^{-ε}). The larger r + ε is
+# chosen. Then
+#   P(y_w ≻ y_l) = P(ε_l < ε_w + d) = ∫ F(ε + d) e^{-ε} exp(-e^{-ε}) dε        with d = r_w - r_l
+#                = ∫₀^∞ exp(-u e^{-d}) exp(-u) du = 1/(1 + e^{-d}) = σ(d)       by u = e^{-ε}.
 # Two facts to keep: only differences within one prompt matter, so a reward is known only up to a
 # constant c(x); and even the true reward predicts a choice only with probability max(σ(d), σ(-d)).
 # The mean of that is the Bayes limit: no reward model can score higher on noisy pairs.
-#
 # Maximum likelihood: L = -mean log σ(d). As log σ(d) = -log(1 + e^{-d}) has slope
-# e^{-d}/(1 + e^{-d}) = σ(-d), ∂L/∂r_w = -σ(-d)/B and ∂L/∂r_l = +σ(-d)/B: a pair pulls as hard as the
+# e^{-d}/(1 + e^{-d}) = σ(-d), ∂L/∂r_w = -σ(-d)/B and ∂L/∂r_l = σ(-d)/B: a pair pulls as hard as the
 # model is wrong about it.
-
-
 def log_sigmoid(x):
     """log σ(x) = -log(1 + e⁻ˣ), without overflow on either side."""
     return -np.logaddexp(0, -x)
@@ -266,9 +252,7 @@ def checked(**arrays):
         if a.size == 0:
             raise ValueError(f"{name} is empty, shape {a.shape}: expected at least one entry")
         if a.shape != found[first].shape:
-            raise ValueError(
-                f"{name} has shape {a.shape}: expected {found[first].shape}, like {first}"
-            )
+            raise ValueError(f"{name} has shape {a.shape}: expected {first}'s {found[first].shape}")
         if not np.isfinite(a).all():
             raise ValueError(f"{name} contains {a[~np.isfinite(a)][0]}: expected finite numbers")
     return list(found.values())
@@ -277,17 +261,14 @@ def checked(**arrays):
 def check_range(name, value, low, high=math.inf, above=False):
     """ValueError unless value is finite and low <= value <= high (low < value when above)."""
     if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
-        relation = f"{'>' if above else '>='} {low}" + (
-            "" if high == math.inf else f" and <= {high}"
-        )
-        raise ValueError(f"{name} = {value}: expected a finite number {relation}")
+        top = "" if high == math.inf else f" and <= {high}"
+        raise ValueError(f"{name} = {value}: expected a number {'>' if above else '>='} {low}{top}")
 
 
 def reward_loss(chosen_rewards, rejected_rewards):
-    """Bradley-Terry loss of a reward model: (loss, dchosen, drejected).
+    """Bradley-Terry: (loss, dchosen, drejected) of rewards (B,), the mean over pairs in nats.
 
-    Rewards (B,) of the preferred and the other response to the same prompts; loss = -mean log σ of
-    their difference, in nats. ValueError if empty, not finite or of different shapes.
+    ValueError if empty, not finite or of different shapes.
     """
     r_w, r_l = checked(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     d = r_w - r_l
@@ -296,10 +277,7 @@ def reward_loss(chosen_rewards, rejected_rewards):
 
 
 def learned_rewards(params, tokens):
-    """r_φ(x, y) = Σ of the one-output network over y's places: tokens (B, 1 + n) -> (B,).
-
-    (A transformer reads the reward off the last place, which sees everything; ours sees 8 letters.)
-    """
+    """r_φ(x, y), the one-output network summed over y's places: tokens (B, 1 + n) -> (B,)."""
     return places_forward(params, tokens)[0].sum((1, 2))
 
 
@@ -329,14 +307,11 @@ def prefer(policy, prompts, rng):
 # For sequences log π(y) = Σ_t log π(y_t|y_<t), hence
 #   KL(π‖π_ref) = E_{y~π} Σ_t log(π/π_ref)(y_t|y_<t) = E_{y~π} Σ_t KL(π(·|y_<t) ‖ π_ref(·|y_<t)):
 # the last form needs samples only for the path and sums each token's distribution exactly.
-#
-# With only the log-probabilities of sampled tokens, let d = log q - log p at a sample of p
-# (Schulman 2020, Approximating KL Divergence):
+# With only log-probabilities of sampled tokens, let d = log q - log p at a sample of p (Schulman
+# 2020, Approximating KL Divergence):
 #   k1 = -d            E[k1] = KL, but single values may be negative
 #   k2 = d²/2          biased, little when p ≈ q
 #   k3 = eᵈ - 1 - d    E[eᵈ] = Σ p q/p = 1, so E[k3] = KL too; eᵈ ≥ 1 + d makes each value ≥ 0
-
-
 def kl_divergence(logp, logq, kind="exact"):
     """KL(p‖q) in nats.
 
@@ -358,21 +333,15 @@ def kl_divergence(logp, logq, kind="exact"):
 # %% 5. The optimal policy
 # A policy that chases reward and nothing else leaves the language behind (the demonstration shows
 # how). So charge a price β for distance from the reference. For each prompt, maximise
-#
 #   J(π) = E_{y~π} r(y) - β KL(π‖π_ref) = -β E_{y~π} log [ π(y) / (π_ref(y) e^{r(y)/β}) ].
-#
 # Dividing π_ref e^{r/β} by its sum Z = Σ_y π_ref(y) e^{r(y)/β} makes it a distribution, so
-#
 #   π*(y) = π_ref(y) e^{r(y)/β} / Z      and      J(π) = -β KL(π‖π*) + β log Z.
-#
 # β log Z does not depend on π; KL ≥ 0, and 0 only at π*. So π* is the optimum, whatever r is. We
 # cannot sum over all y, but M samples of π_ref stand for π_ref with 1/M each, and π* gives them the
 # weights w = softmax(r/β). Then E_π*[r] = Σ w_i r_i and KL(π*‖π_ref) = Σ w_i log(M w_i). Sweeping β
 # draws the frontier: a policy with more reward at the same KL would beat J's optimum at that β.
-
-
 def frontier(rewards, judged, prompt_weights, betas):
-    """π* for `rewards`: (len(betas), 2) rows of KL and mean `judged`; P prompts with M samples each."""
+    """π* for rewards (P, M), M samples for each prompt: one row (KL, mean `judged`) per beta."""
     (rewards,), rows = checked(rewards=rewards), []  # (P, M)
     for beta in betas:
         check_range("beta", beta, 0, above=True)
@@ -384,16 +353,13 @@ def frontier(rewards, judged, prompt_weights, betas):
 
 
 # %% 6. Best-of-n
-# The simplest improvement trains nothing: draw n responses, keep the one the reward model likes best.
-# Let u ∈ (0, 1) be the share of π_ref's responses with a lower reward. u is uniform, the best of n
-# lies below u with probability uⁿ, so its density against π_ref is n uⁿ⁻¹. If no two responses tie,
-#
+# The simplest improvement trains nothing: draw n responses, keep the one the reward model likes
+# most. Let u ∈ (0, 1) be the share of π_ref's responses with a lower reward. u is uniform, the best
+# of n lies below u with probability uⁿ, so its density against π_ref is n uⁿ⁻¹. If no two responses
+# tie,
 #   KL = ∫₀¹ n uⁿ⁻¹ log(n uⁿ⁻¹) du = log n + (n-1) ∫₀¹ n uⁿ⁻¹ log u du = log n - (n-1)/n,
-#
-# since ∫₀¹ n uⁿ⁻¹ log u du = [uⁿ log u]₀¹ - ∫₀¹ uⁿ⁻¹ du = -1/n. Ties only make it smaller (Beirami et
-# al. 2024). Distance grows like log n, cost like n.
-
-
+# since ∫₀¹ n uⁿ⁻¹ log u du = [uⁿ log u]₀¹ - ∫₀¹ uⁿ⁻¹ du = -1/n. Ties only make it smaller (Beirami
+# et al. 2024). Distance grows like log n, cost like n.
 def best_of_n_kl(n):
     """Bound log n - (n-1)/n on KL(best-of-n ‖ reference) in nats, exact without ties."""
     check_range("n", n, 1)
@@ -401,37 +367,33 @@ def best_of_n_kl(n):
 
 
 def best_of_n(learned, judged, n):
-    """Mean `judged` (P,) of each group's best by `learned`; (P, M) samples fall into groups of n."""
+    """(P, M) samples fall into groups of n: mean `judged` (P,) of each group's best by `learned`."""
     best = learned.reshape(len(learned), -1, n).argmax(-1)[..., None]
     return np.take_along_axis(judged.reshape(len(judged), -1, n), best, -1).mean((1, 2))
 
 
 # %% 7. Policy gradient, baseline, advantage
 # To raise J(π) = E_{y~π} R(y) we need its gradient, though sampling cannot be differentiated. As
-# ∇π = π ∇log π,
-#   ∇J = Σ_y R(y) ∇π(y) = E_{y~π} [R(y) ∇log π(y)]:          REINFORCE, Williams 1992
+# ∇π = π ∇log π (REINFORCE, Williams 1992),
+#   ∇J = Σ_y R(y) ∇π(y) = E_{y~π} [R(y) ∇log π(y)]:
 # make each sample likelier in proportion to its reward. With R = r - β log(π/π_ref) the R inside
 # depends on π too, but that adds only -β E[∇log π] = 0, because E_π[∇log π] = Σ ∇π = ∇1 = 0.
-#
 # The same zero allows a baseline: for any b that does not depend on the token drawn, R - b has the
 # same mean gradient and, with b near the expected R, far less noise. Token t cannot change rewards
-# before it, and the natural baseline is V_t, a critic's guess of what is still to come. What remains
-# is the advantage A_t: how much better than expected did it go?
+# before it, and the natural baseline is V_t, a critic's guess of what is still to come. What
+# remains is the advantage A_t: how much better than expected did it go?
 #
-# Two guesses of A_t: wait for the end (unbiased, noisy), or look one step ahead and trust the critic,
-# δ_t = r_t + γ V_{t+1} - V_t (calm, biased). Looking k steps ahead telescopes into a sum of δs:
+# Two guesses of A_t: wait for the end (unbiased, noisy), or look one step ahead and trust the
+# critic, δ_t = r_t + γ V_{t+1} - V_t (calm, biased). Looking k steps ahead telescopes into a sum of
+# δs:
 #   A⁽ᵏ⁾_t = r_t + … + γᵏ⁻¹ r_{t+k-1} + γᵏ V_{t+k} - V_t = Σ_{l<k} γˡ δ_{t+l}.
-# GAE averages all k with weights (1-λ) λᵏ⁻¹, which sum to 1. δ_{t+l} is in every A⁽ᵏ⁾ with k > l, and
-# (1-λ) Σ_{k>l} λᵏ⁻¹ = λˡ, so
-#   A_t = Σ_l (γλ)ˡ δ_{t+l} = δ_t + γλ A_{t+1}.               Schulman et al. 2016
-
-
+# GAE averages all k with weights (1-λ) λᵏ⁻¹, which sum to 1. δ_{t+l} is in every A⁽ᵏ⁾ with k > l,
+# and (1-λ) Σ_{k>l} λᵏ⁻¹ = λˡ, so A_t = Σ_l (γλ)ˡ δ_{t+l} = δ_t + γλ A_{t+1}.
 def gae(rewards, values, gamma, lam):
     """Generalised advantage estimation along the last axis: (advantages, returns), (..., T) each.
 
-    rewards (..., T); values (..., T) if nothing follows the end, or (..., T + 1), the last being the
-    value of the state after the last reward. returns = advantages + values, the critic's targets.
-    ValueError unless shapes match, all is finite, and gamma and lam lie in [0, 1].
+    rewards (..., T); values (..., T), or (..., T + 1) with the value of the state after the end;
+    returns = advantages + values. ValueError on shapes, nan, and gamma or lam outside [0, 1].
     """
     check_range("gamma", gamma, 0, 1)
     check_range("lam", lam, 0, 1)
@@ -449,22 +411,17 @@ def gae(rewards, values, gamma, lam):
 
 
 # %% 8. PPO: several steps on one batch, each kept small
-# Samples are dear, so we want several updates from one batch drawn from π_old. Weighting by the ratio
-# ρ = π/π_old corrects the mean, E_{π_old}[ρ A]; but ρ drifts, and a few samples come to rule the sum.
-# PPO takes the worse of ratio and clipped ratio,
-#
+# Samples are dear, so we want several updates from one batch of π_old. Weighting by ρ = π/π_old
+# corrects the mean, E_{π_old}[ρ A]; but ρ drifts, and a few samples come to rule the sum. PPO takes
+# the worse of ratio and clipped ratio,
 #   L = -mean min(ρ A, clip(ρ, 1-ε, 1+ε) A),
-#
-# so a token earns nothing more once it has moved by ε the way its advantage wants. As dρ/dlog π = ρ,
-# ∂L/∂log π = -ρ A/N where the first branch is the smaller, and 0 where the clipped one is (A > 0 and
-# ρ > 1+ε, or A < 0 and ρ < 1-ε). At ρ = 1 it is the policy gradient itself.
-
-
+# so a token earns nothing more once it has moved by ε the way its advantage wants. As dρ/dlog π =
+# ρ, ∂L/∂log π = -ρ A/N where the first branch is the smaller, and 0 where the clipped one is (A > 0
+# and ρ > 1+ε, or A < 0 and ρ < 1-ε). At ρ = 1 it is the policy gradient itself.
 def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
-    """Clipped PPO objective over tokens: (loss, dlogp, clipped share).
+    """Clipped PPO objective over tokens: (loss, dlogp, clipped share), arrays of one shape.
 
-    All of one shape, (B, T) or any other; mask marks the tokens that count (all if None).
-    ValueError on shapes that differ, nan, clip <= 0 or a mask without a token.
+    mask marks the tokens that count (all if None). ValueError on shapes, nan, clip <= 0, no token.
     """
     mask = np.ones(np.shape(logp)) if mask is None else mask
     logp, old_logp, advantages, mask = checked(
@@ -480,34 +437,28 @@ def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
 
 # %% 9. GRPO: the group is the critic
 # Draw G responses to each prompt, and the group's mean is a baseline without any critic:
-#   A_i = (r_i - mean r) / std r, for every token of response i.       Shao et al. 2024
+#   A_i = (r_i - mean r) / std r, for every token of response i          (Shao et al. 2024).
 # Dividing by std gives easy and hard prompts an equal say; Liu et al. 2025 (Dr. GRPO) argue against
 # it, hence the switch. A group whose rewards are all equal teaches nothing.
 #
 # PPO pays for KL through its rewards: each token costs β log(π_old/π_ref) on the spot, the reward
-# model's verdict comes with the last token (Ouyang et al. 2022). GRPO adds β·mean k3 to the loss. By
-# section 4, ∂k3/∂log π = 1 - π_ref/π. A catch: averaged over samples of π this is
+# model's verdict comes with the last token (Ouyang et al. 2022). GRPO adds β·mean k3 to the loss.
+# By section 4, ∂k3/∂log π = 1 - π_ref/π. A catch: averaged over samples of π this is
 # E_π[(1 - π_ref/π) ∇log π] = -Σ π_ref ∇log π = ∇KL(π_ref‖π), the gradient of the *other* KL (the
 # samples depend on π as well, and that is ignored). It too is zero only at π_ref.
-
-
 def grpo_advantages(rewards, normalize=True, eps=1e-8):
-    """Group-relative advantages: rewards (..., G), a group per row -> same shape, rows of mean 0.
-
-    With normalize, rows also have standard deviation 1 (0 where all rewards are equal).
-    """
+    """Rewards (..., G), a group per row -> advantages of mean 0 and, if normalize, of standard
+    deviation 1 (0 where all rewards are equal)."""
     (rewards,) = checked(rewards=rewards)
     centred = rewards - rewards.mean(-1, keepdims=True)
     return centred / (rewards.std(-1, keepdims=True) + eps) if normalize else centred
 
 
-def train_rl(
-    kind, reference, reward_params, prompts, beta, iterations, rng, report=lambda *_: None
-):
-    """Raise a learned reward by "ppo" or "grpo", from the reference, KL priced at beta -> policy.
+def train_rl(kind, reference, model, prompts, beta, iterations, rng, report=lambda *_: None):
+    """Raise the reward model's reward by "ppo" or "grpo", KL priced at beta, and return the policy.
 
-    Each iteration draws 256 responses, in groups of 16 to one of the prompts (N,), and makes two
-    passes over them. report(iteration, policy) is called before each iteration and at the end.
+    Each iteration draws 256 responses, in groups of 16 to one prompt, and passes over them twice;
+    report(iteration, policy) is called before each and at the end.
     """
     policy, critic = {name: p.copy() for name, p in reference.items()}, new_network(rng, 1)
     steps = 8 * iterations  # four an iteration, so the rate falls to a half, not to zero
@@ -517,7 +468,7 @@ def train_rl(
         tokens = sample(policy, np.repeat(rng.choice(prompts, 16), 16), rng)  # (B, 1 + n)
         old, mask, _ = policy_forward(policy, tokens)  # (B, T)
         ref, _, _ = policy_forward(reference, tokens)
-        scores = learned_rewards(reward_params, tokens)  # (B,)
+        scores = learned_rewards(model, tokens)  # (B,)
         if kind == "ppo":
             rewards = -beta * (old - ref)
             rewards[np.arange(len(tokens)), mask.sum(1) - 1] += scores
@@ -543,40 +494,35 @@ def train_rl(
 
 # %% 10. DPO: the policy is its own reward model
 # Section 5 turned a reward into its best policy. Turn the formula round: π* = π_ref e^{r/β}/Z says
-#
 #   r(x, y) = β log(π*(y|x)/π_ref(y|x)) + β log Z(x).
-#
 # Every policy is optimal for *some* reward: this one. Bradley-Terry needs only differences within a
 # prompt, where the impossible Z(x) cancels: r_w - r_l = β h with
-#
 #   h = u_w - u_l,      u = log π(y|x) - log π_ref(y|x).
-#
 # So fit the policy by maximum likelihood, L = mean ℓ(h) with ℓ = -log σ(βh): no reward model, no
 # sampling, no critic (Rafailov et al. 2023). h has slope ±1 in the two log π, so all we need is ℓ':
-#
 #   sigmoid  ℓ = -log σ(βh)           ℓ' = -β σ(-βh)
-#
-# The weight σ(-βh) is the probability the policy's implicit reward gives to the *wrong* order: pairs
-# ranked wrongly pull with up to β, pairs ranked rightly by a margin hardly at all. Without it ("up
-# with y_w, down with y_l", always) nothing ever stops, and the text falls apart.
+# The weight σ(-βh) is the probability the policy's implicit reward gives to the *wrong* order:
+# pairs ranked wrongly pull with up to β, pairs ranked rightly by a margin hardly at all. Without it
+# ("up with y_w, down with y_l", always) nothing ever stops, and the text falls apart.
 #
 # Where a pair is always chosen the same way, -log σ has no minimum: h → ∞, whatever β. IPO asks for
 # less: raise p(y), the probability of being preferred to a given rival, which cannot exceed 1. With
-# p as reward, section 5 gives h = (p_w - p_l)/β. Regress h on labels, 1 for the winner and 0 for the
-# loser, each pair met in both orders (h and -h; labels and their order swapped):
-#   ½(h - 1/β)² + ½(-h - 0)² = h² - h/β + 1/(2β²) = (h - 1/(2β))² + constant.    Azar et al. 2024
-#
+# p as reward, section 5 gives h = (p_w - p_l)/β. Regress h on single labels, I = 1 if the first of
+# the pair won and 0 if not, over both orders of the pair (h with I = 1, -h with I = 0; Azar et al.
+# 2024):
+#   ½(h - 1/β)² + ½(-h - 0)² = h² - h/β + 1/(2β²) = (h - 1/(2β))² + constant.
 #   ipo      ℓ = (h - 1/(2β))²        ℓ' = 2(h - 1/(2β))      pulls back when h > 1/(2β)
 #   hinge    ℓ = max(0, 1 - βh)       ℓ' = -β [βh < 1]        SLiC, Zhao et al. 2023
 #
 # Label smoothing: if a share ε of the labels is flipped, the expected loss is (1-ε) ℓ(h) + ε ℓ(-h),
-# with slope (1-ε) ℓ'(h) - ε ℓ'(-h). For sigmoid this is conservative DPO (Mitchell 2023); its minimum
-# is finite, σ(βh) = 1-ε. (The TRL library smooths only sigmoid; the formula holds for all three.)
+# with slope (1-ε) ℓ'(h) - ε ℓ'(-h). For sigmoid this is conservative DPO (Mitchell 2023); its
+# minimum is finite, σ(βh) = 1-ε. (The TRL library smooths only sigmoid; the formula holds for all
+# three.)
 
 PAIR_LOSSES = {
     "sigmoid": lambda h, beta: (-log_sigmoid(beta * h), -beta * sigmoid(-beta * h)),
     "ipo": lambda h, beta: ((h - 1 / (2 * beta)) ** 2, 2 * (h - 1 / (2 * beta))),
-    "hinge": lambda h, beta: (np.maximum(0, 1 - beta * h), -beta * (beta * h < 1)),
+    "hinge": lambda h, beta: (np.maximum(0, 1 - beta * h), -beta * (beta * h < 1).astype(h.dtype)),
 }
 
 
@@ -614,21 +560,16 @@ def dpo_loss(
 
 # %% 11. KTO, ORPO, SimPO: no pairs, no reference
 # KTO needs no pairs, only responses marked good or bad. After Kahneman & Tversky, gains and losses
-# are felt from a reference point z, here the policy's average, z = KL(π‖π_ref); loss = 1 - value:
-#   good  w_D (1 - σ(β(u - z)))        bad  w_U (1 - σ(β(z - u)))        Ethayarajh et al. 2024
-# As σ' = σ(1-σ), the slopes in log π are -w_D β σ(1-σ) and +w_U β σ(1-σ): unlike DPO's they vanish on
-# *both* sides, so hopeless examples, often wrong labels, are given up. z is estimated by max(0, mean
-# u over the batch) and receives no gradient.
-
-
+# are felt from a reference point z, here the policy's average u, KL(π‖π_ref); loss = 1 - value:
+#   good  w_D (1 - σ(β(u - z)))        bad  w_U (1 - σ(β(z - u)))        (Ethayarajh et al. 2024)
+# As σ' = σ(1-σ), the slopes in log π are -w_D β σ(1-σ) and w_U β σ(1-σ): unlike DPO's they vanish
+# on *both* sides, so hopeless examples, often wrong labels, are given up. z is estimated by max(0,
+# mean u over the batch) and receives no gradient.
 def kto_loss(
     policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta, kl=None, weights=(1.0, 1.0)
 ):
-    """KTO: (loss, dchosen, drejected, chosen_rewards, rejected_rewards), the mean over examples.
-
-    Summed log-probabilities of good (chosen) and bad (rejected) responses, which are not paired and
-    may differ in number. kl is z in nats (None: from the batch), weights = (w_D, w_U).
-    """
+    """KTO, the mean over examples; inputs and returns as dpo_loss, but good (chosen) and bad (rejected)
+    may differ in number. kl is z in nats (None: from the batch), weights (w_D, w_U)."""
     good = log_ratio("chosen", policy_chosen, ref_chosen)
     bad = log_ratio("rejected", policy_rejected, ref_rejected)
     check_range("beta", beta, 0, above=True)
@@ -643,18 +584,13 @@ def kto_loss(
 
 
 # ORPO folds fine-tuning and preference into one loss. With m = log π(y|x)/|y|, the mean per token,
-# P = eᵐ, odds(P) = P/(1-P), so log odds = m - log(1 - eᵐ):             Hong et al. 2024
+# P = eᵐ, odds = P/(1-P), so log odds = m - log(1 - eᵐ)                   (Hong et al. 2024):
 #   L = mean[-m_w - β log σ(o)],      o = log odds(P_w) - log odds(P_l).
 # d log odds/dm = 1 + eᵐ/(1-eᵐ) = 1/(1-P), so with s = σ(-o)
-#   ∂L/∂m_w = -(1 + β s/(1-P_w))/B,      ∂L/∂m_l = +β s/(1-P_l)/B.
+#   ∂L/∂m_w = -(1 + β s/(1-P_w))/B,      ∂L/∂m_l = β s/(1-P_l)/B.
 # The first term, fine-tuning on the chosen, is all that stands in for the reference.
-
-
 def orpo_loss(chosen_mean, rejected_mean, beta=0.1):
-    """ORPO: (loss, dchosen, drejected, chosen_rewards, rejected_rewards); beta weighs the odds.
-
-    Inputs (B,) are log π(y|x)/|y|, per token and below 0; derivatives are in these means.
-    """
+    """ORPO on means per token, log π(y|x)/|y| < 0, (B,); returns as dpo_loss, slopes in means."""
     m_w, m_l = checked(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
     check_range("beta", beta, 0, above=True)
     check_range("-chosen_mean", -m_w.max(), 0, above=True)
@@ -666,16 +602,13 @@ def orpo_loss(chosen_mean, rejected_mean, beta=0.1):
     return loss, -1 / o.size - beta * s / rest_w, beta * s / rest_l, beta * m_w, beta * m_l
 
 
-# SimPO drops the reference too: the implicit reward is the mean log-probability itself, divided by
-# |y| so that short responses gain nothing, and a margin γ asks the winner to win clearly:
-#   L = -mean log σ(g),   g = β m_w - β m_l - γ,   ∂L/∂m_w = -β σ(-g)/B = -∂L/∂m_l.   Meng et al. 2024
-
-
+# SimPO drops the reference too: its implicit reward is βm itself, divided by |y| so that shortness
+# gains nothing, and a margin γ asks the winner to win clearly (Meng et al. 2024):
+#   L = -mean log σ(g),      g = β m_w - β m_l - γ,      ∂L/∂m_w = -β σ(-g)/B = -∂L/∂m_l.
+# So it fits βm ≈ r, whatever was likely before: the larger β, the flatter (not the nearer!) the
+# policy.
 def simpo_loss(chosen_mean, rejected_mean, beta=2.0, gamma=0.5):
-    """SimPO: (loss, dchosen, drejected, chosen_rewards, rejected_rewards), target margin gamma.
-
-    Inputs (B,) are log π(y|x)/|y|, per token; derivatives are in these means.
-    """
+    """SimPO on means per token, log π(y|x)/|y|, (B,); returns as dpo_loss, slopes in the means."""
     m_w, m_l = checked(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
     check_range("beta", beta, 0, above=True)
     check_range("gamma", gamma, 0)
@@ -706,22 +639,15 @@ def train_on_pairs(loss, reference, chosen, rejected, steps, rng, **options):
 
 # %% Demonstration
 
-PAIR_METHODS = {  # letter in the plot, loss, options, three strengths of beta, mild to strong
+METHODS = {  # letter in the plot, the loss on pairs, its options, three values of beta
+    "PPO": ("P", None, {}, (1.0, 0.5, 0.25)),
+    "GRPO": ("G", None, {}, (1.0, 0.6, 0.4)),
     "DPO": ("D", dpo_loss, {}, (1.0, 0.5, 0.25)),
     "IPO": ("I", dpo_loss, {"kind": "ipo"}, (0.3, 0.1, 0.05)),
     "KTO": ("K", kto_loss, {}, (2.0, 0.5, 0.25)),
     "ORPO": ("O", orpo_loss, {}, (1.0, 4.0, 16.0)),
     "SimPO": ("S", simpo_loss, {"gamma": 0.5}, (4.0, 2.0, 1.0)),
 }
-RL_METHODS = {"PPO": ("P", (1.0, 0.5, 0.25)), "GRPO": ("G", (1.0, 0.6, 0.4))}
-
-
-def progress(message, last=False):
-    """One line overwritten in place on a terminal; when piped, only the last message is printed."""
-    if sys.stdout.isatty():
-        print(f"\r{message:<78}", end="\n" if last else "", flush=True)
-    elif last:
-        print(message, flush=True)
 
 
 def text_plot(points, width=72, height=18):
@@ -732,8 +658,8 @@ def text_plot(points, width=72, height=18):
     for a, b, letter in zip(x, y, letters):
         grid[round((high - b) / (high - low) * height)][round(a / right * width)] = letter
     ticks = (f"{high - (high - low) * i / height:5.1f}" if i % 6 == 0 else "" for i in range(99))
-    rows = [f"{tick:>6s} |{''.join(row)}" for tick, row in zip(ticks, grid)]
     axis = "".join(f"{right * i / 6:<{width // 6}.1f}" for i in range(7))
+    rows = [f"{tick:>6s} |{''.join(row)}" for tick, row in zip(ticks, grid)]
     return [*rows, "       +" + "-" * width, "        " + axis]
 
 
@@ -742,54 +668,45 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a smoke run of every part, 2 s")
     parser.add_argument("--seed", type=int, default=0, help="fixes every random choice (default 0)")
-    data = Path(__file__).resolve().parent / "data" / "names.txt"
-    parser.add_argument("--names", type=Path, default=data, help="lower-case names, one a line")
+    parser.add_argument("--names", default=Path(__file__).resolve().parent / "data" / "names.txt")
     args = parser.parse_args(argv)
     try:
-        tokens = encode(args.names.read_text(encoding="utf-8").split())
+        tokens = encode(Path(args.names).read_text(encoding="utf-8").split())
         check_range("--seed", args.seed, 0)
         check_range(f"number of names in {args.names}", len(tokens), 20)
     except (OSError, ValueError) as error:
         parser.error(str(error))
-    sizes = (20, 200, 6, 4, 64, 200) if args.fast else (400, 2000, 160, 40, 2048, 4000)
+    sizes = (60, 200, 4, 3, 64, 100) if args.fast else (400, 2000, 160, 40, 2048, 4000)
     n_pretrain, n_pairs, n_steps, n_rl, n_bank, n_judge = sizes
     rng = np.random.default_rng(args.seed)
+    say = functools.partial(print, flush=True)  # the report grows as it is computed
 
-    progress("training the reference, then the reward model")
     train, held = np.split(rng.permutation(tokens), [int(0.9 * len(tokens))])
     prompts = train[:, 0]
     reference = pretrain(train, n_pretrain, rng)
-    pairs = prefer(reference, rng.choice(prompts, n_pairs), rng)
-    test = prefer(reference, rng.choice(prompts, 5000), rng)
-    model = train_reward_model(*pairs, 2 * n_steps, rng)
+    logp, mask, _ = policy_forward(reference, held)
     letters, count = np.unique(prompts, return_counts=True)
     share = count / count.sum()  # (P,)
     bank = sample(reference, np.repeat(letters, n_bank), rng)  # n_bank responses to every prompt
     truth = true_rewards(bank).reshape(-1, n_bank)  # (P, M)
+    start = truth.mean(1) @ share
+    say(f"THE WORLD  {len(tokens)} names; the first letter is the prompt, the rest the response.")
+    say(f"The reference ({-logp.sum() / mask.sum():.2f} nats a letter, {len(held)} held-out names)")
+    say(f"writes names of true reward {start:.2f} ± {truth.std():.2f}, for example")
+    spread = bank[np.argsort(true_rewards(bank))[:: -(len(bank) // 6)]]
+    say("   " + "   ".join(f"{name} {true_reward(name):+.1f}" for name in decode(spread)))
+
+    pairs = prefer(reference, rng.choice(prompts, n_pairs), rng)
+    test = prefer(reference, rng.choice(prompts, 2 * n_pairs), rng)
+    model = train_reward_model(*pairs, 2 * n_steps, rng)
     learned = learned_rewards(model, bank).reshape(-1, n_bank)
-    start, start_learned = truth.mean(1) @ share, learned.mean(1) @ share
-    logp, mask, _ = policy_forward(reference, held)
-    accuracy = [
-        100 * np.mean(np.subtract(*(learned_rewards(model, s) for s in p)) > 0)
-        for p in (pairs, test)
-    ]
-    bayes = 100 * sigmoid(np.abs(np.subtract(*map(true_rewards, test)))).mean()
-    progress(
-        f"THE WORLD  {len(tokens)} names; the first letter is the prompt, the rest the response",
-        True,
-    )
-    print(
-        f"the reference pays {-logp.sum() / mask.sum():.2f} nats a letter on {len(held)} held-out names"
-    )
-    print(f"its own names have true reward {start:.2f} ± {truth.std():.2f}, from best to worst:")
-    order = bank[np.argsort(true_rewards(bank))[:: -(len(bank) // 6)]]
-    print("   " + "   ".join(f"{name} {true_reward(name):+.1f}" for name in decode(order)))
-    print(f"\nREWARD MODEL  fitted to {n_pairs} noisy pairs: share of choices it predicts")
-    print(
-        f"   training pairs {accuracy[0]:.1f} %    held-out pairs {accuracy[1]:.1f} %", end="    "
-    )
-    print(f"Bayes limit {bayes:.1f} %    correlation with the truth", end=" ")
-    print(f"{np.corrcoef(learned.ravel(), truth.ravel())[0, 1]:.2f}")
+    start_learned = learned.mean(1) @ share
+    gaps = (learned_rewards(model, a) - learned_rewards(model, b) for a, b in (pairs, test))
+    fitted, right = (50 + 50 * np.sign(gap).mean() for gap in gaps)  # a tie counts half
+    bayes = 100 * sigmoid(np.abs(true_rewards(test[0]) - true_rewards(test[1]))).mean()
+    say(f"\nREWARD MODEL  predicts {right:.1f} % of held-out choices, Bayes limit {bayes:.1f} %;")
+    say(f"{fitted:.1f} % of the {n_pairs} noisy training pairs; correlation with the truth", end="")
+    say(f" {np.corrcoef(learned.ravel(), truth.ravel())[0, 1]:.2f}")
 
     betas = np.geomspace(20, 0.2, 60)
     best, reachable = frontier(truth, truth, share, betas), frontier(learned, truth, share, betas)
@@ -797,121 +714,84 @@ def main(argv=None):
     judge_prompts = rng.choice(prompts, n_judge)
 
     def judge(policy):
-        """(true reward, its standard error, learned gain, KL, names) from n_judge fresh samples."""
+        """(true reward, learned gain, KL, three names) from n_judge fresh samples."""
         drawn = sample(policy, judge_prompts, rng)
         logits, reference_logits = (places_forward(p, drawn)[0] for p in (policy, reference))
         kl = kl_divergence(logits, reference_logits).sum(1).mean()  # both are 0 after the end
-        true = true_rewards(drawn)
         gain = learned_rewards(model, drawn).mean() - start_learned
-        return true.mean(), true.std() / math.sqrt(n_judge), gain, kl, decode(drawn[:2])
+        return true_rewards(drawn).mean(), gain, kl, " ".join(decode(drawn[:3]))
 
-    table = {}
+    def row(method, letter, setting, samples, seconds, true, gain, kl, names=""):
+        used = 100 * (true - start) / (np.interp(kl, *best.T) - start)
+        used = f"{used:4.0f} %" if kl <= best[-1, 0] else "     -"
+        points.append((kl, true, letter))
+        say(f"{method:10s}{setting:>7s}{true:7.2f}{gain:+9.2f}{kl:6.2f} {used}", end="")
+        say(f"{samples:9d}{seconds:6.1f} s  {names}")
 
-    def row(method, setting, samples, seconds, true, error, gain, kl, names):
-        top = np.interp(kl, *best.T)
-        used = f"{100 * (true - start) / (top - start):4.0f} %" if kl <= best[-1, 0] else "     -"
-        table.setdefault(method, []).append(
-            f"{method:10s}{setting:>7s}{true:7.2f}{gain:+9.2f}{kl:6.2f} {used}{samples:>9s}"
-            f"{seconds:6.1f} s  {' '.join(names)}"
-        )
-        points.append((kl, true, RL_METHODS.get(method, PAIR_METHODS.get(method, "B"))[0]))
-
+    say("\nMETHODS  true reward; gain the learned reward believes in; KL in nats; used = share of")
+    say(
+        "the gain possible at that KL; samples drawn to learn (best-of-n: to answer); time to learn"
+    )
+    say(f"\n{'true':>24s}     gain    KL   used  samples    time  names")
     for n in (4, 16, 64):
         true, gain = (best_of_n(learned, judged, n) @ share for judged in (truth, learned))
-        row(
-            "best-of-n",
-            f"n={n}",
-            f"{n}/name",
-            0,
-            true,
-            0,
-            gain - start_learned,
-            best_of_n_kl(n),
-            [],
-        )
-    for method, strength in [(m, i) for i in range(3) for m in (*RL_METHODS, *PAIR_METHODS)]:
-        progress(f"{method}, strength {strength + 1} of 3")
-        begin = time.perf_counter()
-        if method in RL_METHODS:
-            beta, samples = RL_METHODS[method][1][strength], f"{256 * n_rl}"
-            policy = train_rl(method.lower(), reference, model, prompts, beta, n_rl, rng)
-        else:
-            _, loss, options, strengths = PAIR_METHODS[method]
-            beta, samples = strengths[strength], "0"
-            policy = train_on_pairs(loss, reference, *pairs, n_steps, rng, beta=beta, **options)
-        row(method, f"β={beta:g}", samples, time.perf_counter() - begin, *judge(policy))
-    progress(
-        "\nMETHODS  judged by the truth; gain is what the learned reward believes; KL in nats;",
-        True,
-    )
-    print(
-        "used: share of the gain that the best policy at that KL would have; samples drawn in training\n"
-    )
-    print(
-        f"{'':17s}{'true':>7s}{'gain':>9s}{'KL':>6s} {'used':>6s}{'samples':>9s}{'time':>8s}  names"
-    )
-    print("\n".join(line for lines in table.values() for line in lines))
-    print(
-        "\nFRONTIER  true reward against KL:  . the best possible  : the best for the learned reward"
-    )
-    print("B best-of-n  P PPO  G GRPO  D DPO  I IPO  K KTO  O ORPO  S SimPO (B at its KL bound)\n")
-    print("\n".join(text_plot([p for p in points if p[0] <= best[-1, 0]])))
+        row("best-of-n", "B", f"n={n}", n, 0, true, gain - start_learned, best_of_n_kl(n))
+    for method, (letter, loss, options, betas) in METHODS.items():
+        for beta in betas[: 1 if args.fast else 3]:
+            begin = time.perf_counter()
+            if loss is None:
+                policy = train_rl(method.lower(), reference, model, prompts, beta, n_rl, rng)
+            else:
+                policy = train_on_pairs(loss, reference, *pairs, n_steps, rng, beta=beta, **options)
+            seconds, samples = time.perf_counter() - begin, 0 if loss else 256 * n_rl
+            row(method, letter, f"β={beta:g}", samples, seconds, *judge(policy))
+    say("\nFRONTIER  true reward over KL; . the best possible, : the best for the learned reward,")
+    say("B best-of-n (at its KL bound), P PPO, G GRPO, D DPO, I IPO, K KTO, O ORPO, S SimPO\n")
+    say("\n".join(text_plot([p for p in points if p[0] <= best[-1, 0]])))
 
-    print("\nOVER-OPTIMISATION  PPO on the learned reward, without and with a price on KL\n")
-    print(
-        f"{'':10s}{'β = 0':^33s}   {'β = 0.5':^33s}\niteration "
-        + "  gain believed   true     KL   " * 2
-    )
-    histories = []
+    say("\nOVER-OPTIMISATION  PPO on the learned reward, without and with a price on KL")
+    marks = {n_rl * part // 16 for part in (0, 1, 2, 4, 8, 16)}
+
+    def report(iteration, policy):
+        if iteration in marks:
+            true, gain, kl, names = judge(policy)
+            say(f"{iteration:12d}{gain:+15.2f}{true:8.2f}{kl:8.2f}   {names}")
+
     for beta in (0.0, 0.5):
-        histories.append([])
-        progress(f"PPO with β = {beta}")
-
-        def report(iteration, policy, history=histories[-1]):
-            if iteration in {n_rl * share // 16 for share in (0, 1, 2, 4, 8, 16)}:
-                history.append((iteration, *judge(policy)))
-
+        say(f"\nβ = {beta}  iteration  gain believed    true      KL   names")
         train_rl("ppo", reference, model, prompts, beta, n_rl, rng, report)
-    progress("", sys.stdout.isatty())
-    for left, right in zip(*histories):
-        cells = (f"{gain:+12.2f}{true:10.2f}{kl:8.2f}" for _, true, _, gain, kl, _ in (left, right))
-        print(f"{left[0]:9d} " + "   ".join(cells) + "   " + left[-1][0])
 
 
 # %% Common mistakes
-# 1. Log-probabilities that include the prompt or the padding. Symptom: losses depend on how a batch
-#    is padded, long pairs rule. `places_forward` masks all but the response and its END.
-# 2. Forgetting the END token. Symptom: responses grow without end, as stopping is never rewarded.
-#    The mask in `places_forward` runs up to *and including* the first END.
-# 3. Gradients into the reference, or a reference that is the policy itself and not a copy. Symptom:
-#    h stays 0, the loss at log 2. `train_on_pairs` copies, and computes `ref` once, before training.
-# 4. Summed log-probabilities in ORPO and SimPO. Symptom: 1 - P rounds to 1, short responses win.
-#    `train_on_pairs` divides by `length`, and its gradient too.
-# 5. Judging by the learned reward. Symptom: it rises for ever, and the samples are gibberish. The
-#    last table of `main` shows it; keep a judge that no optimiser has seen.
-# 6. Advantages from the batch's own current values after the critic has moved, or old_logp from the
-#    new policy. Symptom: ratios are 1, nothing is clipped. `train_rl` fixes both before its updates.
-# 7. One β for all. IPO's target gap is 1/(2β), DPO's pull saturates at βh ≈ 3, ORPO's β multiplies
-#    the loss: see PAIR_METHODS, and compare at equal KL, as the plot does, never at equal β.
+# 1. Scoring the prompt or the padding: losses change with how a batch is padded. See
+# `places_forward`. 2. Leaving out END: responses grow, as stopping is never rewarded. Its mask
+# includes the first END. 3. A reference that is the policy and not a copy: h stays 0, the loss log
+# 2. See `train_on_pairs`. 4. Sums in ORPO and SimPO: 1 - P rounds to 1 and short responses win. It
+# divides by `length`. 5. Judging by the learned reward: it rises for ever, the text is gibberish.
+# `judge` asks the truth. 6. old_logp or advantages renewed after each update: nothing is ever
+# clipped. `train_rl` fixes both. 7. One β for all methods: it means several different things.
+# Compare at equal KL, as the plot does.
 
 # %% Exercises
 #  1. Read: which line of `train_rl` makes the reward model's verdict arrive with the last token?
-#  2. Compute by hand dpo_loss for log π = ref in all pairs. Why is it log 2 whatever β?
+#  2. By hand: dpo_loss where log π = log π_ref in all pairs. Why is it log 2 whatever β?
 #  3. Show that adding any c(x) to the reward changes neither reward_loss nor π*.
-#  4. Check `ppo_loss` and `kto_loss` against central differences; where does that fail, and why?
-#  5. Print σ(-βh) for every training pair after DPO. Which pairs still pull? Are their labels wrong?
+#  4. Check `ppo_loss` and the hinge against central differences; where does that fail, and why?
+#  5. Print σ(-βh) for every training pair after DPO. Which pairs still pull? Are their labels
+# wrong?
 #  6. Flip 30 % of the labels. Compare label_smoothing 0 and 0.3, DPO and IPO, by true reward.
-#  7. Plot the gradient noise of REINFORCE with no baseline, with the batch mean, and with the critic.
-#  8. Put GRPO's KL into the rewards as PPO does. Does GRPO move up towards the ':' curve?
+#  7. Measure the noise of the policy gradient without baseline, with the batch mean, with a critic.
+#  8. Put GRPO's KL into the rewards, as PPO does. Does G move up towards the ':' curve?
 #  9. Fit reward models to 250, 1000 and 4000 pairs: at which KL does the true reward peak in each?
-# 10. Iterate: sample new pairs from the DPO policy, label, train again. How far beyond ':' do you get?
-# 11. Average the weights or the rewards of five reward models. Does it delay over-optimisation?
+# 10. Iterate: sample new pairs from the DPO policy, label, train again. How far above ':' is that?
+# 11. Average the rewards of five reward models. Does it delay over-optimisation?
 # 12. Research: estimate, from pairs alone, the KL at which the true reward is about to fall.
 
 # %% Where this leads
-# These losses, unchanged, align the models in daily use: InstructGPT and its heirs with PPO, many open
-# models with DPO, and reasoning models with GRPO, whose reward is a verifier, so that the hidden truth
-# is at last computable. The capstone is the model one would do it to: a GPT, trained end to end.
+# These losses, unchanged, align the models in daily use: InstructGPT and its heirs with PPO, many
+# open models with DPO, and reasoning models with GRPO, whose reward is a verifier, so that the
+# hidden truth is at last computable. The capstone is the model one would do it to: a GPT, trained
+# end to end.
 
 if __name__ == "__main__":
     main()
