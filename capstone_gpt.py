@@ -626,8 +626,8 @@ def param_shapes(config):
 class ParamDict(dict):
     """{Hugging Face name: array}, every array a view into one contiguous vector, `.flat`.
 
-    `.blocks[i]` shows layer i under the names of block_forward, as (in, out) matrices, and `.top` the
-    rest: the same memory, transposed and joined where needed.
+    `.blocks[i]` shows layer i under the names of block_forward, as (in, out) matrices, and `.top`
+    the rest: the same memory, transposed and joined where needed.
     """
 
     def __init__(self, config, flat):
@@ -767,7 +767,7 @@ def read_safetensors(path):
     need(isinstance(header, dict), "the header is not a JSON object")
     metadata, tensors, used = header.pop("__metadata__", {}), {}, 0
     for name, entry in header.items():
-        need(isinstance(entry, dict) and entry.get("dtype") in DTYPES, f"type of {name}")
+        need(isinstance(entry, dict) and entry.get("dtype") in [*DTYPES], f"type of {name}")
         shape, offsets = entry.get("shape"), entry.get("data_offsets")
         for numbers in (shape, offsets):
             whole = isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)

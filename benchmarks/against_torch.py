@@ -1,10 +1,10 @@
-"""Training speed of capstone_gpt.py beside the same model in PyTorch, on the same batches, interleaved.
+"""Training speed of capstone_gpt.py beside the same model in PyTorch, in turns on the same batches.
 
     python benchmarks/against_torch.py [--rounds 5] [--steps 10]
 
-Both start from the same weights, so the losses are compared as well as the times. The machine's own matrix
-product speed is printed with the result: cores of shared machines change speed within seconds, which is
-why the two take turns and medians are shown. Needs torch; says so and stops where it is absent.
+Both start from the same weights, so the losses are compared as well as the times. The machine's own
+matrix product speed is printed with the result: cores of shared machines change speed within seconds,
+which is why the two take turns and medians are shown. Needs torch; says so and stops without it.
 """
 
 import argparse
@@ -36,7 +36,7 @@ SHAPES = {  # name: (B, T, layers, heads, channels, vocabulary)
 
 
 def torch_loss(p, config, idx, targets):
-    """The bias-free gpt2 of capstone_gpt.py on torch tensors p, eager, with torch's fused attention."""
+    """The bias-free gpt2 of capstone_gpt.py on torch tensors p, with torch's fused attention."""
     C, H, T = config.n_embd, config.n_head, idx.shape[1]
     x = p["transformer.wte.weight"][idx] + p["transformer.wpe.weight"][:T]
     for i in range(config.n_layer):

@@ -1,0 +1,236 @@
+"""Every layer of the capstone against central differences and against a second route."""
+
+import numpy as np
+import pytest
+from conftest import assert_gradients, relative_error
+
+import capstone_gpt as gpt
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 5), (1, 7, 4)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear(rng, shape, bias):
+    x, W = rng.normal(size=shape), rng.normal(size=(shape[-1], 3))
+    inputs = [x, W] + ([rng.normal(size=3)] if bias else [])
+    _, cache = gpt.linear_forward(*inputs)
+    assert_gradients(
+        lambda: gpt.linear_forward(*inputs)[0], inputs, lambda dy: gpt.linear_backward(dy, cache)
+    )
+
+
+def test_embedding_adds_the_gradients_of_repeated_tokens(rng):
+    W, idx = rng.normal(size=(5, 3)), np.array([[0, 2, 2], [2, 4, 0]])
+    _, cache = gpt.embedding_forward(idx, W)
+    assert_gradients(
+        lambda: gpt.embedding_forward(idx, W)[0],
+        [W],
+        lambda dy: [gpt.embedding_backward(dy, cache)],
+    )
+
+
+@pytest.mark.parametrize("C", [2, 5, 8])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layernorm(rng, C, bias):
+    x, weight = rng.normal(2, 3, size=(2, 3, C)), rng.normal(size=C)
+    inputs = [x, weight] + ([rng.normal(size=C)] if bias else [])
+    y, cache = gpt.layernorm_forward(*inputs)
+    plain = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight
+    assert np.allclose(y, plain + (inputs[2] if bias else 0), atol=1e-12)
+    assert_gradients(
+        lambda: gpt.layernorm_forward(*inputs)[0],
+        inputs,
+        lambda dy: gpt.layernorm_backward(dy, cache),
+    )
+
+
+@pytest.mark.parametrize("C", [1, 6])
+def test_rmsnorm(rng, C):
+    x, weight = rng.normal(size=(2, 3, C)), rng.normal(size=C)
+    y, cache = gpt.rmsnorm_forward(x, weight)
+    assert np.allclose(y, x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * weight, atol=1e-12)
+    # with one channel x/|x| is all but constant and its derivative drowns in rounding: larger ε
+    eps = 1e-5 if C > 1 else 1.0
+    _, cache = gpt.rmsnorm_forward(x, weight, eps)
+    assert_gradients(
+        lambda: gpt.rmsnorm_forward(x, weight, eps)[0],
+        [x, weight],
+        lambda dy: gpt.rmsnorm_backward(dy, cache),
+    )
+
+
+@pytest.mark.parametrize("pair", ["gelu", "swiglu"])
+def test_activations(rng, pair):
+    forward, backward = getattr(gpt, f"{pair}_forward"), getattr(gpt, f"{pair}_backward")
+    x = rng.normal(0, 2, size=(2, 3, 6))
+    _, cache = forward(x)
+    assert_gradients(lambda: forward(x)[0], [x], lambda dy: [backward(dy, cache)])
+
+
+def test_activations_in_tiles_equal_the_formulas(rng):
+    x = rng.normal(0, 3, size=(300, 400))  # more than one tile
+    u = np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x)
+    assert np.allclose(gpt.gelu_forward(x)[0], 0.5 * x * (1 + np.tanh(u)), atol=1e-12)
+    g, u = x[:, :200], x[:, 200:]
+    assert np.allclose(gpt.swiglu_forward(x)[0], g / (1 + np.exp(-g)) * u, atol=1e-12)
+
+
+@pytest.mark.parametrize("pair", ["gelu", "swiglu"])
+def test_activations_survive_huge_inputs(pair):
+    x = np.array([[-1e4, 1e4, 0.0, 1e-30]], np.float32)
+    y, cache = getattr(gpt, f"{pair}_forward")(x)
+    slopes = cache if pair == "gelu" else cache[1]
+    assert np.isfinite(y).all() and np.isfinite(slopes).all()
+
+
+def test_rope_turns_pairs_and_scores_depend_on_distance_only(rng):
+    q, k = rng.normal(size=(2, 1, 6)), rng.normal(size=(2, 1, 6))
+    cos, sin = gpt.rope_tables(np.arange(20), 6, 10000.0, np.float64)
+
+    def score(a, b):
+        turned = [
+            gpt.rope_forward(x, cos[p : p + 1], sin[p : p + 1])[0] for x, p in ((q, a), (k, b))
+        ]
+        return np.vecdot(*turned)
+
+    assert np.allclose(score(3, 7), score(11, 15), atol=1e-12)
+    assert not np.allclose(score(3, 7), score(3, 8))
+    _, cache = gpt.rope_forward(q, cos[5:6], sin[5:6])
+    assert_gradients(
+        lambda: gpt.rope_forward(q, cos[5:6], sin[5:6])[0],
+        [q],
+        lambda dy: [gpt.rope_backward(dy, cache)],
+    )
+    assert np.allclose(gpt.rope_backward(gpt.rope_forward(q, cos[5:6], sin[5:6])[0], cache), q)
+
+
+def plain_attention(q, k, v):
+    """The textbook formula with a full (Tq, Tk) matrix."""
+    group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
+    k, v = k.repeat(group, 1), v.repeat(group, 1)
+    s = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+    s[..., np.triu(np.ones(s.shape[-2:], bool), past + 1)] = -np.inf
+    p = np.exp(s - s.max(-1, keepdims=True))
+    return p / p.sum(-1, keepdims=True) @ v
+
+
+@pytest.mark.parametrize("B,H,Hkv,Tq,Tk", [(1, 1, 1, 1, 1), (2, 4, 2, 3, 3), (1, 3, 1, 2, 5)])
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_attention(rng, B, H, Hkv, Tq, Tk, p):
+    q, k, v = (rng.normal(size=(B, h, T, 4)) for h, T in ((H, Tq), (Hkv, Tk), (Hkv, Tk)))
+
+    def forward():
+        return gpt.attention_forward(q, k, v, p, np.random.default_rng(3))
+
+    y, cache = forward()
+    if p == 0:
+        assert np.allclose(y, plain_attention(q, k, v), atol=1e-12)
+    assert_gradients(lambda: forward()[0], [q, k, v], lambda dy: gpt.attention_backward(dy, cache))
+
+
+@pytest.mark.parametrize("Tq,Tk", [(63, 63), (65, 65), (130, 150)])
+def test_attention_in_blocks_equals_the_full_matrix(rng, Tq, Tk):
+    q, k, v = (rng.normal(size=(2, 4, T, 8)) for T in (Tq, Tk, Tk))
+    y, cache = gpt.attention_forward(q, k, v)
+    assert np.allclose(y, plain_attention(q, k, v), atol=1e-12)
+    dy, direction = rng.normal(size=y.shape), rng.normal(size=k.shape)
+    _, dk, _ = gpt.attention_backward(dy, cache)
+    ends = [(dy * plain_attention(q, k + h * direction, v)).sum() for h in (1e-6, -1e-6)]
+    assert relative_error((dk * direction).sum(), (ends[0] - ends[1]) / 2e-6) < 1e-6
+
+
+def test_attention_is_steady_under_huge_scores(rng):
+    q, k, v = (100 * rng.normal(size=(1, 1, 5, 8)).astype(np.float32) for _ in range(3))
+    y, cache = gpt.attention_forward(q, k, v)
+    assert all(np.isfinite(a).all() for a in (y, *gpt.attention_backward(y, cache)))
+
+
+def test_dropout_keeps_the_mean_and_is_off_without_a_generator(rng):
+    x = np.ones((400, 500))
+    y, mask = gpt.dropout_forward(x, 0.3, rng)
+    assert abs(y.mean() - 1) < 0.01 and abs((y == 0).mean() - 0.3) < 0.01
+    assert np.array_equal(gpt.dropout_backward(x, mask), y)
+    assert gpt.dropout_forward(x, 0.3, None)[0] is x and gpt.dropout_forward(x, 0.0, rng)[0] is x
+
+
+@pytest.mark.parametrize("ignored", [0, 2, 6])
+def test_cross_entropy(rng, ignored):
+    logits, targets = rng.normal(size=(2, 3, 5)), rng.integers(0, 5, (2, 3))
+    targets.ravel()[:ignored] = -1
+    loss, cache = gpt.cross_entropy_forward(logits, targets)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    kept = [log_p[i][targets[i]] for i in np.ndindex(2, 3) if targets[i] >= 0]
+    assert loss == pytest.approx(-np.mean(kept) if kept else 0.0)
+    assert_gradients(
+        lambda: gpt.cross_entropy_forward(logits, targets)[0],
+        [logits],
+        lambda dy: [gpt.cross_entropy_backward(dy, cache)],
+    )
+
+
+def test_cross_entropy_of_huge_logits_is_finite():
+    logits, targets = np.array([[1e4, -1e4], [-1e4, 1e4]], np.float32), np.array([1, 1])
+    loss, cache = gpt.cross_entropy_forward(logits, targets)
+    assert loss == pytest.approx(1e4)
+    assert np.allclose(gpt.cross_entropy_backward(1.0, cache), [[0.5, -0.5], [0, 0]])
+
+
+@pytest.mark.parametrize("arch,n_kv_head", [("gpt2", 2), ("llama", 1)])
+def test_block(rng, arch, n_kv_head):
+    config = gpt.GPTConfig(arch, 5, 4, 1, 2, 8, n_kv_head)
+    model = gpt.GPT(config, dtype=np.float64)
+    model.flat[:] = rng.normal(0, 0.5, model.flat.size)
+    weights = model.params.blocks[0]
+    rope = gpt.rope_tables(np.arange(3), 4, 10000.0, np.float64) if arch == "llama" else None
+    x = rng.normal(size=(2, 3, 8))
+
+    def backward(dy):
+        dx, grads = gpt.block_backward(dy, gpt.block_forward(x, weights, config, rope)[1])
+        return [dx, *(grads[name] for name in weights)]
+
+    assert_gradients(
+        lambda: gpt.block_forward(x, weights, config, rope)[0], [x, *weights.values()], backward
+    )
+
+
+def test_adamw_follows_its_definition(rng):
+    config = gpt.GPTConfig("gpt2", 7, 4, 1, 1, 4)
+    model = gpt.GPT(config, dtype=np.float64)
+    optimizer = gpt.AdamW(model.params, (0.9, 0.99), 1e-8, 0.1, grad_clip=1.0)
+    w = {name: p.copy() for name, p in model.params.items()}
+    m, v = ({name: np.zeros_like(p) for name, p in w.items()} for _ in range(2))
+    for t in range(1, 6):
+        flat = rng.normal(size=model.flat.size)
+        g = gpt.ParamDict(config, flat / max(1, np.linalg.norm(flat)))
+        optimizer.step(flat, np.linalg.norm(flat), 0.01)
+        for name in w:
+            m[name] = 0.9 * m[name] + 0.1 * g[name]
+            v[name] = 0.99 * v[name] + 0.01 * g[name] ** 2
+            update = (m[name] / (1 - 0.9**t)) / (np.sqrt(v[name] / (1 - 0.99**t)) + 1e-8)
+            w[name] -= 0.01 * (update + (0.1 * w[name] if w[name].ndim == 2 else 0))
+    assert max(relative_error(model.params[name], w[name]) for name in w) < 1e-12
+
+
+def test_schedule_rises_peaks_and_falls():
+    rates = [gpt.warmup_cosine(step, 1.0, 0.1, 10, 110) for step in range(200)]
+    assert all(a < b for a, b in zip(rates[:10], rates[1:11])) and rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55) and set(rates[110:]) == {0.1}
+
+
+def test_five_gram_equals_the_recursive_definition():
+    train, held = np.array([0, 1, 0, 1, 2, 0, 1, 0]), np.array([1, 2, 2, 0])
+
+    def probability(history, w):
+        if history is None:
+            return 1 / 3
+        n = len(history)
+        after = [train[i + n] for i in range(len(train) - n) if tuple(train[i : i + n]) == history]
+        shorter = probability(history[1:] if n else None, w)
+        return (
+            (after.count(w) + len(set(after)) * shorter) / (len(after) + len(set(after)))
+            if (after)
+            else shorter
+        )
+
+    ids = [*train, *held]
+    exact = [-np.log(probability(tuple(ids[i - 2 : i]), ids[i])) for i in range(8, 12)]
+    assert gpt.ngram_nats(train, held, 3, order=3) == pytest.approx(np.mean(exact))

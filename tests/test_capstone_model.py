@@ -1,0 +1,199 @@
+"""The model: gradients of the whole, causality, the cache, generation, sizes, wrong input."""
+
+import numpy as np
+import pytest
+from conftest import relative_error
+
+import capstone_gpt as gpt
+
+VARIANTS = {
+    "gpt2": {"arch": "gpt2"},
+    "nanogpt": {"arch": "gpt2", "bias": False},
+    "llama": {"arch": "llama", "n_kv_head": 2},
+    "tied": {"arch": "llama", "tie_weights": True},
+}
+
+
+def make(variant="gpt2", dtype=np.float64, **fields):
+    sizes = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 4, "n_embd": 16}
+    model = gpt.GPT(gpt.GPTConfig(**(sizes | VARIANTS[variant] | fields)), dtype=dtype)
+    model.flat[:] += np.random.default_rng(1).normal(0, 0.3, model.flat.size)
+    return model
+
+
+def test_gradcheck_passes_for_every_tensor():
+    rows = gpt.gradcheck()
+    assert {model for model, *_ in rows} == {"gpt2", "gpt2, no bias", "llama"}
+    assert max(error for *_, error in rows) < 1e-6
+
+
+def test_gradcheck_catches_a_wrong_backward(monkeypatch):
+    right = gpt.gelu_backward
+    monkeypatch.setattr(gpt, "gelu_backward", lambda dy, slope: 1.001 * right(dy, slope))
+    assert gpt.main(["gradcheck"]) == 1
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("B,T", [(1, 1), (3, 5), (2, 8)])
+def test_gradients_along_a_direction(rng, variant, B, T):
+    model = make(variant, dropout=0.1)
+    idx, targets = rng.integers(0, 11, (B, T)), rng.integers(0, 11, (B, T))
+    loss, grads = model.loss_and_grads(idx, targets, np.random.default_rng(2))
+    assert list(grads) == list(model.params) and grads.flat.shape == model.flat.shape
+    direction, ends = rng.normal(size=model.flat.size), []
+    for h in (1e-6, -1e-6):
+        model.flat[:] += h * direction
+        ends.append(model.loss(idx, targets, np.random.default_rng(2)))
+        model.flat[:] -= h * direction
+    assert relative_error(grads.flat @ direction, (ends[0] - ends[1]) / 2e-6) < 1e-6
+    assert loss == pytest.approx(model.loss(idx, targets, np.random.default_rng(2)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_params_and_grads_are_views_into_one_vector(variant):
+    model = make(variant)
+    assert sum(p.size for p in model.params.values()) == model.flat.size == model.num_params()
+    _, grads = model.loss_and_grads(np.zeros((1, 2), int), np.ones((1, 2), int))
+    for tensors, flat in ((model.params, model.flat), (grads, grads.flat)):
+        assert all(np.shares_memory(p, flat) for p in tensors.values())
+        assert flat.flags.c_contiguous
+    model.flat[:] = 0
+    assert not any(p.any() for p in model.params.values())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_causality(rng, variant):
+    model, idx = make(variant), rng.integers(0, 11, (2, 8))
+    before = model.logits(idx)
+    for t in range(8):
+        changed = idx.copy()
+        changed[:, t] = (changed[:, t] + 1) % 11
+        after = model.logits(changed)
+        assert np.array_equal(after[:, :t], before[:, :t]) and not np.allclose(
+            after[:, t], before[:, t]
+        )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_generation_with_the_cache_equals_recomputing_every_window(rng, variant):
+    model, prompt = make(variant), rng.integers(0, 11, (3, 5))
+    out = model.generate(prompt, 12, temperature=0)  # 17 tokens, the block is 8: the window slides
+    plain = prompt
+    for _ in range(12):
+        token = model.logits(plain[:, -8:])[:, -1].argmax(-1)
+        plain = np.concatenate([plain, token[:, None]], 1)
+    assert np.array_equal(out, plain)
+
+
+def test_a_prompt_longer_than_the_block_is_kept_and_only_its_end_is_read(rng):
+    model, prompt = make(), rng.integers(0, 11, (1, 20))
+    out = model.generate(prompt, 3, temperature=0)
+    assert np.array_equal(out[:, :20], prompt)
+    assert np.array_equal(out[:, 20:], model.generate(prompt[:, -8:], 3, temperature=0)[:, 8:])
+
+
+def test_sampling_follows_the_seed_and_the_distribution(rng):
+    model, prompt = make(), np.zeros((1, 1), int)
+    assert np.array_equal(model.generate(prompt, 9, seed=4), model.generate(prompt, 9, seed=4))
+    assert not np.array_equal(model.generate(prompt, 9, seed=4), model.generate(prompt, 9, seed=5))
+    logits = np.log([[0.1, 0.2, 0.3, 0.4]]).repeat(40000, 0)
+    for (top_k, top_p), expected in {
+        (None, None): [0.1, 0.2, 0.3, 0.4],
+        (2, None): [0, 0, 3 / 7, 4 / 7],
+        (None, 0.65): [0, 0, 3 / 7, 4 / 7],
+        (None, 0.39): [0, 0, 0, 1],
+    }.items():
+        drawn = gpt.sample_token(logits, 1.0, top_k, top_p, rng)
+        assert np.allclose(np.bincount(drawn, minlength=4) / 40000, expected, atol=0.01)
+    hot = gpt.sample_token(logits, 0.5, None, None, rng)
+    assert np.allclose(np.bincount(hot) / 40000, np.array([1, 4, 9, 16]) / 30, atol=0.01)
+    assert set(gpt.sample_token(logits, 1e-300, None, None, rng)) == {3}
+
+
+def test_published_sizes():
+    config = gpt.GPTConfig(arch="gpt2")
+    count = sum(int(np.prod(shape)) for shape in gpt.param_shapes(config).values())
+    assert count == 124_439_808
+    llama = sum(np.prod(s, dtype=int) for s in gpt.param_shapes(gpt.GPTConfig("llama")).values())
+    assert llama == 6_738_415_616
+
+
+def test_flops_per_token_counts_every_product():
+    model = make("llama", tie_weights=False)
+    per_layer = 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * model.config.n_hidden
+    assert model.flops_per_token() == 6 * (2 * per_layer + 11 * 16) + 12 * 2 * 16 * 8
+
+
+def test_loss_at_the_start_is_that_of_guessing():
+    for variant in VARIANTS.values():
+        config = gpt.GPTConfig(
+            vocab_size=50, block_size=8, n_layer=2, n_head=2, n_embd=32, **variant
+        )
+        idx = np.arange(16).reshape(2, 8)
+        assert gpt.GPT(config).loss(idx, idx + 1) == pytest.approx(np.log(50), abs=0.1)
+
+
+def test_one_batch_can_be_learnt_by_heart(rng):
+    model = gpt.GPT(gpt.GPTConfig("llama", 11, 8, 2, 2, 32))
+    optimizer, idx = gpt.AdamW(model.params, weight_decay=0.0), rng.integers(0, 11, (4, 9))
+    for _ in range(150):
+        loss, grads = model.loss_and_grads(idx[:, :-1], idx[:, 1:])
+        optimizer.step(grads.flat, np.linalg.norm(grads.flat), 1e-2)
+    assert loss < 0.4  # what is left is the first token of each row, which nothing predicts
+
+
+@pytest.mark.parametrize(
+    "fields,words",
+    [
+        ({"arch": "bert"}, "arch must be"),
+        ({"n_embd": 10, "n_head": 4}, "multiple of n_head"),
+        ({"arch": "gpt2", "n_kv_head": 1, "n_head": 4, "n_embd": 16}, "no grouped queries"),
+        ({"arch": "llama", "n_kv_head": 3, "n_head": 4, "n_embd": 16}, "multiple of n_kv_head"),
+        ({"arch": "llama", "bias": True}, "no biases"),
+        ({"arch": "llama", "n_head": 2, "n_embd": 6}, "even head size"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"n_layer": 0}, "n_layer must be a positive"),
+        ({"block_size": 2.5}, "block_size must be a positive"),
+        ({"vocab_size": -3}, "vocab_size must be a positive"),
+        ({"norm_eps": 0.0}, "norm_eps"),
+        ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"n_hidden": -1}, "n_hidden"),
+    ],
+)
+def test_configurations_that_are_no_model(fields, words):
+    with pytest.raises(ValueError, match=words):
+        gpt.GPTConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    "call,words",
+    [
+        (lambda m: m.logits(np.zeros((1, 9), int)), "more than block_size=8"),
+        (lambda m: m.logits(np.zeros(3, int)), r"\(B, T\) array of integers"),
+        (lambda m: m.logits(np.zeros((1, 2))), r"\(B, T\) array of integers"),
+        (lambda m: m.logits(np.full((1, 2), 11)), "0..10"),
+        (lambda m: m.logits(np.full((1, 2), -1)), "0..10"),
+        (lambda m: m.loss(np.zeros((1, 2), int), np.full((1, 2), -2)), "-1..10"),
+        (lambda m: m.loss(np.zeros((1, 2), int), np.zeros((1, 3), int)), "one shape"),
+        (lambda m: m.generate(np.zeros((1, 0), int), 1), r"\(B, T\) array"),
+        (lambda m: m.generate(np.zeros((1, 1), int), -1), "max_new_tokens"),
+        (lambda m: m.generate(np.zeros((1, 1), int), 1, temperature=-1.0), "temperature"),
+        (lambda m: m.generate(np.zeros((1, 1), int), 1, top_k=0), "top_k"),
+        (lambda m: m.generate(np.zeros((1, 1), int), 1, top_p=0.0), "top_p"),
+    ],
+)
+def test_wrong_input_says_what_was_expected(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(make())
+
+
+def test_evaluate_scores_every_token_once_whatever_the_stride(rng):
+    model, ids = make("gpt2"), rng.integers(0, 11, 100)
+    one_by_one = sum(
+        model.loss(ids[None, i - 8 : i], np.r_[[-1] * 7, ids[i]][None]) for i in range(60, 100)
+    )
+    nats, count = gpt.evaluate(model, ids, 60, stride=1)
+    assert count == 40 and nats == pytest.approx(one_by_one)
+    for stride in (3, 4, 8):
+        assert gpt.evaluate(model, ids, 60, stride)[1] == 40
+    assert gpt.evaluate(model, ids, 60, 8, max_windows=2)[1] == 16
