@@ -17,9 +17,8 @@ until the budget, the vocabulary size, is spent. Here are the methods in use and
 All share one face, and all begin from the 256 bytes, so decode(encode(text)) == text for any text.
 They save tokenizer.json as the Hugging Face tokenizers library reads it; BPE adds GPT-2's files.
 
-Map: 1 the problem, 2 bytes, 3 pre-tokens, 4 the shared face, 5 BPE, 6 WordPiece, 7 Unigram,
-     8 bits per character.   Run: python stage07_bpe.py prints the report (--fast, --seed N);
-     train FILE --vocab-size N --out DIR, encode DIR [TEXT] and decode DIR [ID ...] do the work.
+Run: python stage07_bpe.py prints the report (--fast, --seed N); the commands train FILE
+     --vocab-size N --out DIR, encode DIR [TEXT] and decode DIR [ID ...] do the work.
 
 Rests on: Gage 1994, A New Algorithm for Data Compression; Sennrich et al. 2016, Neural Machine
 Translation of Rare Words with Subword Units; Radford et al. 2019, Language Models are Unsupervised
@@ -32,7 +31,6 @@ import functools
 import heapq
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -60,9 +58,8 @@ import numpy as np
 # in order. A space (0x20, the 33rd of those) becomes Ġ, a newline Ċ, and é (C3 A9) Ã©.
 
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-OTHERS = [byte for byte in range(256) if byte not in PRINTABLE]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
-BYTE_TO_CHAR |= {byte: chr(0x100 + n) for n, byte in enumerate(OTHERS)}
+BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 
@@ -120,12 +117,11 @@ def splitter(pattern, ascii_only):
         codes = list(group)
         ranges[name] += rf"\U{codes[0]:08x}-\U{codes[-1]:08x}"
     classes = {r"\p{L}": ranges["L"], r"\p{N}": ranges["N"], r"\s": ranges["Z"]}
-    classes[r"\S"] = "^" + ranges["Z"]
 
-    def spell_out(match):
-        item = match.group()
+    def spell_out(match):  # a class stands inside [...], or alone and then needs its own [...]
+        item = match.group().replace(r"\S", rf"[^{ranges['Z']}]")
         for name, members in classes.items():
-            item = item.replace(name, members if match.group()[0] == "[" else f"[{members}]")
+            item = item.replace(name, members if item[0] == "[" else f"[{members}]")
         return item
 
     return re.compile(re.sub(r"\[.*?\]|\\p\{.\}|\\[sS]", spell_out, PATTERNS[pattern]))
@@ -180,7 +176,7 @@ class Tokenizer:
 
     def __init__(self):
         self.vocab = {byte: bytes([byte]) for byte in range(256)}
-        self.special_tokens, self.pattern = {}, "gpt2"
+        self.special_tokens, self.pattern, self.merges = {}, "gpt2", {}
         self._prepare()
 
     def _prepare(self):
@@ -203,35 +199,33 @@ class Tokenizer:
         below 256 + specials, an unknown pattern, a bad special token, a lone surrogate.
         """
         specials = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
-        for special in specials:
-            check_text(special)
-            if not special or specials.count(special) > 1:
-                raise ValueError(f"special token {special!r}: expected distinct non-empty strings")
         least = 256 + len(specials)
+        if not all(isinstance(s, str) and s for s in specials) or len(set(specials)) < least - 256:
+            raise ValueError(f"special_tokens {specials}: expected distinct non-empty strings")
+        check_text("".join(specials))
         if not isinstance(vocab_size, (int, np.integer)) or vocab_size < least:
             raise ValueError(f"vocab_size {vocab_size!r}: expected an integer of at least {least}")
         if pattern not in PATTERNS:
             raise ValueError(f"pattern {pattern!r}: expected one of {list(PATTERNS)}")
         if isinstance(text, bytes) or not hasattr(text, "__iter__"):
             raise ValueError(f"text is {type(text).__name__}: expected str or an iterable of str")
-        fresh = type(self)()
-        fresh.pattern = pattern
-        fresh._learn(count_words(text, pattern, specials), int(vocab_size) - len(specials))
-        if clash := set(specials) & set(map(to_alphabet, fresh.vocab.values())):
+        words = count_words(text, pattern, specials)
+        self.__init__()
+        self.pattern = pattern
+        self._learn(words, int(vocab_size) - len(specials))
+        if clash := set(specials) & set(map(to_alphabet, self.vocab.values())):
             raise ValueError(f"special tokens {clash}: expected texts that are no tokens yet")
-        fresh.special_tokens = {s: len(fresh.vocab) + n for n, s in enumerate(specials)}
-        fresh.vocab |= {i: special.encode() for special, i in fresh.special_tokens.items()}
-        fresh._prepare()
-        self.__dict__ = fresh.__dict__
+        self.special_tokens = {s: len(self.vocab) + n for n, s in enumerate(specials)}
+        self.vocab |= {i: special.encode() for special, i in self.special_tokens.items()}
+        self._prepare()
         return self
 
     def encode(self, text, allowed_special="none"):
         """The ids of text. allowed_special: "none" (they are plain text), "all" or a set of them."""
         check_text(text)
-        allowed, known = allowed_special, set(self.special_tokens)
-        if isinstance(allowed, str):
-            allowed = {"none": (), "all": known}.get(allowed, [allowed])
-        if not set(allowed) <= known:
+        known = set(self.special_tokens)
+        allowed = {"none": set(), "all": known}.get(str(allowed_special), allowed_special)
+        if isinstance(allowed, str) or not set(allowed) <= known:
             expected = f'"none", "all" or a set out of {sorted(known)}'
             raise ValueError(f"allowed_special {allowed_special!r}: expected {expected}")
         ids, cache = [], self._cache
@@ -281,7 +275,7 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in self._files().items():
-            temporary = directory / f".{name}.{os.getpid()}"
+            temporary = directory / f".{name}.part"
             temporary.write_bytes(content.encode())
             temporary.replace(directory / name)
 
@@ -348,24 +342,15 @@ def textbook_merges(words, n_merges):
 #       (l, a) −w    (a, b) −w    (b, r) −w    (l, X) +w    (X, r) +w        and nothing else.
 # So keep each pair's count and the places where it stands, and the words as linked lists, in which
 # two neighbours become one in O(1). A place may go stale, its symbols eaten by another merge: one
-# look shows it. Places are visited in ascending order, that is from left to right.
-#
-# The best pair comes from a heap of (−score, pair), whose order is the rule for ties. A count rises
-# only in the step that creates one of its two symbols; there the pair is pushed. Later it only
-# falls, so an entry may promise too much, never too little: if a popped entry is out of date, push
-# it again with its true score. A merge shortens the text by one symbol per valid place, so all
-# merges together visit O(n) of them for n bytes of different words, even if all are one letter.
-# WordPiece (section 6) only needs another score.
-
-
-def linked(ids):
-    """ids as a linked list: (ids followed by −1, index of the one before, of the one after)."""
-    ids = [*ids, -1]  # so that ids[−1], the one before the first, is −1 as well
-    return ids, list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))
+# look shows it. The best pair comes from a heap of (−score, pair), whose order is the tie rule. A
+# count rises only in the step that creates one of its two symbols; there the pair is pushed. Later
+# it only falls, so an entry may promise too much, never too little: a popped entry that is out of
+# date is pushed again with its true score. A merge shortens the text by one symbol per valid place,
+# so all merges together visit O(n) of them for n bytes of different words, even of a single letter.
 
 
 def merge_places(row, places, pair, new):
-    """Make the pair one symbol at its places in a linked row; yield (before, place, after) of each."""
+    """Make the pair one symbol wherever it still stands; yield (before, place, after) of each."""
     (ids, before, after), (a, b) = row, pair
     for i in sorted(places):
         j = after[i]
@@ -382,11 +367,11 @@ def learn_merges(words, n_merges, min_count=None):
     Score: count(ab), as in textbook_merges. With min_count it is count(ab) / (count(a)·count(b))
     among pairs that stand min_count times; when none is left, min_count is halved.
     """
-    symbols, weight = [], []  # all words in a row, each followed by −1, which is in no pair
+    ids, weight = [], []  # all words in a row, each followed by −1, which is in no pair
     for word, count in words.items():
-        symbols += [*word, -1]
+        ids += [*word, -1]
         weight += [count] * (len(word) + 1)
-    row = ids, _, _ = linked(symbols)
+    row = ids, list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # ids, before, after
     total, pairs, places = Counter(), Counter(), defaultdict(list)
     for i, pair in enumerate(zip(ids, ids[1:])):
         total[ids[i]] += weight[i]
@@ -396,10 +381,9 @@ def learn_merges(words, n_merges, min_count=None):
     partners = defaultdict(set)  # symbol -> the pairs it stands in; the ratio needs it
 
     def score(pair):
-        if min_count is None:
-            return pairs[pair]
-        enough = pairs[pair] >= min_count
-        return pairs[pair] / (total[pair[0]] * total[pair[1]]) if enough else 0
+        if min_count is None or pairs[pair] < min_count:
+            return 0 if min_count else pairs[pair]
+        return pairs[pair] / (total[pair[0]] * total[pair[1]])
 
     heap, changed, merges = [], set(pairs), []
     while len(merges) < n_merges:
@@ -408,17 +392,16 @@ def learn_merges(words, n_merges, min_count=None):
             if min_count:
                 partners[pair[0]].add(pair)
                 partners[pair[1]].add(pair)
-        changed = set()
         if not heap:
             break
         promised, pair = heapq.heappop(heap)
         best = score(pair)
+        changed = {pair} if 0 < best < -promised else ()
         if best != -promised:
-            changed = {pair} if best else changed
-            continue
+            continue  # out of date
         if not best:  # no pair is left, or none that stands min_count times
             heap, min_count = [], min_count and min_count // 2
-            changed = {pair for pair in pairs if min_count and pairs[pair]}
+            changed = [pair for pair in pairs if min_count and pairs[pair]]
             continue
         (a, b), new = pair, 256 + len(merges)
         merges.append((pair, best))
@@ -443,15 +426,13 @@ def learn_merges(words, n_merges, min_count=None):
     return merges
 
 
-# No two tokens are the same bytes. Suppose two merges built the same string s. Where s stands with
-# token boundaries at both ends, the merges inside it were the same and in the same order, because a
-# merge acts wherever its pair stands; so the last of them, which made s one token, was the same.
-# The file formats rely on this: they name a token by its string.
+# No two tokens are the same bytes: wherever a string stands with token boundaries at both ends, it
+# went through the same merges in the same order, since a merge acts wherever its pair stands, and so
+# the pair that made it one token is always the same. (Files name a token by its string.)
 #
 # Encoding replays the merges: of all neighbours that form a known pair, merge those learned first
-# (lowest rank), from left to right, until none is left. Looking for the lowest rank anew each time
-# is O(n²) in the length of the pre-token; with places per rank, a heap of ranks and the linked list
-# from above it is O(n log n).
+# (lowest rank), from left to right, until none is left. Searching them anew each time is O(n²) for
+# n bytes; places kept per rank, a heap of the ranks and the linked list make it O(n log n).
 
 
 class BPETokenizer(Tokenizer):
@@ -459,15 +440,10 @@ class BPETokenizer(Tokenizer):
 
     model_type = "BPE"
 
-    def __init__(self):
-        self.merges = {}
-        super().__init__()
-
     def _prepare(self):
         super()._prepare()
         self._made = list(self.merges.items())  # rank -> (pair, new id)
         self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
-        self._byte_ids = [self.ids[bytes([byte])] for byte in range(256)]
 
     def _learn(self, words, size):
         for new, ((a, b), _) in enumerate(learn_merges(words, size - 256), start=256):
@@ -475,24 +451,22 @@ class BPETokenizer(Tokenizer):
             self.vocab[new] = self.vocab[a] + self.vocab[b]
 
     def _encode_word(self, word):
-        row = ids, _, _ = linked(map(self._byte_ids.__getitem__, word))
-        places, heap = {}, []  # rank -> where its pair stands; the ranks
-
-        def note(left, right):
-            rank = self._ranks.get((ids[left], ids[right]))
-            if rank is not None:
-                if rank not in places:
-                    places[rank] = []
-                    heapq.heappush(heap, rank)
-                places[rank].append(left)
-
-        for i in range(len(word)):
-            note(i, i + 1)
+        ids = [*(self.ids[word[i : i + 1]] for i in range(len(word))), -1]  # −1 has no merge
+        row = ids, list(range(-1, len(word))), list(range(1, len(word) + 2))
+        ranks, places = self._ranks, {}  # places: rank -> where its pair stands
+        for i, pair in enumerate(zip(ids, ids[1:])):
+            if pair in ranks:
+                places.setdefault(ranks[pair], []).append(i)
+        heap = sorted(places)
         while heap:
             rank = heapq.heappop(heap)
             for h, i, k in merge_places(row, places.pop(rank), *self._made[rank]):
-                note(h, i)
-                note(i, k)
+                for left, right in ((h, i), (i, k)):
+                    pair = ids[left], ids[right]
+                    if pair in ranks:
+                        if ranks[pair] not in places:
+                            heapq.heappush(heap, ranks[pair])
+                        places.setdefault(ranks[pair], []).append(left)
         return [i for i in ids if i >= 0]
 
     def _model(self):
@@ -533,14 +507,12 @@ class BPETokenizer(Tokenizer):
 # Each place where a, b becomes ab changes the log-likelihood of the text by
 #       log p(ab) − log p(a) − log p(b)  =  log [ N · count(ab) / (count(a)·count(b)) ],
 # and N is the same for all candidates: merge the largest count(ab)/(count(a)·count(b)). That is the
-# gain *per place*: two letters seen once, together, score 1, which nothing beats. On real text the
-# bare ratio spends the vocabulary on oddities (the report shows it). So a pair must stand as often
-# as a token does on average, N/V times; when such pairs run out, half as often, and so on.
-#
-# Encoding forgets the merges: take the longest token that fits, and go on behind it. One pass, but
-# greedy, so a long first token may leave bad ones over. BERT drops the spaces and marks pieces that
-# *continue* a word with ##. Here a word's first piece carries its space, which says the same and
-# loses nothing (in the file, continuing_subword_prefix is empty).
+# gain *per place*: two letters seen once, together, score 1, which nothing beats, so on real text
+# the bare ratio buys oddities (report). Hence a pair must stand as often as a token does on average,
+# N/V times; when such pairs run out, half as often, and so on. Encoding forgets the merges and takes
+# the longest token that fits, again and again: one pass, but greedy. (BERT drops the spaces and marks
+# pieces that *continue* a word with ##; here a word's first piece carries its space, which says the
+# same and loses nothing, so the file's continuing_subword_prefix is empty.)
 
 
 class WordPieceTokenizer(Tokenizer):
@@ -566,9 +538,9 @@ class WordPieceTokenizer(Tokenizer):
         return out
 
     def _model(self):
-        limits = {"unk_token": "[UNK]", "max_input_chars_per_word": 10**9}
         vocab = {to_alphabet(token): i for token, i in self.ids.items()}
-        return {**limits, "continuing_subword_prefix": "", "vocab": vocab}
+        limits = {"unk_token": "[UNK]", "max_input_chars_per_word": 10**9}
+        return {"vocab": vocab, "continuing_subword_prefix": "", **limits}
 
     def _read_model(self, model):
         if model["continuing_subword_prefix"]:
@@ -672,9 +644,7 @@ class UnigramTokenizer(Tokenizer):
 
     model_type = "Unigram"
 
-    def __init__(self):
-        self.score = {bytes([byte]): -math.log(256) for byte in range(256)}
-        super().__init__()
+    score = {bytes([byte]): -math.log(256) for byte in range(256)}  # until trained
 
     def _learn(self, words, size):
         chunks, counts = Counter(), Counter({bytes([byte]): 0.0 for byte in range(256)})
@@ -714,8 +684,7 @@ class UnigramTokenizer(Tokenizer):
         check_text(text)
         if not temperature > 0:
             raise ValueError(f"temperature {temperature!r}: expected a positive number")
-        score = {piece: log_p / temperature for piece, log_p in self.score.items()}
-        out = []
+        score, out = {piece: log_p / temperature for piece, log_p in self.score.items()}, []
         for word in pretokenize(text, self.pattern):
             alpha, arcs = forward(word.encode(), score, self.longest)
             pieces, j = [], len(alpha) - 1
@@ -731,9 +700,8 @@ class UnigramTokenizer(Tokenizer):
         return {"unk_id": None, "vocab": vocab, "byte_fallback": False}
 
     def _read_model(self, model):
-        pieces = [token for token, _ in model["vocab"]]
         self.score = {from_alphabet(token): log_p for token, log_p in model["vocab"]}
-        return [(token, i) for i, token in enumerate(pieces)]
+        return [(token, i) for i, (token, _) in enumerate(model["vocab"])]
 
 
 # %% 8. Comparing tokenizers: compression, and bits per character
@@ -744,12 +712,18 @@ def compare(tokenizers, text):
     check_text(text)
     if not text:
         raise ValueError("text '' is empty: expected at least one character to compare on")
-    named, rows = tokenizers if isinstance(tokenizers, dict) else dict(enumerate(tokenizers)), {}
-    for name, tokenizer in named.items():
+    rows = {}
+    for name, tokenizer in dict(
+        getattr(tokenizers, "items", lambda: enumerate(tokenizers))()
+    ).items():
         ids, size = tokenizer.encode(text), tokenizer.vocab_size
-        row = {"vocab_size": size, "tokens": len(ids), "round_trip": tokenizer.decode(ids) == text}
-        row |= {"chars_per_token": len(text) / len(ids), "tokens_per_char": len(ids) / len(text)}
-        rows[name] = row | {"bytes_per_token": len(text.encode()) / len(ids)}
+        rows[name] = {
+            "vocab_size": size,
+            "tokens": len(ids),
+            "chars_per_token": len(text) / len(ids),
+        }
+        rows[name]["bytes_per_token"] = len(text.encode()) / len(ids)
+        rows[name]["round_trip"] = tokenizer.decode(ids) == text
     return rows
 
 

@@ -1,0 +1,562 @@
+"""Stage 7: merges against the definition, splits, round trips, files, EM and sampling by enumeration."""
+
+import io
+import json
+import math
+import re
+import time
+import unicodedata
+from collections import Counter
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from conftest import ROOT, check_held_out_line
+
+import stage07_bpe as stage
+from stage07_bpe import BPETokenizer, CharTokenizer, UnigramTokenizer, WordPieceTokenizer
+
+KINDS = [BPETokenizer, WordPieceTokenizer, UnigramTokenizer, CharTokenizer]
+STORIES = (ROOT / "data" / "stories.txt").read_text(encoding="utf-8")
+SMALL = STORIES[:20_000] + " naïve café 狐狸 狐狸 42 1234 it's IT'S"
+HARD = [
+    "",
+    " ",
+    "a",
+    "\x00\x01\x1c\x1f\x7f\x85 control",
+    "e\u0301 a\u0308\u0323 \u0915\u094d\u0937",  # combining marks
+    "👩‍👩‍👧 🏳️‍🌈 🦊💤",
+    "\ufeff\u200b\u2028\u2029\xa0 \u3000  \n\n \t x",
+    "\ufffd\uffff\U0010ffff",
+    "½ Ⅷ ٣ 12345 ②",
+    "<|end|> and <|end|>",
+    "##ing ## # Ġ Ċ",
+]
+
+
+@pytest.fixture(scope="module", params=product(KINDS, ["gpt2", "gpt4", None]), ids=str)
+def trained(request):
+    kind, pattern = request.param
+    text = SMALL if pattern else SMALL[:3000]
+    return kind().train(text, 400, pattern, special_tokens=["<|end|>", "<|end|>x"])
+
+
+def random_texts(rng, n, size=40):
+    """Texts of ASCII, letters from everywhere, marks, numbers, blanks and symbols, in random runs."""
+    pools = [
+        "ab's",
+        "'LL'Ve'ſ",
+        " \t\n\r\x0b\x1c\x85\xa0\u2003\u2028",
+        "0१½Ⅷ𝟘",
+        "é中я𐍈𠀀",
+        "\u0301\u094d",
+        "!#…🦊",
+    ]
+    for _ in range(n):
+        yield "".join(
+            rng.choice(list(pools[rng.integers(len(pools))])) for _ in range(rng.integers(size))
+        )
+
+
+# ---------------------------------------------------------------- splits
+
+
+def classes(char):
+    category = unicodedata.category(char)
+    blank = char in "\t\n\x0b\x0c\r\x85" or category in ("Zs", "Zl", "Zp")
+    return "s" if blank else category[0] if category[0] in "LN" else "o"
+
+
+def split_by_hand(text, pattern):
+    """The two patterns as a program over character classes: an independent route."""
+    out, i, k = [], 0, [classes(c) for c in text]
+
+    def run(at, wanted, most=None):
+        end = at
+        while end < len(text) and wanted(end) and (most is None or end - at < most):
+            end += 1
+        return end
+
+    while i < len(text):
+        low = text[i : i + 3] if pattern == "gpt2" else text[i : i + 3].lower().replace("ſ", "s")
+        short = next(
+            (c for c in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d") if low.startswith(c)), ""
+        )
+        space = i + (text[i] == " ")
+        if short:
+            end = i + len(short)
+        elif pattern == "gpt2":
+            kind = k[space] if space < len(text) else "s"
+            end = run(space, lambda j, kind=kind: k[j] == kind) if kind != "s" else i
+        else:
+            lead = i + (k[i] not in "LN" and text[i] not in "\r\n")
+            end = run(lead, lambda j: k[j] == "L")
+            if end == lead:
+                end = run(i, lambda j: k[j] == "N", 3)
+            if end == i and space < len(text) and k[space] == "o":
+                end = run(run(space, lambda j: k[j] == "o"), lambda j: text[j] in "\r\n")
+        if end == i:  # blanks
+            end = run(i, lambda j: k[j] == "s")
+            line_end = max((j + 1 for j in range(i, end) if text[j] in "\r\n"), default=0)
+            if pattern == "gpt4" and line_end:
+                end = line_end
+            elif end < len(text) and end - i > 1:
+                end -= 1
+        out.append(text[i:end])
+        i = end
+    return out
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
+def test_splits_follow_the_patterns_on_any_text(pattern, rng):
+    for text in [*HARD, *random_texts(rng, 1500), SMALL[:5000]]:
+        assert stage.pretokenize(text, pattern) == split_by_hand(text, pattern), repr(text)
+
+
+@pytest.mark.parametrize(
+    "pattern, text, pieces",
+    [
+        ("gpt2", "I've 3 dogs!!  ok", ["I", "'ve", " 3", " dogs", "!!", " ", " ok"]),
+        ("gpt2", "I'VE 12345", ["I", "'", "VE", " 12345"]),
+        ("gpt4", "I'VE 12345", ["I", "'VE", " ", "123", "45"]),
+        ("gpt4", "(a)\n\n  b", ["(a", ")\n\n", " ", " b"]),
+        ("gpt2", "a\x1c\x1db", ["a", "\x1c\x1d", "b"]),  # no White_Space, whatever re's \s says
+        (None, "a b", ["a b"]),
+        (None, "", []),
+    ],
+)
+def test_splits_by_example(pattern, text, pieces):
+    assert stage.pretokenize(text, pattern) == pieces
+
+
+def test_alphabet_is_gpt2s():
+    assert stage.to_alphabet(b" fox\n") == "ĠfoxĊ" and stage.to_alphabet("é".encode()) == "Ã©"
+    every = bytes(range(256))
+    assert stage.from_alphabet(stage.to_alphabet(every)) == every
+    assert len(set(stage.to_alphabet(every))) == 256 and stage.to_alphabet(every).isprintable()
+    with pytest.raises(ValueError, match="alphabet"):
+        stage.from_alphabet("▁the")
+
+
+# ---------------------------------------------------------------- BPE
+
+
+def textbook(text, n_merges, pattern):
+    """The definition once more, written differently: strings of ids, everything recounted."""
+    pieces = [list(p.encode()) for p in stage.pretokenize(text, pattern)]
+    merges = []
+    for new in range(256, 256 + n_merges):
+        counts = Counter(pair for ids in pieces for pair in zip(ids, ids[1:]))
+        if not counts:
+            break
+        top = max(counts.values())
+        pair = min(p for p, n in counts.items() if n == top)
+        merges.append(pair)
+        for n, ids in enumerate(pieces):
+            out = []
+            for i in ids:
+                if out and (out[-1], i) == pair:
+                    out[-1] = new
+                else:
+                    out.append(i)
+            pieces[n] = out
+    return merges, pieces
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "gpt4", None])
+@pytest.mark.parametrize("text", [SMALL[:4000], "a" * 300, "abababaab" * 20, "aaabaaab aab", "x"])
+def test_merges_and_ids_are_the_textbooks(text, pattern):
+    merges, pieces = textbook(text, 120, pattern)
+    tokenizer = BPETokenizer().train(text, 376, pattern)
+    assert list(tokenizer.merges) == merges
+    assert tokenizer.encode(text) == [i for ids in pieces for i in ids]
+    slow = stage.textbook_merges(stage.count_words(text, pattern), 120)
+    assert [pair for pair, _ in slow] == merges
+
+
+def test_merges_are_the_textbooks_on_random_words_full_of_ties(rng):
+    for _ in range(150):
+        words = {
+            bytes(rng.choice([97, 98, 99], rng.integers(1, 12))): int(rng.integers(1, 4))
+            for _ in range(5)
+        }
+        assert stage.learn_merges(words, 40) == stage.textbook_merges(words, 40)
+
+
+def test_ratio_merges_are_the_recounted_ones(rng):
+    """WordPiece's score recounted from nothing each step, ties to the smallest pair."""
+    for _ in range(60):
+        words = {
+            bytes(rng.choice([97, 98, 99, 100], rng.integers(1, 9))): int(rng.integers(1, 5))
+            for _ in range(6)
+        }
+        pieces, expected = {word: list(word) for word in words}, []
+        for new in range(256, 280):
+            single, pairs = Counter(), Counter()
+            for word, ids in pieces.items():
+                for i in ids:
+                    single[i] += words[word]
+                for pair in zip(ids, ids[1:]):
+                    pairs[pair] += words[word]
+            if not pairs:
+                break
+            best = min(pairs, key=lambda p: (-pairs[p] / (single[p[0]] * single[p[1]]), p))
+            expected.append(best)
+            for ids in pieces.values():
+                for i in range(len(ids)):
+                    if tuple(ids[i : i + 2]) == best:
+                        ids[i : i + 2] = [new]
+        assert [pair for pair, _ in stage.learn_merges(words, 24, min_count=1)] == expected
+
+
+def test_encoding_applies_merges_by_rank_also_where_training_never_went(rng):
+    tokenizer = BPETokenizer().train(SMALL, 500)
+    ranks = {pair: rank for rank, pair in enumerate(tokenizer.merges)}
+    for _ in range(300):
+        word = bytes(rng.choice(list(b"the and"), rng.integers(1, 30)))
+        ids = list(word)
+        while known := [(ranks[p], i) for i, p in enumerate(zip(ids, ids[1:])) if p in ranks]:
+            i = min(known)[1]
+            ids[i : i + 2] = [tokenizer.merges[ids[i], ids[i + 1]]]
+        assert tokenizer._encode_word(word) == ids
+
+
+def test_no_two_tokens_are_the_same_bytes():
+    for kind in KINDS:
+        vocab = kind().train(SMALL, 1200).vocab
+        assert len(set(vocab.values())) == len(vocab) and sorted(vocab) == list(range(len(vocab)))
+
+
+def test_an_iterable_is_documents_and_size_is_a_bound():
+    documents = ["the fox", "the fo", "x the"]
+    tokenizer = BPETokenizer().train(iter(documents), 2000, None)
+    assert tokenizer.merges == BPETokenizer().train(tuple(documents), 2000, None).merges
+    assert tokenizer.vocab_size < 300  # every pair is used up
+    assert len(tokenizer.encode("the fox")) == 1
+    assert len(tokenizer.encode("foxx")) > 1  # no merge across documents
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", None])
+def test_one_repeated_letter_takes_no_quadratic_time(pattern):
+    """Four times the letters must not take sixteen times as long."""
+    seconds = []
+    for n in (50_000, 200_000):
+        start = time.process_time()
+        tokenizer = BPETokenizer().train("a" * n, 4096, pattern)
+        assert tokenizer.decode(tokenizer.encode("a" * n)) == "a" * n
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 10 * seconds[0] + 0.2
+
+
+# ---------------------------------------------------------------- the face
+
+
+def test_any_text_round_trips(trained, rng):
+    for text in [*HARD, *random_texts(rng, 60), SMALL]:
+        ids = trained.encode(text)
+        assert trained.decode(ids) == text and trained.decode_bytes(ids) == text.encode()
+        assert all(type(i) is int and 0 <= i < trained.vocab_size for i in ids)
+        everything = trained.encode(text, allowed_special="all")
+        assert trained.decode(np.array(everything, dtype=np.int64)) == text
+
+
+def test_files_carry_everything(trained, tmp_path, rng):
+    trained.save(tmp_path / "a" / "b")
+    for loaded in (type(trained).load(tmp_path / "a" / "b"), type(trained)()):
+        loaded.load(str(tmp_path / "a" / "b"))
+        assert loaded.vocab == trained.vocab and loaded.special_tokens == trained.special_tokens
+        for text in [*HARD, *random_texts(rng, 30), SMALL]:
+            assert loaded.encode(text) == trained.encode(text)
+            assert loaded.encode(text, "all") == trained.encode(text, "all")
+    assert not list((tmp_path / "a" / "b").glob(".*"))
+
+
+def test_special_tokens_are_plain_text_unless_allowed(trained):
+    end, longer = trained.special_tokens["<|end|>"], trained.special_tokens["<|end|>x"]
+    text = "a<|end|>b<|end|>xx"
+    assert {end, longer} == {trained.vocab_size - 2, trained.vocab_size - 1}
+    assert not {end, longer} & set(trained.encode(text))
+    assert [i for i in trained.encode(text, "all") if i >= end] == [end, longer]
+    assert [i for i in trained.encode(text, {"<|end|>"}) if i >= end] == [end, end]
+    assert trained.encode(text, set()) == trained.encode(text)
+
+
+def test_training_again_starts_afresh():
+    tokenizer = BPETokenizer().train(SMALL, 300, special_tokens=["<|a|>"])
+    assert tokenizer.train("xyxy", 257).vocab == BPETokenizer.train("xyxy", 257).vocab
+    assert tokenizer.special_tokens == {} and tokenizer.encode("xy") == [256]
+
+
+def test_specials_are_cut_out_of_the_training_text():
+    tokenizer = BPETokenizer().train("<|end|>ab<|end|>" * 50, 300, None, ["<|end|>"])
+    assert [tokenizer.vocab[i] for i in tokenizer.merges.values()] == [b"ab"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda t: t.train(SMALL, 255), "vocab_size 255: expected an integer of at least 256"),
+        (lambda t: t.train(SMALL, 256, special_tokens=["<|e|>"]), "at least 257"),
+        (lambda t: t.train(SMALL, 300.5), "vocab_size 300.5"),
+        (lambda t: t.train(SMALL, 300, "gpt3"), "pattern 'gpt3': expected one of"),
+        (lambda t: t.train(SMALL, 300, None, ["x", "x"]), "distinct non-empty"),
+        (lambda t: t.train(SMALL, 300, None, [""]), "distinct non-empty"),
+        (lambda t: t.train(SMALL, 300, None, ["a"]), "expected texts that are no tokens"),
+        (lambda t: t.train(b"bytes", 300), "text is bytes"),
+        (lambda t: t.train(["a", 7], 300), "int: expected str"),
+        (lambda t: t.train(None, 300), "NoneType"),
+        (lambda t: t.train("ok \udc80", 300), r"U\+DC80 at position 3"),
+        (lambda t: t.encode("a\ud83db"), r"lone surrogate U\+D83D at position 1: expected"),
+        (lambda t: t.encode(b"a"), "is bytes: expected str"),
+        (lambda t: t.encode("a", "some"), "allowed_special 'some': expected"),
+        (lambda t: t.encode("a", {"<|x|>"}), "allowed_special"),
+        (lambda t: t.decode([256]), "256: expected integers 0..255"),
+        (lambda t: t.decode([-1]), "-1"),
+        (lambda t: t.decode("ab"), "'a'"),
+        (lambda t: t.decode(3), "not iterable"),
+        (lambda t: t.load("/no/such/place"), "/no/such/place"),
+    ],
+)
+def test_bad_input_is_refused_by_name(kind, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(kind())
+
+
+def test_half_a_character_decodes_to_the_replacement():
+    fresh = BPETokenizer()
+    ids = fresh.encode("é!")
+    assert fresh.decode(ids[:1]) == "\ufffd" and fresh.decode_bytes(ids[:1]) == b"\xc3"
+    assert fresh.decode(ids[1:]) == "\ufffd!" and fresh.decode([]) == ""
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_gpt2s_two_files_open(tmp_path):
+    """Ids in another order, a special no merge makes, CRLF, a merge of # #: as the files come."""
+    letters = [stage.to_alphabet(bytes([b])) for b in range(256)][::-1]
+    tokens = [*letters, "Ġt", "he", "Ġthe", "##", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_bytes(
+        "#version: 0.2\r\nĠ t\r\nh e\r\nĠt he\r\n# #\r\n".encode()
+    )
+    tokenizer = BPETokenizer.load(tmp_path)
+    assert tokenizer.encode(" the##<|endoftext|>", "all") == [258, 259, 260]
+    assert tokenizer.special_tokens == {"<|endoftext|>": 260}
+    assert tokenizer.decode(tokenizer.encode("été <|endoftext|>")) == "été <|endoftext|>"
+    tokenizer.save(tmp_path / "again")
+    saved = (tmp_path / "again" / "merges.txt").read_text(encoding="utf-8")
+    assert saved == "#version: 0.2\nĠ t\nh e\nĠt he\n# #\n"
+    (tmp_path / "again" / "tokenizer.json").unlink()
+    assert BPETokenizer.load(tmp_path / "again").vocab == tokenizer.vocab
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda parts: parts["model"].update(type="Other"),
+        lambda parts: parts.update(normalizer={"type": "NFC"}),
+        lambda parts: parts.update(pre_tokenizer={"type": "Whitespace"}),
+        lambda parts: parts.pop("model"),
+        lambda parts: parts["model"].pop("vocab"),
+        lambda parts: parts.update(pre_tokenizer=None),
+    ],
+)
+def test_files_that_do_not_fit_are_refused(kind, damage, tmp_path):
+    kind().save(tmp_path)
+    parts = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    damage(parts)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    tokenizer = kind().train("keep this", 260)
+    before = tokenizer.vocab
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        tokenizer.load(tmp_path)
+    assert tokenizer.vocab == before  # a failed load changes nothing
+
+
+# ---------------------------------------------------------------- WordPiece, characters
+
+
+def test_wordpiece_prefers_the_inseparable_pair():
+    words = {b"hug": 10, b"pug": 5, b"pun": 12, b"bun": 4, b"hugs": 5}
+    (pair, score), *_ = stage.learn_merges(words, 1, min_count=1)
+    assert bytes(pair) == b"gs" and score == 5 / (20 * 5)
+    assert bytes(stage.learn_merges(words, 1)[0][0]) == b"ug"  # the commonest, as BPE
+
+
+def test_longest_match_is_greedy():
+    tokenizer = WordPieceTokenizer()
+    tokenizer.vocab |= {256: b"ab", 257: b"abc", 258: b"cde"}
+    tokenizer._prepare()
+    assert tokenizer.encode("abcde") == [257, ord("d"), ord("e")]
+
+
+def test_characters_are_one_token_each_until_the_vocabulary_is_full():
+    tokenizer = CharTokenizer().train("ééé 狐狐 ñ", 258)
+    assert tokenizer.vocab_size == 258
+    assert [len(tokenizer.encode(c)) for c in "aé狐ñ"] == [1, 1, 1, 2]
+    assert len(CharTokenizer().train(SMALL).encode(SMALL)) == len(SMALL)
+
+
+# ---------------------------------------------------------------- Unigram
+
+
+def cuts(word):
+    for r in range(len(word)):
+        for places in combinations(range(1, len(word)), r):
+            ends = [0, *places, len(word)]
+            yield tuple(word[i:j] for i, j in zip(ends, ends[1:]))
+
+
+@pytest.fixture
+def lattice(rng):
+    """A word, random log-probabilities for about half of its substrings, and log P of every cut."""
+    word = b"abcabca"
+    pieces = {word[i:j] for i in range(7) for j in range(i + 1, 8)}
+    score = {
+        p: math.log(rng.uniform(0.01, 1))
+        for p in sorted(pieces)
+        if len(p) == 1 or rng.random() < 0.6
+    }
+    return (
+        word,
+        score,
+        {c: sum(score[p] for p in c) for c in cuts(word) if all(p in score for p in c)},
+    )
+
+
+def test_forward_expected_counts_and_viterbi_by_enumeration(lattice):
+    word, score, every = lattice
+    total = math.log(sum(math.exp(s) for s in every.values()))
+    assert stage.forward(word, score, 7)[0][-1] == pytest.approx(total, abs=1e-12)
+    counts, log_likelihood = stage.expected_counts({word: 3}, score, 7)
+    assert log_likelihood == pytest.approx(3 * total)
+    for piece in score:
+        uses = sum(math.exp(s - total) * c.count(piece) for c, s in every.items())
+        assert counts[piece] == pytest.approx(3 * uses, abs=1e-12)
+    best = max(every, key=every.get)
+    assert stage.viterbi(word, score, 7) == (pytest.approx(every[best]), list(best))
+
+
+def test_expected_counts_are_the_gradient_of_log_p(lattice):
+    word, score, _ = lattice
+    counts, _ = stage.expected_counts({word: 1}, score, 7)
+    for piece in score:
+        up, down = ({**score, piece: score[piece] + h} for h in (1e-6, -1e-6))
+        slope = stage.forward(word, up, 7)[0][-1] - stage.forward(word, down, 7)[0][-1]
+        assert counts[piece] == pytest.approx(slope / 2e-6, abs=1e-8)
+
+
+def test_em_never_lowers_the_likelihood(lattice):
+    words = {b"abcab": 4, b"bcabc": 2, b"aab": 7, b"ca": 5}
+    score, previous = lattice[1], -math.inf
+    for _ in range(15):
+        counts, log_likelihood = stage.expected_counts(words, score, 7)
+        assert log_likelihood >= previous - 1e-9
+        previous, norm = log_likelihood, sum(counts.values())
+        score = {piece: math.log(max(n, 1e-300) / norm) for piece, n in counts.items()}
+    assert previous < 0
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_samples_have_the_probability_of_the_cut(lattice, temperature, rng):
+    word, score, every = lattice
+    tokenizer = UnigramTokenizer()
+    tokenizer.vocab |= {i: p for i, p in enumerate(score, 256) if len(p) > 1}
+    tokenizer._prepare()
+    tokenizer.score = score
+    n = 3000
+    seen = Counter(
+        tuple(tokenizer.vocab[i] for i in tokenizer.sample(word.decode(), rng, temperature))
+        for _ in range(n)
+    )
+    weight = {c: math.exp(s / temperature) for c, s in every.items()}
+    for cut, w in weight.items():
+        p = w / sum(weight.values())
+        assert abs(seen[cut] / n - p) < 5 * math.sqrt(p * (1 - p) / n) + 1e-9
+    assert set(seen) <= set(every)
+
+
+def test_unigram_trains_to_size_and_to_a_distribution(rng):
+    tokenizer = UnigramTokenizer().train(SMALL, 500)
+    assert tokenizer.vocab_size == 500
+    assert sum(map(math.exp, tokenizer.score.values())) == pytest.approx(1, abs=1e-6)
+    assert tokenizer.decode(tokenizer.sample(SMALL[:500], rng, 2.0)) == SMALL[:500]
+    with pytest.raises(ValueError, match="temperature 0: expected a positive"):
+        tokenizer.sample("a", rng, 0)
+
+
+# ---------------------------------------------------------------- the yardstick
+
+
+def test_kneser_ney_sums_to_one():
+    train = [0, 1, 2, 0, 1, 3, 0, 1, 2, 2, 4, 0]
+    for context in ([0, 1], [2, 0], [4, 4], [1, 3]):
+        for order in (1, 2, 3):
+            p = [math.exp(-stage.kneser_ney_nats(train + context, [w], 6, order)) for w in range(6)]
+            assert sum(p) == pytest.approx(1, abs=1e-12) and min(p) > 0
+
+
+def test_kneser_ney_adds_up_token_by_token():
+    train, test = list(b"the fox and the hen and the fox"), list(b"the hen")
+    whole = stage.kneser_ney_nats(train, test, 256, 3)
+    assert 0 < whole < len(test) * math.log(256)
+    assert stage.kneser_ney_nats(train, [], 256, 3) == 0
+
+
+def test_compare_measures():
+    tokenizers = {kind.__name__: kind().train(SMALL, 400) for kind in KINDS}
+    rows = stage.compare(tokenizers, "the fox, é")
+    assert list(rows) == list(tokenizers) and all(row["round_trip"] for row in rows.values())
+    assert rows["CharTokenizer"]["tokens"] == 10 and rows["CharTokenizer"]["chars_per_token"] == 1
+    assert stage.compare(list(tokenizers.values()), "the fox, é")[0] == rows["BPETokenizer"]
+    with pytest.raises(ValueError, match="empty"):
+        stage.compare(tokenizers, "")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_report_is_complete_and_deterministic(capsys):
+    outputs = []
+    for _ in range(2):
+        assert not stage.main(["--fast"])
+        outputs.append(re.sub(r"\d+\.\d+ s", "TIME", capsys.readouterr().out))
+    assert outputs[0] == outputs[1]
+    assert 1 < check_held_out_line(outputs[0]) < 4
+    assert outputs[0].splitlines()[-1].startswith("held-out:") and "same: True" in outputs[0]
+
+
+def test_train_encode_decode_on_the_command_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "text.txt").write_bytes("the fox\r\nthe fén\n".encode() * 9)
+    out = str(tmp_path / "tok")
+    stage.main(["train", str(tmp_path / "text.txt"), "--vocab-size", "270", "--out", out])
+    capsys.readouterr()
+    stage.main(["encode", out, "the fén 🦊"])
+    ids = capsys.readouterr().out.split()
+    assert list(map(int, ids)) == BPETokenizer.load(out).encode("the fén 🦊")
+    stage.main(["decode", out, *ids])
+    assert capsys.readouterr().out == "the fén 🦊\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO(" ".join(ids)))
+    stage.main(["decode", out])
+    assert capsys.readouterr().out == "the fén 🦊\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "/no/such/file", "--vocab-size", "300", "--out", "x"],
+        ["train", __file__, "--vocab-size", "10", "--out", "x"],
+        ["train", __file__, "--vocab-size", "many", "--out", "x"],
+        ["encode", "/no/such/place", "text"],
+        ["nonsense"],
+        ["--seed", "x"],
+    ],
+)
+def test_a_wrong_command_is_one_line_and_status_two(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        stage.main(arguments)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error
