@@ -1,0 +1,573 @@
+"""Stage 9: every gradient against central differences, every plug against what it claims."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from conftest import assert_gradients, central_difference, check_held_out_line, relative_error
+
+import stage09_lora as s
+
+H = 2
+TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+
+
+@pytest.fixture
+def params(rng):
+    """A float64 model of two layers, every entry random so that nothing hides behind a zero."""
+    start = s.init_params(vocab_size=7, block_size=6, n_layer=2, width=4, dtype=np.float64)
+    return {name: p + rng.normal(0, 0.3, p.shape) for name, p in start.items()}
+
+
+def shake(plugs, rng):
+    """Random values in every parameter of every plug."""
+    for plug in plugs.values():
+        for p in plug.params.values():
+            p += rng.normal(0, 0.5, p.shape)
+    return plugs
+
+
+def plugs_of(kind, params, rng):
+    """One plug of each kind at every place it fits."""
+    layers = ("transformer.h.0", "transformer.h.1")
+    f8 = np.float64
+    made = {
+        "none": lambda: {},
+        "lora": lambda: s.apply_lora(params, TARGETS, 3, 2.0),
+        "rslora": lambda: s.apply_lora(params, ["c_attn"], 3, 2.0, rslora=True),
+        "dora": lambda: s.apply_lora(params, ["mlp.c_proj"], 2, 2.0, layer=s.DoRALinear),
+        "adapter": lambda: {
+            f"{h}.{half}.adapter": s.Adapter(4, 3, dtype=f8)
+            for h in layers
+            for half in ("attn", "mlp")
+        },
+        "prefix": lambda: {f"{h}.attn.kv": s.PrefixTuning(3, H, 2, dtype=f8) for h in layers},
+        "prompt": lambda: {"transformer.prompt": s.PromptTuning(3, 4, dtype=f8)},
+        "ia3": lambda: (
+            {f"{h}.attn.kv": s.IA3((2, 1, H, 1, 2), f8) for h in layers}
+            | {f"{h}.mlp.act": s.IA3((16,), f8) for h in layers}
+        ),
+    }
+    return shake(made[kind](), rng)
+
+
+KINDS = ("none", "lora", "rslora", "dora", "adapter", "prefix", "prompt", "ia3")
+IDX = np.array([[1, 2, 3, 2, 6], [0, 5, 5, 4, 1]])
+
+
+# --- gradients
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_model_gradients(kind, params, rng):
+    plugs = plugs_of(kind, params, rng)
+    targets = np.array([[2, 3, -1, 6, 0], [5, -1, 4, 1, 1]])
+    logits, cache = s.gpt_forward(params, IDX, H, plugs)
+    _, dlogits = s.cross_entropy(logits, targets)
+    # LoRA's and DoRA's matrices are frozen: the plug replaces them
+    tuned = {name: p for name, p in params.items() if name not in plugs}
+    grads = s.gpt_backward(dlogits, cache, list(tuned))
+    tuned |= {f"{at}:{k}": p for at, plug in plugs.items() for k, p in plug.params.items()}
+    assert grads.keys() == tuned.keys()
+
+    def loss():
+        return s.cross_entropy(s.gpt_forward(params, IDX, H, plugs)[0], targets)[0]
+
+    for name, p in tuned.items():
+        flat = p.reshape(-1)
+        some = rng.choice(flat.size, min(3, flat.size), replace=False)
+        for i in some:
+            old, h = flat[i], 1e-5
+            flat[i] = old + h
+            up = loss()
+            flat[i] = old - h
+            numeric, flat[i] = (up - loss()) / (2 * h), old
+            assert abs(grads[name].reshape(-1)[i] - numeric) < 1e-7 * (1 + abs(numeric)), name
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 3, 5), (3, 1, 5)])
+@pytest.mark.parametrize("layer", [s.LoRALinear, s.DoRALinear])
+def test_linear_plugs_gradients(layer, shape, rng):
+    plug = layer(rng.normal(size=(5, 7)), 3, 1.7)
+    shake({"": plug}, rng)
+    x = rng.normal(size=shape)
+
+    def analytic(dy):
+        dx, grads = plug.backward(dy, plug.forward(x)[1])
+        return [dx, *(grads[k] for k in plug.params)]
+
+    assert_gradients(lambda: plug.forward(x)[0], [x, *plug.params.values()], analytic)
+
+
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (lambda: s.Adapter(5, 2, dtype=np.float64), (2, 3, 5)),
+        (lambda: s.Adapter(1, 1, dtype=np.float64), (1, 1)),
+        (lambda: s.PromptTuning(2, 5, dtype=np.float64), (3, 1, 5)),
+        (lambda: s.PrefixTuning(3, 2, 5, dtype=np.float64), (2, 3, 2, 4, 5)),
+        (lambda: s.IA3((2, 1, 3, 1, 5), np.float64), (2, 2, 3, 4, 5)),
+        (lambda: s.IA3((1,), np.float64), (2, 1)),
+    ],
+)
+def test_other_plugs_gradients(make, shape, rng):
+    plug, x = make(), rng.normal(size=shape)
+    shake({"": plug}, rng)
+
+    def analytic(dy):
+        dx, grads = plug.backward(dy, plug.forward(x)[1])
+        assert grads.keys() == plug.params.keys()
+        return [dx, *(grads[k] for k in plug.params)]
+
+    assert_gradients(lambda: plug.forward(x)[0], [x, *plug.params.values()], analytic)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 4])
+def test_attention_gradients_with_a_prefix(extra, rng):
+    q, k, v = (rng.normal(size=(2, 1, 3 + n, 5)) for n in (0, extra, extra))
+    forward = lambda: s.attention_forward(q, k, v)  # noqa: E731
+    assert_gradients(
+        lambda: forward()[0], [q, k, v], lambda dy: s.attention_backward(dy, forward()[1])
+    )
+
+
+def test_layer_gradients(rng):
+    x, w, b = rng.normal(size=(2, 3, 5)), rng.normal(size=5), rng.normal(size=5)
+    norm = lambda: s.layernorm_forward(x, w, b)  # noqa: E731
+    assert_gradients(lambda: norm()[0], [x, w, b], lambda dy: s.layernorm_backward(dy, norm()[1]))
+    assert_gradients(lambda: s.gelu_forward(x)[0], [x], lambda dy: [dy * s.gelu_forward(x)[1]])
+    logits, targets = rng.normal(size=(2, 3, 5)), np.array([[0, -1, 4], [-1, 2, 2]])
+    numeric = central_difference(lambda: s.cross_entropy(logits, targets)[0], logits)
+    assert relative_error(s.cross_entropy(logits, targets)[1], numeric) < 1e-6
+
+
+# --- what LoRA claims
+
+
+def test_lora_is_the_dense_update_and_its_gradients_follow_from_the_dense_one(rng):
+    x, W, A, B = (rng.normal(size=n) for n in [(4, 3, 5), (5, 7), (5, 2), (2, 7)])
+    dy, scale = rng.normal(size=(4, 3, 7)), 1.5
+    y, cache = s.lora_forward(x, W, A, B, scale)
+    np.testing.assert_allclose(y, x @ (W + scale * A @ B), rtol=1e-12)
+    dx, dA, dB = s.lora_backward(dy, cache)
+    G = s.rows(x).T @ s.rows(dy)
+    for got, want in [
+        (dA, scale * G @ B.T),
+        (dB, scale * A.T @ G),
+        (dx, dy @ (W + scale * A @ B).T),
+    ]:
+        np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
+
+
+def test_layer_starts_at_the_base_and_only_b_moves_first(rng):
+    W, x, dy = rng.normal(size=(6, 4)), rng.normal(size=(3, 6)), rng.normal(size=(3, 4))
+    layer = s.LoRALinear(W, 2, 8)
+    y, cache = layer.forward(x)
+    assert np.array_equal(y, x @ W)
+    _, grads = layer.backward(dy, cache)
+    assert not grads["A"].any() and grads["B"].all()
+    assert layer.params["A"].shape == (6, 2) and layer.params["B"].shape == (2, 4)
+    np.testing.assert_allclose(s.DoRALinear(W, 2, 8).forward(x)[0], x @ W, rtol=1e-12)
+
+
+@pytest.mark.parametrize("layer", [s.LoRALinear, s.DoRALinear])
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-13)])
+def test_merged_equals_unmerged_and_unmerge_is_exact(layer, dtype, tolerance, rng):
+    W = rng.normal(size=(6, 4)).astype(dtype)
+    original, x = W.copy(), rng.normal(size=(2, 3, 6)).astype(dtype)
+    plug = layer(W, 2, 3.0, seed=1)
+    shake({"": plug}, rng)
+    apart = plug.forward(x)[0]
+    merged = plug.merge()
+    assert plug.merge() is merged, "a second merge adds nothing"
+    together, cache = plug.forward(x)
+    assert np.abs(together - apart).max() < tolerance * np.abs(apart).max()
+    with pytest.raises(ValueError, match="unmerge"):
+        plug.backward(together, cache)
+    plug.unmerge()
+    assert np.array_equal(plug.forward(x)[0], apart)
+    assert np.array_equal(W, original) and plug.base is W, "the base is shared, never written"
+    assert apart.dtype == together.dtype == dtype
+
+
+def test_scales_and_the_size_of_the_first_step(rng):
+    W, G = rng.normal(size=(20, 3)), rng.normal(size=(20, 3))
+    assert s.LoRALinear(W, 4, 6).scale == 1.5
+    assert s.LoRALinear(W, 4, 6, rslora=True).scale == 3
+    for rank in (1, 9):  # E[s² A Aᵀ G] = s² r/in G, which rsLoRA makes independent of r
+        layers = [s.LoRALinear(W, rank, 2, seed, rslora=True) for seed in range(3000)]
+        steps = [a.scale**2 * a.params["A"] @ (a.params["A"].T @ G) for a in layers]
+        assert relative_error(np.mean(steps, 0), 4 / 20 * G) < 0.07
+
+
+def test_seeds(rng):
+    W = rng.normal(size=(4, 4))
+    first, again, other = (s.LoRALinear(W, 2, 1, seed).params["A"] for seed in (3, 3, 4))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+def test_dora_separates_length_and_direction(rng):
+    plug = s.DoRALinear(rng.normal(size=(6, 4)), 2, 3.0)
+    shake({"": plug}, rng)
+    np.testing.assert_allclose(np.linalg.norm(plug.combined(), axis=0), abs(plug.params["m"]))
+    x = rng.normal(size=(5, 6))
+    np.testing.assert_allclose(plug.forward(x)[0], x @ plug.combined(), rtol=1e-11)
+    with pytest.raises(ValueError, match="column of zeros"):
+        s.DoRALinear(np.zeros((3, 2)), 1, 1)
+
+
+# --- four bits
+
+
+def test_nf4_levels_are_used_equally_by_normal_weights(rng):
+    assert len(s.LEVELS) == 16 and s.LEVELS[0] == -1 and s.LEVELS[-1] == 1 and 0 in s.LEVELS
+    assert (np.diff(s.LEVELS) > 0).all()
+    np.testing.assert_allclose(s.LEVELS[[1, 8, 14]], [-0.6961928, 0.0795803, 0.7229568], atol=1e-6)
+    W = rng.normal(size=64000)
+    error = lambda What: np.sqrt(np.mean((What - W) ** 2))  # noqa: E731
+    scale = np.repeat(abs(W.reshape(-1, 64)).max(-1), 64)
+    assert error(s.dequantize_nf4(s.quantize_nf4(W))) < error(np.round(W / scale * 7) * scale / 7)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (64, 2), (65,), (7, 19), (0, 3)])
+@pytest.mark.parametrize("block_size", [1, 3, 64])
+def test_nf4_round_trip(shape, block_size, rng):
+    W = rng.normal(size=shape).astype(np.float32)
+    q = s.quantize_nf4(W, block_size)
+    What = s.dequantize_nf4(q)
+    assert What.shape == shape and What.dtype == np.float32
+    gap = np.diff(s.LEVELS).max() / 2
+    bound = np.repeat(q.absmax, block_size)[: W.size].reshape(shape) * gap
+    assert (abs(What - W) <= bound * (1 + 1e-5) + 1e-7).all()
+    assert np.array_equal(s.dequantize_nf4(s.quantize_nf4(What, block_size)), What), "idempotent"
+    assert np.array_equal(s.dequantize_nf4(*q), What)
+    np.testing.assert_allclose(s.dequantize_nf4(s.quantize_nf4(-What * 0, block_size)), 0)
+
+
+def test_nf4_bytes_and_bad_input(rng):
+    q = s.quantize_nf4(np.ones((64, 64), np.float32))
+    assert q.packed.nbytes + q.absmax.nbytes == 64 * 64 * 4.5 / 8
+    for bad in ([1.0, math.nan], [math.inf], [1, 2]):
+        with pytest.raises(ValueError, match="finite floats"):
+            s.quantize_nf4(np.array(bad))
+    with pytest.raises(ValueError, match="block_size.*not 0"):
+        s.quantize_nf4(np.ones(3), 0)
+    with pytest.raises(ValueError, match="do not fit"):
+        s.dequantize_nf4(q.packed[:-1], *q[1:])
+
+
+def test_lora_over_a_quantised_base(params, rng):
+    matrices = {
+        n: s.quantize_nf4(p)
+        for n, p in params.items()
+        if n.startswith("transformer.h") and p.ndim == 2
+    }
+    rounded = params | {n: s.dequantize_nf4(q) for n, q in matrices.items()}
+    bare, _ = s.gpt_forward(params | matrices, IDX, H)
+    plugs = s.apply_lora(params | matrices, TARGETS, 2, 4)
+    assert isinstance(plugs["transformer.h.0.mlp.c_fc.weight"].base, s.NF4)
+    np.testing.assert_allclose(s.gpt_forward(params | matrices, IDX, H, plugs)[0], bare, rtol=1e-12)
+    shake(plugs, rng)
+    merged = rounded | {n: a.merge() for n, a in plugs.items()}
+    [a.unmerge() for a in plugs.values()]
+    apart = s.gpt_forward(params | matrices, IDX, H, plugs)[0]
+    np.testing.assert_allclose(s.gpt_forward(merged, IDX, H)[0], apart, rtol=1e-10)
+
+
+# --- the model with its plugs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_causality(kind, params, rng):
+    plugs = plugs_of(kind, params, rng)
+    before = s.gpt_forward(params, IDX, H, plugs)[0]
+    assert before.shape == (2, 5, 7)
+    changed = IDX.copy()
+    changed[:, 3] = (changed[:, 3] + 1) % 7
+    after = s.gpt_forward(params, changed, H, plugs)[0]
+    np.testing.assert_allclose(after[:, :3], before[:, :3], rtol=1e-12)
+    assert (abs(after[:, 3:] - before[:, 3:]).max(-1) > 1e-6).all()
+
+
+def test_prefix_of_real_keys_acts_like_real_text_before(params):
+    """Keys and values recorded from a text, used as a prefix: layer 0 cannot tell them apart."""
+    _, whole = s.gpt_forward(params, IDX[:1], H)
+    _, k, v, _ = whole["transformer.h.0.attn"]
+    prefix = s.PrefixTuning(2, H, 2, dtype=np.float64)
+    prefix.params["prefix"][...] = np.stack([k[0, :, :2], v[0, :, :2]])
+    q = whole["transformer.h.0.attn"][0][:, :, 2:]
+    (k2, v2), _ = prefix.forward(np.stack([k[:, :, 2:], v[:, :, 2:]]))
+    want = s.attention_forward(*whole["transformer.h.0.attn"][:3])[0][:, :, 2:]
+    np.testing.assert_allclose(s.attention_forward(q, k2, v2)[0], want, rtol=1e-12)
+
+
+def test_frozen_stays_frozen_and_adapters_learn(params):
+    f4 = {n: p.astype(np.float32) for n, p in params.items()}
+    copies = {n: p.copy() for n, p in f4.items()}
+    plugs = s.apply_lora(f4, TARGETS, 2, 4)
+    ids = np.tile([1, 2, 3, 4], 40)
+    before = s.score(f4, ids, 100, H, plugs)
+    s.fit(f4, ids, H, 60, 1e-2, np.random.default_rng(0), plugs)
+    assert s.score(f4, ids, 100, H, plugs) < 0.85 * before
+    assert all(np.array_equal(f4[n], copies[n]) for n in f4)
+    assert s.score(f4, ids, 100, H) == before
+
+
+def test_two_adapters_share_one_base(params, rng):
+    one, two = (s.apply_lora(params, ["c_attn"], 2, 4, seed) for seed in (0, 1))
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert one[name].base is two[name].base is params[name]
+    shake(one, rng), shake(two, rng)
+    outputs = [s.gpt_forward(params, IDX, H, plugs)[0] for plugs in (one, two, one)]
+    assert np.array_equal(outputs[0], outputs[2]) and not np.allclose(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("length, first", [(40, 6), (41, 7), (23, 22), (50, 11)])
+def test_score_predicts_every_character_once(length, first, params, rng):
+    ids = rng.integers(0, 7, length)
+    uniform = {n: p * 0 for n, p in params.items()}
+    assert s.score(uniform, ids, first, H) == pytest.approx(math.log(7))
+    total, block = 0.0, 6  # one window per chunk of three, by hand
+    for start in range(first, length, 3):
+        end = min(start + 3, length)
+        logits, _ = s.gpt_forward(params, ids[None, end - block - 1 : end - 1], H)
+        z = logits[0, start - end :]
+        total += (np.log(np.exp(z).sum(-1)) - z[np.arange(len(z)), ids[start:end]]).sum()
+    assert s.score(params, ids, first, H) == pytest.approx(total / (length - first))
+
+
+@pytest.mark.parametrize("method", s.METHODS)
+def test_every_method_is_ready_to_train(method):
+    base = s.init_params(7, 9, 2, 4)
+    text = np.arange(20) % 7
+    tuned, plugs, trainable = s.prepare(method, base, H, text, 2, 0)
+    logits, cache = s.gpt_forward(tuned, text[None, :9], H, plugs)
+    grads = s.gpt_backward(logits, cache, trainable)
+    assert grads and all(np.isfinite(g).all() for g in grads.values())
+    assert bool(plugs) != bool(trainable)
+    assert all(tuned[n] is not base[n] for n in trainable)
+
+
+def test_low_rank_pieces(rng):
+    W = rng.normal(size=(6, 2)) @ rng.normal(size=(2, 5))
+    np.testing.assert_allclose(s.low_rank(W, 2)[0], W, atol=1e-12)
+    assert s.low_rank(W, 2)[1] == pytest.approx(1) and s.low_rank(W, 0)[1] == 0
+    nearest, share = s.low_rank(W, 1)
+    missing = np.linalg.norm(W - nearest) ** 2 / np.linalg.norm(W) ** 2
+    assert share == pytest.approx(1 - missing) and np.linalg.matrix_rank(nearest) == 1
+    assert s.low_rank(W * 0, 1)[1] == 1
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize("make", [s.LoRALinear, s.DoRALinear])
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        ((np.ones((3, 2)), 0, 1), "rank must be .* at least 1, not 0"),
+        ((np.ones((3, 2)), -2, 1), "not -2"),
+        ((np.ones((3, 2)), 1.5, 1), "not 1.5"),
+        ((np.ones((3, 2)), True, 1), "not True"),
+        ((np.ones((3, 2)), 1, math.nan), "alpha must be a finite number, not nan"),
+        ((np.ones((3, 2)), 1, -math.inf), "not -inf"),
+        ((np.ones((3, 2)), 1, "8"), "not '8'"),
+        ((np.ones(3), 1, 1), r"float matrix \(in, out\), not float64 \(3,\)"),
+        ((np.ones((3, 2), int), 1, 1), "float matrix .* not int64"),
+        ((np.ones((0, 2)), 1, 1), "float matrix"),
+    ],
+)
+def test_bad_layers(make, args, message):
+    with pytest.raises(ValueError, match=message):
+        make(*args)
+
+
+@pytest.mark.parametrize("wrong, shape", [(0, (2, 4)), (2, (4, 1)), (3, (2, 2)), (3, (1, 3))])
+def test_shapes_that_do_not_match(wrong, shape, rng):
+    shapes = [(2, 3), (3, 2), (3, 1), (1, 2)]  # x, W, A, B
+    s.lora_forward(*(rng.normal(size=n) for n in shapes), 1.0)
+    shapes[wrong] = shape
+    with pytest.raises(ValueError, match=r"expected x \(\.\.\., I\)"):
+        s.lora_forward(*(rng.normal(size=n) for n in shapes), 1.0)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda p: s.apply_lora(p, ["c_attn"], 0, 1), "rank"),
+        (lambda p: s.apply_lora(p, ["c_attn"], 1, math.inf), "alpha"),
+        (lambda p: s.apply_lora(p, ["attn"], 1, 1), "'attn' matches no matrix"),
+        (lambda p: s.apply_lora(p, ["ln_1"], 1, 1), "'ln_1' matches no matrix"),
+        (lambda p: s.apply_lora(p, [], 1, 1), "targets is empty"),
+        (lambda p: s.gpt_forward(p, np.zeros((1, 7), int), H), r"T in 1\.\.6"),
+        (lambda p: s.gpt_forward(p, np.zeros((1, 0), int), H), r"T in 1\.\.6"),
+        (lambda p: s.gpt_forward(p, np.zeros((1, 2)), H), "integers"),
+        (lambda p: s.gpt_forward(p, np.array([[7]]), H), r"0\.\.6"),
+        (lambda p: s.gpt_forward(p, IDX, H, {"nowhere": s.IA3((4,))}), "'nowhere'"),
+        (lambda p: s.score(p, np.zeros(9, int), 5, H), "too few"),
+        (lambda p: s.score(p, np.zeros(9, int), 9, H), "too few"),
+        (lambda p: s.Adapter(4, 0), "bottleneck"),
+        (lambda p: s.PromptTuning(0, 4), "prompt"),
+        (lambda p: s.PrefixTuning(-1, 2, 2), "prefix"),
+    ],
+)
+def test_bad_calls(call, message, params):
+    with pytest.raises(ValueError, match=message):
+        call(params)
+
+
+def test_upstream_gradient_of_another_shape(rng):
+    layer = s.LoRALinear(rng.normal(size=(3, 2)), 1, 1)
+    with pytest.raises(ValueError, match=r"dy must be \(4, 2\)"):
+        layer.backward(np.ones((4, 3)), layer.forward(np.ones((4, 3)))[1])
+
+
+def test_targets_match_like_peft(params):
+    assert len(s.apply_lora(params, "c_proj", 1, 1)) == 4
+    assert len(s.apply_lora(params, ["attn.c_proj", "mlp.c_proj", "c_proj"], 1, 1)) == 4
+    assert list(s.apply_lora(params, ["h.1.mlp.c_fc"], 1, 1)) == ["transformer.h.1.mlp.c_fc.weight"]
+
+
+# --- files
+
+
+def test_safetensors_round_trip_and_layout(tmp_path, rng):
+    tensors = {"b": rng.normal(size=(3, 0)), "a": rng.normal(size=(2, 3)).astype(np.float32).T}
+    tensors |= {"n": np.array(5), "é": np.arange(3, dtype=np.uint8)}
+    path = tmp_path / "x.safetensors"
+    s.save_safetensors(path, tensors)
+    back = s.load_safetensors(path)
+    assert back.keys() == tensors.keys()
+    for name, t in tensors.items():
+        assert np.array_equal(back[name], t) and back[name].dtype == t.dtype
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    assert size % 8 == 0 and header["a"]["dtype"] == "F32" and header["a"]["shape"] == [3, 2]
+    start, end = header["a"]["data_offsets"]
+    assert raw[8 + size + start : 8 + size + end] == tensors["a"].tobytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"], "no temporary left behind"
+    with pytest.raises(ValueError, match="complex128"):
+        s.save_safetensors(path, {"c": np.ones(2, complex)})
+    assert path.read_bytes() == raw
+
+
+def test_cut_or_forged_safetensors(tmp_path):
+    path = tmp_path / "x.safetensors"
+    s.save_safetensors(path, {"a": np.arange(6.0), "b": np.ones((2, 2))})
+    raw = path.read_bytes()
+    for n in range(len(raw)):
+        path.write_bytes(raw[:n])
+        with pytest.raises(ValueError, match="x.safetensors"):
+            s.load_safetensors(path)
+    for old, new in [(b"[0, 48]", b"[0, 40]"), (b"[0, 48]", b"[8, 56]"), (b"[48, 80]", b"[40, 72]"),
+                     (b"[2, 2]", b"[-2,2]"), (b"[2, 2]", b"[2,9] "), (b"F64", b"F99"),
+                     (b"[6]", b"6.0"), (b"{", b"["), (b"[0, 48]", b'"0, 48"')]:  # fmt: skip
+        assert old in raw and len(old) == len(new), old
+        path.write_bytes(raw.replace(old, new, 1))
+        with pytest.raises(ValueError, match="x.safetensors"):
+            s.load_safetensors(path)
+
+
+@pytest.mark.parametrize("layer", [s.LoRALinear, s.DoRALinear])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_adapter_round_trip_in_peft_layout(layer, rslora, params, rng, tmp_path):
+    plugs = shake(s.apply_lora(params, ["c_attn", "mlp.c_proj"], 3, 5.5, 0, rslora, layer), rng)
+    s.save_adapter(tmp_path, plugs)
+    back = s.load_adapter(tmp_path, params)
+    outputs = [s.gpt_forward(params, IDX, H, a)[0] for a in (plugs, back)]
+    assert np.array_equal(*outputs)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    wanted = {
+        "peft_type": "LORA",
+        "r": 3,
+        "lora_alpha": 5.5,
+        "fan_in_fan_out": True,
+        "bias": "none",
+    }
+    wanted |= {"task_type": "CAUSAL_LM", "use_rslora": rslora, "use_dora": layer is s.DoRALinear}
+    assert wanted.items() <= config.items()
+    tensors = s.load_safetensors(tmp_path / "adapter_model.safetensors")
+    module = "base_model.model.transformer.h.0.attn.c_attn"
+    assert tensors[f"{module}.lora_A.weight"].shape == (3, 4)
+    assert tensors[f"{module}.lora_B.weight"].shape == (12, 3)
+    assert (f"{module}.lora_magnitude_vector" in tensors) == (layer is s.DoRALinear)
+
+
+def test_adapters_that_cannot_be_saved_or_loaded(params, tmp_path):
+    plugs = s.apply_lora(params, ["c_attn"], 2, 4)
+    for bad in ({}, {"x": s.IA3((3,))}, plugs | s.apply_lora(params, ["c_fc"], 3, 4)):
+        with pytest.raises(ValueError, match="one kind, rank and alpha"):
+            s.save_adapter(tmp_path, bad)
+    s.save_adapter(tmp_path, plugs)
+    other = s.init_params(7, 6, 2, 6)
+    with pytest.raises(ValueError, match=r"lora_A.weight: expected \(2, 6\), found \(2, 4\)"):
+        s.load_adapter(tmp_path, other)
+    with pytest.raises(ValueError, match="h.1.attn.c_attn.*does not have"):
+        s.load_adapter(tmp_path, s.init_params(7, 6, 1, 4))
+    path = tmp_path / "adapter_config.json"
+    good = json.loads(path.read_text())
+    changes = [
+        {"peft_type": "IA3"},
+        {"r": 0},
+        {"r": 3},
+        {"lora_alpha": None},
+        {"bias": "all"},
+        {"r": "2"},
+    ]
+    for text in [json.dumps(good | change) for change in changes] + ["{", "[]", "{}"]:
+        path.write_text(text)
+        with pytest.raises(ValueError):
+            s.load_adapter(tmp_path, params)
+    path.write_text(json.dumps(good))
+    tensors = s.load_safetensors(tmp_path / "adapter_model.safetensors")
+    for change in (dict(list(tensors.items())[1:]), tensors | {"stray": np.ones(1)}):
+        s.save_safetensors(tmp_path / "adapter_model.safetensors", change)
+        with pytest.raises(ValueError):
+            s.load_adapter(tmp_path, params)
+
+
+def test_base_is_saved_under_the_names_of_gpt2(params, tmp_path):
+    s.save_base(tmp_path, params, H)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert {"model_type": "gpt2", "n_head": H, "n_layer": 2, "n_embd": 4}.items() <= config.items()
+    back = s.load_safetensors(tmp_path / "model.safetensors")
+    assert all(np.array_equal(back[n], p) for n, p in params.items())
+
+
+# --- the program
+
+
+def test_report_is_whole_and_repeats(capsys, tmp_path):
+    reports = []
+    for _ in range(2):
+        assert s.main(["--fast", "--out", str(tmp_path)]) in (None, 0)
+        reports.append(capsys.readouterr().out)
+    check_held_out_line(reports[0])
+    assert reports[0].splitlines()[-1].startswith("held-out:") and "(stage 9," in reports[0]
+    assert all(method in reports[0] for method in s.METHODS)
+    assert "equal bit for bit" in reports[0]
+    timings = r"\d+\.\d$|took \S+"
+    first, second = (re.sub(timings, "", r, flags=re.M) for r in reports)
+    assert first == second
+    base = s.load_safetensors(tmp_path / "base" / "model.safetensors")
+    assert len(s.load_adapter(tmp_path / "adapter", base)) == 8
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--seed", "-1"], "--seed"),
+        (["--seed", "x"], "--seed"),
+        (["--voice", "/no/such"], "/no/such"),
+        (["--nonsense"], "nonsense"),
+        (["--voice", __file__], "vocabulary"),
+    ],  # fmt: skip
+)
+def test_wrong_command_lines(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        s.main(["--fast", *argv])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
