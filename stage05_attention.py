@@ -36,10 +36,10 @@ import numpy as np
 # %% 1. The fixed window
 #
 # The neural n-gram of stage 3 lays the last N characters' embeddings end to end and multiplies them
-# by one matrix. A longer memory costs more weights, and each place owns its rows: what is
-# learned about a name three characters back is unknown four characters back. The plain average of
-# all past embeddings has neither fault, but listens to every token equally. So keep the average and
-# choose its weights by what we look for: out = Σⱼ pⱼ vⱼ with pⱼ ≥ 0 and Σⱼ pⱼ = 1.
+# by one matrix. A longer memory costs more weights, and each place owns its rows: what it learns of
+# a name three characters back is news four characters back. The plain average of all embeddings has
+# neither fault, but listens to every token equally. So keep the average and choose its weights by
+# what we look for: out = Σⱼ pⱼ vⱼ with pⱼ ≥ 0 and Σⱼ pⱼ = 1.
 #
 # Shapes: B sequences, Tq queries, Tk keys (T when they are equal), C channels, H heads of size D,
 # Hkv heads of keys and values. dx means ∂L/∂x for the loss L. A layer is a pair name_forward(x) ->
@@ -58,8 +58,9 @@ import numpy as np
 # exp(c), so p does not change: subtract the maximum, and no exponential can overflow.
 #
 # A score of -∞ gets a weight of exactly 0. A row of nothing but -∞ would be 0/0; we define its
-# weights to be 0, a sum over no keys: a query with nothing to see gets zeros instead of NaN. (A
-# maximum that starts at the lowest finite number keeps -∞ - max from being -∞ + ∞.)
+# weights to be 0, a sum over no keys: a query with nothing to see gets zeros instead of NaN. In the
+# code the maximum starts at the lowest finite number, not at -∞, and then Σₘ exp(xₘ - max) is 0 for
+# such a row and at least 1 for any other, where the maximum itself adds exp(0).
 #
 # Backward. With Z = Σₘ exp(xₘ), the quotient rule gives
 #     ∂pᵢ/∂xⱼ = (1[i=j] exp(xᵢ) Z - exp(xᵢ) exp(xⱼ)) / Z² = pᵢ (1[i=j] - pⱼ)
@@ -74,7 +75,7 @@ def softmax_forward(x):
     p = x - x.max(axis=-1, keepdims=True, initial=np.finfo(x.dtype).min)
     np.exp(p, out=p)
     Z = p.sum(axis=-1, keepdims=True)  # (..., 1)
-    p /= np.where(Z == 0, 1, Z)
+    p /= np.maximum(Z, 1)
     return p, p
 
 
@@ -116,9 +117,9 @@ def scale_statistics(D, scale, rng, n_keys=64, n_queries=512):
 # The causal mask. Whoever predicts the next token must not see it. If the queries are the LAST Tq
 # of the Tk positions (all of them in training, one when a cache holds the rest), query i stands at
 # i + Tk - Tq and may look at keys j ≤ i + Tk - Tq. The mask must be -∞ and precede the softmax:
-#   - scores set to 0 leave exp(0) = 1, and the future keeps the weight of an average key;
-#   - weights set to 0 after the softmax leave the future in the denominator Σⱼ exp(sᵢⱼ): the rows
-#     no longer sum to 1, and how much is missing tells of what comes next;
+#   - scores set to 0 leave exp(0) = 1, the weight of an average key;
+#   - weights set to 0 after it leave the future in the denominator Σⱼ exp(sᵢⱼ): the rows no longer
+#     sum to 1, and how much is missing tells of what comes next;
 #   - -∞ before it makes exp(-∞) = 0 above and below the line, and the future is gone.
 #
 # Backward, from do = ∂L/∂o. Each line asks: where does this variable enter, with which factor?
@@ -177,16 +178,17 @@ def attention_forward(q, k, v, causal=False, mask=None, scale=None):
     """
     q, k, v, scale = check_qkv(q, k, v, scale)
     Hkv, Tq, Tk = k.shape[1], q.shape[2], k.shape[2]
-    s = grouped(q, Hkv) @ k.swapaxes(-1, -2)  # (B, Hkv, G·Tq, Tk)
-    s = s.reshape(*q.shape[:3], Tk)  # (B, H, Tq, Tk)
+    s = (grouped(q, Hkv) @ k.swapaxes(-1, -2)).reshape(*q.shape[:3], Tk)  # (B, H, Tq, Tk)
     s *= s.dtype.type(scale)
     if mask is not None:
         mask = np.asarray(mask)
-        boolean = mask.dtype.kind == "b"
-        if not boolean and (mask.dtype.kind != "f" or not np.all(mask < np.inf)):
+        if mask.dtype.kind == "b":
+            mask = np.where(mask, 0, -np.inf).astype(s.dtype)
+        if mask.dtype.kind != "f" or not np.all(mask < np.inf):
             raise ValueError(f"mask of dtype {mask.dtype}; expected booleans, or floats below +inf")
-        mask = np.broadcast_to(mask, s.shape)  # ValueError if it does not fit
-        s += np.where(mask, 0, -np.inf).astype(s.dtype) if boolean else mask
+        if np.broadcast_shapes(mask.shape, s.shape) != s.shape:  # raises, too, if there is none
+            raise ValueError(f"mask has shape {mask.shape}; expected one that fits {s.shape}")
+        s += mask
     if causal:
         np.copyto(s, -np.inf, where=~sliding_window_mask(Tq, Tk))
     p, _ = softmax_forward(s)
@@ -232,8 +234,7 @@ def attention_backward(dout, cache):
 #    pair is a convention: halves here and in Llama on Hugging Face, neighbours in the paper.)
 # 4. ALiBi: subtract a penalty that grows with distance, s - μ|i - j|, with a slope μ for each head,
 #    2^(-8/H), 2^(-16/H), ..., 2^(-8) if H is a power of two: some heads see far, some near. For
-#    other H the paper's code takes the slopes of the largest power of two P < H, then every second
-#    one of 2P heads. Nothing in it has a last position.
+#    other H, the slopes of the largest power of two P < H, then every second one of 2P heads.
 
 
 def sinusoidal_positions(T, C):
@@ -254,7 +255,8 @@ def rope_forward(x, positions, theta=10000.0):
     D = x.shape[-1] if x.ndim else 0
     if D < 2 or D % 2 or not 0 < theta < math.inf:
         raise ValueError(f"D is {D} and theta {theta}; expected an even D >= 2 and a theta > 0")
-    np.broadcast_to(positions, x.shape[:-1])  # ValueError if they do not fit
+    if np.broadcast_shapes(positions.shape, x.shape[:-1]) != x.shape[:-1]:
+        raise ValueError(f"positions have shape {positions.shape}; expected {x.shape[:-1]} at most")
     angle = positions[..., None] * float(theta) ** (-np.arange(0, D, 2) / D)  # (..., T, D/2)
     cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
     a, b = x[..., : D // 2], x[..., D // 2 :]
@@ -289,8 +291,8 @@ def alibi_bias(n_head, Tq, Tk):
 #
 # The KV cache. A model that writes gets its tokens one at a time. The key and value of token j are
 # functions of its own input, which under a causal mask does not depend on what comes later: compute
-# them once and keep them. The token at position T then costs one row of every product, about
-# 4C² + 2TC multiplications; without a cache, T rows are computed and T - 1 of them thrown away.
+# them once and keep them. The token at T then costs one row of every product, about 4C² + 2TC
+# multiplications; without a cache, T rows are computed and T - 1 of them thrown away.
 #
 # What limits writing is then reading that cache, 2·Hkv·D numbers per token and layer. So let query
 # heads share keys and values: Hkv = H is multi-head, Hkv = 1 multi-query (Shazeer 2019), anything
@@ -361,8 +363,7 @@ class MultiHeadAttention:
         context (B, Tk, C), if given, supplies keys and values (cross-attention). Nothing in it is
         earlier or later than x, so neither the causal mask nor rope applies.
         """
-        x = np.asarray(x)
-        crossed = context is not None
+        x, crossed = np.asarray(x), context is not None
         source = np.asarray(context) if crossed else x
         q, k, v, turned = self._project(x, source, None if crossed else 0)
         out, attention = attention_forward(q, k, v, causal=self.causal and not crossed)
@@ -381,9 +382,8 @@ class MultiHeadAttention:
         grads |= {"Wv": weight_grad(source, dv), "Wo": weight_grad(merged, dy)}
         dx = matmul(dq, self.params["Wq"].T)
         dsource = matmul(dk, self.params["Wk"].T) + matmul(dv, self.params["Wv"].T)
-        if crossed:
-            return dx, grads | {"context": dsource}
-        return dx + dsource, grads  # x entered three times, and all three gradients add up
+        # In self-attention x entered three times, and its three gradients add up.
+        return (dx, grads | {"context": dsource}) if crossed else (dx + dsource, grads)
 
     def step(self, x_t, kv_cache=None):
         """The next row or rows of forward(): (y_t, kv_cache).
@@ -418,7 +418,7 @@ class MultiHeadAttention:
 # never wanted. Can we take the keys a block at a time? The softmax seems to need all scores first,
 # for their maximum and sum. It does not. For one query and the keys seen so far, hold
 #     m = max sⱼ        l = Σⱼ exp(sⱼ - m)        o = Σⱼ exp(sⱼ - m) vⱼ        (so far, out = o/l)
-# A new block arrives. The new maximum is m' = max(m, max of the new sⱼ), and since
+# A new block arrives. The maximum becomes m' = max(m, max of the new sⱼ), and since
 #     exp(sⱼ - m') = exp(sⱼ - m) · exp(m - m'),
 # all old terms change by one factor c = exp(m - m'), which we can apply to their sums:
 #     l' = c l + Σ_new exp(sⱼ - m')        o' = c o + Σ_new exp(sⱼ - m') vⱼ
@@ -429,9 +429,8 @@ class MultiHeadAttention:
 #     δᵢ = Σⱼ pᵢⱼ (doᵢ·vⱼ) = doᵢ · Σⱼ pᵢⱼ vⱼ = doᵢ·oᵢ:
 # the output, which we have, is enough. Then each tile adds its share:
 #     dsᵢⱼ = pᵢⱼ (doᵢ·vⱼ - δᵢ)   dqᵢ += α Σⱼ dsᵢⱼ kⱼ   dkⱼ += α Σᵢ dsᵢⱼ qᵢ   dvⱼ += Σᵢ pᵢⱼ doᵢ
-# Memory: q, k, v, o, Λ and the gradients, all O(T), and one tile. Time: scores are computed twice,
-# but stay in the processor's cache, and the future is skipped. A query that sees nothing keeps
-# l = 0: its out is 0, and Λ = +∞ makes its weights exp(s - ∞) = 0.
+# Memory: q, k, v, o, Λ, their gradients and one tile, O(T). Time: scores are computed twice, but
+# the future is skipped. A query that sees nothing keeps l = o = 0; Λ = +∞ makes its exp(s - Λ) = 0.
 
 
 def score_tiles(q, k, i, causal, block, scale):
@@ -460,8 +459,7 @@ def flash_attention_forward(q, k, v, causal=False, block=64, scale=None):
     for i in range(0, q.shape[2], block):
         o_i, lam_i = out[:, :, i : i + block], lam[:, :, i : i + block]  # views of this tile
         o = grouped(np.zeros_like(o_i), k.shape[1])  # (B, Hkv, G·bq, D)
-        l = np.zeros_like(o[..., :1])
-        m = np.full_like(l, np.finfo(q.dtype).min)
+        l, m = np.zeros_like(o[..., :1]), np.full_like(o[..., :1], np.finfo(q.dtype).min)
         for cols, s in score_tiles(q, k, i, causal, block, scale):
             m_new = np.maximum(m, s.max(axis=-1, keepdims=True))
             c = np.exp(m - m_new)
@@ -470,10 +468,8 @@ def flash_attention_forward(q, k, v, causal=False, block=64, scale=None):
             l = c * l + s.sum(axis=-1, keepdims=True)
             o = c * o + s @ v[:, :, cols]
             m = m_new
-        unseen = l == 0
-        l[unseen] = 1
-        o_i[...] = (o / l).reshape(o_i.shape)
-        lam_i[...] = np.where(unseen, np.inf, m + np.log(l)).reshape(lam_i.shape)
+        o_i[...] = (o / np.maximum(l, 1)).reshape(o_i.shape)  # l >= 1, or 0 if nothing was seen
+        lam_i[...] = np.where(l > 0, m + np.log(np.maximum(l, 1)), np.inf).reshape(lam_i.shape)
     return out, (q, k, v, out, lam, causal, block, scale)
 
 
@@ -506,12 +502,12 @@ def flash_attention_backward(dout, cache):
 # b, digits x, y and four texts, each followed by the query a, with the right answer:
 #     axby → x        aybx → y        bxay → y        byax → x
 # In one layer, the score sⱼ and the value at place j depend on the query (the same in all four), on
-# j and on the token at j. So with c the query's own part and wⱼ that of place j, the logit of x
-# minus that of y is
+# j and on the token at j. With c the query's own part and wⱼ that of place j, the logit of x minus
+# that of y is
 #     Δ = c + (1/Z) Σⱼ exp(sⱼ) wⱼ = (1/Z) Σⱼ exp(sⱼ) (c + wⱼ),      Z = Σⱼ exp(sⱼ) > 0:
-# its sign is that of a sum to which each place contributes alone. Call the contributions A of a
-# first and b third, A' of b first and a third (the query's place counted in both), X of x second
-# and y fourth, X' of y second and x fourth. All four answers are right only if
+# its sign is that of a sum to which each place contributes alone. Say A for a first and b third, A'
+# for b first and a third (the query's place counted in both), X for x second and y fourth, X' for y
+# second and x fourth. All four answers are right only if
 #     A + X > 0        A + X' < 0        A' + X < 0        A' + X' > 0.
 # The outer two say A + A' + X + X' > 0, the inner two that it is < 0. ∎  (More heads have more Z's,
 # and this argument fails; but one layer must be very large: Sanford, Hsu & Telgarsky 2024.)
@@ -527,8 +523,8 @@ def flash_attention_backward(dout, cache):
 # Then dU = x_Lᵀ dlogits and dx_L = dlogits Uᵀ; x + f(x) has the derivative 1 + f', so each layer
 # ADDS its dx to what arrives; and x₀ = onehot E + P gives dE = onehotᵀ dx₀, dP = Σ_b dx₀.
 
-LETTERS, DIGITS = "abcdefghijkl", "0123456789"
-TOKENS = LETTERS + DIGITS
+LETTERS = "abcdefghijkl"
+TOKENS = LETTERS + "0123456789"
 
 
 def recall_batch(rng, B, n_pairs):
@@ -545,9 +541,8 @@ class AttentionOnly:
 
     def __init__(self, T, n_embd, n_head, n_layer, seed=0, dtype=np.float32):
         rng, V, C = np.random.default_rng(seed), len(TOKENS), n_embd
-        shapes = {"token": (V, C), "position": (T, C), "unembed": (C, V)}
-        self.params = {n: rng.normal(size=shape).astype(dtype) / 2 for n, shape in shapes.items()}
-        self.params["unembed"] *= 2 / C**0.5
+        init = {"token": ((V, C), 0.5), "position": ((T, C), 0.5), "unembed": ((C, V), C**-0.5)}
+        self.params = {n: (a * rng.normal(size=s)).astype(dtype) for n, (s, a) in init.items()}
         self.layers = [MultiHeadAttention(C, n_head, seed=seed + 1 + i) for i in range(n_layer)]
         for i, layer in enumerate(self.layers):  # the same arrays under two names
             layer.params = {name: p.astype(dtype) for name, p in layer.params.items()}
@@ -592,11 +587,10 @@ def progress(message, last=False):
         print(message, flush=True)
 
 
-def train(model, steps, n_pairs, seed, name="", learning_rate=3e-3, B=32):
+def train(model, steps, n_pairs, seed, name="", learning_rate=1e-2, B=32):
     """Adam (stage 4) on fresh batches; the share right in each eighth of the steps."""
     rng, rights = np.random.default_rng(seed), []
-    m = {key: np.zeros_like(p) for key, p in model.params.items()}
-    s = {key: np.zeros_like(p) for key, p in model.params.items()}
+    m, s = ({key: np.zeros_like(p) for key, p in model.params.items()} for _ in range(2))
     for t in range(1, steps + 1):
         loss, right, grads = model.loss_and_grads(recall_batch(rng, B, n_pairs))
         rate = learning_rate * min(1, t / 50) * (1 - 0.9 * t / steps)  # warm up, then decay
@@ -610,22 +604,12 @@ def train(model, steps, n_pairs, seed, name="", learning_rate=3e-3, B=32):
     return [float(np.mean(part)) for part in np.array_split(rights, 8)]
 
 
-def draw_maps(maps, tokens):
-    """Attention maps (T, T) as text, side by side: rows are queries, columns keys, dark is much."""
-    shades, T = " .:-=+*#%@", len(tokens)
-    lines = ["      ".join(["  " + "".join(tokens)] * len(maps))]
-    for i, token in enumerate(tokens):
-        rows = ("".join(shades[min(9, int(10 * p))] for p in w[i, : i + 1]) for w in maps)
-        lines.append("      ".join(f"{token} {row:<{T}}" for row in rows).rstrip())
-    return "\n".join(lines)
-
-
 # %% Demonstration
 
 
 def report_scale(seed):
     """What 1/√D does to the scores, the entropy and the gradient."""
-    print("\n1. The scale. Scores of 64 random keys, as they are (q·k) and divided by √D (scaled)")
+    print("1. The scale. Scores of 64 random keys, as they are (q·k) and divided by √D (scaled)")
     print(f"{'':>5}   {'variance':^15}   {'entropy, nats':^15}   {'gradient passed':^15}")
     print(f"{'D':>5}" + f"   {'q·k':>7} {'scaled':>7}" * 3)
     for D in (4, 16, 64, 256):
@@ -641,8 +625,7 @@ def report_recall(seed, n_pairs, steps, width):
     print(f"{'':<36} {'weights':>7} {'loss':>6} {'right':>6}   % right, by eighths of training")
     check = recall_batch(np.random.default_rng(seed + 1), 1000, n_pairs)
     digits, answers = check[:, 1 : 2 * n_pairs : 2], check[:, 2 * n_pairs + 1 :: 2]
-    common = [np.bincount(row).argmax() for row in digits]
-    guess = np.mean(answers == np.array(common)[:, None])
+    guess = np.mean([row == np.bincount(seen).argmax() for row, seen in zip(answers, digits)])
     print(f"{'the most frequent digit so far':<36} {0:>7} {'':>6} {guess:>6.1%}")
     wide = 2 * math.ceil(width / 2**0.5)  # one layer of √2 times the width has twice the weights
     for n_layer, n_head, C in ((1, 1, wide), (1, 2, wide), (2, 1, width)):
@@ -654,9 +637,14 @@ def report_recall(seed, n_pairs, steps, width):
         eighths = "".join(f"{100 * share:>4.0f}" for share in course)
         progress(f"{name:<36} {size:>7,} {loss:>6.3f} {right:>6.1%}  {eighths}", last=True)
     maps = [cache[4][3][0, 0] for cache in model.forward(check[:1])[2]]  # p of each layer's head
-    tokens = [TOKENS[i] for i in check[0]]
-    print("\nWhere the two layers look (a row asks, a column is looked at): layer 1, layer 2")
-    print(draw_maps(maps, tokens))
+    print(
+        "\nWhere it looks: a row asks, a column is looked at; layer 1 on the left, 2 on the right"
+    )
+    text, shades = "".join(TOKENS[i] for i in check[0]), " .:-=+*#%@"
+    print(f"  {text}        {text}")
+    for i, token in enumerate(text):
+        drawn = ("".join(shades[min(9, int(10 * p))] for p in w[i]) for w in maps)
+        print("      ".join(f"{token} {row}" for row in drawn).rstrip())
     half, ids, last = 2 * n_pairs, check[0], maps[1]
     before = maps[0][range(1, half, 2), range(0, half, 2)].mean()
     found = (last[:, 1:] * (ids[:, None] == ids[:-1]))[half::2].sum() / n_pairs
@@ -665,8 +653,8 @@ def report_recall(seed, n_pairs, steps, width):
 
 
 def best_ms(f, *args):
-    """Milliseconds of the fastest of three calls of f."""
-    return 1000 * min(timeit.repeat(lambda: f(*args), number=1, repeat=3))
+    """Milliseconds of the fastest of four calls of f."""
+    return 1000 * min(timeit.repeat(lambda: f(*args), number=1, repeat=4))
 
 
 def report_tiles(seed, lengths):
@@ -719,16 +707,10 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed is {args.seed}; expected 0 or more")
-    print("Stage 5: attention")
     report_scale(args.seed)
-    if args.fast:
-        report_recall(args.seed, n_pairs=3, steps=240, width=32)
-        report_tiles(args.seed, (64, 128, 256))
-        report_cache(args.seed, (64, 128))
-    else:
-        report_recall(args.seed, n_pairs=6, steps=800, width=64)
-        report_tiles(args.seed, (512, 1024, 2048, 4096))
-        report_cache(args.seed, (64, 256, 1024, 4096))
+    report_recall(args.seed, *((4, 120, 48) if args.fast else (6, 400, 64)))
+    report_tiles(args.seed, (64, 128, 256) if args.fast else (512, 1024, 2048, 4096))
+    report_cache(args.seed, (64, 128) if args.fast else (64, 256, 1024, 2048))
 
 
 # %% Common mistakes
@@ -736,12 +718,10 @@ def main(argv=None):
 # 1. Masking after the softmax, or with 0 for -∞. Symptom: training loss far too good, samples poor.
 #    In attention_forward -∞ enters s before softmax_forward.
 # 2. No 1/√D. Symptom: maps near one-hot from the first step, hardly any learning. See check_qkv.
-# 3. A row of nothing but -∞, as padding makes. Symptom: NaN everywhere one step later. See Z == 0
-#    in softmax_forward.
+# 3. A row of nothing but -∞, as padding makes. Symptom: NaN one step later. See softmax_forward.
 # 4. A causal mask aligned at the left when Tq < Tk. Symptom: good training, nonsense with a cache,
 #    where the new query sees only key 0. See the offset Tk - Tq in sliding_window_mask.
-# 5. Every cached token rotated as if at position 0. Symptom: step and forward differ from the
-#    second token on. See `start` in step.
+# 5. Cached tokens rotated as if at position 0. Symptom: step and forward differ. See step.
 # 6. reshape to (B, H, T, D) without a swap. Symptom: shapes fit, but heads mix places and see the
 #    future. split_heads splits the last axis, then swaps two.
 
