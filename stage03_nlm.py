@@ -10,13 +10,13 @@ learned numbers, its embedding, and compute the prediction from the embeddings b
 function. Contexts made of similar symbols then get similar predictions, seen or not. This file
 derives that network, its loss and its gradient by hand, and trains it on 185 stories.
 
-  Why:    1 counting, and where it fails        2 the network, and its examples
+  Why:    1 counting, and where it fails        2 the network
   Loss:   3 softmax without overflow            4 cross-entropy, and its gradient p - y
   Layers: 5 embedding, linear, tanh             6 how large the first weights should be
   Whole:  7 NeuralLM                            8 training      9 a map of the letters
 
 Prints how fast counts run out, what a bad initialisation costs, the network against counts from
-bigram to 6-gram, the contexts where it wins, its map of the alphabet, invented names, a sample
+bigram to 7-gram, the contexts where it wins, its map of the alphabet, invented names, a sample
 (about half a minute; --fast: a smoke run, --seed N, --text FILE: train on a text of yours).
 
 Rests on: Bengio, Ducharme, Vincent, Jauvin, "A neural probabilistic language model" (2003);
@@ -29,6 +29,7 @@ import argparse
 import math
 import numbers
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -54,8 +55,19 @@ import numpy as np
 #     P(c|h) = (N(hc) + T(h)·P(c|h′)) / (N(h) + T(h)),     P(c|nothing) = 1/V below the unigram.
 #
 # Over all c the numerators add up to N + T·1, so P sums to 1. Where h was never seen, P(c|h′) is
-# used as it is. This remembers less the further it backs off; it never asks whether another
-# context MEANS the same. That is what the rest of the file does.
+# used as it is. Backing off forgets; it never asks whether another context works the same way.
+# That is what the rest of the file does.
+#
+# Counts and network get the very same examples: some symbols of context, and the one that follows.
+# A text of T ids has T - n examples with n symbols of context: the first n ids have no complete
+# context, so they are context only, never predicted. (The names of the report are padded instead:
+# n line breaks go in front of each, so that its first letter is predicted too.)
+
+
+def check_size(name, value, least=1):
+    """ValueError unless value is an integer of at least `least`."""
+    if not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
 
 
 def check_ids(name, ids, vocab_size):
@@ -72,34 +84,51 @@ def check_ids(name, ids, vocab_size):
     return ids
 
 
-def count_models(ids, cut, max_n, vocab_size):
-    """Witten-Bell n-grams for n = 1..max_n, counted on ids[:cut], scored on ids[cut:] (M symbols).
+def make_examples(ids, context):
+    """All (context, next id) pairs of a text: X (N, context), Y (N,) with N = len(ids) - context.
 
-    Returns one (grams, new, p, n_h) for each n: the distinct n-grams counted, the share of held-out
-    n-grams never counted, P of each held-out symbol (M,), how often its context was counted (M,).
-    An n-gram is packed into one integer, its digits in base V, so that np.unique can count.
-    ValueError: a bad id, not max_n <= cut < len(ids), or Vⁿ too large for 64 bits.
+    X[i] = ids[i : i + context], Y[i] = ids[i + context]. The first `context` ids are skipped as
+    targets; to have them predicted, put `context` ids of padding in front. X is a read-only view.
+    ValueError: context < 1, ids not one-dimensional, or not more ids than the context is long.
     """
-    ids = check_ids("ids", ids, vocab_size)
-    if not 1 <= max_n <= cut < len(ids):
-        raise ValueError(f"max_n {max_n}, cut {cut}: expected 1 <= max_n <= cut < {len(ids)}")
-    if max_n * math.log2(vocab_size) >= 63:
-        raise ValueError(f"max_n {max_n} is too long to pack {vocab_size} symbols into 64 bits")
+    check_size("context", context)
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or len(ids) <= context:
+        raise ValueError(f"ids have shape {ids.shape}; expected 1-D, at least {context + 1} ids")
+    ids = check_ids("ids", ids, np.iinfo(np.int64).max)
+    X = np.lib.stride_tricks.sliding_window_view(ids[:-1], context)  # (N, context), copies nothing
+    return X, ids[context:]
+
+
+def count_models(X, Y, X_held, Y_held, vocab_size):
+    """Witten-Bell n-grams, n = 1..context+1, counted on (X, Y), scored on (X_held, Y_held).
+
+    X (N, context), Y (N,), X_held (M, context), Y_held (M,). Returns one (grams, new, p, n_h) for
+    each n: the distinct n-grams counted, the share of held-out n-grams never counted, P of each
+    held-out symbol (M,), how often its context was counted (M,). An n-gram is packed into one
+    integer, its digits in base V. ValueError: a bad id or shape, or Vⁿ too large for 64 bits.
+    """
+    shapes, n_max = (np.shape(X), np.shape(X_held)), np.shape(X)[-1] + 1
+    if shapes != ((len(Y), n_max - 1), (len(Y_held), n_max - 1)):
+        wanted = f"({len(Y)}, context) and ({len(Y_held)}, context)"
+        raise ValueError(f"X and X_held have shapes {shapes}; expected {wanted}")
+    if n_max * math.log2(vocab_size) >= 63:
+        raise ValueError(f"{n_max} of {vocab_size} different symbols do not fit into 64 bits")
+    X, X_held = check_ids("X", X, vocab_size), check_ids("X_held", X_held, vocab_size)
+    packed = check_ids("Y", Y, vocab_size).astype(np.int64)  # (N,) the last symbol of each n-gram
+    wanted = check_ids("Y_held", Y_held, vocab_size).astype(np.int64)  # (M,)
 
     def look_up(keys, counts, wanted):
         i = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
         return np.where(keys[i] == wanted, counts[i], 0)
 
-    p = np.full(len(ids) - cut, 1 / vocab_size)  # (M,)
-    packed, models = np.zeros(len(ids), dtype=np.int64), []
-    for n in range(1, max_n + 1):
-        # packed[i] is the n-gram that ends at i; in front of it comes the symbol n-1 places back.
-        packed[n - 1 :] += ids[: len(ids) - n + 1] * vocab_size ** (n - 1)
-        wanted = packed[cut:]  # (M,)
-        grams, counts = np.unique(packed[n - 1 : cut], return_counts=True)
-        contexts, row = np.unique(
-            grams // vocab_size, return_inverse=True
-        )  # without the last digit
+    p, models = np.full(len(wanted), 1 / vocab_size), []
+    for n in range(1, n_max + 1):
+        if n > 1:  # one more symbol in front, the one n-1 places back
+            packed = packed + X[:, 1 - n] * vocab_size ** (n - 1)
+            wanted = wanted + X_held[:, 1 - n] * vocab_size ** (n - 1)
+        grams, counts = np.unique(packed, return_counts=True)
+        contexts, row = np.unique(grams // vocab_size, return_inverse=True)  # the last digit off
         n_hc = look_up(grams, counts, wanted)  # (M,)
         n_h = look_up(contexts, np.bincount(row, weights=counts), wanted // vocab_size)  # (M,)
         t_h = look_up(contexts, np.bincount(row), wanted // vocab_size)  # (M,)
@@ -108,50 +137,24 @@ def count_models(ids, cut, max_n, vocab_size):
     return models
 
 
-# %% 2. The network, and its examples
+# %% 2. The network
 #
-# Bengio's model looks at the last n symbols (from here on n counts the CONTEXT), in three parts.
+# Bengio's model looks at the last n symbols, in three parts.
 #
-#     x = (C[w₁], ..., C[wₙ])      every symbol is replaced by its row of a table C: d learned
-#                                  numbers, the same row at every place. Side by side: n·d numbers.
-#     h = tanh(d + x·H)            hidden features of the context, each a soft yes-or-no question.
+#     x = (C[w₁], ..., C[wₙ])      every symbol is replaced by its row of a table C: D learned
+#                                  numbers, the same row at every place. Side by side: n·D numbers.
+#     h = tanh(d + x·H)            K hidden features of the context, each a soft yes-or-no question.
 #     z = b + x·W + h·U            one score for each possible next symbol; softmax (section 3)
 #                                  turns the V scores into probabilities. (Bengio's equation 1.)
 #
-# C, H, d, U, b, W are all the model has: V·d + nd·H + H + H·V + V + nd·V numbers, which grow in
+# C, H, d, U, b, W are all the model has: V·D + nD·K + K + K·V + V + nD·V numbers, which grow in
 # proportion to n and to V, while a table of counts grows like Vⁿ. x·W, the direct connections, lets
-# scores also depend on the embeddings without passing through the questions; the paper has them as
-# an option, and so has this file.
+# the embeddings reach the scores past the questions (an option in the paper; direct=False here).
 #
 # Why it can generalise: z is a smooth function of x. If two symbols have nearly the same row in C,
 # exchanging them hardly moves x, so it hardly moves the prediction: what was learned in one context
 # holds in its look-alikes. And if exchanging them is what the data want, the gradient pulls the
 # rows together. Nobody says which symbols are alike; the model finds out, because it pays.
-#
-# An example is n symbols and the one that follows. In a text of T ids there are T - n: the first n
-# ids have no complete context, so they are context only and are never predicted. (The names of the
-# report pad instead: n line breaks go in front of each name, so its first letter is predicted too.)
-
-
-def make_examples(ids, context):
-    """All (context, next id) pairs of a text: X (N, context), Y (N,) with N = len(ids) - context.
-
-    X[i] = ids[i : i + context], Y[i] = ids[i + context]. The first `context` ids are skipped as
-    targets; to have them predicted, put `context` ids of padding in front. X is a read-only view.
-    ValueError: context < 1, ids not one-dimensional, or not more ids than the context is long.
-    """
-    ids = np.asarray(ids)
-    if not isinstance(context, numbers.Integral) or context < 1:
-        raise ValueError(f"context is {context!r}; expected an integer of at least 1")
-    if ids.ndim != 1 or len(ids) <= context:
-        raise ValueError(
-            f"ids have shape {ids.shape}; expected one dimension and at least {context + 1} ids, "
-            f"a context of {context} and one to predict"
-        )
-    ids = check_ids("ids", ids, np.iinfo(np.int64).max)
-    X = np.lib.stride_tricks.sliding_window_view(ids[:-1], context)  # (N, context), copies nothing
-    return X, ids[context:]
-
 
 # %% 3. Softmax without overflow
 #
@@ -218,10 +221,8 @@ def cross_entropy_forward(logits, targets):
     """
     logits = np.asarray(logits)
     if logits.ndim == 0 or np.shape(targets) != logits.shape[:-1]:
-        raise ValueError(
-            f"targets have shape {np.shape(targets)}; expected {logits.shape[:-1]}, "
-            f"one for each row of the logits {logits.shape}"
-        )
+        rows, shape = logits.shape[:-1], np.shape(targets)
+        raise ValueError(f"targets have shape {shape}; expected {rows}, one for each row of logits")
     targets = check_ids("targets", targets, logits.shape[-1])
     lse = log_sum_exp(logits)  # (..., 1)
     z_y = np.take_along_axis(logits, targets[..., None], axis=-1)  # (..., 1)
@@ -283,8 +284,8 @@ def tanh_backward(dt, t):
 #     dC = Eᵀ·dx,     that is  dC[v] = Σ dxᵢ over all i with idᵢ = v:  a scatter-add.
 #
 # Note the sum: a symbol used five times gets five contributions (dC[ids] += dx would keep one).
-# np.add.at(dC, ids, dx) says it literally; at our V the product with Eᵀ is several times faster,
-# because matrix products are what machines are best at. At V = 50,000 Eᵀ would be mostly zeros.
+# np.add.at(dC, ids, dx) says it literally; at our V the product with Eᵀ is faster, as matrix
+# products are what machines do best. At V = 50,000 Eᵀ would be a large array of zeros.
 
 
 def embedding_forward(ids, C):
@@ -312,8 +313,7 @@ def embedding_backward(dx, cache):
 # C is drawn with variance 1, so E[x²] = 1, and Var(a) is 1 if s² = 1/m: tanh works where it bends
 # and is not flat. Ten times more, and most units sit near ±1, with slope 1 - t² near 0: hardly any
 # gradient passes. Ten times less, and tanh is a straight line. The same count backwards, over the O
-# outputs of a layer, asks for s² = 1/O; Glorot's compromise is 2/(m + O). With one hidden layer the
-# forward half is enough.
+# outputs of a layer, asks for s² = 1/O; Glorot's compromise is 2/(m + O). Here forward is enough.
 #
 # The output is different: it should start knowing nothing. If z ≈ 0, p ≈ 1/V and the first loss is
 # ln V; larger scores are confident guesses about nothing, which training must first take back. So U
@@ -356,8 +356,7 @@ class NeuralLM:
     ):
         sizes = dict(vocab_size=vocab_size, context=context, n_embd=n_embd, n_hidden=n_hidden)
         for name, size in sizes.items():
-            if not isinstance(size, numbers.Integral) or size < 1:
-                raise ValueError(f"{name} is {size!r}; expected an integer of at least 1")
+            check_size(name, size)
         if not np.issubdtype(dtype, np.floating):
             raise ValueError(f"dtype is {dtype}; expected a floating-point type")
         self.vocab_size, self.context = int(vocab_size), int(context)
@@ -426,12 +425,11 @@ class NeuralLM:
         so an empty context means the start of a line. temperature 0 takes the likeliest symbol.
         seed: an integer or a np.random.Generator. ValueError: an argument out of range.
         """
-        if not isinstance(n, numbers.Integral) or n < 0:
-            raise ValueError(f"n is {n!r}; expected an integer of at least 0")
+        check_size("n", n, least=0)
         if not 0 <= temperature < math.inf:
             raise ValueError(f"temperature is {temperature!r}; expected 0 or more, and finite")
-        if top_k is not None and (not isinstance(top_k, numbers.Integral) or top_k < 1):
-            raise ValueError(f"top_k is {top_k!r}; expected an integer of at least 1")
+        if top_k is not None:
+            check_size("top_k", top_k)
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p is {top_p!r}; expected 0 < top_p <= 1")
         if np.ndim(context) != 1:
@@ -452,12 +450,12 @@ class NeuralLM:
 
 # %% 8. Training: stochastic gradient descent
 #
-# Against the gradient the loss falls fastest (stage 4 proves it), so θ ← θ - η·∂L/∂θ, η the learning
+# Against the gradient the loss falls fastest (stage 4 proves it): θ ← θ - η·∂L/∂θ, η the learning
 # rate. The gradient over all N examples costs N forward passes for one step. Over a random batch of
 # B it costs B, and is right on average: each example is in the batch with the same probability, so
 # the mean of the batch means is the mean over all. The noise that is left shakes θ about, with an
-# amplitude that grows with η; so η is large for the first half, to get far, and then shrinks to 0 in
-# a straight line, to settle. Batches are cut from a shuffled list: every example once per epoch.
+# amplitude that grows with η; so η is large for the first half, to get far, and then shrinks to 0
+# in a straight line, to settle. Batches are cut from a shuffled list: every example once per epoch.
 
 
 def progress(message, last=False):
@@ -474,9 +472,9 @@ def train(model, X, Y, steps, learning_rate=0.2, batch_size=64, seed=0, name=Non
     name: what the progress line calls it; None prints nothing. ValueError: steps, batch_size or
     learning_rate not above 0, or X and Y of different length.
     """
-    for label, value in dict(steps=steps, batch_size=batch_size).items():
-        if not isinstance(value, numbers.Integral) or value < 1:
-            raise ValueError(f"{label} is {value!r}; expected an integer of at least 1")
+    check_size("steps", steps)
+    check_size("batch_size", batch_size)
+    X, Y = np.asarray(X), np.asarray(Y)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate is {learning_rate!r}; expected a number above 0")
     if len(X) != len(Y) or len(X) == 0:
@@ -502,7 +500,7 @@ def train(model, X, Y, steps, learning_rate=0.2, batch_size=64, seed=0, name=Non
 #
 # How alike are two symbols? Ask for the angle between their rows of C, after subtracting the mean
 # row: cos = u·v/(‖u‖‖v‖), 1 for the same direction, about 0 for unrelated ones (random directions
-# in d dimensions have cosines of standard deviation 1/√d). To draw the rows in two dimensions, take
+# in D dimensions have cosines of standard deviation 1/√D). To draw the rows in two dimensions, take
 # the plane in which they are most spread out: its axes are the first two right singular vectors of
 # the centred table (principal components; Eckart and Young proved that no plane keeps more).
 
@@ -548,22 +546,23 @@ def bits(p):
 
 def report_counts(models, vocab_size):
     """Section 1 in numbers: how fast the rows of a table run out."""
-    print("\nCounting: n-grams of the training text, and how they do on held-out text")
-    print("  n   possible    ever seen   held-out n-grams that are new   bits/char (Witten-Bell)")
+    print("\nCounting: n-grams of the training text, and how they do on the held-out text")
+    print("  n   possible   ever seen   new among held-out   bits/char (Witten-Bell)")
     for n, (grams, new, p, _) in enumerate(models, 1):
-        print(f"  {n}   {vocab_size**n:8.1e}  {grams:10,}   {new:29.2%}   {bits(p):23.3f}")
-    print("  Longer contexts say more until most are new: then counts have nothing to add up.")
+        print(f"  {n}   {vocab_size**n:8.1e}  {grams:10,}   {new:18.2%}   {bits(p):23.3f}")
+    print("  Longer contexts say more, until most are new and there is nothing to look up.")
 
 
-def report_init(build, X, Y, steps):
-    """Section 6 in numbers: H at ten times the derived size, at the size, at a tenth."""
-    print(f"\nInitialisation: H drawn at k times the derived 1/√m; loss in bits, {steps} steps")
+def report_init(sizes, X, Y, steps):
+    """Section 6 in numbers: H and U at ten times the derived size, at the size, at a tenth."""
+    print(f"\nInitialisation: H and U at k times the derived size; loss in bits, {steps} steps")
     print("     k   std of x·H   std of tanh   mean slope 1-t²   first loss   last loss")
     for k in (10.0, 1.0, 0.1):
-        model = build()
-        model.params["H"] *= k
+        model = NeuralLM(*sizes)
         P = model.params
-        a = P["C"][X[:1000]].reshape(len(X[:1000]), -1) @ P["H"]
+        P["H"] *= k
+        P["U"] *= k
+        a = P["C"][X[:1000]].reshape(len(X[:1000]), -1) @ P["H"]  # (1000, n_hidden)
         t = np.tanh(a)
         losses = train(model, X, Y, steps) / math.log(2)
         shown = (a.std(), t.std(), np.mean(1 - t * t), losses[0], losses[-steps // 4 :].mean())
@@ -572,133 +571,123 @@ def report_init(build, X, Y, steps):
 
 
 def report_scores(models, p_model):
-    """The network against the counts, and the two together."""
-    print("\nHeld-out text, bits per character")
-    names = {2: "bigram", 3: "trigram", 4: "4-gram", 5: "5-gram", 6: "6-gram"}
-    for n, name in names.items():
-        print(f"  {name + ' counts':30} {bits(models[n - 1][2]):.3f}")
-    print(f"  {'neural network':30} {bits(p_model):.3f}")
-    print(f"  {'mean of network and 5-gram':30} {bits((p_model + models[4][2]) / 2):.3f}")
-    print("  The mean is the best: the two err in different places (Bengio found the same).")
+    """The network against the counts, and the average of the two."""
+    print("\nHeld-out score, bits per character")
+    best = min((p for _, _, p, _ in models), key=bits)
+    names = {2: "bigram", 3: "trigram"}
+    rows = [(f"{names.get(n, f'{n}-gram')} counts", model[2]) for n, model in enumerate(models, 1)]
+    rows += [("the network", p_model), ("mean of it and the best counts", (p_model + best) / 2)]
+    for name, p in rows[1:]:
+        print(f"  {name:32}{bits(p):.3f}")
 
 
-def report_unseen(models, p_model, model, ids, cut, symbols):
-    """Where counts have seen the context often, they win; where they have not, the network does."""
-    print("\nHeld-out characters by how often their last 4 characters were seen in training")
-    print("  times seen   share of text   trigram    5-gram   network   (bits/char)")
-    n_h = models[4][3]
-    for low, high in ((0, 0), (1, 9), (10, 99), (100, math.inf)):
+def report_contexts(models, p_model, k):
+    """Scores of the network and of the counts by how often they have seen the context."""
+    print(f"  by how often its last {k} characters occur in training:")
+    print(f"  times seen   share   bits: trigram   {k + 1}-gram   network")
+    n_h = models[k][3]
+    buckets = zip((0, 1, 10, 100), (0, 9, 99, 1e9), ("never", "1-9", "10-99", "100+"))
+    for low, high, label in buckets:
         rows = (n_h >= low) & (n_h <= high)
-        label = f"{low}-{high}" if high < math.inf else f"{low}+"
-        label = "never" if high == 0 else label
-        scores = (
-            [bits(p[rows]) for p in (models[2][2], models[4][2], p_model)] if rows.any() else []
-        )
-        cells = "   ".join(f"{score:7.3f}" for score in scores)
-        print(f"  {label:>10}   {rows.mean():13.1%}   {cells}")
-    rows = np.flatnonzero((n_h == 0) & (np.arange(len(n_h)) >= 24))
-    print("  Six such places, evenly spread: the text so far, what came, and its probability")
-    print(f"  {'':27} came   5-gram   network   the network's first guesses")
-    for row in rows[np.linspace(0, len(rows) - 1, min(6, len(rows))).astype(int)]:
-        at = cut + row
-        p = softmax(model.logits(ids[None, at - model.context : at])[0])
-        guesses = "  ".join(f"{symbols[i]!r} {p[i]:.2f}" for i in np.argsort(-p)[:3])
-        before = "".join(symbols[i] for i in ids[at - 24 : at]).replace("\n", "¶")
-        came, counted = repr(symbols[ids[at]]), models[4][2][row]
-        print(f"  …{before}  {came:>6} {counted:8.3f} {p[ids[at]]:9.3f}   {guesses}")
+        if rows.any():
+            scores = [bits(p[rows]) for p in (models[2][2], models[k][2], p_model)]
+            print("  {:>10}{:8.1%}{:16.3f}{:9.3f}{:10.3f}".format(label, rows.mean(), *scores))
 
 
-def report_letters(C, symbols):
-    """Nearest neighbours in embedding space, and the map."""
-    alike, place = cosines(C), {symbol: i for i, symbol in enumerate(symbols)}
-    print("\nEmbeddings: the three nearest symbols, by cosine")
+def report_neighbours(C, symbols, wanted):
+    """The nearest symbols in embedding space, two columns."""
+    alike = cosines(C) - 2 * np.eye(len(C))  # nobody is its own neighbour
     cells = []
-    for symbol in [s for s in "aeiouybdtnsTSM.,!? " if s in place]:
-        row = alike[place[symbol]].copy()
-        row[place[symbol]] = -2
-        near = "  ".join(f"{symbols[i]!r} {row[i]:.2f}" for i in np.argsort(-row)[:3])
-        cells.append(f"{symbol!r}: {near}")
-    half = (len(cells) + 1) // 2
-    for left, right in zip(cells[:half], cells[half:] + [""]):
-        print(f"  {left:38} {right}".rstrip())
-    vowels = [place[s] for s in "aeiou" if s in place]
-    others = [i for s, i in place.items() if s.isalpha() and s.islower() and s not in "aeiou"]
-    if len(vowels) > 1 and others:
-        among = alike[np.ix_(vowels, vowels)][~np.eye(len(vowels), dtype=bool)].mean()
-        across = alike[np.ix_(vowels, others)].mean()
-        print(f"  Mean cosine: vowel to vowel {among:+.2f}, vowel to consonant {across:+.2f}")
-    letters = [i for i, s in enumerate(symbols) if s.isalpha() and s.islower()]
-    if len(letters) > 2:
-        print("  The small letters on their two main axes. Nobody told the model what a vowel is.")
-        print(text_map([symbols[i] for i in letters], C[letters]))
+    for i in map(symbols.index, wanted):
+        near = "  ".join(f"{symbols[j]!r} {alike[i, j]:.2f}" for j in np.argsort(-alike[i])[:3])
+        cells.append(f"{symbols[i]!r}: {near}")
+    for i in range(0, len(cells), 2):
+        print("  " + "".join(f"{cell:38}" for cell in cells[i : i + 2]).rstrip())
 
 
-def report_names(lines, context, steps, n_hidden, seed):
-    """A second model learns names; each is padded on the left, so it starts from line breaks."""
-    ids, symbols = encode("\n".join(lines) + "\n")
+def report_names(lines, steps, seed):
+    """A small model learns names, where data are scarce; each starts from a row of line breaks."""
+    (ids, symbols), context = encode("\n".join(lines) + "\n"), 4
     blank = np.zeros(context, dtype=ids.dtype)  # "\n" is id 0, as it sorts before the letters
     words = np.split(ids, np.flatnonzero(ids == 0)[:-1] + 1)
     pairs = [make_examples(np.concatenate([blank, word]), context) for word in words]
     cut = int(0.9 * len(words))
-    (X, Y), (X_held, Y_held) = (
-        [np.concatenate(part) for part in zip(*chosen)] for chosen in (pairs[:cut], pairs[cut:])
-    )
-    model = NeuralLM(len(symbols), context, 16, n_hidden, seed)
-    print(f"\nNames: {len(lines):,} of them, the last tenth held out")
+    X, Y = (np.concatenate(part) for part in zip(*pairs[:cut]))  # (N, context), (N,)
+    X_held, Y_held = (np.concatenate(part) for part in zip(*pairs[cut:]))
+    model = NeuralLM(len(symbols), context, 8, 64, seed)
+    print(f"\nNames: {len(lines):,} of them, {len(Y):,} characters to train on, context {context}")
     train(model, X, Y, steps, batch_size=32, seed=seed, name="  names")
-    counts = count_models(ids, len(Y), 3, len(symbols))[2][2]
-    held = model.loss(X_held, Y_held) / math.log(2)
-    print(f"  held-out: trigram counts {bits(counts):.3f}, network {held:.3f} bits/char")
-    text = "".join(symbols[i] for i in model.generate(400, temperature=0.8, seed=seed))
-    names = [name for name in text.split("\n")[:-1] if name][:24]
+    models = count_models(X, Y, X_held, Y_held, len(symbols))
+    p_all = softmax(model.logits(X_held).astype(np.float64))  # (M, V)
+    p_model = p_all[np.arange(len(Y_held)), Y_held]
+    report_scores(models, p_model)
+    report_contexts(models, p_model, 3)
+    print("  Compare the rows: a full table is hard to beat, an empty one can only fall back.")
+    unseen = np.flatnonzero(models[3][3] == 0)
+    print("  Six that were never seen: after / came / 4-gram / network / its first guesses")
+    for row in unseen[np.linspace(0, len(unseen) - 1, 6).astype(int)]:
+        before = "".join(symbols[i] for i in X_held[row]).replace("\n", "·")
+        best = np.argsort(-p_all[row])[:4]
+        guesses = "  ".join(f"{symbols[i]!r} {p_all[row, i]:.2f}" for i in best)
+        came, counted = repr(symbols[Y_held[row]]), models[3][2][row]
+        print(f"    {before:6} {came:>5} {counted:8.3f} {p_model[row]:8.3f}     {guesses}")
+
+    C = model.params["C"]  # (V, 8)
+    letters = [i for i, symbol in enumerate(symbols) if symbol.isalpha()]
+    vowels, alike = [i for i in letters if symbols[i] in "aeiou"], cosines(C)
+    others = [i for i in letters if i not in vowels]
+    among = alike[np.ix_(vowels, vowels)][~np.eye(len(vowels), dtype=bool)].mean()
+    print("\nIts alphabet: mean cosine of the embeddings of two vowels", end=" ")
+    print(f"{among:+.2f}, of vowel and consonant {alike[np.ix_(vowels, others)].mean():+.2f};")
+    print("  nobody told the model what a vowel is. Nearest neighbours, and the map of section 9:")
+    report_neighbours(C, symbols, "aeioudtnmr")
+    print(text_map([symbols[i] for i in letters], C[letters]))
+
+    rng = np.random.default_rng(seed)  # each name starts from an empty context, as in training
+    samples = [model.generate(20, temperature=0.8, seed=rng) for _ in range(24)]
+    names = ["".join(symbols[i] for i in sample).split("\n")[0] for sample in samples]
     new = [name for name in names if name not in lines]
-    print(f"  {len(names)} inventions at temperature 0.8, {len(new)} of them not in the list (*):")
+    print(f"\n  {len(names)} names sampled at temperature 0.8; {len(new)} (*) are not in the list:")
     for i in range(0, len(names), 6):
-        print("  " + "".join(f"{s + '*' * (s in new):13}" for s in names[i : i + 6]).rstrip())
+        print("  " + "".join(f"{s + '*' * (s in new):15}" for s in names[i : i + 6]).rstrip())
 
 
 def report(args):
     """Everything in the order of the sections; the last line is the ladder's."""
-    text = Path(args.text).read_text(encoding="utf-8")
-    text, context = text[:40000] if args.fast else text, 6
-    n_embd, n_hidden, steps = (8, 48, 400) if args.fast else (16, 512, 20000)
+    text, context = Path(args.text).read_text(encoding="utf-8")[: 40000 if args.fast else None], 6
+    n_embd, n_hidden, steps = (12, 64, 1500) if args.fast else (24, 512, 20000)
     ids, symbols = encode(text)
     cut = int(0.9 * len(ids))
     if cut < 100:
         raise ValueError(f"the text has {len(text)} characters; expected at least 112")
+    held = ids[cut - context :]  # the first held-out symbols have training text as context
     X, Y = make_examples(ids[:cut], context)  # (N, context), (N,)
 
-    def build():
-        return NeuralLM(len(symbols), context, n_embd, n_hidden, args.seed)
-
-    print(f"Stage 3: a neural n-gram on {Path(args.text).name}, {len(text):,} characters,", end=" ")
-    print(f"{len(symbols)} distinct, the last tenth held out")
-    models = count_models(ids, cut, 6, len(symbols))
+    sizes = (len(symbols), context, n_embd, n_hidden, args.seed)
+    print(f"Stage 3: a neural n-gram on {Path(args.text).name}: {len(text):,} characters,", end=" ")
+    print(f"{len(symbols)} different, the last tenth held out")
+    models = count_models(X, Y, *make_examples(held, context), len(symbols))
     report_counts(models, len(symbols))
-    report_init(build, X, Y, 40 if args.fast else 400)
+    report_init(sizes, X, Y, 40 if args.fast else 600)
 
-    model = build()
+    model = NeuralLM(*sizes)
     size = sum(value.size for value in model.params.values())
     print(
-        f"\nTraining: context {context}, {n_embd} numbers a symbol, {n_hidden} hidden units:",
-        end=" ",
+        f"\nThe network: context {context}, {n_embd} numbers a symbol, {n_hidden} hidden", end=", "
     )
-    print(f"{size:,} parameters (a full table: {len(symbols) ** (context + 1):.0e})")
-    train(model, X, Y, steps, seed=args.seed, name="  stories" if not args.fast else "  smoke run")
-    p_model = np.exp(model.log_probs(ids[cut - context :]))  # (M,): each held-out symbol once
-    report_scores(models, p_model)
-    report_unseen(models, p_model, model, ids, cut, symbols)
-    report_letters(model.params["C"], symbols)
+    print(f"{size:,} parameters (full table: {len(symbols) ** (context + 1):.0e})")
+    train(model, X, Y, steps, seed=args.seed, name="  stories")
+    log_p = model.log_probs(held)  # (M,): each held-out symbol once
+    report_scores(models, np.exp(log_p))
+    report_contexts(models, np.exp(log_p), 4)
     lines = (DATA / "names.txt").read_text(encoding="utf-8").split()
-    names_steps, names_hidden = (200, 32) if args.fast else (6000, 128)
-    report_names(lines, 5, names_steps, names_hidden, args.seed)
+    report_names(lines, 300 if args.fast else 6000, args.seed)
 
-    print("\nA sample from the start of a line, temperature 0.7")
+    print("\nThe stories again: a sample from the start of a line, temperature 0.7")
     sample = "".join(symbols[i] for i in model.generate(480, temperature=0.7, seed=args.seed))
     for line in sample.split("\n"):
-        for i in range(0, len(line), 90):
-            print("  " + line[i : i + 90])
-    nats = -np.log(p_model).mean()
+        print(textwrap.fill(line, 90, initial_indent="  ", subsequent_indent="  "))
+    nats = abs(log_p.mean())  # log P is never above 0, and abs turns -0.0 into 0.0
     print(
         f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | "
         f"perplexity {math.exp(nats):.2f}   (stage 3, neural n-gram, context {context})"
@@ -725,8 +714,7 @@ def main(argv=None):
 #
 # 1. `dC[ids] += dx`. A symbol that occurs twice in a batch gets one of its two gradients; training
 #    works, but badly. See embedding_backward.
-# 2. np.log(softmax(z)). Fine until a score trails by 104 in float32, then a loss of inf or nan.
-#    See log_sum_exp.
+# 2. np.log(softmax(z)): an infinite loss once a score trails by 104 in float32. See log_sum_exp.
 # 3. Forgetting the 1/N of the batch mean: the gradient, and so the best learning rate, changes
 #    with the batch size. See `/ targets.size` in cross_entropy_backward.
 # 4. Examples off by one: the target is inside its own context. The loss falls towards 0, samples
@@ -735,32 +723,21 @@ def main(argv=None):
 #    above it. Print the first loss. See init_params.
 # 6. A gradient of x from one of its two users only (H, and not W): nothing crashes, only the check
 #    against central differences fails. See `dx +=` in loss_and_grads.
-# 7. Holding out random windows: they overlap their neighbours, so nearly every held-out example
-#    has its twin in training and the score is too good. See `cut` in report.
-# 8. Comparing scores over different characters, or nats with bits: everything here is scored on
-#    the same M characters. See count_models and log_probs.
+# 7. Holding out random windows: they overlap others in training and score too well. See `cut`.
 
 # %% Exercises
 #
-#  1. (reading) Which lines of loss_and_grads disappear when direct=False, and why does nothing else
-#     change? Name the shape of every gradient there.
+#  1. (reading) Name the shape of every gradient in loss_and_grads. Which lines go if direct=False?
 #  2. (pencil) Show that p - y is also the gradient for soft targets: any y that adds up to 1.
 #  3. (pencil) For two symbols, softmax is a sigmoid. Of what? Derive p - y again from that.
 #  4. (pencil) At which vocabulary size does a table of trigrams outgrow this network?
-#  5. (code) Remove W (direct=False). Compare speed of learning and final bits; then keep W and
-#     remove h. What kind of model is that?
-#  6. (code) Plot held-out bits against the context 1..12 at a fixed training time. Why does longer
-#     stop helping here, and what would the counts have done?
-#  7. (code) Add dropout on h. Does it narrow the gap between the training loss and the held-out
-#     loss, and at what cost in steps?
-#  8. (measurement) embedding_backward against np.add.at for V = 60, 600, 6000, 60000: where do
-#     they cross on your machine?
-#  9. (experiment) Words instead of characters: map words seen once to <unk>. What are the nearest
-#     neighbours of "king", and how much of the time goes into the V-wide output?
-# 10. (experiment) Replace the constant ½ in the mean of network and counts by a weight that depends
-#     on n_h. How many bits does it gain? Which data did you tune it on?
-# 11. (research) Share C with the output: z = b + f(h)·Cᵀ (Press and Wolf, 2017). Does it help at
-#     V = 61? At V = 10,000? Explain the difference.
+#  5. (code) Train with direct=False; then with W alone, without h. What kind of model is that?
+#  6. (code) Plot held-out bits against the context 1..12. Why does longer stop helping here?
+#  7. (code) Add dropout on h. Does it narrow the gap between training and held-out loss?
+#  8. (measurement) At which V does np.add.at overtake the product in embedding_backward?
+#  9. (experiment) Words, not characters, rare ones as <unk>: what are the neighbours of "king"?
+# 10. (experiment) Let the ½ in the mean of network and counts depend on n_h. What does it gain?
+# 11. (research) Share C with the output, z = b + f(h)·Cᵀ (Press, Wolf, 2017). When does it help?
 
 # %% Where this leads
 #

@@ -31,36 +31,34 @@ def small_model(seed=0, direct=True, V=7, context=3):
 # Counting
 
 
-def witten_bell(train, history, symbol, V):
+def witten_bell(rows, history, symbol, V):
     """P(symbol | history) by the recursion of section 1, counted with a dictionary."""
-    if history is None:
-        return 1 / V
+    shorter = witten_bell(rows, history[1:], symbol, V) if history else 1 / V
     n = len(history) + 1
-    shorter = witten_bell(train, history[1:] if history else None, symbol, V)
-    grams = Counter(tuple(train[i : i + n]) for i in range(len(train) - n + 1))
-    followers = {g[-1]: k for g, k in grams.items() if g[:-1] == tuple(history)}
+    followers = Counter(row[-1] for row in rows if tuple(row[-n:-1]) == tuple(history))
     N, T = sum(followers.values()), len(followers)
-    return (followers.get(symbol, 0) + T * shorter) / (N + T) if N else shorter
+    return (followers[symbol] + T * shorter) / (N + T) if N else shorter
 
 
-@pytest.mark.parametrize("V, length, cut, max_n", [(3, 60, 40, 4), (5, 30, 29, 3), (1, 9, 5, 2)])
-def test_counts_agree_with_a_dictionary(rng, V, length, cut, max_n):
-    ids = rng.integers(0, V, length)
-    train = ids[:cut].tolist()
-    for n, (grams, new, p, n_h) in enumerate(s3.count_models(ids, cut, max_n, V), 1):
-        windows = [tuple(ids[i - n + 1 : i + 1].tolist()) for i in range(cut, length)]
-        seen = [tuple(train[i : i + n]) for i in range(cut - n + 1)]
+@pytest.mark.parametrize("V, length, cut, context", [(3, 60, 40, 3), (5, 30, 27, 2), (1, 9, 5, 1)])
+def test_counts_agree_with_a_dictionary(rng, V, length, cut, context):
+    X, Y = s3.make_examples(rng.integers(0, V, length), context)
+    rows = np.column_stack([X, Y]).tolist()
+    models = s3.count_models(X[:cut], Y[:cut], X[cut:], Y[cut:], V)
+    for n, (grams, new, p, n_h) in enumerate(models, 1):
+        seen = [tuple(row[-n:]) for row in rows[:cut]]
+        asked = [tuple(row[-n:]) for row in rows[cut:]]
         assert grams == len(set(seen))
-        assert new == pytest.approx(np.mean([w not in seen for w in windows]))
-        assert p == pytest.approx([witten_bell(train, w[:-1], w[-1], V) for w in windows])
-        assert n_h.tolist() == [sum(s[:-1] == w[:-1] for s in seen) for w in windows]
+        assert new == pytest.approx(np.mean([gram not in seen for gram in asked]))
+        assert p == pytest.approx([witten_bell(rows[:cut], a[:-1], a[-1], V) for a in asked])
+        assert n_h.tolist() == [sum(s[:-1] == a[:-1] for s in seen) for a in asked]
+    assert len(models) == context + 1
 
 
 def test_witten_bell_adds_up_to_one(rng):
-    ids, V = rng.integers(0, 4, 50), 4
-    for n in range(3):
-        p = [s3.count_models(np.append(ids, c), 50, 3, V)[n][2][0] for c in range(V)]
-        assert sum(p) == pytest.approx(1)
+    X, Y = s3.make_examples(rng.integers(0, 4, 50), 2)
+    models = s3.count_models(X, Y, np.tile(X[7], (4, 1)), np.arange(4), 4)
+    assert [p.sum() for _, _, p, _ in models] == pytest.approx([1, 1, 1])
 
 
 # Examples
@@ -323,7 +321,7 @@ def test_cosines_and_map():
 
 
 MODEL = s3.NeuralLM(5, 2, 3, 4)
-IDS, PAIR = np.zeros(9, dtype=int), np.zeros((1, 2), dtype=int)
+PAIR = np.zeros((1, 2), dtype=int)
 
 
 @pytest.mark.parametrize(
@@ -332,15 +330,15 @@ IDS, PAIR = np.zeros(9, dtype=int), np.zeros((1, 2), dtype=int)
         (lambda: s3.encode(""), "the text is empty"),
         (lambda: s3.make_examples([], 2), r"shape \(0,\)"),
         (lambda: s3.make_examples([1, 2], 2), "at least 3 ids"),
-        (lambda: s3.make_examples([[1, 2, 3]], 1), "one dimension"),
+        (lambda: s3.make_examples([[1, 2, 3]], 1), "expected 1-D"),
         (lambda: s3.make_examples([1, 2], 0), "context is 0"),
         (lambda: s3.make_examples([1, 2], 1.0), "context is 1.0"),
         (lambda: s3.make_examples([1, -2, 1], 1), "the id -2"),
         (lambda: s3.make_examples([0.5, 1.5], 1), "dtype float64"),
-        (lambda: s3.count_models(IDS, 9, 2, 5), "cut 9"),
-        (lambda: s3.count_models(IDS, 5, 0, 5), "max_n 0"),
-        (lambda: s3.count_models(IDS, 5, 5, 10**5), "64 bits"),
-        (lambda: s3.count_models(IDS + 5, 5, 2, 5), "the id 5"),
+        (lambda: s3.count_models(PAIR, [0, 1], PAIR, [0], 5), r"expected \(2, context\)"),
+        (lambda: s3.count_models(PAIR, [0], PAIR[:, 1:], [0], 5), r"\(1, 2\), \(1, 1\)"),
+        (lambda: s3.count_models(PAIR, [0], PAIR, [0], 10**7), "64 bits"),
+        (lambda: s3.count_models(PAIR, [0], PAIR, [5], 5), "Y_held contains the id 5"),
         (lambda: s3.softmax(np.zeros((2, 0))), r"shape \(2, 0\)"),
         (lambda: s3.cross_entropy_forward(np.zeros((2, 3)), [0]), r"targets have shape \(1,\)"),
         (lambda: s3.cross_entropy_forward(np.zeros((1, 3)), [3]), "the id 3; expected 0 to 2"),
@@ -399,7 +397,7 @@ def fast_reports():
 def test_report_is_deterministic_and_complete(fast_reports):
     first, second = fast_reports
     assert first == second
-    for heading in ("Counting", "Initialisation", "Held-out text", "Embeddings", "Names", "sample"):
+    for heading in ("Counting", "Initialisation", "Held-out", "Nearest", "Names", "sample"):
         assert heading in first
     check_held_out_line(first)
     assert first.splitlines()[-1].endswith("(stage 3, neural n-gram, context 6)")
