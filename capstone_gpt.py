@@ -1772,5 +1772,50 @@ def main(argv=None):
         return 2
 
 
+# %% Common mistakes
+#
+# 1. Reporting the loss on text the model has seen. It falls for ever. Symptom: train and held-out
+#    part ways. Here every reported number is held out (section 10, evaluate).
+# 2. An attention that sees the future. Symptom: a loss near 0 and samples of rubbish. CAUSAL sets
+#    the scores to -∞ before the softmax (section 2); a test changes token t and watches the past.
+# 3. Writing a shared weight's gradient with = where two paths reach it. Symptom: training works, a
+#    little worse than it should. The tied head adds with += (section 7, loss_and_grads).
+# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 1).
+# 5. Decaying biases and norm weights, or starting m and v at 0 without the correction. Symptom: a
+#    slow start, norms that shrink (section 9).
+# 6. Drawing batches from a generator whose state is not saved. Symptom: a resumed run that drifts
+#    from the uninterrupted one. Here step s has a generator of its own (section 11).
+# 7. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 6).
+# 8. x**3. Symptom: none but the clock (section 1, GELU).
+
+# %% Exercises
+#
+#  1. Print the shapes at every line of block_forward for B=2, T=3, C=8, H=2. Which array is the
+#     largest?
+#  2. Set the tie_weights setting to False. What happens to the parameter count and the held-out
+#     loss?
+#  3. Break one backward by a factor of 1.01. Which rows of the gradient check notice, and why
+#     those?
+#  4. Derive the backward of y = x Wᵀ for W (out, in) and show that linear_backward with W.T gives
+#     it.
+#  5. Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
+#  6. Train on data/names.txt with a block of 16. How many of 100 sampled names are in the file?
+#  7. Replace GELU by ReLU², forward and backward, and run the gradient check.
+#  8. Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
+#  9. Write the sliding window so that llama keeps its cache when it slides. Why may the text
+#     differ?
+# 10. Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
+# 11. Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
+# 12. Which of two changes lowers the held-out loss more at equal seconds: twice the channels or
+#     twice the steps? Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
+
+# %% Where this leads
+#
+# What separates this file from the models in use is scale and engineering, not new mathematics: the
+# same block, with more of them, trained on more tokens by machines that share the work. Stage 9
+# adapts such a model to a new voice at a hundredth of the parameters; stage 10 bends it towards
+# what people prefer.
+
+
 if __name__ == "__main__":
     sys.exit(main())
