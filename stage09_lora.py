@@ -44,7 +44,6 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 
 # %% 1. A small GPT with sockets
-#
 # Shapes: B sequences, T tokens, C channels, H heads of size D, V vocabulary, r rank. A layer is a
 # pair: the forward returns its output and a cache, the backward turns dy = ∂L/∂y into dx = ∂L/∂x
 # and the gradients of its parameters by the chain rule, ∂L/∂xᵢ = Σⱼ ∂L/∂yⱼ · ∂yⱼ/∂xᵢ.
@@ -215,9 +214,8 @@ def gpt_forward(params, idx, n_head, adapters=None):
     wte, wpe = params["transformer.wte.weight"], params["transformer.wpe.weight"]
     idx = np.asarray(idx)
     if idx.ndim != 2 or idx.dtype.kind not in "iu" or not 1 <= idx.shape[1] <= len(wpe):
-        raise ValueError(
-            f"idx must be integers (B, T) with T in 1..{len(wpe)}, not {idx.dtype} {idx.shape}"
-        )
+        shape = f"{idx.dtype} {idx.shape}"
+        raise ValueError(f"idx must be integers (B, T), T in 1..{len(wpe)}, not {shape}")
     if idx.size and not 0 <= idx.min() <= idx.max() < len(wte):
         raise ValueError(f"idx must lie in 0..{len(wte) - 1}, not {idx.min()}..{idx.max()}")
     T, C = idx.shape[1], wte.shape[1]
@@ -316,7 +314,6 @@ def gpt_backward(dlogits, cache, trainable=()):
 
 
 # %% 2. What full fine-tuning costs, and why a low rank may do
-#
 # AdamW holds, for each number it trains, the number, its gradient, and running means of g and g²:
 # 16 bytes in float32. A frozen number costs 4 (in NF4, section 5, about ½). And each new voice is a
 # full copy on disk.
@@ -341,7 +338,6 @@ def low_rank(matrix, k):
 
 
 # %% 3. LoRA: learn the low-rank update itself
-#
 # Why compute a full ΔW and cut it? Parametrise it by its factors, and freeze W (in, out):
 #     y = xW + s (xA)B,      A (in, r),  B (r, out),  s = α/r.
 # r(in + out) numbers instead of in·out. Two linear layers in a row, so with h = xA and g = s dy Bᵀ
@@ -418,7 +414,7 @@ class LoRALinear:
         if W.ndim != 2 or W.size == 0 or W.dtype.kind != "f":
             raise ValueError(f"weight must be a float matrix (in, out), not {W.dtype} {W.shape}")
         check_positive_int(rank, "rank")
-        if not isinstance(alpha, (int, float, np.number)) or not math.isfinite(alpha):
+        if not isinstance(alpha, (int, float, np.integer, np.floating)) or not math.isfinite(alpha):
             raise ValueError(f"alpha must be a finite number, not {alpha!r}")
         self.base = weight if isinstance(weight, NF4) else W
         self.rank, self.alpha, self.rslora = int(rank), float(alpha), rslora
@@ -467,26 +463,19 @@ def apply_lora(params, targets, rank, alpha, seed=0, rslora=False, layer=LoRALin
     Raises ValueError for a target that matches no matrix, and whatever `layer` raises.
     """
     rng, chosen = np.random.default_rng(seed), set()
-    modules = [n[: -len(".weight")] for n in params if len(params[n].shape) == 2]
     targets = [targets] if isinstance(targets, str) else list(targets)
-    for target in targets:
-        found = {m for m in modules if f".{m}".endswith(f".{target}")}
-        if not found:
-            raise ValueError(
-                f"{target!r} matches no matrix; expected endings such as 'attn.c_attn'"
-            )
-        chosen |= found
     if not targets:
         raise ValueError("targets is empty; expected names such as 'attn.c_attn'")
-    return {
-        f"{m}.weight": layer(params[f"{m}.weight"], rank, alpha, rng, rslora)
-        for m in modules
-        if m in chosen
-    }
+    for target in targets:
+        ending = f".{target.removesuffix('.weight')}.weight"
+        found = {n for n in params if f".{n}".endswith(ending) and len(params[n].shape) == 2}
+        if not found:
+            raise ValueError(f"{target!r} matches no matrix; expected one such as 'attn.c_attn'")
+        chosen |= found
+    return {n: layer(params[n], rank, alpha, rng, rslora) for n in params if n in chosen}
 
 
 # %% 4. DoRA: direction and magnitude apart
-#
 # Column j of a matrix makes output j: its direction says what to look for, its length how loud to
 # answer. DoRA (Liu et al. 2024) lets LoRA turn the columns, V = W + sAB, and learns the lengths m
 # beside them:
@@ -537,7 +526,6 @@ class DoRALinear(LoRALinear):
 
 
 # %% 5. QLoRA: the frozen base in four bits
-#
 # What is never trained need not be stored well. Four bits name 16 levels: cut W into blocks of 64
 # numbers, divide each block by its largest |w|, store the nearest level. That is 4 + 32/64 = 4.5
 # bits a weight. Which levels? Trained weights look normal, so NF4 (Dettmers et al. 2023) takes
@@ -596,7 +584,6 @@ def dequantize_nf4(q, *fields):
 
 
 # %% 6. Adapters, prefixes, prompts, scales
-#
 # Adapter (Houlsby et al. 2019): y = x + GELU(xD + b)U + c after each half of a block, a bottleneck
 # of m channels; U = 0 and c = 0, so y = x at first. Two linear layers; with z = xD + b, a =
 # GELU(z):
@@ -649,7 +636,7 @@ class PromptTuning:
 
     def _start(self, name, shape, seed, dtype):
         for size in shape:
-            check_positive_int(size, f"each size of the {name}")
+            check_positive_int(size, f"{name} size")
         self.params = {name: np.random.default_rng(seed).normal(0, 0.02, shape).astype(dtype)}
 
     def forward(self, x):
@@ -698,7 +685,6 @@ class IA3:
 
 
 # %% 7. Files that other programs read
-#
 # safetensors: 8 bytes of header length (little-endian), a header in JSON {name: {dtype, shape,
 # data_offsets}}, the arrays' raw bytes. Reading one runs no code, unlike a pickle, and every number
 # in the header is checked. PEFT keeps adapter_model.safetensors beside adapter_config.json. torch
@@ -824,7 +810,6 @@ def load_adapter(directory, params):
 
 
 # %% 8. Training and scoring
-#
 # AdamW (Loshchilov & Hutter 2019): m and v are running means of g and g², divided by 1 - βᵗ because
 # they start at 0; a number moves by m̂/√v̂, about ±1, times the rate. Decay pulls matrices toward
 # 0.
@@ -886,17 +871,11 @@ def generate(params, ids, count, n_head, rng, adapters=None, temperature=0.7):
 
 # %% Demonstration
 
-METHODS = {"full fine-tuning": 2e-3, "LoRA": 1e-2, "rsLoRA": 5e-3, "DoRA": 1e-2}  # learning rates,
-METHODS |= {
-    "LoRA on NF4 base": 1e-2,
-    "Houlsby adapters": 2e-2,
-    "prefix tuning": 6e-2,
-}  # each the best
-METHODS |= {
-    "prompt tuning": 6e-2,
-    "BitFit": 3e-2,
+METHODS = {  # with learning rates, each the best of four tried on another seed
+    "full fine-tuning": 2e-3, "LoRA": 1e-2, "rsLoRA": 5e-3, "DoRA": 1e-2, "LoRA on NF4 base": 1e-2,
+    "Houlsby adapters": 2e-2, "prefix tuning": 6e-2, "prompt tuning": 6e-2, "BitFit": 3e-2,
     "(IA)^3": 3e-2,
-}  # of a few, tried on another seed
+}  # fmt: skip
 
 
 def progress(message):
@@ -947,7 +926,7 @@ def read_corpora(*paths):
 def report(fast, seed, voice, out):
     """Pre-train, adapt in every way, print."""
     L, C, H, T, rank = (2, 16, 2, 16, 2) if fast else (2, 64, 4, 32, 4)
-    steps, adapt_steps = (20, 2) if fast else (1200, 150)
+    steps, adapt_steps = (20, 2) if fast else (1000, 120)
     paths = [HERE / "data" / name for name in ("stories.txt", "verses.txt", "names.txt")]
     vocabulary, corpora = read_corpora(paths[0], voice or paths[1], paths[2])
     if fast:  # score a few hundred characters only
@@ -971,14 +950,12 @@ def report(fast, seed, voice, out):
     seconds = fit(params, stories[:n_stories], H, steps, 8e-3, rng, {}, list(params), 16)
     base = bits(params)
     print(f"Base: {L} layers, {C} channels, {H} heads, context {T}, {size:,} parameters;")
-    print(f"{steps} steps on stories took {seconds:.1f}s. AdamW held {16 * size:,} bytes for it.")
+    print(f"{steps} steps on stories took {seconds:.1f}s, while AdamW held {16 * size:,} bytes.")
 
     print(f"\nThe base adapted to verses, {adapt_steps} steps each; held-out bits/char")
-    print(
-        f"{'':<18}{'trained':>9}{'share':>8}{'bytes':>10}{'verses: before':>17}{'after':>8}", end=""
-    )
-    print(f"{'stories: after':>17}{'seconds':>9}")
-    print(f"{'the base':<18}{0:>9}{0:>8.1%}{0:>10}{base[1]:>17.3f}{'':>8}{base[0]:>17.3f}")
+    print(f"{'':<45}verses  verses  stories")
+    print("method             trained   share    bytes  before   after    after  seconds")
+    print(f"{'the base itself':<43}{base[1]:>8.3f}{'':>8}{base[0]:>9.3f}")
     results = {}
     for method in METHODS:
         start, plugs, trainable = prepare(method, params, H, verses, rank, seed)
@@ -987,73 +964,62 @@ def report(fast, seed, voice, out):
         (before,) = bits(start, plugs, [1])
         *results[method], seconds = adapt(method)
         kept, after = bits(*results[method])
-        print(f"{method:<18}{count:>9,}{count / size:>8.1%}{4 * count:>10,}{before:>17.3f}", end="")
-        print(f"{after:>8.3f}{kept:>17.3f}{seconds:>9.1f}")
-    print("Forgetting is the rise of `stories: after` over the base's own number.")
+        row = f"{method:<18}{count:>8,}{count / size:>8.1%}{4 * count:>9,}{before:>8.3f}"
+        print(f"{row}{after:>8.3f}{kept:>9.3f}{seconds:>9.1f}")
+    print("Forgetting is the rise of `stories after` over the base's own number.")
 
     full = results["full fine-tuning"][0]
     updates = {n: full[n] - params[n] for n in block_matrices(params)}
-    print(
-        f"\nIs the full update of low rank? {len(updates)} matrices cut to rank k, the rest as tuned"
-    )
-    print(f"{'k':>5}{'kept of ΔW':>14}{'of random noise':>18}{'verses':>9}")
+    print(f"\nIs the full update low-rank? {len(updates)} matrices cut to rank k, rest as tuned")
+    print("    k   kept of ΔW   of random noise   verses")
     for k in (0, 1, 2, 4, 8, 16, 32, 64):
         cuts = {n: low_rank(d, k) for n, d in updates.items()}
         noise = np.mean([low_rank(rng.normal(size=d.shape), k)[1] for d in updates.values()])
         (loss,) = bits(full | {n: params[n] + cut for n, (cut, _) in cuts.items()}, None, [1])
         kept = np.mean([share for _, share in cuts.values()])
-        print(f"{k:>5}{kept:>14.1%}{noise:>18.1%}{loss:>9.3f}")
+        print(f"{k:>5}{kept:>13.1%}{noise:>18.1%}{loss:>9.3f}")
 
     ranks = (1, 2) if fast else (1, 4, 16)
-    print("\nRank and scaling: verses after, α = 8")
-    print(f"{'rank':<16}" + "".join(f"{r:>8}" for r in ranks))
-    for method, scaling in (("LoRA", "LoRA, α/r"), ("rsLoRA", "rsLoRA, α/√r")):
+    print(f"\n{'verses after at rank':<22}" + "".join(f"{r:>8}" for r in ranks) + "   (α = 8)")
+    for method, scale in (("LoRA", "α/r"), ("rsLoRA", "α/√r")):
         fits = [results[method] if r == rank else adapt(method, r)[:2] for r in ranks]
-        print(f"{scaling:<16}" + "".join(f"{bits(*fit, [1])[0]:>8.3f}" for fit in fits))
+        losses = "".join(f"{bits(*tuned, [1])[0]:>8.3f}" for tuned in fits)
+        print(f"{method + ', scale ' + scale:<22}{losses}")
 
     W = np.concatenate([params[n].ravel() for n in updates])  # whole blocks of 64
     blocks, q = W.reshape(-1, 64), quantize_nf4(W)
     step = q.absmax[:, None] / 7
     errors = dequantize_nf4(q) - W, (np.round(blocks / step) * step - blocks).ravel()
     nf4, even = (np.linalg.norm(e) / np.linalg.norm(W) for e in errors)
-    print(
-        f"\nFour bits: error of NF4 {nf4:.2%}, of 15 even steps {even:.2%}; the matrices take "
-        f"{q.packed.nbytes + q.absmax.nbytes:,} bytes, not {W.nbytes:,}"
-    )
+    print(f"\nFour bits: error of NF4 {nf4:.2%}, of 15 even steps {even:.2%} of the weights' norm;")
+    print(f"the matrices take {q.packed.nbytes + q.absmax.nbytes:,} bytes instead of {W.nbytes:,}.")
 
     lora, text = results["LoRA"][1], verses[None, n_verses : n_verses + T]
     apart, _ = gpt_forward(params, text, H, lora)
     merged, _ = gpt_forward(params | {n: a.merge() for n, a in lora.items()}, text, H)
-    print(f"Merged and plugged in, logits differ by at most {abs(apart - merged).max():.1e}")
     with tempfile.TemporaryDirectory() as directory:
         directory = Path(out or directory)
         save_base(directory / "base", params, H)
         save_adapter(directory / "adapter", lora)
-        files = (directory / "adapter").iterdir(), (directory / "base").iterdir()
-        small, large = (sum(f.stat().st_size for f in some) for some in files)
+        size = sum(f.stat().st_size for f in (directory / "adapter").iterdir())
         lora = load_adapter(directory / "adapter", params)
     same = np.array_equal(apart, gpt_forward(params, text, H, lora)[0])
     print(
-        f"Files: adapter {small:,} bytes, base {large:,}; read back, the logits are "
-        + ("equal bit for bit" if same else "DIFFERENT")
+        f"Merged and plugged in, logits differ by at most {abs(apart - merged).max():.1e}. Saved as"
     )
+    print(f"{size:,} bytes and read back, they are {'equal bit for bit' if same else 'DIFFERENT'}.")
 
     print("\nOne base, adapters swapped: held-out bits/char by corpus, and a sample")
-    print(f"{'adapter':<9}{'stories':>8}{'verses':>8}{'names':>8}")
-    for name, plugs in {
-        "none": {},
-        "verses": lora,
-        "names": adapt("LoRA", ids=names[:n_names])[1],
-    }.items():
+    print("adapter   stories  verses   names")
+    of_names = adapt("LoRA", ids=names[:n_names])[1]
+    for name, plugs in {"none": {}, "verses": lora, "names": of_names}.items():
         numbers = "".join(f"{b:>8.3f}" for b in bits(params, plugs, (0, 1, 2)))
-        ids = generate(params, [0], 62, H, np.random.default_rng(seed), plugs)
+        ids = generate(params, [0], 60, H, np.random.default_rng(seed), plugs)
         sample = "".join(vocabulary[i] for i in ids[1:]).replace("\n", "/")
         print(f"{name:<9}{numbers}   {sample}")
-    nats = base[0] * math.log(2)
-    print(
-        f"\nheld-out: {nats:.3f} nats/char | {base[0]:.3f} bits/char | perplexity "
-        f"{math.exp(nats):.2f}   (stage 9, transformer before adapting, context {T})"
-    )
+    nats, label = base[0] * math.log(2), f"transformer before adapting, context {T}"
+    print(f"\nheld-out: {nats:.3f} nats/char | {base[0]:.3f} bits/char | ", end="")
+    print(f"perplexity {math.exp(nats):.2f}   (stage 9, {label})")
 
 
 class Parser(argparse.ArgumentParser):
@@ -1080,23 +1046,21 @@ def main(argv=None):
 
 
 # %% Common mistakes
-#
-# 1. B not zero at first. Symptom: the loss before training is worse than the base's (the table's
-#    `before` shows it). `LoRALinear.__init__` draws A and leaves B zero.
-# 2. A zero as well. Symptom: every gradient is exactly 0 for ever. Same line.
+# 1. B not zero at first. Symptom: before training the loss is already worse than the base's.
+#    `LoRALinear.__init__` draws A and leaves B zero.
+# 2. A zero as well. Symptom: every gradient is exactly 0 for ever. The same line.
 # 3. The scale forgotten in the backward. Symptom: it trains, but central differences disagree and
-#    the best rate changes with alpha. `lora_backward` has it once in g, for dx and dA, and once in dB.
+#    the best rate changes with alpha. `lora_backward` has it once in g and once in dB.
 # 4. Merging into the shared base in place. Symptom: the next adapter speaks with the last one's
 #    accent. `LoRALinear.merge` makes a new matrix, `unmerge` drops it.
-# 5. Training the base along with the plug. Symptom: the saved adapter is useless over a fresh base.
+# 5. Training the base along with the plug. Symptom: a saved adapter is useless over a fresh base.
 #    `fit` updates what is in `tuned` and nothing else; the report reads its own file back.
-# 6. Transposing the wrong side in a file. Symptom: shapes that do not fit, or for square matrices
-#    nonsense without an error. `save_adapter`, `load_adapter`; benchmarks/check_peft.py asks PEFT.
-# 7. A prefix behind the causal mask. Symptom: early queries ignore the prefix. `attention_forward`
-#    shifts its triangle by Tk - Tq.
+# 6. Transposing the wrong side in a file. Symptom: shapes that do not fit or, for square matrices,
+#    nonsense without an error. `save_adapter` writes p.T; benchmarks/check_peft.py asks PEFT.
+# 7. A prefix behind the causal mask. Symptom: early queries ignore it. `attention_forward` shifts
+#    its triangle by Tk - Tq.
 
 # %% Exercises
-#
 #  1. Read: which arrays does `lora_backward` use that `linear_backward` does not?
 #  2. At which rank does LoRA on a (64, 256) matrix train as many numbers as the matrix has?
 #  3. Predict, then run: B random and A zero. What do the first two steps change?
@@ -1112,7 +1076,6 @@ def main(argv=None):
 #     al. 2023). Does it pay at this size, and how would you know before training?
 
 # %% Where this leads
-#
 # An adapter teaches a model a text's manner; nobody has said yet which of two answers is *better*.
 # Stage 10 learns from such preferences. LoRA over a four-bit base is how most open models are tuned
 # today, and a server keeps one base in memory with hundreds of adapters at hand.

@@ -2,7 +2,7 @@
 
 A base and adapters of every kind (LoRA, rsLoRA, DoRA) are saved by stage 9, opened by
 GPT2LMHeadModel and PeftModel, and run on the same tokens: logits must agree to 1e-5. Then PEFT
-saves the adapter, stage 9 opens that, and they are compared again. Needs torch, transformers and peft:
+saves the adapter, stage 9 opens that, and they are compared again. Needs torch, transformers, peft:
 
     python benchmarks/check_peft.py
 """
