@@ -12,15 +12,14 @@ fit that reward and raise it by trial and error while staying near the model we 
 GRPO), or notice that the best policy for a reward *contains* that reward and fit the policy to the
 choices directly (DPO, IPO, KTO, ORPO, SimPO). To judge them we work in a world whose true reward we
 wrote ourselves and hide from every method: first names. The prompt x is the first letter, the
-response y is the rest, and `true_reward` is the taste of an imaginary parent. Names are so short
-that the best possible trade of reward against distance can be computed, and drawn.
+response y the rest, `true_reward` an imaginary parent's taste, and the best possible trade of
+reward against distance can be computed, and drawn.
 
 The map:  1 the world, 2 a small language model, 3 Bradley-Terry and the reward model, 4 KL, 5 the
 optimal policy, 6 best-of-n, 7 policy gradient and GAE, 8 PPO, 9 GRPO, 10 DPO, 11 KTO, ORPO, SimPO
 
-    python stage10_dpo.py             the whole report, under a minute
+    python stage10_dpo.py             the whole report, under a minute; --seed 7 for other luck
     python stage10_dpo.py --fast      every part in two seconds, too small to mean anything
-    python stage10_dpo.py --seed 7    other pairs, other noise, other samples
 
 Papers: Schulman et al. 2016, High-Dimensional Continuous Control Using GAE; Schulman et al. 2017,
 Proximal Policy Optimization; Ouyang et al. 2022, Training LMs to Follow Instructions; Gao et al.
@@ -151,15 +150,15 @@ def sequence_logprob(logits, tokens, mask=None, per_token=False):
     """log π(y|x) in nats, (B,); with per_token its terms (B, T), 0 outside the mask.
 
     logits (B, T, V), place t predicting tokens[:, t]; tokens, mask (B, T), mask all ones if None.
-    ValueError on shapes that do not match, on nan and on tokens outside the vocabulary.
-    """
+    ValueError on shapes that do not match, on nan and on tokens outside the vocabulary."""
     logits, tokens = np.asarray(logits), np.asarray(tokens)
     mask = np.ones(tokens.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     if logits.ndim != 3 or not logits.shape[:2] == tokens.shape == mask.shape:
-        shapes = f"logits {logits.shape}, tokens {tokens.shape}, mask {mask.shape}"
-        raise ValueError(f"{shapes}: expected (B, T, V), (B, T), (B, T)")
+        shapes = logits.shape, tokens.shape, mask.shape
+        raise ValueError(f"logits, tokens, mask {shapes}: expected (B, T, V), (B, T), (B, T)")
     if np.isnan(logits).any() or (tokens < 0).any() or (tokens >= logits.shape[2]).any():
-        raise ValueError(f"expected logits without nan, and tokens from 0 to {logits.shape[2] - 1}")
+        seen = f"tokens {tokens.min()}..{tokens.max()}, {np.isnan(logits).sum()} logits nan"
+        raise ValueError(f"{seen}: expected tokens from 0 to {logits.shape[2] - 1} and no nan")
     terms = np.take_along_axis(log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
     return np.where(mask, terms, 0) if per_token else np.where(mask, terms, 0).sum(-1)
 
@@ -193,14 +192,14 @@ def sample(policy, prompts, rng):
 
 
 class Adam:
-    """Adam with decoupled weight decay and gradients clipped to norm 1 (stage 4)."""
+    """Adam with weight decay and clipping (stage 4); 20 steps of warmup, then a fall to 0."""
 
     def __init__(self, params, learning_rate, steps, weight_decay=0.0):
         self.params, self.rate, self.steps, self.decay = params, learning_rate, steps, weight_decay
         self.t, self.m, self.v = 0, dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
 
     def step(self, grads):
-        """Update in place; the rate warms up over 20 steps and falls to 0 after the last one."""
+        """Update the parameters in place."""
         self.t += 1
         rate = self.rate * min(1, self.t / 20) * (1 - (self.t - 1) / self.steps)
         norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
@@ -224,16 +223,14 @@ def pretrain(tokens, steps, rng):
 
 # %% 3. Bradley-Terry and the reward model
 # Give each response a reward r(x, y), and let each look at it add Gumbel noise ε, whose
-# distribution function is F(ε) = exp(-e^{-ε}), density e^{-ε} exp(-e^{-ε}). The larger r + ε is
-# chosen. Then
+# distribution function is F(ε) = exp(-e^{-ε}), density e^{-ε} exp(-e^{-ε}). The larger r + ε wins:
 #   P(y_w ≻ y_l) = P(ε_l < ε_w + d) = ∫ F(ε + d) e^{-ε} exp(-e^{-ε}) dε        with d = r_w - r_l
 #                = ∫₀^∞ exp(-u e^{-d}) exp(-u) du = 1/(1 + e^{-d}) = σ(d)       by u = e^{-ε}.
 # Two facts to keep: only differences within one prompt matter, so a reward is known only up to a
 # constant c(x); and even the true reward predicts a choice only with probability max(σ(d), σ(-d)).
 # The mean of that is the Bayes limit: no reward model can score higher on noisy pairs.
 # Maximum likelihood: L = -mean log σ(d). As log σ(d) = -log(1 + e^{-d}) has slope
-# e^{-d}/(1 + e^{-d}) = σ(-d), ∂L/∂r_w = -σ(-d)/B and ∂L/∂r_l = σ(-d)/B: a pair pulls as hard as the
-# model is wrong about it.
+# e^{-d}/(1 + e^{-d}) = σ(-d), ∂L/∂r_w = -σ(-d)/B and ∂L/∂r_l = σ(-d)/B: misjudged pairs pull.
 def log_sigmoid(x):
     """log σ(x) = -log(1 + e⁻ˣ), without overflow on either side."""
     return -np.logaddexp(0, -x)
@@ -266,10 +263,8 @@ def check_range(name, value, low, high=math.inf, above=False):
 
 
 def reward_loss(chosen_rewards, rejected_rewards):
-    """Bradley-Terry: (loss, dchosen, drejected) of rewards (B,), the mean over pairs in nats.
-
-    ValueError if empty, not finite or of different shapes.
-    """
+    """Bradley-Terry on rewards (B,): (mean loss in nats, dchosen, drejected). ValueError on empty
+    batches, shapes that differ, nan."""
     r_w, r_l = checked(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     d = r_w - r_l
     pull = sigmoid(-d) / d.size
@@ -313,12 +308,9 @@ def prefer(policy, prompts, rng):
 #   k2 = d²/2          biased, little when p ≈ q
 #   k3 = eᵈ - 1 - d    E[eᵈ] = Σ p q/p = 1, so E[k3] = KL too; eᵈ ≥ 1 + d makes each value ≥ 0
 def kl_divergence(logp, logq, kind="exact"):
-    """KL(p‖q) in nats.
-
-    kind "exact": log-probabilities or logits (..., V) of whole distributions -> (...).
-    kind "k1", "k2", "k3": log-probabilities that p and q give to samples of p -> one estimate per
-    sample, to be averaged. ValueError on unknown kinds, shapes that differ, nan, empty input.
-    """
+    """KL(p‖q) in nats: "exact" from log-probabilities or logits (..., V) of distributions -> (...);
+    "k1", "k2", "k3" from the log-probabilities p and q give to samples of p -> one estimate each.
+    ValueError on unknown kinds, shapes that differ, nan, empty input."""
     logp, logq = checked(logp=logp, logq=logq)
     if kind == "exact":
         logp, logq = log_softmax(logp), log_softmax(logq)
@@ -342,34 +334,28 @@ def kl_divergence(logp, logq, kind="exact"):
 # draws the frontier: a policy with more reward at the same KL would beat J's optimum at that β.
 def frontier(rewards, judged, prompt_weights, betas):
     """π* for rewards (P, M), M samples for each prompt: one row (KL, mean `judged`) per beta."""
-    (rewards,), rows = checked(rewards=rewards), []  # (P, M)
+    (rewards,), rows = checked(rewards=rewards), []
     for beta in betas:
         check_range("beta", beta, 0, above=True)
         logw = log_softmax(rewards / beta)  # (P, M)
-        w = np.exp(logw)
-        kl, mean = (w * (logw + math.log(w.shape[1]))).sum(1), (w * judged).sum(1)  # (P,)
-        rows.append((kl @ prompt_weights, mean @ prompt_weights))
+        terms = np.exp(logw) * np.stack([logw + math.log(rewards.shape[1]), judged])  # (2, P, M)
+        rows.append(terms.sum(-1) @ prompt_weights)
     return np.array(rows)
 
 
 # %% 6. Best-of-n
 # The simplest improvement trains nothing: draw n responses, keep the one the reward model likes
 # most. Let u ∈ (0, 1) be the share of π_ref's responses with a lower reward. u is uniform, the best
-# of n lies below u with probability uⁿ, so its density against π_ref is n uⁿ⁻¹. If no two responses
-# tie,
+# of n lies below u with probability uⁿ, so its density against π_ref is n uⁿ⁻¹. Without ties,
 #   KL = ∫₀¹ n uⁿ⁻¹ log(n uⁿ⁻¹) du = log n + (n-1) ∫₀¹ n uⁿ⁻¹ log u du = log n - (n-1)/n,
 # since ∫₀¹ n uⁿ⁻¹ log u du = [uⁿ log u]₀¹ - ∫₀¹ uⁿ⁻¹ du = -1/n. Ties only make it smaller (Beirami
 # et al. 2024). Distance grows like log n, cost like n.
-def best_of_n_kl(n):
-    """Bound log n - (n-1)/n on KL(best-of-n ‖ reference) in nats, exact without ties."""
-    check_range("n", n, 1)
-    return math.log(n) - (n - 1) / n
-
-
 def best_of_n(learned, judged, n):
-    """(P, M) samples fall into groups of n: mean `judged` (P,) of each group's best by `learned`."""
+    """Keep the best by `learned` of each n among (P, M) samples: (mean `judged` (P,), KL bound)."""
+    check_range("n", n, 1)
     best = learned.reshape(len(learned), -1, n).argmax(-1)[..., None]
-    return np.take_along_axis(judged.reshape(len(judged), -1, n), best, -1).mean((1, 2))
+    kept = np.take_along_axis(judged.reshape(len(judged), -1, n), best, -1)
+    return kept.mean((1, 2)), math.log(n) - (n - 1) / n
 
 
 # %% 7. Policy gradient, baseline, advantage
@@ -380,12 +366,10 @@ def best_of_n(learned, judged, n):
 # depends on π too, but that adds only -β E[∇log π] = 0, because E_π[∇log π] = Σ ∇π = ∇1 = 0.
 # The same zero allows a baseline: for any b that does not depend on the token drawn, R - b has the
 # same mean gradient and, with b near the expected R, far less noise. Token t cannot change rewards
-# before it, and the natural baseline is V_t, a critic's guess of what is still to come. What
-# remains is the advantage A_t: how much better than expected did it go?
-#
+# before it, so the natural baseline is V_t, a critic's guess of what is still to come. What remains
+# is the advantage A_t: how much better than expected did it go?
 # Two guesses of A_t: wait for the end (unbiased, noisy), or look one step ahead and trust the
-# critic, δ_t = r_t + γ V_{t+1} - V_t (calm, biased). Looking k steps ahead telescopes into a sum of
-# δs:
+# critic, δ_t = r_t + γ V_{t+1} - V_t (calm, biased). Looking k steps ahead, δs telescope:
 #   A⁽ᵏ⁾_t = r_t + … + γᵏ⁻¹ r_{t+k-1} + γᵏ V_{t+k} - V_t = Σ_{l<k} γˡ δ_{t+l}.
 # GAE averages all k with weights (1-λ) λᵏ⁻¹, which sum to 1. δ_{t+l} is in every A⁽ᵏ⁾ with k > l,
 # and (1-λ) Σ_{k>l} λᵏ⁻¹ = λˡ, so A_t = Σ_l (γλ)ˡ δ_{t+l} = δ_t + γλ A_{t+1}.
@@ -393,8 +377,7 @@ def gae(rewards, values, gamma, lam):
     """Generalised advantage estimation along the last axis: (advantages, returns), (..., T) each.
 
     rewards (..., T); values (..., T), or (..., T + 1) with the value of the state after the end;
-    returns = advantages + values. ValueError on shapes, nan, and gamma or lam outside [0, 1].
-    """
+    returns = advantages + values. ValueError on shapes, nan, and gamma or lam outside [0, 1]."""
     check_range("gamma", gamma, 0, 1)
     check_range("lam", lam, 0, 1)
     (rewards,), (values,) = checked(rewards=rewards), checked(values=values)
@@ -415,22 +398,19 @@ def gae(rewards, values, gamma, lam):
 # corrects the mean, E_{π_old}[ρ A]; but ρ drifts, and a few samples come to rule the sum. PPO takes
 # the worse of ratio and clipped ratio,
 #   L = -mean min(ρ A, clip(ρ, 1-ε, 1+ε) A),
-# so a token earns nothing more once it has moved by ε the way its advantage wants. As dρ/dlog π =
-# ρ, ∂L/∂log π = -ρ A/N where the first branch is the smaller, and 0 where the clipped one is (A > 0
+# so a token earns nothing more once it has moved by ε the way its advantage wants. dρ/dlog π = ρ,
+# so ∂L/∂log π = -ρ A/N where the first branch is the smaller, and 0 where the clipped one is (A > 0
 # and ρ > 1+ε, or A < 0 and ρ < 1-ε). At ρ = 1 it is the policy gradient itself.
 def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
     """Clipped PPO objective over tokens: (loss, dlogp, clipped share), arrays of one shape.
 
-    mask marks the tokens that count (all if None). ValueError on shapes, nan, clip <= 0, no token.
-    """
+    mask marks the tokens that count (all if None). ValueError on shapes, nan, clip, no token."""
     mask = np.ones(np.shape(logp)) if mask is None else mask
-    logp, old_logp, advantages, mask = checked(
-        logp=logp, old_logp=old_logp, advantages=advantages, mask=mask
-    )
+    logp, old, A, mask = checked(logp=logp, old_logp=old_logp, advantages=advantages, mask=mask)
     check_range("clip", clip, 0, above=True)
     check_range("sum of mask", mask.sum(), 0, above=True)
-    ratio, weight = np.exp(logp - old_logp), mask / mask.sum()
-    free, held = ratio * advantages, np.clip(ratio, 1 - clip, 1 + clip) * advantages
+    ratio, weight = np.exp(logp - old), mask / mask.sum()
+    free, held = ratio * A, np.clip(ratio, 1 - clip, 1 + clip) * A
     loss = -(np.minimum(free, held) * weight).sum()
     return float(loss), np.where(free <= held, -free, 0) * weight, float(weight[free > held].sum())
 
@@ -440,7 +420,6 @@ def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
 #   A_i = (r_i - mean r) / std r, for every token of response i          (Shao et al. 2024).
 # Dividing by std gives easy and hard prompts an equal say; Liu et al. 2025 (Dr. GRPO) argue against
 # it, hence the switch. A group whose rewards are all equal teaches nothing.
-#
 # PPO pays for KL through its rewards: each token costs β log(π_old/π_ref) on the spot, the reward
 # model's verdict comes with the last token (Ouyang et al. 2022). GRPO adds β·mean k3 to the loss.
 # By section 4, ∂k3/∂log π = 1 - π_ref/π. A catch: averaged over samples of π this is
@@ -455,11 +434,9 @@ def grpo_advantages(rewards, normalize=True, eps=1e-8):
 
 
 def train_rl(kind, reference, model, prompts, beta, iterations, rng, report=lambda *_: None):
-    """Raise the reward model's reward by "ppo" or "grpo", KL priced at beta, and return the policy.
+    """Raise the reward model's reward by "ppo" or "grpo", KL priced at beta; returns the policy.
 
-    Each iteration draws 256 responses, in groups of 16 to one prompt, and passes over them twice;
-    report(iteration, policy) is called before each and at the end.
-    """
+    An iteration draws 16 responses to each of 16 prompts and passes over them twice."""
     policy, critic = {name: p.copy() for name, p in reference.items()}, new_network(rng, 1)
     steps = 8 * iterations  # four an iteration, so the rate falls to a half, not to zero
     optimizer, critic_optimizer = Adam(policy, 3e-3, steps), Adam(critic, 1e-2, steps)
@@ -477,7 +454,7 @@ def train_rl(kind, reference, model, prompts, beta, iterations, rng, report=lamb
             advantages = (advantages - advantages[mask].mean()) / advantages[mask].std()
         else:
             advantages = grpo_advantages(scores.reshape(16, 16)).reshape(-1, 1) * mask
-        for rows in [*np.split(rng.permutation(256), 2), *np.split(rng.permutation(256), 2)]:
+        for rows in np.split(rng.permutation(256), 2) * 2:
             logp, inside, cache = policy_forward(policy, tokens[rows])
             T = inside.shape[1]
             _, dlogp, _ = ppo_loss(logp, old[rows, :T], advantages[rows, :T], mask=inside)
@@ -506,30 +483,22 @@ def train_rl(kind, reference, model, prompts, beta, iterations, rng, report=lamb
 # ("up with y_w, down with y_l", always) nothing ever stops, and the text falls apart.
 #
 # Where a pair is always chosen the same way, -log σ has no minimum: h → ∞, whatever β. IPO asks for
-# less: raise p(y), the probability of being preferred to a given rival, which cannot exceed 1. With
-# p as reward, section 5 gives h = (p_w - p_l)/β. Regress h on single labels, I = 1 if the first of
-# the pair won and 0 if not, over both orders of the pair (h with I = 1, -h with I = 0; Azar et al.
-# 2024):
+# less: raise p(y), the probability of being preferred, which cannot exceed 1. With p as reward,
+# section 5 gives h = (p_w - p_l)/β, and a single label I ∈ {0, 1} may stand in for p_w - p_l on
+# average (Azar et al. 2024). Over both orders of a pair (h with I = 1, -h with I = 0):
 #   ½(h - 1/β)² + ½(-h - 0)² = h² - h/β + 1/(2β²) = (h - 1/(2β))² + constant.
 #   ipo      ℓ = (h - 1/(2β))²        ℓ' = 2(h - 1/(2β))      pulls back when h > 1/(2β)
 #   hinge    ℓ = max(0, 1 - βh)       ℓ' = -β [βh < 1]        SLiC, Zhao et al. 2023
 #
 # Label smoothing: if a share ε of the labels is flipped, the expected loss is (1-ε) ℓ(h) + ε ℓ(-h),
-# with slope (1-ε) ℓ'(h) - ε ℓ'(-h). For sigmoid this is conservative DPO (Mitchell 2023); its
-# minimum is finite, σ(βh) = 1-ε. (The TRL library smooths only sigmoid; the formula holds for all
-# three.)
+# with slope (1-ε) ℓ'(h) - ε ℓ'(-h). For sigmoid, where TRL has it too, this is conservative DPO
+# (Mitchell 2023); its minimum is finite, σ(βh) = 1-ε.
 
 PAIR_LOSSES = {
     "sigmoid": lambda h, beta: (-log_sigmoid(beta * h), -beta * sigmoid(-beta * h)),
     "ipo": lambda h, beta: ((h - 1 / (2 * beta)) ** 2, 2 * (h - 1 / (2 * beta))),
     "hinge": lambda h, beta: (np.maximum(0, 1 - beta * h), -beta * (beta * h < 1).astype(h.dtype)),
 }
-
-
-def log_ratio(which, policy, ref):
-    """u = log π - log π_ref of the chosen or the rejected responses, checked."""
-    policy, ref = checked(**{f"policy_{which}": policy, f"ref_{which}": ref})
-    return policy - ref
 
 
 def dpo_loss(
@@ -539,12 +508,11 @@ def dpo_loss(
     """DPO and its kin: (loss, dchosen, drejected, chosen_rewards, rejected_rewards).
 
     The four inputs (B,) are log π(y|x) summed over tokens, in nats. loss is the mean over pairs;
-    dchosen and drejected are its derivatives in policy_chosen and policy_rejected; the rewards are
-    the implicit β(log π - log π_ref). kind is "sigmoid", "ipo" or "hinge"; label_smoothing, in
-    [0, 0.5], the share of flipped labels. ValueError on beta <= 0, empty or unequal batches, nan.
-    """
-    u_w = log_ratio("chosen", policy_chosen, ref_chosen)
-    u_l = log_ratio("rejected", policy_rejected, ref_rejected)
+    dchosen, drejected its derivatives in policy_chosen, policy_rejected; rewards are β u. kind is
+    "sigmoid", "ipo" or "hinge"; label_smoothing in [0, 0.5] the share of flipped labels. ValueError
+    on beta <= 0, empty batches, shapes that differ, nan."""
+    u_w = np.subtract(*checked(policy_chosen=policy_chosen, ref_chosen=ref_chosen))
+    u_l = np.subtract(*checked(policy_rejected=policy_rejected, ref_rejected=ref_rejected))
     checked(policy_chosen=u_w, policy_rejected=u_l)
     check_range("beta", beta, 0, above=True)
     check_range("label_smoothing", label_smoothing, 0, 0.5)
@@ -564,14 +532,14 @@ def dpo_loss(
 #   good  w_D (1 - σ(β(u - z)))        bad  w_U (1 - σ(β(z - u)))        (Ethayarajh et al. 2024)
 # As σ' = σ(1-σ), the slopes in log π are -w_D β σ(1-σ) and w_U β σ(1-σ): unlike DPO's they vanish
 # on *both* sides, so hopeless examples, often wrong labels, are given up. z is estimated by max(0,
-# mean u over the batch) and receives no gradient.
+# mean u over the batch), here mostly 0 as the batch is π_ref's, and receives no gradient.
 def kto_loss(
     policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta, kl=None, weights=(1.0, 1.0)
 ):
-    """KTO, the mean over examples; inputs and returns as dpo_loss, but good (chosen) and bad (rejected)
-    may differ in number. kl is z in nats (None: from the batch), weights (w_D, w_U)."""
-    good = log_ratio("chosen", policy_chosen, ref_chosen)
-    bad = log_ratio("rejected", policy_rejected, ref_rejected)
+    """KTO, the mean over examples; inputs and returns as dpo_loss, but good (chosen) and bad
+    (rejected) may differ in number. kl is z in nats (None: from the batch), weights (w_D, w_U)."""
+    good = np.subtract(*checked(policy_chosen=policy_chosen, ref_chosen=ref_chosen))
+    bad = np.subtract(*checked(policy_rejected=policy_rejected, ref_rejected=ref_rejected))
     check_range("beta", beta, 0, above=True)
     n = good.size + bad.size
     z = max(0.0, float(good.sum() + bad.sum()) / n) if kl is None else kl
@@ -593,8 +561,8 @@ def orpo_loss(chosen_mean, rejected_mean, beta=0.1):
     """ORPO on means per token, log π(y|x)/|y| < 0, (B,); returns as dpo_loss, slopes in means."""
     m_w, m_l = checked(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
     check_range("beta", beta, 0, above=True)
-    check_range("-chosen_mean", -m_w.max(), 0, above=True)
-    check_range("-rejected_mean", -m_l.max(), 0, above=True)
+    if (top := max(m_w.max(), m_l.max())) >= 0:
+        raise ValueError(f"chosen_mean, rejected_mean reach {top}: expected log-probabilities < 0")
     rest_w, rest_l = -np.expm1(m_w), -np.expm1(m_l)  # 1 - P
     o = (m_w - np.log(rest_w)) - (m_l - np.log(rest_l))
     s = sigmoid(-o) / o.size
@@ -605,8 +573,7 @@ def orpo_loss(chosen_mean, rejected_mean, beta=0.1):
 # SimPO drops the reference too: its implicit reward is βm itself, divided by |y| so that shortness
 # gains nothing, and a margin γ asks the winner to win clearly (Meng et al. 2024):
 #   L = -mean log σ(g),      g = β m_w - β m_l - γ,      ∂L/∂m_w = -β σ(-g)/B = -∂L/∂m_l.
-# So it fits βm ≈ r, whatever was likely before: the larger β, the flatter (not the nearer!) the
-# policy.
+# So it fits βm to r, whatever was likely before: a larger β means flatter, not nearer to π_ref!
 def simpo_loss(chosen_mean, rejected_mean, beta=2.0, gamma=0.5):
     """SimPO on means per token, log π(y|x)/|y|, (B,); returns as dpo_loss, slopes in the means."""
     m_w, m_l = checked(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
@@ -623,17 +590,14 @@ def train_on_pairs(loss, reference, chosen, rejected, steps, rng, **options):
     optimizer = Adam(policy, 2e-3, steps)
     pairs = np.stack([chosen, rejected])  # (2, N, 1 + n)
     ref = np.stack([policy_forward(reference, side)[0].sum(1) for side in pairs])  # (2, N)
+    means = loss in (orpo_loss, simpo_loss)  # these two want log π per token and no reference
     for _ in range(steps):
         pick = rng.integers(0, len(chosen), 128)
         logp, mask, cache = policy_forward(policy, np.concatenate(pairs[:, pick]))
-        total, length = logp.sum(1), mask.sum(1)  # (256,)
-        if loss in (orpo_loss, simpo_loss):
-            _, *slopes, _, _ = loss(*np.split(total / length, 2), **options)
-            dtotal = np.concatenate(slopes) / length  # m = log π/|y|
-        else:
-            _, *slopes, _, _ = loss(*np.split(total, 2), *ref[:, pick], **options)
-            dtotal = np.concatenate(slopes)
-        optimizer.step(policy_backward(dtotal[:, None] * mask, cache))
+        size = mask.sum(1) if means else np.ones(len(mask))  # (256,), m = log π/|y|
+        given = () if means else ref[:, pick]
+        _, *slopes, _, _ = loss(*np.split(logp.sum(1) / size, 2), *given, **options)
+        optimizer.step(policy_backward((np.concatenate(slopes) / size)[:, None] * mask, cache))
     return policy
 
 
@@ -680,10 +644,8 @@ def main(argv=None):
     n_pretrain, n_pairs, n_steps, n_rl, n_bank, n_judge = sizes
     rng = np.random.default_rng(args.seed)
     say = functools.partial(print, flush=True)  # the report grows as it is computed
-
     train, held = np.split(rng.permutation(tokens), [int(0.9 * len(tokens))])
-    prompts = train[:, 0]
-    reference = pretrain(train, n_pretrain, rng)
+    prompts, reference = train[:, 0], pretrain(train, n_pretrain, rng)
     logp, mask, _ = policy_forward(reference, held)
     letters, count = np.unique(prompts, return_counts=True)
     share = count / count.sum()  # (P,)
@@ -693,9 +655,8 @@ def main(argv=None):
     say(f"THE WORLD  {len(tokens)} names; the first letter is the prompt, the rest the response.")
     say(f"The reference ({-logp.sum() / mask.sum():.2f} nats a letter, {len(held)} held-out names)")
     say(f"writes names of true reward {start:.2f} ± {truth.std():.2f}, for example")
-    spread = bank[np.argsort(true_rewards(bank))[:: -(len(bank) // 6)]]
-    say("   " + "   ".join(f"{name} {true_reward(name):+.1f}" for name in decode(spread)))
-
+    spread = decode(bank[np.argsort(true_rewards(bank))[:: -(len(bank) // 6)]])
+    say("   " + "   ".join(f"{name} {true_reward(name):+.1f}" for name in spread))
     pairs = prefer(reference, rng.choice(prompts, n_pairs), rng)
     test = prefer(reference, rng.choice(prompts, 2 * n_pairs), rng)
     model = train_reward_model(*pairs, 2 * n_steps, rng)
@@ -707,7 +668,6 @@ def main(argv=None):
     say(f"\nREWARD MODEL  predicts {right:.1f} % of held-out choices, Bayes limit {bayes:.1f} %;")
     say(f"{fitted:.1f} % of the {n_pairs} noisy training pairs; correlation with the truth", end="")
     say(f" {np.corrcoef(learned.ravel(), truth.ravel())[0, 1]:.2f}")
-
     betas = np.geomspace(20, 0.2, 60)
     best, reachable = frontier(truth, truth, share, betas), frontier(learned, truth, share, betas)
     points = [(*p, ".") for p in best] + [(*p, ":") for p in reachable]
@@ -729,13 +689,11 @@ def main(argv=None):
         say(f"{samples:9d}{seconds:6.1f} s  {names}")
 
     say("\nMETHODS  true reward; gain the learned reward believes in; KL in nats; used = share of")
-    say(
-        "the gain possible at that KL; samples drawn to learn (best-of-n: to answer); time to learn"
-    )
+    say("the gain possible at that KL; samples drawn to learn (best-of-n: per answer); seconds")
     say(f"\n{'true':>24s}     gain    KL   used  samples    time  names")
     for n in (4, 16, 64):
-        true, gain = (best_of_n(learned, judged, n) @ share for judged in (truth, learned))
-        row("best-of-n", "B", f"n={n}", n, 0, true, gain - start_learned, best_of_n_kl(n))
+        (true, kl), (gain, _) = (best_of_n(learned, judged, n) for judged in (truth, learned))
+        row("best-of-n", "B", f"n={n}", n, 0, true @ share, gain @ share - start_learned, kl)
     for method, (letter, loss, options, betas) in METHODS.items():
         for beta in betas[: 1 if args.fast else 3]:
             begin = time.perf_counter()
@@ -743,17 +701,16 @@ def main(argv=None):
                 policy = train_rl(method.lower(), reference, model, prompts, beta, n_rl, rng)
             else:
                 policy = train_on_pairs(loss, reference, *pairs, n_steps, rng, beta=beta, **options)
-            seconds, samples = time.perf_counter() - begin, 0 if loss else 256 * n_rl
-            row(method, letter, f"β={beta:g}", samples, seconds, *judge(policy))
+            seconds = time.perf_counter() - begin
+            row(method, letter, f"β={beta:g}", 0 if loss else 256 * n_rl, seconds, *judge(policy))
     say("\nFRONTIER  true reward over KL; . the best possible, : the best for the learned reward,")
-    say("B best-of-n (at its KL bound), P PPO, G GRPO, D DPO, I IPO, K KTO, O ORPO, S SimPO\n")
+    say("B best-of-n (at its KL bound), P PPO, G GRPO, D DPO, I IPO, K KTO, O ORPO, S SimPO.")
+    say("From . to : is lost by the reward model, from : to P or G by the optimiser.\n")
     say("\n".join(text_plot([p for p in points if p[0] <= best[-1, 0]])))
-
-    say("\nOVER-OPTIMISATION  PPO on the learned reward, without and with a price on KL")
-    marks = {n_rl * part // 16 for part in (0, 1, 2, 4, 8, 16)}
+    say("\nOVER-OPTIMISATION  PPO without and with a price on KL: watch belief and truth part")
 
     def report(iteration, policy):
-        if iteration in marks:
+        if iteration in {n_rl * part // 16 for part in (0, 1, 2, 4, 8, 16)}:
             true, gain, kl, names = judge(policy)
             say(f"{iteration:12d}{gain:+15.2f}{true:8.2f}{kl:8.2f}   {names}")
 
@@ -763,22 +720,20 @@ def main(argv=None):
 
 
 # %% Common mistakes
-# 1. Scoring the prompt or the padding: losses change with how a batch is padded. See
-# `places_forward`. 2. Leaving out END: responses grow, as stopping is never rewarded. Its mask
-# includes the first END. 3. A reference that is the policy and not a copy: h stays 0, the loss log
-# 2. See `train_on_pairs`. 4. Sums in ORPO and SimPO: 1 - P rounds to 1 and short responses win. It
-# divides by `length`. 5. Judging by the learned reward: it rises for ever, the text is gibberish.
-# `judge` asks the truth. 6. old_logp or advantages renewed after each update: nothing is ever
-# clipped. `train_rl` fixes both. 7. One β for all methods: it means several different things.
-# Compare at equal KL, as the plot does.
+# 1. Scoring the prompt or the padding: losses change with the padding. See `places_forward`'s mask.
+# 2. Leaving out END: responses grow, as stopping is never rewarded. The same mask includes it.
+# 3. A reference that is the policy and not a copy: h stays 0, the loss log 2. See `train_on_pairs`.
+# 4. Sums in ORPO and SimPO: 1 - P rounds to 1 and short responses win. There, `size` divides them.
+# 5. Judging by the learned reward: it rises while the text decays. `judge` asks the truth.
+# 6. old_logp renewed after each update: ρ is 1, nothing is clipped. `train_rl` computes it once.
+# 7. One β for all: it means different things. Compare at equal KL, as the plot in `main` does.
 
 # %% Exercises
 #  1. Read: which line of `train_rl` makes the reward model's verdict arrive with the last token?
 #  2. By hand: dpo_loss where log π = log π_ref in all pairs. Why is it log 2 whatever β?
 #  3. Show that adding any c(x) to the reward changes neither reward_loss nor π*.
 #  4. Check `ppo_loss` and the hinge against central differences; where does that fail, and why?
-#  5. Print σ(-βh) for every training pair after DPO. Which pairs still pull? Are their labels
-# wrong?
+#  5. Print σ(-βh) for every training pair after DPO. Which still pull? Are their labels wrong?
 #  6. Flip 30 % of the labels. Compare label_smoothing 0 and 0.3, DPO and IPO, by true reward.
 #  7. Measure the noise of the policy gradient without baseline, with the batch mean, with a critic.
 #  8. Put GRPO's KL into the rewards, as PPO does. Does G move up towards the ':' curve?
@@ -789,9 +744,8 @@ def main(argv=None):
 
 # %% Where this leads
 # These losses, unchanged, align the models in daily use: InstructGPT and its heirs with PPO, many
-# open models with DPO, and reasoning models with GRPO, whose reward is a verifier, so that the
-# hidden truth is at last computable. The capstone is the model one would do it to: a GPT, trained
-# end to end.
+# open models with DPO, reasoning models with GRPO, whose reward is a verifier: there the truth can
+# be computed. The capstone is the model one would do it to: a GPT, trained end to end.
 
 if __name__ == "__main__":
     main()

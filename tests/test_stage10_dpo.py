@@ -194,14 +194,13 @@ def test_frontier_points_beat_every_other_policy(rng):
 
 
 def test_best_of_n_bound_is_exact_without_ties(rng):
+    u = rng.random((1, 120_000))
     M, n = 4000, 5  # the best of n draws from 1..M, enumerated
     cdf = (np.arange(M + 1) / M) ** n
     p = np.diff(cdf)
-    assert (p * np.log(p * M)).sum() == pytest.approx(s.best_of_n_kl(n), abs=1e-3)
-    assert s.best_of_n_kl(1) == 0
-    u = rng.random((1, 120_000))
+    assert (p * np.log(p * M)).sum() == pytest.approx(s.best_of_n(u, u, n)[1], abs=1e-3)
     assert s.best_of_n(u, u, n)[0] == pytest.approx(n / (n + 1), abs=0.005)
-    assert s.best_of_n(u, -u, 1)[0] == pytest.approx(-u.mean())
+    assert s.best_of_n(u, -u, 1) == (pytest.approx(-u.mean()), 0)
 
 
 # ---------------------------------------------------------------------------------- GAE, PPO, GRPO
@@ -406,7 +405,7 @@ BAD = [
     (lambda: s.sequence_logprob(np.zeros((1, 2, 3)), [[0, 3]]), "from 0 to 2"),
     (lambda: s.sequence_logprob(np.zeros((1, 2, 3)), [[0]]), r"\(B, T, V\)"),
     (lambda: s.frontier(TWO[None], TWO[None], np.ones(1), [0]), "beta = 0"),
-    (lambda: s.best_of_n_kl(0), "n = 0"),
+    (lambda: s.best_of_n(TWO[None], TWO[None], 0), "n = 0"),
     (lambda: s.encode(["Anna"]), "'Anna'.*a to z"),
 ]
 
