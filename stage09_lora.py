@@ -43,12 +43,11 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 
+
 # %% 1. A small GPT with sockets
 # Shapes: B sequences, T tokens, C channels, H heads of size D, V vocabulary, r rank. A layer is a
 # pair: the forward returns its output and a cache, the backward turns dy = ∂L/∂y into dx = ∂L/∂x
 # and the gradients of its parameters by the chain rule, ∂L/∂xᵢ = Σⱼ ∂L/∂yⱼ · ∂yⱼ/∂xᵢ.
-
-
 def rows(x):
     """x (..., C) as a matrix of rows (N, C)."""
     return x.reshape(-1, x.shape[-1])
@@ -58,8 +57,6 @@ def rows(x):
 # every row n:
 #     ∂L/∂xᵢ = Σⱼ dyⱼWᵢⱼ  so  dx = dy Wᵀ,        ∂L/∂Wᵢⱼ = Σₙ xₙᵢ dyₙⱼ  so  dW = xᵀdy.
 # A frozen W needs only the first, and that is the time every method below saves.
-
-
 def linear_forward(x, W):
     """y = xW for x (..., I), W (I, O)."""
     return (rows(x) @ W).reshape(*x.shape[:-1], W.shape[1]), (x, W)
@@ -75,8 +72,6 @@ def linear_backward(dy, cache, need_dW=True):
 # LayerNorm. x̂ = (x - mean) r with r = 1/√(var + ε), y = x̂γ + β. Mean and r depend on every
 # channel: ∂mean/∂xᵢ = 1/C and ∂r/∂xᵢ = -½r³ · 2(xᵢ - mean)/C = -r²x̂ᵢ/C. With a = dx̂ = dy γ,
 #     dxᵢ = Σⱼ aⱼ [r(1[i=j] - 1/C) + (xⱼ - mean)(-r²x̂ᵢ/C)] = r (aᵢ - mean(a) - x̂ᵢ mean(a x̂)).
-
-
 def layernorm_forward(x, weight, bias, eps=1e-5):
     """Rows of x (..., C) to mean 0 and variance 1, times weight (C,), plus bias (C,)."""
     mean = np.full(x.shape[-1], 1 / x.shape[-1], x.dtype)  # x @ mean is faster than x.mean(-1)
@@ -96,8 +91,6 @@ def layernorm_backward(dy, cache):
 
 # GELU, GPT-2's tanh form: y = ½x(1 + t), t = tanh(u), u = c(x + kx³), and tanh' = 1 - t², so
 #     y' = ½(1 + t) + ½x(1 - t²) c(1 + 3kx²).
-
-
 def gelu_forward(x):
     """GELU of x; the cache is its slope. In pieces that stay in the processor's cache."""
     c, k = math.sqrt(2 / math.pi), 0.044715
@@ -113,14 +106,12 @@ def gelu_forward(x):
     return y, slope
 
 
-# Attention. sᵢⱼ = qᵢ·kⱼ/√D where position i may see j, P = softmax(s) by rows, y = Pv. Backwards: y
-# = Pv is linear in both, dv = Pᵀdy and dP = dy vᵀ; the softmax has ∂Pⱼ/∂sₖ = Pⱼ(1[j=k] - Pₖ), so
+# Attention. sᵢⱼ = qᵢ·kⱼ/√D where i may see j, P = softmax of each row of s, y = Pv. Backward: a
+# product is linear in both factors, dv = Pᵀdy and dP = dy vᵀ; Pⱼ = e^sⱼ/Σₘe^sₘ has ∂Pⱼ/∂sₖ =
+# Pⱼ(1[j=k] - Pₖ) by the quotient rule, so
 #     dsₖ = Σⱼ dPⱼPⱼ(1[j=k] - Pₖ) = Pₖ(dPₖ - Σⱼ PⱼdPⱼ),
-# and s = qkᵀ/√D gives dq = ds k/√D, dk = dsᵀq/√D.
-# With more keys than queries (a prefix, section 6) the extra keys come first and everyone sees
-# them.
-
-
+# and s = qkᵀ/√D gives dq = ds k/√D, dk = dsᵀq/√D. With more keys than queries (a prefix, section 6)
+# the extra keys come first and everyone sees them.
 def attention_forward(q, k, v):
     """Causal attention of q (B, H, Tq, D) over k, v (B, H, Tk, D), Tk ≥ Tq: y (B, H, Tq, D)."""
     Tq, Tk = q.shape[2], k.shape[2]
@@ -143,21 +134,20 @@ def attention_backward(dy, cache):
     return ds @ k, ds.swapaxes(-1, -2) @ q, P.swapaxes(-1, -2) @ dy
 
 
-# Cross-entropy. The loss of a token is log Σₖ e^zₖ - z[target]; its derivative is p -
-# onehot(target).
-
-
+# Cross-entropy. A token's loss is -log p[target] = log Σₖ e^zₖ - z[target]; differentiating the two
+# terms gives dzⱼ = e^zⱼ / Σₖ e^zₖ - 1[j = target] = pⱼ - 1[j = target], over the count for a mean.
 def cross_entropy(logits, targets):
     """Mean loss in nats of targets (B, T), -1 to ignore, and dlogits (B, T, V)."""
     z, t = rows(logits), targets.ravel()
     kept = np.flatnonzero(t >= 0)
-    p = np.exp(z - z.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    loss = float(-np.log(p[kept, t[kept]]).mean())
+    z = z - z.max(-1, keepdims=True)  # changes no probability, and exp cannot overflow
+    p = np.exp(z)
+    total = p.sum(-1, keepdims=True)
+    loss = float((np.log(total[kept, 0]) - z[kept, t[kept]]).mean())
+    p /= total
     p[kept, t[kept]] -= 1
     p[t < 0] = 0
-    p /= len(kept)
-    return loss, p.reshape(logits.shape)
+    return loss, (p / len(kept)).reshape(logits.shape)
 
 
 # The model has GPT-2's shape and Hugging Face's names, matrices as (in, out). Its sockets: whatever
@@ -256,8 +246,6 @@ def gpt_forward(params, idx, n_head, adapters=None):
 # The backward walks the same lines from the bottom up. A sum copies its gradient to both terms, so
 # dx flows past each branch and through it. Only what is asked for is computed: a frozen matrix
 # costs no dW.
-
-
 def gpt_backward(dlogits, cache, trainable=()):
     """{name: gradient} of the base's `trainable` parameters and of "place:param" for every plug."""
     params, adapters, n_head, idx = cache["model"]
@@ -327,8 +315,6 @@ def gpt_backward(dlogits, cache, trainable=()):
 # We need not believe it: the demonstration takes the ΔW of a real full fine-tuning, cuts it to rank
 # k, and scores the model again, beside random matrices of the same shapes, whose energy is spread
 # over every σ.
-
-
 def low_rank(matrix, k):
     """The nearest matrix of rank ≤ k, and the share of ‖matrix‖² it keeps (1 for all zeros)."""
     U, sigma, Vt = np.linalg.svd(matrix, full_matrices=False)
@@ -340,30 +326,27 @@ def low_rank(matrix, k):
 # %% 3. LoRA: learn the low-rank update itself
 # Why compute a full ΔW and cut it? Parametrise it by its factors, and freeze W (in, out):
 #     y = xW + s (xA)B,      A (in, r),  B (r, out),  s = α/r.
-# r(in + out) numbers instead of in·out. Two linear layers in a row, so with h = xA and g = s dy Bᵀ
-# (= dh):
+# r(in + out) numbers instead of in·out. Two linear layers in a row: with h = xA and g = s dy Bᵀ,
 #     dB = s hᵀdy,     dA = xᵀg,     dx = dy Wᵀ + g Aᵀ.
-# dW never appears. (Were G = xᵀdy formed, we would have dA = s G Bᵀ and dB = s AᵀG.)
+# dW never appears. With G = xᵀdy, the gradient W would have had, they read dA = s G Bᵀ, dB = s AᵀG.
 #
 # Why B starts at zero. Then ΔW = 0 and training starts exactly at the model we have. dA = s G Bᵀ =
 # 0 at the first step, but dB = s AᵀG is not, so B moves and A follows. Were both zero, both
-# gradients would vanish for ever; were neither, the first step would start from a model damaged by
-# noise. A is N(0, 1/in), so that h = xA has the size of x's entries: Var(hₖ) = Σᵢ xᵢ²/in =
-# mean(x²).
+# gradients would vanish for ever; were neither, training would start from a model damaged by noise.
+# A is N(0, 1/in), so that h = xA is of the size of x: Var(hₖ) = Σᵢ xᵢ²/in = mean(x²).
 #
 # Why s = α/r, and rsLoRA's α/√r. One step of gradient descent from B = 0 gives B = -ηs AᵀG, so
 #     ΔW = sAB = -η s² AAᵀ G,   E[(AAᵀ)ᵢⱼ] = Σₖ E[AᵢₖAⱼₖ] = (r/in) 1[i=j],   E[ΔW] = -η (s² r/in) G:
 # full fine-tuning's step seen through r random directions. Its size does not depend on the rank if
 # s²r is constant: s = α/√r (Kalajdzievski 2023). With s = α/r it shrinks like 1/r, and a larger
-# rank learns more slowly for no reason of its own. Adam muddies this: its first step is η·sign, B =
-# -η sign(AᵀG), and E[AAᵢₖ sign] adds up over k without cancelling, |ΔW| ~ η s r: there α/r is the
-# constant one. The report shows both scalings over the ranks, and you can judge.
+# rank learns more slowly for no reason of its own. Adam muddies this: its first step moves every
+# entry of B by η against the sign of its gradient, whatever the gradient's size. On average each of
+# the r terms of A B still points along -G, so |ΔW| grows like η s r, and it is α/r that keeps it
+# constant. The report trains both scalings at several ranks: judge for yourself.
 #
 # Merging. W' = W + sAB is one matrix again: no cost at run time. merge() makes a new array,
 # unmerge() returns to the old one, which was never touched: subtracting sAB again would leave
 # rounding dust in every weight, and other adapters may share that base.
-
-
 def dense(W):
     """W itself, or its dequantised copy if it is kept in four bits (section 5)."""
     return dequantize_nf4(W) if isinstance(W, NF4) else W
@@ -374,8 +357,8 @@ def lora_forward(x, W, A, B, scale):
 
     Raises ValueError if the shapes do not match. Source: Hu et al. 2021.
     """
-    I, O, r = *W.shape, A.shape[-1]
-    if (x.shape[-1:], A.shape, B.shape) != ((I,), (I, r), (r, O)):
+    I, O, r = W.shape[:1], W.shape[1:], A.shape[1:]
+    if W.ndim != 2 or (x.shape[-1:], A.shape, B.shape) != (I, I + r, r + O):
         shapes = f"x {x.shape}, W {W.shape}, A {A.shape}, B {B.shape}"
         raise ValueError(f"expected x (..., I), W (I, O), A (I, r), B (r, O), not {shapes}")
     y = rows(x) @ W
@@ -487,8 +470,6 @@ def apply_lora(params, targets, rank, alpha, seed=0, rslora=False, layer=LoRALin
 # column of V (the sum Σᵢ Vᵢⱼ dVᵢⱼ = dgⱼgⱼ - nⱼ² dgⱼgⱼ/nⱼ² = 0): the length has become m's business
 # alone. dV is as large as W, which LoRA avoids; the paper holds n constant in the backward to save
 # it. We keep the true gradient.
-
-
 class DoRALinear(LoRALinear):
     """LoRALinear with .params["m"] (out,), the learned length of each output's column."""
 
@@ -534,8 +515,6 @@ class DoRALinear(LoRALinear):
 # 1/32 and 1/30, half a cell of 16 and of 15. One weight's error is at most absmax · (widest gap)/2;
 # the demonstration measures the usual one, beside 15 even steps. A and B stay in full precision and
 # learn around it.
-
-
 def upper_quantiles(n, delta=(1 / 32 + 1 / 30) / 2):
     """n positive normal quantiles, evenly spaced in probability up to 1 - delta."""
     return [NormalDist().inv_cdf(p) for p in np.linspace(0.5, 1 - delta, n + 1)[1:]]
@@ -589,8 +568,6 @@ def dequantize_nf4(q, *fields):
 # GELU(z):
 #     dU = aᵀdy,  dc = Σₙ dy,  dz = (dy Uᵀ) GELU'(z),  dD = xᵀdz,  db = Σₙ dz,  dx = dy + dz Dᵀ.
 # It cannot be merged: a nonlinearity stands in between.
-
-
 class Adapter:
     """A bottleneck on (..., width). .params: {"D": (C, m), "b": (m,), "U": (m, C), "c": (C,)}."""
 
@@ -624,8 +601,6 @@ class Adapter:
 # backward cuts dy in two and sums the shared piece over the batch. Both start better from real text
 # than from noise (Lester et al., section 3.2): the demonstration copies in embeddings, keys and
 # values.
-
-
 class PromptTuning:
     """Learned vectors before x (B, T, C): y (B, P+T, C). .params: {"prompt": (P, C)}."""
 
@@ -664,8 +639,6 @@ class PrefixTuning(PromptTuning):
 # dy l; one l serves many entries, so dl sums dy x over every axis along which l was repeated.
 # BitFit (Ben Zaken et al. 2021) is no plug: it trains the biases that are there, `trainable` =
 # their names.
-
-
 class IA3:
     """Learned scales on x, broadcast from `shape`. .params: {"l": shape}."""
 
@@ -813,14 +786,14 @@ def load_adapter(directory, params):
 # AdamW (Loshchilov & Hutter 2019): m and v are running means of g and g², divided by 1 - βᵗ because
 # they start at 0; a number moves by m̂/√v̂, about ±1, times the rate. Decay pulls matrices toward
 # 0.
-
-
 def fit(params, ids, n_head, steps, learning_rate, rng, adapters=None, trainable=(), batch=8):
     """Train in place the base parameters named in `trainable` and every plug; returns seconds.
 
     ids: the training text (N,), cut into random windows. Base matrices decay by 0.1, plugs do not.
     """
     adapters, block = adapters or {}, len(params["transformer.wpe.weight"])
+    if len(ids) <= block:
+        raise ValueError(f"expected more than {block} characters to train on, not {len(ids)}")
     tuned = {name: params[name] for name in trainable}
     tuned |= {f"{at}:{k}": p for at, plug in adapters.items() for k, p in plug.params.items()}
     means = {k: (np.zeros_like(p), np.zeros_like(p)) for k, p in tuned.items()}
@@ -918,6 +891,8 @@ def read_corpora(*paths):
     vocabulary = sorted(set(texts[0]))
     number = {c: i for i, c in enumerate(vocabulary)}
     for path, text in zip(paths, texts):
+        if len(text) < 400:
+            raise ValueError(f"{path}: expected at least 400 characters, not {len(text)}")
         if strange := sorted(set(text) - set(vocabulary)):
             raise ValueError(f"{path}: {strange[0]!r} is not in the vocabulary of {paths[0]}")
     return vocabulary, [(np.array([number[c] for c in t]), int(0.9 * len(t))) for t in texts]

@@ -138,6 +138,11 @@ def test_layer_gradients(rng):
     norm = lambda: s.layernorm_forward(x, w, b)  # noqa: E731
     assert_gradients(lambda: norm()[0], [x, w, b], lambda dy: s.layernorm_backward(dy, norm()[1]))
     assert_gradients(lambda: s.gelu_forward(x)[0], [x], lambda dy: [dy * s.gelu_forward(x)[1]])
+    huge = np.array([[[1e4, 0.0, -1e4]]])
+    assert (
+        s.cross_entropy(huge, np.array([[2]]))[0] == 2e4
+        and s.cross_entropy(huge, np.array([[0]]))[0] == 0
+    )
     logits, targets = rng.normal(size=(2, 3, 5)), np.array([[0, -1, 4], [-1, 2, 2]])
     numeric = central_difference(lambda: s.cross_entropy(logits, targets)[0], logits)
     assert relative_error(s.cross_entropy(logits, targets)[1], numeric) < 1e-6
@@ -408,6 +413,11 @@ def test_shapes_that_do_not_match(wrong, shape, rng):
         (lambda p: s.gpt_forward(p, IDX, H, {"nowhere": s.IA3((4,))}), "'nowhere'"),
         (lambda p: s.score(p, np.zeros(9, int), 5, H), "too few"),
         (lambda p: s.score(p, np.zeros(9, int), 9, H), "too few"),
+        (lambda p: s.fit(p, np.zeros(6, int), H, 1, 1, np.random.default_rng(0)), "more than 6"),
+        (
+            lambda p: s.lora_forward(np.ones(3), np.ones(3), np.ones(3), np.ones(3), 1.0),
+            "expected x",
+        ),
         (lambda p: s.Adapter(4, 0), "bottleneck"),
         (lambda p: s.PromptTuning(0, 4), "prompt"),
         (lambda p: s.PrefixTuning(-1, 2, 2), "prefix"),
