@@ -396,9 +396,7 @@ def test_sliding_window_reaches_L_times_w_minus_1(rng):
 
     def last_row(x):
         for _ in range(4):  # L = 4 layers, w = 3: reach 8
-            x = (
-                x + s5.attention_forward(x, x, x, mask=mask, scale=0)[0]
-            )  # even weights: nothing is lost
+            x = x + s5.attention_forward(x, x, x, mask=mask, scale=0)[0]  # even weights
         return x[0, 0, -1]
 
     x = rng.normal(size=(1, 1, 12, 2))
@@ -537,13 +535,15 @@ def test_two_layers_learn_what_one_does_not():
 
 def test_the_smoke_run_is_deterministic(capsys):
     outputs = []
-    for seed in ("1", "1", "0"):
-        assert not s5.main(["--fast", "--seed", seed])
-        outputs.append(capsys.readouterr().out.split("\n3. Tiles")[0])
-    assert outputs[0] == outputs[1] != outputs[2]
+    for _ in range(2):
+        assert not s5.main(["--fast", "--seed", "1"])
+        outputs.append(capsys.readouterr().out)
+    untimed = [text.split("\n3. Tiles")[0] for text in outputs]
+    assert untimed[0] == untimed[1] and "4. Cache" in outputs[0] and "held-out:" not in outputs[0]
     share = re.search(r"layers 2.* (\S+)% ", outputs[0])
-    assert float(share.group(1)) > 70
-    assert "held-out:" not in outputs[0]
+    assert float(share.group(1)) > 80
+    s5.report_scale(2)
+    assert capsys.readouterr().out not in outputs[0]
 
 
 @pytest.mark.parametrize("argv", [["--seed", "-1"], ["--seed", "x"], ["--nonsense"]])
