@@ -17,7 +17,7 @@ derives that network, its loss and its gradient by hand, and trains it on 185 st
 
 Prints how fast counts run out, what a bad initialisation costs, the network against counts from
 bigram to 7-gram, the contexts where it wins, its map of the alphabet, invented names, a sample
-(about half a minute; --fast: a smoke run, --seed N, --text FILE: train on a text of yours).
+(under a minute; --fast: a smoke run, --seed N, --text FILE: train on a text of yours).
 
 Rests on: Bengio, Ducharme, Vincent, Jauvin, "A neural probabilistic language model" (2003);
 Witten, Bell, "The zero-frequency problem" (1991), the counts to beat; LeCun, Bottou, Orr, Müller,
@@ -42,10 +42,10 @@ import numpy as np
 #
 #     P(w₁...w_N) = Πₜ P(wₜ | w₁...wₜ₋₁) ≈ Πₜ P(wₜ | hₜ).
 #
-# The plain estimate is N(hc)/N(h): how often c came after h, over how often h came. With V symbols
-# there are Vⁿ⁻¹ contexts, but a text of N symbols visits at most N of them. Vⁿ⁻¹ multiplies by V
-# with every symbol of context and N stays, so almost all rows stay empty: the curse of
-# dimensionality. (The report measures it.)
+# The plain estimate is N(hc)/N(h): how often c came after h, over how often h came (section 4
+# proves it the best fit). With V symbols there are Vⁿ⁻¹ contexts, but a text of N symbols visits at
+# most N of them. Vⁿ⁻¹ multiplies by V with every symbol of context and N stays, so almost all rows
+# stay empty: the curse of dimensionality. (The report measures it.)
 #
 # The remedy of counting is to fall back on shorter contexts, and Witten-Bell smoothing is a good
 # one. Among the N(h) symbols that came after h, T(h) were new at that moment (each of the T(h)
@@ -59,7 +59,7 @@ import numpy as np
 # That is what the rest of the file does.
 #
 # Counts and network get the very same examples: some symbols of context, and the one that follows.
-# A text of T ids has T - n examples with n symbols of context: the first n ids have no complete
+# A text of T ids has T - n of them (n now counts the context alone): the first n ids have no full
 # context, so they are context only, never predicted. (The names of the report are padded instead:
 # n line breaks go in front of each, so that its first letter is predicted too.)
 
@@ -592,6 +592,7 @@ def report_contexts(models, p_model, k):
         if rows.any():
             scores = [bits(p[rows]) for p in (models[2][2], models[k][2], p_model)]
             print("  {:>10}{:8.1%}{:16.3f}{:9.3f}{:10.3f}".format(label, rows.mean(), *scores))
+    print("  Compare the rows: a full table is hard to beat, an empty one can only fall back.")
 
 
 def report_neighbours(C, symbols, wanted):
@@ -622,7 +623,6 @@ def report_names(lines, steps, seed):
     p_model = p_all[np.arange(len(Y_held)), Y_held]
     report_scores(models, p_model)
     report_contexts(models, p_model, 3)
-    print("  Compare the rows: a full table is hard to beat, an empty one can only fall back.")
     unseen = np.flatnonzero(models[3][3] == 0)
     print("  Six that were never seen: after / came / 4-gram / network / its first guesses")
     for row in unseen[np.linspace(0, len(unseen) - 1, 6).astype(int)]:
@@ -695,7 +695,7 @@ def report(args):
 
 
 def main(argv=None):
-    """Train on the stories and on the names, and report (about half a minute)."""
+    """Train on the stories and on the names, and report (under a minute)."""
     parser = argparse.ArgumentParser(description="Stage 3: a neural n-gram, derived and trained.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     parser.add_argument("--fast", action="store_true", help="a smoke run of a few seconds")
