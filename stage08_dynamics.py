@@ -354,9 +354,10 @@ def overfit_one_batch(model, x, y, learning_rate=0.01, steps=300, target=0.1, ki
 
 
 # Range test (Smith 2017). Let the rate grow geometrically from harmless to absurd in one short run:
-# the smoothed loss is flat, falls, turns, explodes. At the lowest point gain and damage cancel. The
-# suggestion is a third of that rate: the loss still falls steeply there, and curvature, which grows
-# during training (section 6), has room. The report checks it against rates ten times off.
+# the smoothed loss is flat, falls, turns, explodes. Where it turns gain and damage cancel; we take
+# the rate at which 95 % of the fall was done, as the bottom itself is flat, and suggest a third of
+# it: curvature grows during training (section 6) and needs room. The report tries rates ten times
+# off.
 
 
 @dataclass
@@ -393,12 +394,13 @@ def lr_range_test(make_model, batches, low=1e-5, high=10.0, steps=120, beta=0.8,
                 break
     if not losses:
         return LRRange([], [], None, "the very first loss is not finite")
-    best = int(s.argmin())
-    story = f"the smoothed loss went from {s[0]:.2f} to {s[best]:.2f} at rate {rates[best]:.2g}"
-    if s[0] - s[best] < 0.02 * abs(s[0]):
+    fall = s[0] - s.min()
+    knee = int(np.argmax(s <= s.min() + 0.05 * fall))
+    story = f"the smoothed loss went from {s[0]:.2f} to {s[knee]:.2f} at rate {rates[knee]:.2g}"
+    if fall < 0.02 * abs(s[0]):
         return LRRange(rates, s.tolist(), None, story + ": it never fell, the rate is not to blame")
-    story += f" and to {s[-1]:.2f} at {rates[-1]:.2g}; a third of the rate at the lowest point"
-    return LRRange(rates, s.tolist(), rates[best] / 3, story)
+    story += f" and to {s[-1]:.2f} at {rates[-1]:.2g}; a third of the first rate"
+    return LRRange(rates, s.tolist(), rates[knee] / 3, story)
 
 
 # %% 5. Gradient noise and the critical batch size
@@ -708,7 +710,7 @@ def diagnose(history):
     # the weights (ratio > 1) erases them, so warmup is no cure; nor if the run had it, or if the
     # loss ends above the line that the biases alone reach.
     unigram = audit.get("unigram", math.nan)
-    above, deaf = end - unigram > 0.15, end > 0.95 * unigram
+    above, deaf = end - unigram > 0.15, end > 0.97 * unigram
     peak = float(losses.max()) if np.isfinite(losses).all() else math.inf
     lost = max([extreme(probes[-1].get(sign))[0] for sign in ("dead", "saturated")])
     struck = peak - start > 0.3 or start == math.inf or (deaf and lost > 0.9 and not found)
@@ -729,13 +731,13 @@ def diagnose(history):
     )
 
     # Outcome. Half a nat behind and a quarter lost since the best, on one held-out sample: far
-    # above its noise. Within 5 % of H(q): working models here are 10 % below it and more.
+    # above its noise. Within 3 % of H(q): sampling moves both by 1 %, working models are 5 % below.
     held = [p.get("held_out", math.nan) for p in probes]
     rise = held[-1] - min(held)
     story += f", held-out {held[-1]:.2f}"
     over = held[-1] - end > 0.5 and rise > 0.25 and not high
     rule(over, "overfitting", f"{story}, {rise:.2f} above its best")
-    deaf = deaf and held[-1] > 0.95 * unigram and not above and path >= 0.1
+    deaf = deaf and held[-1] > 0.97 * unigram and not above and path >= 0.1
     rule(
         deaf and not struck,
         "shuffled labels",
@@ -792,6 +794,9 @@ def sabotage(kind):
 
 def clinic_run(name, seed, copy=0, steps=200):
     """Draw a run, break it as `name` says (or 'healthy': not), train it; its History."""
+    require(
+        name in (*DISEASES, "healthy"), f"expected 'healthy' or one of {DISEASES}, got {name!r}"
+    )
     rng = np.random.default_rng([seed, tuple(REMEDIES).index(name), copy])
     steep = name == "no warmup" or (name == "healthy" and copy % 5 == 0)
     exploding = name == "exploding recurrence"
@@ -871,22 +876,22 @@ def progress(message, last=False):
 def clinic(names, seeds, controls):
     """Train and diagnose every run; print an example of each disease, then the confusion table."""
     verdicts = (*DISEASES, "healthy", "no progress")
-    letters, table, ends = "abcdefghijklmn", {}, {}
+    letters, table, ends, examples = "abcdefghijklmn", {}, {}, {}
     for name in (*names, "healthy"):
         table[name], ends[name] = dict.fromkeys(verdicts, 0), []
         for seed in seeds:
             progress(f"the clinic: {name}, seed {seed}")
             for copy in range(controls if name == "healthy" else 1):
                 history = clinic_run(name, seed, copy)
-                first = diagnose(history)[0]
-                table[name][first.name] += 1
+                finding = diagnose(history)[0]
+                table[name][finding.name] += 1
+                examples.setdefault(name, finding)
                 ends[name].append(history.probes[-1]["held_out"] / history.audit["unigram"])
     progress(
         f"clinic: seeds {seeds[0]} to {seeds[-1]} (thresholds were set at seeds 100 to 117)", True
     )
     print(f"\n{'true cause':<21}the first finding at seed {seeds[0]}")
-    for name in table:
-        finding = diagnose(clinic_run(name, seeds[0]))[0]
+    for name, finding in examples.items():
         print(f"{name:<21}{finding.name}: {finding.evidence}"[:100])
     print(
         "\nrows: the truth; columns: the first finding; last, median held-out loss / unigram line"
@@ -932,8 +937,9 @@ def main(argv=None):
     except OSError as error:
         parser.error(f"cannot read the corpus: {error}")
     seed, fast = args.seed, args.fast
+    names = DISEASES[1::5] if fast else DISEASES
     if args.clinic:
-        return clinic(DISEASES[1::5] if fast else DISEASES, range(seed, seed + 20), 5)
+        return clinic(names, range(seed, seed + 20), 5)
 
     size, context, split = len(characters), 8, int(0.9 * len(symbols))
     x, y = windows(symbols[:split], context)
@@ -971,7 +977,7 @@ def main(argv=None):
 
     print("\n3. Training with the Monitor")
     print("    step  loss  held-out     rate   |g|   update  dead   |g| in E, W1, Wo")
-    model, steps, large = new_model(), 30 if fast else 5000, 512 if fast else 16384
+    model, steps, large = new_model(), 30 if fast else 5000, 256 if fast else 16384
     noise = [gradient_noise_scale(model, *batch(large), large // 64)[0]]
     monitor = Monitor(model, batch(3000), (held_x[some], held_y[some]), size, steps // 6)
     train(model, batch, steps, rate, monitor)
@@ -988,7 +994,7 @@ def main(argv=None):
     print(f"   critical batch size: {noise[0]:.0f} examples before training, {noise[1]:.0f} after")
 
     print("\n4. The edge of stability: full-batch gradient descent, loss and top eigenvalue of H")
-    rates, stride, rows = (1.5, 2.0, 3.0), 8 if fast else 300, [f"   {'2/rate':>6}"]
+    rates, stride, rows = (1.5, 2.0, 3.0), 4 if fast else 300, [f"   {'2/rate':>6}"]
     rows += [f"   {i * stride:6d}" for i in range(6)]
     for r in rates:
         edge = LanguageModel(size, 4, 24, 1, 6, seed=seed)
@@ -1006,17 +1012,14 @@ def main(argv=None):
     print("\n".join(rows))
 
     print("\n5. Twelve diseases and their controls")
-    clinic(
-        DISEASES[1::5] if fast else DISEASES,
-        range(seed, seed + (1 if fast else 3)),
-        1 if fast else 5,
-    )
+    seeds, controls = (1, 1) if fast else (3, 5)
+    clinic(names, range(seed, seed + seeds), controls)
     nats = 0.0
     for i in range(0, len(held_y), 4096):
         piece = held_y[i : i + 4096]
         nats += model.loss_and_grads(held_x[i : i + 4096], piece)[0] * len(piece) / len(held_y)
-    line = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | perplexity {math.exp(nats):.2f}"
-    print(f"\nheld-out: {line}   (stage 8, feed-forward, context {context})")
+    print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | ", end="")
+    print(f"perplexity {math.exp(nats):.2f}   (stage 8, feed-forward, context {context})")
 
 
 # %% Common mistakes

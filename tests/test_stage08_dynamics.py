@@ -1,0 +1,439 @@
+"""Stage 8: backwards against differences, readings against definitions, diagnose on real runs."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from conftest import assert_gradients, central_difference, check_held_out_line, relative_error
+
+import stage08_dynamics as s
+from stage08_dynamics import History, LanguageModel
+
+
+def small(seed=0, rows=40, vocab=5, context=4, **options):
+    """A little model with random data."""
+    rng = np.random.default_rng(seed)
+    model = LanguageModel(vocab, context, **{"width": 6, "embed": 3, "seed": seed, **options})
+    return model, rng.integers(vocab, size=(rows, context)), rng.integers(vocab, size=rows)
+
+
+def healthy_history(n=50, **columns):
+    base = dict(
+        step=list(range(n)), losses=list(np.linspace(4, 2, n)), lr=[0.01] * n, norms=[1.0] * n
+    )
+    return History(**{**base, **columns})
+
+
+# ---- the patient
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 2), (7, 2, 4)])
+def test_layer_backward(activation, shape, rng):
+    B, K, C = shape
+    x, w, b = rng.normal(size=(B, K)), rng.normal(size=(K, C)), rng.normal(size=C)
+    forward = lambda: s.layer_forward(x, w, b, activation)  # noqa: E731
+    assert_gradients(lambda: forward()[0], [x, w, b], lambda dy: s.layer_backward(dy, forward()[1]))
+
+
+def test_cross_entropy_is_shift_invariant_finite_and_differentiable(rng):
+    z, y = rng.normal(size=(3, 4)), np.array([0, 3, 3])
+    loss, cache = s.cross_entropy_forward(z, y)
+    numeric = central_difference(lambda: s.cross_entropy_forward(z, y)[0], z)
+    assert relative_error(s.cross_entropy_backward(cache), numeric) < 1e-6
+    assert s.cross_entropy_forward(z + 1e6, y)[0] == pytest.approx(loss, abs=1e-8)
+    assert s.cross_entropy_forward(np.zeros((2, 7)), np.array([1, 2]))[0] == pytest.approx(
+        math.log(7)
+    )
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("rows, context, depth", [(1, 1, 1), (5, 3, 2), (4, 2, 3)])
+def test_every_gradient_of_the_model(recurrent, activation, rows, context, depth):
+    model, x, y = small(
+        1, rows, context=context, depth=depth, activation=activation, recurrent=recurrent
+    )
+    if activation == "relu":  # keep the state h = 0 away from the kink
+        model.params = {
+            k: v + 0.03 * np.arange(v.size).reshape(v.shape) for k, v in model.params.items()
+        }
+    grads = model.loss_and_grads(x, y)[1]
+    assert grads.keys() == model.params.keys()
+    for k, w in model.params.items():
+        numeric = central_difference(lambda: model.loss_and_grads(x, y)[0], w)
+        assert relative_error(grads[k], numeric) < 1e-6, k
+
+
+def test_probe_gives_the_gradient_of_every_state():
+    model, x, y = small(depth=2)
+    (h1, d1), (h2, d2) = model.probe(x, y).values()
+    p = model.params
+    head = lambda: s.cross_entropy_forward(h2 @ p["Wo"] + p["bo"], y)[0]  # noqa: E731
+    assert relative_error(d2, central_difference(head, h2)) < 1e-6
+
+    def body():
+        h = np.tanh(h1 @ p["W2"] + p["b2"])
+        return s.cross_entropy_forward(h @ p["Wo"] + p["bo"], y)[0]
+
+    assert relative_error(d1, central_difference(body, h1)) < 1e-6
+
+
+def test_adam_moves_every_coordinate_by_the_rate_first_and_sgd_by_the_gradient():
+    for kind, expected in (("adam", [-0.1, 0.1]), ("sgd", [-0.3, 0.0002])):
+        params = {"w": np.zeros(2)}
+        s.Optimizer(kind).step(params, {"w": np.array([3.0, -0.002])}, 0.1)
+        assert np.allclose(params["w"], expected, rtol=1e-4)
+
+
+# ---- curves and vital signs
+
+
+def test_unigram_entropy_is_the_least_loss_of_a_constant_prediction(rng):
+    y = np.array([0, 0, 0, 1, 2, 2])
+    best, z = s.unigram_entropy(y), np.log(np.array([3, 1, 2]) / 6)
+    assert s.cross_entropy_forward(np.tile(z, (6, 1)), y)[0] == pytest.approx(best)
+    for _ in range(5):
+        assert s.cross_entropy_forward(np.tile(z + rng.normal(size=3), (6, 1)), y)[0] >= best
+
+
+@pytest.mark.parametrize("gain, sane", [(0.0, True), (50.0, False)])
+def test_check_initialization_against_ln_v(gain, sane):
+    model, x, y = small()
+    model.params["Wo"] *= gain
+    report = s.check_initialization(model, x, y, 5)
+    assert report["expected"] == math.log(5) and report["ok"] is sane
+    assert report["excess"] == pytest.approx(report["loss"] - math.log(5))
+    assert (report["spread"] < 1e-3) is sane
+
+
+def test_smooth_keeps_constants_and_matches_the_explicit_sum(rng):
+    assert np.allclose(s.smooth([2.5] * 30, 0.95), 2.5)
+    losses = rng.normal(size=9)
+    weights = 0.8 ** np.arange(9)[::-1]
+    assert s.smooth(losses, 0.8)[-1] == pytest.approx(weights @ losses / weights.sum())
+    assert np.array_equal(s.smooth(losses, 0), losses) and len(s.smooth([])) == 0
+
+
+@pytest.mark.parametrize(
+    "losses, patience, expected",
+    [
+        ([3, 2, 1], 1, (2, None)),
+        ([3, 1, 2, 2, 0], 2, (1, 3)),
+        ([3, 1, 2, 2, 0], 3, (4, None)),
+        ([5], 1, (0, None)),
+    ],
+)
+def test_early_stop(losses, patience, expected):
+    assert s.early_stop(losses, patience) == expected
+
+
+def test_unit_statistics_by_hand():
+    h = np.array([[0.0, 0.99, 5.0, -0.5], [0.0, -0.98, 0.99, 0.0], [0.0, 0.1, 0.99, 0.3]])
+    assert s.dead_units(h) == 0.25  # only column 0 is 0 on every row
+    assert s.saturated_units(h) == 0.25  # column 1; column 2 leaves [-1, 1]
+    assert s.dead_units(h.reshape(1, 3, 4)) == 0.25
+    stats = s.activation_stats({"a": h})["a"]
+    assert stats == {"mean": h.mean(), "std": h.std(), "dead": 0.25, "saturated": 0.25}
+    g = s.gradient_stats({"w": np.array([3.0, 0.0, -4.0, 0.0])})["w"]
+    assert g == {"norm": 5.0, "rms": 2.5, "max": 4.0, "zeros": 0.5}
+
+
+def test_update_ratios_are_scale_free_and_nan_for_zero_weights(rng):
+    w, d = rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
+    expected = np.linalg.norm(d) / np.linalg.norm(w)
+    for c in (1.0, 1e6):
+        assert s.update_ratios({"w": c * w}, {"w": c * (w + d)})["w"] == pytest.approx(expected)
+    assert math.isnan(s.update_ratios({"w": np.zeros(2)}, {"w": np.ones(2)})["w"])
+
+
+# ---- tests made on purpose
+
+
+@pytest.mark.parametrize("bug", [None, "slope", "sign", "bias"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_gradient_check_finds_each_bug_and_only_bugs(bug, dtype, rng):
+    model, x, y = small(depth=2, dtype=dtype)
+    before = {k: v.copy() for k, v in model.params.items()}
+    if bug:
+        model.layer_backward = s.sabotage(bug)
+    errors = s.gradient_check(model, x, y, rng)
+    assert (max(errors.values()) > 1e-2) == bool(bug) and (bug or max(errors.values()) < 1e-6)
+    for k, v in model.params.items():
+        assert v.dtype == dtype and np.array_equal(v, before[k])
+
+
+def test_gradient_check_accepts_a_subgradient_at_a_kink(rng):
+    model, x, y = small(activation="relu", depth=2)
+    model.params["b1"] -= 100  # h1 = 0, so every input of layer 2 is exactly at the kink
+    assert max(s.gradient_check(model, x, y, rng).values()) < 1e-6
+
+
+def test_overfit_one_batch_succeeds_on_data_and_fails_on_contradictions():
+    model, x, y = small(rows=8, width=32)
+    reached, losses = s.overfit_one_batch(model, x, y, learning_rate=0.03)
+    assert reached and losses[-1] < 0.1 < losses[0]
+    x[:] = 0  # one input, many answers: the entropy of y is the floor
+    reached, losses = s.overfit_one_batch(model, x, y, steps=100)
+    assert not reached and len(losses) == 100 and min(losses) >= s.unigram_entropy(y) - 1e-9
+
+
+def test_lr_range_test_suggests_a_rate_that_trains_and_says_why():
+    rng = np.random.default_rng(3)
+    x = rng.integers(5, size=(400, 2))
+    batches = [(x[i : i + 40], x[i : i + 40, 0]) for i in range(0, 400, 40)]
+    make = lambda: LanguageModel(5, 2, 16, seed=1)  # noqa: E731
+    found = s.lr_range_test(make, batches)
+    assert 1e-4 < found.suggested < 1 and len(found.rates) == len(found.losses)
+    assert np.allclose(np.diff(np.log(found.rates)), np.log(found.rates[1] / found.rates[0]))
+    low = 0.95 * min(found.losses) + 0.05 * found.losses[0]
+    assert found.suggested * 3 == min(r for r, l in zip(found.rates, found.losses) if l <= low)
+    assert re.search(r"\d", found.reason)
+    reached, _ = s.overfit_one_batch(make(), *batches[0], learning_rate=found.suggested)
+    assert reached
+
+
+def test_lr_range_test_blames_something_else_when_no_rate_helps():
+    class Stuck(LanguageModel):
+        def loss_and_grads(self, x, y):
+            return 1.0, {k: np.zeros_like(v) for k, v in self.params.items()}
+
+    found = s.lr_range_test(lambda: Stuck(5, 2), [(None, None)])
+    assert found.suggested is None and "never fell" in found.reason
+
+
+# ---- noise and curvature
+
+
+@pytest.mark.parametrize("block", [1, 2, 5])
+def test_noise_scale_equals_the_direct_estimate(block):
+    model, x, y = small(rows=60)
+    rows = [s.flat_gradient(model, x[i : i + block], y[i : i + block]) for i in range(0, 60, block)]
+    g = np.array([gradient(theta) for gradient, theta in rows])
+    mean, trace = g.mean(0), block * g.var(0, ddof=1).sum()  # tr Σ of one example
+    norm = mean @ mean - trace / 60
+    scale, found_trace, found_norm = s.gradient_noise_scale(model, x, y, block)
+    assert found_trace == pytest.approx(trace) and found_norm == pytest.approx(norm)
+    assert scale == (pytest.approx(trace / norm) if norm > 0 else math.inf)
+
+
+def test_noise_is_zero_when_all_examples_are_equal():
+    model, x, y = small()
+    x[:], y[:] = x[0], y[0]
+    scale, trace, norm = s.gradient_noise_scale(model, x, y)
+    assert norm > 0 and abs(trace) < 1e-12 and abs(scale) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "eigenvalues", [[3, 1, 0.5], [-5, 2, 1], [-5, -2, -1], [0, 0, 0], [4, -4, 1]]
+)
+def test_top_eigenvalue_of_a_known_quadratic(eigenvalues, rng):
+    q = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    h = q @ np.diag(eigenvalues) @ q.T
+    gradient = lambda theta: h @ theta + 1.0  # noqa: E731
+    value, v = s.top_hessian_eigenvalue(gradient, rng.normal(size=3), 2000, 1e-12)
+    if eigenvalues != [4, -4, 1]:  # a tie in |λ|: power iteration cannot tell; see the next test
+        assert value == pytest.approx(max(eigenvalues), abs=1e-6)
+        assert np.allclose(h @ v, value * v, atol=1e-3)
+    assert np.linalg.norm(v) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_top_eigenvalue_equals_that_of_the_explicit_hessian(recurrent):
+    model, x, y = small(rows=30, width=4, recurrent=recurrent)
+    s.overfit_one_batch(model, x, y, 0.02, steps=30)
+    gradient, theta = s.flat_gradient(model, x, y)
+    e = 1e-5 * np.eye(theta.size)
+    hessian = np.array([(gradient(theta + d) - gradient(theta - d)) / 2e-5 for d in e])
+    assert relative_error(hessian, hessian.T) < 1e-6  # mixed partials agree
+    value, v = s.top_hessian_eigenvalue(gradient, theta, 3000, 1e-10)
+    assert value == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-4)
+    assert relative_error(hessian @ v, value * v) < 1e-2
+
+
+def test_flat_gradient_leaves_the_model_alone_and_agrees_with_it():
+    model, x, y = small()
+    kept = model.params
+    gradient, theta = s.flat_gradient(model, x, y)
+    flat = np.concatenate([g.ravel() for g in model.loss_and_grads(x, y)[1].values()])
+    assert np.array_equal(gradient(theta), flat) and model.params is kept
+
+
+# ---- history, audit, monitor
+
+
+def test_history_survives_saving_with_nan_and_inf(tmp_path):
+    history = History(
+        audit={"unigram": 2.0, "skip": None}, probes=[{"step": -1, "dead": {"h1": 0.5}}]
+    )
+    for t, loss in enumerate((4.0, math.inf, 2.0)):
+        history.record(t, loss, 0.1, 1.0, 0.01)
+    history.save(tmp_path / "h.json")
+    assert History.load(tmp_path / "h.json") == history
+    assert [p.name for p in tmp_path.iterdir()] == ["h.json"]
+
+
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "{", '{"nonsense": 1}', '{"step": [1], "losses": []}']
+)
+def test_history_refuses_other_files(tmp_path, content):
+    (tmp_path / "bad.json").write_text(content)
+    with pytest.raises(ValueError, match="bad.json: expected a saved History"):
+        History.load(tmp_path / "bad.json")
+
+
+def test_audit_sees_copies_independence_and_skipped_symbols(rng):
+    law = rng.dirichlet(np.full(6, 0.3), size=6).cumsum(1)
+    stream = [0]
+    for u in rng.random(4000):
+        stream.append(min(int(np.searchsorted(law[stream[-1]], u)), 5))
+    w = np.lib.stride_tricks.sliding_window_view(np.array(stream), 6)
+    x, y, after = w[:, :4], w[:, 4], w[:, 5]
+    right = s.audit_data(x, y, 6)
+    assert right["uniform"] == math.log(6) and right["unigram"] == s.unigram_entropy(y)
+    assert right["skip"] < 0 < s.audit_data(x, after, 6)["skip"]
+    shuffled = s.audit_data(x, rng.permutation(y), 6)
+    assert max(np.abs(shuffled["determined"])) < 0.01 and shuffled["skip"] < 0
+    leaked = x.copy()
+    leaked[:, 1] = (y + 1) % 6  # a copy in disguise
+    assert s.audit_data(leaked, y, 6)["determined"][1] == pytest.approx(1)
+    assert s.audit_data(x[:, :1], y, 6)["skip"] is None
+    assert s.audit_data(x[:1], y[:1], 6)["unigram"] == 0
+
+
+def test_monitor_records_what_update_ratios_and_norms_say():
+    model, x, y = small()
+    monitor = s.Monitor(model, (x, y), (x[:9], y[:9]), 5, every=2, sample=16)
+    for t in range(4):
+        loss, grads = model.loss_and_grads(x, y)
+        before = {"all": s.flat_gradient(model, x, y)[1]}
+        s.Optimizer("sgd").step(model.params, grads, 0.5)
+        monitor(t, loss, grads, 0.5)
+        expected = s.update_ratios(before, {"all": s.flat_gradient(model, x, y)[1]})["all"]
+        assert monitor.history.ratios[t] == pytest.approx(expected)
+        assert monitor.history.norms[t] == pytest.approx(
+            2 * expected * np.linalg.norm(before["all"])
+        )
+    assert [p["step"] for p in monitor.history.probes] == [-1, 1, 3]
+    last = monitor.history.probes[-1]
+    assert last["held_out"] == model.loss_and_grads(x[:9], y[:9])[0]
+    assert last["dead"] == {"h1": 0.0} and max(last["errors"].values()) < 1e-6
+
+
+def test_monitor_growth_is_the_gain_of_a_linear_recurrence():
+    model, x, y = small(recurrent=True, context=6)
+    model.params["E"] *= 1e-9  # every tanh at 0, slope 1: ∂L/∂h is multiplied by gain · orthogonal
+    for gain in (1.0, 1.7):
+        model.params["W1"][3:] *= gain
+        monitor = s.Monitor(model, (x, y), (x, y), 5)
+        assert monitor.history.probes[0]["growth"] == pytest.approx(gain)
+
+
+# ---- diagnose
+
+
+def names(history):
+    return [finding.name for finding in s.diagnose(history)]
+
+
+def test_plain_histories_need_nothing_but_losses():
+    assert names(healthy_history()) == ["healthy"]
+    assert names(healthy_history(losses=[4.0] * 25 + [9.0] * 25))[0] == "rate too high"
+    assert names(healthy_history(losses=[4.0] * 25 + [math.nan] * 25))[0] == "rate too high"
+    assert names(healthy_history(losses=list(np.linspace(4, 3.99, 50))))[0] == "rate too low"
+    assert names(healthy_history(losses=[4.0] * 50)) == ["no progress"]
+    assert names(healthy_history(1)) == ["healthy"]
+
+
+@pytest.mark.parametrize("column", ["step", "losses", "lr", "norms", "ratios"])
+def test_unequal_columns_are_refused(column):
+    with pytest.raises(ValueError, match=f"equal length.*{column}"):
+        s.diagnose(healthy_history(**{column: [1.0] * 49}))
+
+
+@pytest.mark.parametrize("name", s.DISEASES)
+@pytest.mark.parametrize("seed", [0])
+def test_the_clinic_names_the_disease_at_seeds_it_was_not_tuned_on(name, seed, tmp_path):
+    history = s.clinic_run(name, seed)
+    finding = s.diagnose(history)[0]
+    assert finding.name == name
+    assert re.search(r"\d", finding.evidence) and finding.remedy == s.REMEDIES[name]
+    history.save(
+        tmp_path / "h.json"
+    )  # from the recorded signals alone: a reloaded file says the same
+    assert s.diagnose(History.load(tmp_path / "h.json"))[0] == finding
+
+
+@pytest.mark.parametrize("copy", range(5))
+def test_the_clinic_calls_controls_healthy(copy):
+    assert names(s.clinic_run("healthy", 2, copy)) == ["healthy"]
+
+
+def test_a_clinic_run_is_a_function_of_its_seed():
+    first, again, other = (s.clinic_run("healthy", seed, 1, 20) for seed in (5, 5, 6))
+    assert first.losses == again.losses != other.losses
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: LanguageModel(0, 4), "at least 1.*0"),
+        (lambda: LanguageModel(5, 4, activation="gelu"), "gelu"),
+        (lambda: s.Optimizer("lion"), "lion"),
+        (lambda: s.smooth([1], 1.0), "1.0"),
+        (lambda: s.early_stop([]), "at least one"),
+        (lambda: s.early_stop([1.0], 0), "patience"),
+        (lambda: s.check_initialization(*small(), 1), "vocab_size"),
+        (lambda: s.dead_units(np.zeros((0, 3))), r"\(0, 3\)"),
+        (lambda: s.saturated_units(np.zeros(3)), r"\(3,\)"),
+        (lambda: s.saturated_units(np.zeros((3, 3)), 2), "threshold.*2"),
+        (lambda: s.update_ratios({"a": np.ones(2)}, {"b": np.ones(2)}), "names"),
+        (
+            lambda: s.update_ratios({"a": np.ones(2)}, {"a": np.ones(3)}),
+            r"shape \(2,\), got \(3,\)",
+        ),
+        (lambda: s.overfit_one_batch(small()[0], [], []), "not 0"),
+        (lambda: s.overfit_one_batch(*small(), learning_rate=-1), "-1"),
+        (lambda: s.lr_range_test(lambda: small()[0], []), "at least one batch"),
+        (lambda: s.lr_range_test(lambda: small()[0], [1], low=1, high=0.1), "low < high"),
+        (lambda: s.lr_range_test(lambda: small()[0], [1], steps=2), "steps"),
+        (lambda: s.gradient_noise_scale(*small(), small=0), "0"),
+        (lambda: s.gradient_noise_scale(*small(), small=30), "two batches of 30"),
+        (lambda: s.top_hessian_eigenvalue(lambda t: t, np.zeros((2, 2))), r"\(2, 2\)"),
+        (lambda: s.top_hessian_eigenvalue(lambda t: t, np.zeros(0)), r"\(0,\)"),
+        (lambda: s.audit_data(np.zeros((3, 2), int), np.zeros(2, int), 4), r"\(3, 2\) and \(2,\)"),
+        (lambda: s.audit_data(np.full((3, 2), 4), np.zeros(3, int), 4), r"0..3, got 0..4"),
+        (lambda: s.diagnose(History()), "at least one step"),
+        (lambda: s.Monitor(small()[0], None, None, 5, every=0), "every"),
+        (lambda: s.clinic_run("flu", 0), "flu"),
+    ],
+)
+def test_bad_input_says_what_was_expected(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# ---- the command
+
+
+def test_fast_report_is_complete_and_repeatable(capsys):
+    outputs = []
+    for _ in range(2):
+        assert not s.main(["--fast"])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert 0 < check_held_out_line(outputs[0]) < 6
+    assert outputs[0].rstrip().splitlines()[-1].startswith("held-out:")
+    for words in ("ln V", "range test", "edge of stability", "right cause", "critical batch size"):
+        assert words in outputs[0]
+
+
+@pytest.mark.parametrize("argv", [["--seed", "-1"], ["--seed", "x"], ["--nonsense"]])
+def test_a_wrong_command_line_is_one_clean_error(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        s.main(argv)
+    assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
