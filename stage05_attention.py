@@ -251,7 +251,7 @@ def rope_forward(x, positions, theta=10000.0):
 
     positions: (T,), or another shape that broadcasts to (..., T), as (B, 1, T). D must be even.
     """
-    x, positions = np.asarray(x), np.asarray(positions)
+    x, positions = np.asarray(x), np.asarray(positions, dtype=np.float64)
     D = x.shape[-1] if x.ndim else 0
     if D < 2 or D % 2 or not 0 < theta < math.inf:
         raise ValueError(f"D is {D} and theta {theta}; expected an even D >= 2 and a theta > 0")
@@ -637,9 +637,7 @@ def report_recall(seed, n_pairs, steps, width):
         eighths = "".join(f"{100 * share:>4.0f}" for share in course)
         progress(f"{name:<36} {size:>7,} {loss:>6.3f} {right:>6.1%}  {eighths}", last=True)
     maps = [cache[4][3][0, 0] for cache in model.forward(check[:1])[2]]  # p of each layer's head
-    print(
-        "\nWhere it looks: a row asks, a column is looked at; layer 1 on the left, 2 on the right"
-    )
+    print("\nWhere it looks (a row asks, a column is looked at): left layer 1, right layer 2")
     text, shades = "".join(TOKENS[i] for i in check[0]), " .:-=+*#%@"
     print(f"  {text}        {text}")
     for i, token in enumerate(text):
@@ -679,6 +677,7 @@ def report_tiles(seed, lengths):
         apart = max(float(np.abs(a - b).max()) for a, b in zip(*results))
         columns = "".join(f"{a:>13.1f}{b:>9.1f}" for a, b in (ms, mib))
         print(f"{T:>6}{columns}{apart:>14.0e}", flush=True)
+    print("Read down the MiB: twice the T is four times the matrix, but twice the tiles.")
 
 
 def report_cache(seed, lengths, C=256, n_head=8):
@@ -734,10 +733,8 @@ def main(argv=None):
 #  5. Let keys see their neighbour: kⱼ + λkⱼ₋₁ with a learned λ. Does one layer recall now? Why?
 #  6. Give AttentionOnly rope, then ALiBi, for its table. Train on 6 pairs, test on 12: which holds?
 #  7. Write down weights, without training, with which two layers answer every recall question.
-#  8. Return ∂L/∂mask from attention_backward and learn a bias per distance (T5, Raffel et al.
-#     2020).
-#  9. Add a window to MultiHeadAttention and a rolling buffer to step; check that L layers reach
-#     L(w-1).
+#  8. Return ∂L/∂mask from attention_backward and learn a bias per distance, as T5 does.
+#  9. Add a window to MultiHeadAttention and a rolling buffer to step; is the reach L(w-1)?
 # 10. Store cached keys in 8 bits with a scale per key, then in 4. When does recall break?
 # 11. (research) When does each head of section 8 appear? Must the first precede the second?
 

@@ -266,7 +266,7 @@ def test_blocks_that_are_no_size(block):
 # Tiles
 
 
-@pytest.mark.parametrize("Tq, Tk", [(1, 1), (64, 64), (65, 63), (37, 101), (130, 130)])
+@pytest.mark.parametrize("Tq, Tk", [(1, 1), (64, 64), (65, 63), (37, 101)])
 @pytest.mark.parametrize("block", [1, 7, 64, 1000])
 @pytest.mark.parametrize("causal", [False, True])
 def test_tiles_change_nothing(rng, Tq, Tk, block, causal):
@@ -342,6 +342,8 @@ def test_rope_turns_halves_by_the_stated_angles():
     c, s = math.cos(3), math.sin(3)
     c2, s2 = math.cos(3 * 100**-0.5), math.sin(3 * 100**-0.5)
     np.testing.assert_allclose(y[0], [c, -2 * s2, s, 2 * c2], atol=1e-15)
+    unsigned = s5.rope_forward(x[None], np.array([3], np.uint8), theta=100.0)
+    np.testing.assert_allclose(s5.rope_backward(*unsigned)[0], x, atol=1e-15)
     per_row = s5.rope_forward(np.ones((2, 3, 1, 4)), np.array([[[5]], [[6]]]))[0]
     np.testing.assert_allclose(per_row[1, 2], s5.rope_forward(np.ones((1, 4)), [6])[0])
 
@@ -524,7 +526,7 @@ def test_two_layers_learn_what_one_does_not():
     right = {}
     for n_layer in (1, 2):
         model = s5.AttentionOnly(12, 48, 1, n_layer, seed=0)
-        s5.train(model, 250, 3, seed=0, learning_rate=5e-3)
+        s5.train(model, 150, 3, seed=0)
         check = s5.recall_batch(np.random.default_rng(9), 500, 3)
         right[n_layer] = model.loss_and_grads(check)[1]
     assert right[1] < 0.6 and right[2] > 0.95
@@ -533,13 +535,15 @@ def test_two_layers_learn_what_one_does_not():
 # The program
 
 
-def test_the_smoke_run_is_deterministic(capsys):
+def test_the_smoke_run_is_deterministic(capsys, monkeypatch):
     outputs = []
     for _ in range(2):
         assert not s5.main(["--fast", "--seed", "1"])
         outputs.append(capsys.readouterr().out)
-    untimed = [text.split("\n3. Tiles")[0] for text in outputs]
-    assert untimed[0] == untimed[1] and "4. Cache" in outputs[0] and "held-out:" not in outputs[0]
+        for timed in ("report_tiles", "report_cache"):
+            monkeypatch.setattr(s5, timed, lambda *_: None)
+    assert "4. Cache" in outputs[0] and "held-out:" not in outputs[0]
+    assert outputs[0].split("\n3. Tiles")[0] == outputs[1]
     share = re.search(r"layers 2.* (\S+)% ", outputs[0])
     assert float(share.group(1)) > 80
     s5.report_scale(2)
