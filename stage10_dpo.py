@@ -18,8 +18,8 @@ reward against distance can be computed, and drawn.
 The map:  1 the world, 2 a small language model, 3 Bradley-Terry and the reward model, 4 KL, 5 the
 optimal policy, 6 best-of-n, 7 policy gradient and GAE, 8 PPO, 9 GRPO, 10 DPO, 11 KTO, ORPO, SimPO
 
-    python stage10_dpo.py             the whole report, under a minute; --seed 7 for other luck
-    python stage10_dpo.py --fast      every part in two seconds, too small to mean anything
+    python stage10_dpo.py           every method judged by the truth, the frontier, over-optimisation
+    python stage10_dpo.py --fast    every part in two seconds, too small to mean anything
 
 Papers: Schulman et al. 2016, High-Dimensional Continuous Control Using GAE; Schulman et al. 2017,
 Proximal Policy Optimization; Ouyang et al. 2022, Training LMs to Follow Instructions; Gao et al.
@@ -138,8 +138,7 @@ def places_backward(dz, cache):
     return network_backward(dz[mask].astype(inner[-1].dtype), inner)
 
 
-# log π(y|x) = Σ_t log π(y_t | x, y_<t), and each term is log π(y) = z[y] - log Σ_v exp z_v with
-# slope ∂ log π(y)/∂z_v = 1[v = y] - π(v).
+# log π(y|x) = Σ_t log π(y_t|x, y_<t), each z[y] - log Σ_v exp z_v with ∂/∂z_v = 1[v = y] - π(v).
 def log_softmax(z):
     """log softmax over the last axis, shifted by the largest entry so that nothing overflows."""
     z = z - z.max(-1, keepdims=True)
@@ -302,8 +301,7 @@ def prefer(policy, prompts, rng):
 # For sequences log π(y) = Σ_t log π(y_t|y_<t), hence
 #   KL(π‖π_ref) = E_{y~π} Σ_t log(π/π_ref)(y_t|y_<t) = E_{y~π} Σ_t KL(π(·|y_<t) ‖ π_ref(·|y_<t)):
 # the last form needs samples only for the path and sums each token's distribution exactly.
-# With only log-probabilities of sampled tokens, let d = log q - log p at a sample of p (Schulman
-# 2020, Approximating KL Divergence):
+# From log-probabilities of samples of p alone, with d = log q - log p (Schulman 2020, a blog post):
 #   k1 = -d            E[k1] = KL, but single values may be negative
 #   k2 = d²/2          biased, little when p ≈ q
 #   k3 = eᵈ - 1 - d    E[eᵈ] = Σ p q/p = 1, so E[k3] = KL too; eᵈ ≥ 1 + d makes each value ≥ 0
@@ -395,8 +393,7 @@ def gae(rewards, values, gamma, lam):
 
 # %% 8. PPO: several steps on one batch, each kept small
 # Samples are dear, so we want several updates from one batch of π_old. Weighting by ρ = π/π_old
-# corrects the mean, E_{π_old}[ρ A]; but ρ drifts, and a few samples come to rule the sum. PPO takes
-# the worse of ratio and clipped ratio,
+# corrects the mean, E_{π_old}[ρ A]; but a few large ρ come to rule. PPO takes the worse of two,
 #   L = -mean min(ρ A, clip(ρ, 1-ε, 1+ε) A),
 # so a token earns nothing more once it has moved by ε the way its advantage wants. dρ/dlog π = ρ,
 # so ∂L/∂log π = -ρ A/N where the first branch is the smaller, and 0 where the clipped one is (A > 0
@@ -544,6 +541,7 @@ def kto_loss(
     n = good.size + bad.size
     z = max(0.0, float(good.sum() + bad.sum()) / n) if kl is None else kl
     check_range("kl", z, 0)
+    check_range("smaller of weights", min(weights), 0)
     s_good, s_bad = sigmoid(beta * (good - z)), sigmoid(beta * (z - bad))
     loss = float(weights[0] * (1 - s_good).sum() + weights[1] * (1 - s_bad).sum()) / n
     dchosen = -weights[0] * beta * s_good * (1 - s_good) / n
@@ -632,7 +630,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--fast", action="store_true", help="a smoke run of every part, 2 s")
     parser.add_argument("--seed", type=int, default=0, help="fixes every random choice (default 0)")
-    parser.add_argument("--names", default=Path(__file__).resolve().parent / "data" / "names.txt")
+    data = Path(__file__).resolve().parent / "data" / "names.txt"
+    parser.add_argument("--names", default=data, help="a file of lower-case names, one a line")
     args = parser.parse_args(argv)
     try:
         tokens = encode(Path(args.names).read_text(encoding="utf-8").split())
@@ -653,7 +652,7 @@ def main(argv=None):
     truth = true_rewards(bank).reshape(-1, n_bank)  # (P, M)
     start = truth.mean(1) @ share
     say(f"THE WORLD  {len(tokens)} names; the first letter is the prompt, the rest the response.")
-    say(f"The reference ({-logp.sum() / mask.sum():.2f} nats a letter, {len(held)} held-out names)")
+    say(f"The reference ({-logp.sum() / mask.sum():.2f} nats a token, {len(held)} held-out names)")
     say(f"writes names of true reward {start:.2f} ± {truth.std():.2f}, for example")
     spread = decode(bank[np.argsort(true_rewards(bank))[:: -(len(bank) // 6)]])
     say("   " + "   ".join(f"{name} {true_reward(name):+.1f}" for name in spread))

@@ -386,6 +386,7 @@ BAD = [
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0), "beta = 0"),
     (lambda: s.kto_loss(ONE, [], ONE, [], 0.1), "policy_rejected is empty"),
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, kl=-1), "kl = -1"),
+    (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, weights=(-1, 1)), "weights = -1"),
     (lambda: s.orpo_loss(ONE, ONE, -0.1), "beta = -0.1"),
     (lambda: s.orpo_loss(ONE + 1, ONE), "chosen_mean"),
     (lambda: s.simpo_loss(ONE, TWO), "rejected_mean has shape"),
