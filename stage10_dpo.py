@@ -18,8 +18,8 @@ reward against distance can be computed, and drawn.
 The map:  1 the world, 2 a small language model, 3 Bradley-Terry and the reward model, 4 KL, 5 the
 optimal policy, 6 best-of-n, 7 policy gradient and GAE, 8 PPO, 9 GRPO, 10 DPO, 11 KTO, ORPO, SimPO
 
-    python stage10_dpo.py           every method judged by the truth, the frontier, over-optimisation
-    python stage10_dpo.py --fast    every part in two seconds, too small to mean anything
+    python stage10_dpo.py         every method judged by the truth, the frontier, over-optimisation
+    python stage10_dpo.py --fast  every part in two seconds, too small to mean anything
 
 Papers: Schulman et al. 2016, High-Dimensional Continuous Control Using GAE; Schulman et al. 2017,
 Proximal Policy Optimization; Ouyang et al. 2022, Training LMs to Follow Instructions; Gao et al.
