@@ -36,7 +36,6 @@ import numpy as np
 # %% 1. An array that remembers
 # Shapes throughout: B sequences, T tokens, C channels, H heads of D = C/H channels, Hkv heads of
 # keys and values, F hidden units in the MLP, V vocabulary, L layers; N counts weights.
-#
 # A computation is a row of steps, each making one array from earlier ones. A tape keeps them in
 # order, and with each array how to turn dy = ∂loss/∂itself into one gradient per parent (`pull`).
 # Rewind the tape: when an array's turn comes, every path from the loss to it has been added up, and
@@ -704,8 +703,8 @@ def main(argv=None):
     print("\n4. A scaling law: one text, one training length, growing models")
     sizes, losses = [], []
     for C in (8, 12, 16, 24, 32, 48):
-        model = Transformer(TransformerConfig("llama", len(vocab), 32, 2, 1, C), seed)
-        train(model, ids[:n], 2 if fast else 300, 16, 0.02, f"{C} channels", seed)
+        model = Transformer(TransformerConfig("llama", len(vocab), 32, 1, 1, C), seed)
+        train(model, ids[:n], 2 if fast else 350, 16, 0.02, f"{C} channels", seed)
         sizes.append(count_params(model.config))
         losses.append(held_out_loss(model, scored, n))
         line = f"   {C:2d} channels {sizes[-1]:8,} weights   held-out {losses[-1]:.3f} nats/char"
@@ -716,7 +715,7 @@ def main(argv=None):
     config = TransformerConfig("llama", len(vocab), 32, 3, 2, 64)
     print(f"\n5. A llama of 3 layers and {count_params(config):,} weights, and what it writes")
     model = Transformer(config, seed)
-    train(model, ids[:n], 3 if fast else 850, 16, 0.02, "training", seed)
+    train(model, ids[:n], 3 if fast else 750, 16, 0.02, "training", seed)
     start = np.searchsorted(vocab, list("The Fox and the"))[None]
     written = model.generate(start, 20 if fast else 300, 0.8, top_p=0.95, seed=seed)[0]
     progress("".join(vocab[i] for i in written), last=True)
@@ -747,8 +746,8 @@ def main(argv=None):
 # 10. Fit L = E + A/N^α + B/D^β over sizes and lengths; is 20 tokens a weight right for stories?
 # 11. Research: does parallel x + attention(norm(x)) + mlp(norm(x)) (PaLM) cost loss at this size?
 # %% Where this leads
-# Stage 7 replaces characters by tokens, so that T reaches further. The capstone writes the backward
-# of these blocks by hand and trains them longer; 32 of them and 15 trillion tokens make Llama 3.
+# Stage 7 replaces characters by tokens, so that T reaches further; the capstone writes the backward
+# of these blocks by hand and trains them longer. 32 such blocks and 15 trillion tokens: Llama 3.
 
 if __name__ == "__main__":
     sys.exit(main())
