@@ -893,7 +893,7 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
     """Write a checkpoint atomically: model, config and, if given, tokenizer and training state.
 
     state: {name: array} for training_state.safetensors; settings: a dict for training_state.json.
-    Files of an earlier checkpoint that are not written anew are kept.
+    Other files that are there already are kept, but for the training state of older weights.
     """
     path, new, old = siblings(directory)
     if path in (cwd := Path.cwd().resolve(), *cwd.parents):
@@ -906,14 +906,12 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
     shutil.rmtree(new, ignore_errors=True)
     if path.is_dir():
         written = ["model.safetensors", "model.safetensors.index.json", "config.json"]
-        written += ["tokenizer"] * bool(tokenizer) + ["training_state.*"] * bool(state)
+        written += ["training_state.*"] + ["tokenizer"] * bool(tokenizer)
         shutil.copytree(path, new, ignore=shutil.ignore_patterns(*written))
     else:
         new.mkdir()
     config, tensors = model.config, dict(model.params)
-    if (
-        config.arch == "gpt2" and not config.bias
-    ):  # transformers has biases, so they are there, and zero
+    if config.arch == "gpt2" and not config.bias:  # transformers has biases: zeros
         full = param_shapes(dataclasses.replace(config, bias=True))
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
     write_safetensors(new / "model.safetensors", tensors)
@@ -1320,19 +1318,19 @@ SETTINGS = {  # name: (default, what it is); the names are nanoGPT's where it ha
     "out_dir": ("", "directory of the run (default: out/NAME-OF-DATA, numbered when taken)"),
     "seed": (0, "fixes weights, batches, dropout and samples"),
     "arch": ("llama", "gpt2 or llama"),
-    "n_layer": (4, "blocks"),
+    "n_layer": (3, "blocks"),
     "n_head": (4, "attention heads"),
     "n_kv_head": (0, "key/value heads (llama; 0: as many as heads)"),
-    "n_embd": (128, "channels"),
+    "n_embd": (96, "channels"),
     "n_hidden": (0, "MLP width (0: the family's rule)"),
-    "block_size": (128, "context length in tokens"),
+    "block_size": (64, "context length in tokens"),
     "bias": (False, "biases in linear layers and norms (gpt2)"),
-    "dropout": (0.1, "fraction of activations dropped in training"),
+    "dropout": (0.0, "fraction of activations dropped in training"),
     "tie_weights": (True, "one matrix for the embedding and the head"),
     "batch_size": (16, "sequences in a batch"),
     "gradient_accumulation_steps": (1, "batches whose gradients are averaged for one update"),
-    "max_iters": (2400, "updates"),
-    "learning_rate": (2e-3, "peak learning rate"),
+    "max_iters": (2000, "updates"),
+    "learning_rate": (4e-3, "peak learning rate"),
     "min_lr": (1e-4, "learning rate at the end of the cosine"),
     "warmup_iters": (100, "updates of linear warmup"),
     "lr_decay_iters": (0, "where the cosine ends (0: at max_iters)"),
@@ -1340,9 +1338,9 @@ SETTINGS = {  # name: (default, what it is); the names are nanoGPT's where it ha
     "beta2": (0.99, "AdamW: memory of its square"),
     "weight_decay": (0.1, "AdamW: decay of the matrices"),
     "grad_clip": (1.0, "largest gradient norm (0: no clipping)"),
-    "eval_interval": (200, "updates between evaluations, each followed by a checkpoint"),
+    "eval_interval": (250, "updates between evaluations, each followed by a checkpoint"),
     "eval_iters": (20, "batches in an evaluation while training"),
-    "sample_interval": (800, "updates between samples"),
+    "sample_interval": (500, "updates between samples"),
 }
 PRESETS = {
     "stories": {},

@@ -413,8 +413,10 @@ def to_dot(value):
 
 
 class Module:
+    """Whatever has parameters() of which backward() adds up gradients."""
+
     def zero_grad(self):
-        for p in self.parameters():  # as backward() adds to their gradients
+        for p in self.parameters():
             p.grad = 0.0
 
 

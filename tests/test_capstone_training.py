@@ -149,7 +149,7 @@ def test_fast_smoke_run_on_the_stories(tmp_path, monkeypatch, capsys):
         (["train", "--data", "nowhere.txt"], "nowhere.txt: no such file"),
         (["train", "--data", "empty.txt"], "empty"),
         (["train", "--data", "bytes.bin"], "not UTF-8"),
-        (["train", "--data", "short.txt"], "too few for a block of 128"),
+        (["train", "--data", "short.txt"], "too few for a block of 64"),
         (["train", "--data", "."], "no such file"),
         (["train", "--n_embd", "130"], "multiple of n_head"),
         (["train", "--arch", "bert"], "gpt2"),
