@@ -53,6 +53,17 @@ def rows(x):
     return x.reshape(-1, x.shape[-1])
 
 
+def check_positive_int(value, name):
+    """ValueError unless value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def dense(W):
+    """W itself, or its dequantised copy if it is kept in four bits (section 5)."""
+    return dequantize_nf4(W) if isinstance(W, NF4) else W
+
+
 # Linear. yⱼ = Σᵢ xᵢWᵢⱼ. A change of xᵢ moves every yⱼ by Wᵢⱼ; a change of Wᵢⱼ moves yⱼ by xᵢ, in
 # every row n:
 #     ∂L/∂xᵢ = Σⱼ dyⱼWᵢⱼ  so  dx = dy Wᵀ,        ∂L/∂Wᵢⱼ = Σₙ xₙᵢ dyₙⱼ  so  dW = xᵀdy.
@@ -292,9 +303,8 @@ def gpt_backward(dlogits, cache, trainable=()):
         dx = dx + norm(f"{h}.ln_1", dy)
     dx = unplug("transformer.prompt", dx)
     if wte in trainable:
-        grads[wte] = dhead.T.copy()
-        for i, d in zip(idx.ravel().tolist(), rows(dx)):  # a token met twice collects twice
-            grads[wte][i] += d
+        onehot = np.eye(len(params[wte]), dtype=dx.dtype)[idx.ravel()]  # (B T, V): picks the rows
+        grads[wte] = dhead.T + onehot.T @ rows(dx)
     if wpe in trainable:
         grads[wpe] = np.zeros_like(params[wpe])
         grads[wpe][: idx.shape[1]] = dx.sum(0)
@@ -347,11 +357,6 @@ def low_rank(matrix, k):
 # Merging. W' = W + sAB is one matrix again: no cost at run time. merge() makes a new array,
 # unmerge() returns to the old one, which was never touched: subtracting sAB again would leave
 # rounding dust in every weight, and other adapters may share that base.
-def dense(W):
-    """W itself, or its dequantised copy if it is kept in four bits (section 5)."""
-    return dequantize_nf4(W) if isinstance(W, NF4) else W
-
-
 def lora_forward(x, W, A, B, scale):
     """y = xW + scale·(xA)B for x (..., I), W (I, O), A (I, r), B (r, O): y (..., O), cache.
 
@@ -377,12 +382,6 @@ def lora_backward(dy, cache):
     dx = dy2 @ W.T
     dx += g @ A.T
     return dx.reshape(x.shape), x2.T @ g, scale * (h.T @ dy2)
-
-
-def check_positive_int(value, name):
-    """ValueError unless value is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
 
 
 class LoRALinear:
@@ -900,8 +899,8 @@ def read_corpora(*paths):
 
 def report(fast, seed, voice, out):
     """Pre-train, adapt in every way, print."""
-    L, C, H, T, rank = (2, 16, 2, 16, 2) if fast else (2, 64, 4, 32, 4)
-    steps, adapt_steps = (20, 2) if fast else (1000, 120)
+    L, C, H, T, rank = (1, 16, 2, 16, 2) if fast else (1, 64, 4, 32, 4)
+    steps, adapt_steps = (20, 2) if fast else (1400, 150)
     paths = [HERE / "data" / name for name in ("stories.txt", "verses.txt", "names.txt")]
     vocabulary, corpora = read_corpora(paths[0], voice or paths[1], paths[2])
     if fast:  # score a few hundred characters only
@@ -924,7 +923,7 @@ def report(fast, seed, voice, out):
     rng = np.random.default_rng([seed, 0])
     seconds = fit(params, stories[:n_stories], H, steps, 8e-3, rng, {}, list(params), 16)
     base = bits(params)
-    print(f"Base: {L} layers, {C} channels, {H} heads, context {T}, {size:,} parameters;")
+    print(f"Base: layers {L}, {C} channels, {H} heads, context {T}, {size:,} parameters;")
     print(f"{steps} steps on stories took {seconds:.1f}s, while AdamW held {16 * size:,} bytes.")
 
     print(f"\nThe base adapted to verses, {adapt_steps} steps each; held-out bits/char")
