@@ -29,6 +29,7 @@ import json
 import math
 import os
 import sys
+from collections import namedtuple
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -198,11 +199,7 @@ def unigram_entropy(y):
 
 
 def check_initialization(model, x, y, vocab_size, tolerance=0.5):
-    """The first loss against ln V: {'loss', 'expected', 'excess', 'spread', 'ok'}, in nats.
-
-    spread = √(2·excess) is the s above; ok means |excess| ≤ tolerance (0.5 nats is s = 1: typical
-    logits differ by a factor e).
-    """
+    """First loss against ln V in nats: a dict; spread is the s above, excess 0.5 is s = 1."""
     require(vocab_size >= 2, f"expected vocab_size >= 2, got {vocab_size}")
     loss, expected = float(model.loss_and_grads(x, y)[0]), math.log(vocab_size)
     excess = loss - expected
@@ -225,10 +222,7 @@ def smooth(losses, beta=0.9):
 
 
 def early_stop(held_out, patience=3, min_delta=0.0):
-    """(index of the best, index at which to stop or None) for a sequence of held-out losses.
-
-    Stop when `patience` readings in a row have not beaten the best by more than min_delta.
-    """
+    """(best index, stop index or None): stop when `patience` losses running miss the best."""
     require(len(held_out) > 0, "expected at least one held-out loss, got none")
     require(patience >= 1, f"expected patience >= 1, got {patience}")
     best = 0
@@ -255,13 +249,13 @@ def early_stop(held_out, patience=3, min_delta=0.0):
 
 def gradient_stats(grads):
     """{name: {'norm', 'rms', 'max', 'zeros'}}; zeros is the share of entries that are exactly 0."""
-    stats = {}
-    for k, g in grads.items():
-        norm, size = float(np.linalg.norm(g)), max(np.size(g), 1)
-        stats[k] = {"norm": norm, "rms": norm / math.sqrt(size),
-                    "max": float(np.max(np.abs(g), initial=0)),
-                    "zeros": float(np.sum(np.equal(g, 0)) / size)}  # fmt: skip
-    return stats
+    readings = {
+        "norm": np.linalg.norm,
+        "rms": lambda g: np.linalg.norm(g) / math.sqrt(max(np.size(g), 1)),
+        "max": lambda g: np.max(np.abs(g), initial=0),
+        "zeros": lambda g: np.sum(np.equal(g, 0)) / max(np.size(g), 1),
+    }
+    return {k: {r: float(f(g)) for r, f in readings.items()} for k, g in grads.items()}
 
 
 def _by_unit(h):
@@ -276,10 +270,7 @@ def dead_units(h):
 
 
 def saturated_units(h, threshold=0.97):
-    """Share of units of h (..., C) with |h| > threshold on more than half of the examples.
-
-    A unit that ever leaves [-1, 1] has no ceiling there and is not counted.
-    """
+    """Share of units with |h| > threshold on most examples, and never above the ceiling 1."""
     require(0 < threshold < 1, f"expected threshold between 0 and 1, got {threshold}")
     a = np.abs(_by_unit(h))
     return float(np.mean((np.mean(a > threshold, axis=0) > 0.5) & (a.max(0) <= 1)))
@@ -287,11 +278,8 @@ def saturated_units(h, threshold=0.97):
 
 def activation_stats(activations):
     """{name: {'mean', 'std', 'dead', 'saturated'}} for {name: h (..., C)}."""
-    return {
-        k: {"mean": float(np.mean(h)), "std": float(np.std(h)),
-            "dead": dead_units(h), "saturated": saturated_units(h)}
-        for k, h in activations.items()
-    }  # fmt: skip
+    readings = {"mean": np.mean, "std": np.std, "dead": dead_units, "saturated": saturated_units}
+    return {k: {r: float(f(h)) for r, f in readings.items()} for k, h in activations.items()}
 
 
 def update_ratios(before, after):
@@ -337,8 +325,7 @@ def gradient_check(model, x, y, rng, epsilon=1e-6):
 
 
 # One batch. A model with more parameters than a small batch has characters can learn it by heart.
-# If it cannot, suspect the model, the loss or the optimiser, not the data. The cheapest test there
-# is.
+# If it cannot, suspect model, loss or optimiser, not the data. The cheapest test there is.
 
 
 def overfit_one_batch(model, x, y, learning_rate=0.01, steps=300, target=0.1, kind="adam"):
@@ -356,25 +343,15 @@ def overfit_one_batch(model, x, y, learning_rate=0.01, steps=300, target=0.1, ki
 # Range test (Smith 2017). Let the rate grow geometrically from harmless to absurd in one short run:
 # the smoothed loss is flat, falls, turns, explodes. Where it turns gain and damage cancel; we take
 # the rate at which 95 % of the fall was done, as the bottom itself is flat, and suggest a third of
-# it: curvature grows during training (section 6) and needs room. The report tries rates ten times
-# off.
+# it: curvature grows during training (section 6) and needs room. The report tests the advice.
 
 
-@dataclass
-class LRRange:
-    """A range test: rates tried, their smoothed losses, the suggested rate (or None) and why."""
-
-    rates: list
-    losses: list
-    suggested: float | None
-    reason: str
+# rates tried, their smoothed losses, the suggested rate (or None) and the reason
+LRRange = namedtuple("LRRange", "rates losses suggested reason")
 
 
 def lr_range_test(make_model, batches, low=1e-5, high=10.0, steps=120, beta=0.8, kind="adam"):
-    """Train make_model() with a rate from low to high over `steps` batches (cycled); an LRRange.
-
-    batches is a list of (x, y). Ends early when the loss is half-way up again plus 0.5, or nan.
-    """
+    """LRRange from training make_model() on batches (x, y), cycled, at rates low to high."""
     batches = list(batches)
     require(batches, "expected at least one batch (x, y), got none")
     require(0 < low < high < math.inf, f"expected 0 < low < high, got {low}, {high}")
@@ -391,7 +368,7 @@ def lr_range_test(make_model, batches, low=1e-5, high=10.0, steps=120, beta=0.8,
             optimizer.step(model.params, grads, rate)
             s = smooth(losses, beta)
             if s[-1] > s.min() + 0.5 + 0.5 * (s[0] - s.min()):
-                break
+                break  # half-way up again, and half a nat
     if not losses:
         return LRRange([], [], None, "the very first loss is not finite")
     fall = s[0] - s.min()
@@ -433,10 +410,9 @@ def flat_gradient(model, x, y):
 
 
 def gradient_noise_scale(model, x, y, small=1):
-    """(tr Σ/‖G‖², tr Σ, ‖G‖²) from batches of `small` examples against all of (x, y).
+    """(tr Σ/‖G‖² or inf if ‖G‖² ≤ 0, tr Σ, ‖G‖²): batches of `small` against all of (x, y).
 
-    The last two are unbiased (McCandlish et al. 2018, appendix A). The scale, in examples, is inf
-    if ‖G‖² comes out ≤ 0: so few examples do not show G at all.
+    tr Σ and ‖G‖² are unbiased (McCandlish et al. 2018, appendix A).
     """
     pieces = len(x) // max(small, 1)
     require(len(x) == len(y), f"expected equally many x and y, got {len(x)}, {len(y)}")
@@ -465,10 +441,7 @@ def gradient_noise_scale(model, x, y, small=1):
 
 
 def top_hessian_eigenvalue(gradient, theta, iterations=200, tolerance=1e-5, epsilon=1e-4, seed=0):
-    """(λ_max, unit eigenvector) of the Hessian whose gradient is gradient(θ), at the vector θ (n,).
-
-    Stops when λ changes by less than tolerance (relative), or after `iterations` products.
-    """
+    """(λ_max, unit eigenvector) at the vector θ (n,) of the Hessian that goes with gradient(θ)."""
     theta = np.asarray(theta, dtype=np.float64)
     require(theta.ndim == 1 and theta.size > 0, f"expected a vector θ, got shape {theta.shape}")
     require(iterations >= 1 and epsilon > 0, f"expected both > 0, got {iterations}, {epsilon}")
@@ -584,8 +557,7 @@ class History:
 class Monitor:
     """Call it once a step, after the update: `monitor(step, loss, grads, lr)`; read `.history`.
 
-    train and held_out are fixed samples (x, y); a probe is made before the first step and after
-    every `every` steps on `sample` rows. Keeps a copy of the parameters to measure the update.
+    train and held_out are samples (x, y); probes come first and then after every `every` steps.
     """
 
     def __init__(self, model, train, held_out, vocab_size, every=25, sample=64, seed=0):
@@ -637,8 +609,7 @@ class Monitor:
 # Rules in the order of cause and effect: what is true of the data; of the state before any
 # gradient; of the gradient; of the steps; and only then of the outcome. So the first finding names
 # the cause, later ones are symptoms. A missing reading is nan, and every comparison with nan is
-# False. Where the reason below says "between", healthy and broken runs at tuning seeds (100 and up)
-# lie far on either side; the report's table is made at other seeds.
+# False. The thresholds were set at seeds 100 to 117; the report's table is made at other seeds.
 
 REMEDIES = {  # in order of precedence
     "leak": "find how the answer gets into that input column: a mask, a slice, a feature",
@@ -658,13 +629,7 @@ REMEDIES = {  # in order of precedence
 }
 
 
-@dataclass
-class Finding:
-    """A verdict: its name, the evidence in numbers, what to do."""
-
-    name: str
-    evidence: str
-    remedy: str
+Finding = namedtuple("Finding", "name evidence remedy")  # evidence: a sentence with its numbers
 
 
 def extreme(reading, pick=max):
@@ -706,14 +671,13 @@ def diagnose(history):
     rule(growth > 1.2, "exploding recurrence", f"the gradient grows {growth:.2f}-fold a step back")
 
     # Steps. The run was struck if the loss jumped by 0.3 nats, several times a batch's noise, or if
-    # it ends at the unigram line with a layer dead or saturated that was not. A step longer than
-    # the weights (ratio > 1) erases them, so warmup is no cure; nor if the run had it, or if the
-    # loss ends above the line that the biases alone reach.
+    # it ends at the unigram line with units dead or saturated that were not. A step longer than the
+    # weights (ratio > 1) erases them: no warmup cures that, nor a loss that ends above that line.
     unigram = audit.get("unigram", math.nan)
     above, deaf = end - unigram > 0.15, end > 0.97 * unigram
     peak = float(losses.max()) if np.isfinite(losses).all() else math.inf
     lost = max([extreme(probes[-1].get(sign))[0] for sign in ("dead", "saturated")])
-    struck = peak - start > 0.3 or start == math.inf or (deaf and lost > 0.9 and not found)
+    struck = peak == math.inf or peak - start > 0.3 or (deaf and lost > 0.9 and not found)
     ratios = np.nan_to_num(np.asarray(history.ratios, float), nan=0, posinf=math.inf)
     longest, path = (ratios.max(), ratios.sum()) if len(ratios) else (math.nan, math.nan)
     curable = struck and 0.1 < longest <= 1 and lr[0] >= 0.99 * lr.max() and not above
@@ -726,9 +690,8 @@ def diagnose(history):
     falling = flat and losses.min() < start and np.corrcoef(range(n), losses)[0, 1] < -0.5
     story = f"loss {start:.2f} to {end:.2f}"
     low = falling if math.isnan(path) else path < 0.1
-    rule(
-        low and not struck, "rate too low", f"{story}; all steps together {path:.1g} of the weights"
-    )
+    low = low and not struck
+    rule(low, "rate too low", f"{story}; all steps together {path:.1g} of the weights")
 
     # Outcome. Half a nat behind and a quarter lost since the best, on one held-out sample: far
     # above its noise. Within 3 % of H(q): sampling moves both by 1 %, working models are 5 % below.
@@ -737,12 +700,8 @@ def diagnose(history):
     story += f", held-out {held[-1]:.2f}"
     over = held[-1] - end > 0.5 and rise > 0.25 and not high
     rule(over, "overfitting", f"{story}, {rise:.2f} above its best")
-    deaf = deaf and held[-1] > 0.97 * unigram and not above and path >= 0.1
-    rule(
-        deaf and not struck,
-        "shuffled labels",
-        f"{story}: at the unigram line {unigram:.2f}, inputs do not help",
-    )
+    deaf = deaf and held[-1] > 0.97 * unigram and not (above or struck) and path >= 0.1
+    rule(deaf, "shuffled labels", f"{story}: at the unigram line {unigram:.2f}, inputs do not help")
     rule(flat and not found, "no progress", story)
     rule(not found, "healthy", story)
     return found
@@ -755,14 +714,7 @@ def diagnose(history):
 # leak), and, in one of five, the very runs of "no warmup", only with warmup.
 
 DISEASES = tuple(REMEDIES)[:-2]
-ANY_BODY = (
-    "healthy",
-    "rate too low",
-    "leak",
-    "off-by-one targets",
-    "shuffled labels",
-    "backward bug",
-)
+BOTH = ("healthy", "rate too low", "leak", "off-by-one targets", "shuffled labels", "backward bug")
 
 
 @lru_cache
@@ -794,13 +746,11 @@ def sabotage(kind):
 
 def clinic_run(name, seed, copy=0, steps=200):
     """Draw a run, break it as `name` says (or 'healthy': not), train it; its History."""
-    require(
-        name in (*DISEASES, "healthy"), f"expected 'healthy' or one of {DISEASES}, got {name!r}"
-    )
+    require(name in (*DISEASES, "healthy"), f"expected one of {DISEASES}, 'healthy'; got {name!r}")
     rng = np.random.default_rng([seed, tuple(REMEDIES).index(name), copy])
     steep = name == "no warmup" or (name == "healthy" and copy % 5 == 0)
     exploding = name == "exploding recurrence"
-    recurrent = exploding or (not steep and name in ANY_BODY and rng.random() < 0.25)
+    recurrent = exploding or (not steep and name in BOTH and rng.random() < 0.25)
     stream = steep or exploding or name in ("off-by-one targets", "overfitting")
     task = rng.choice(["stories", "names"] + ["sum"] * (not stream))
     context = (3 if name == "leak" else 2) if task == "sum" else 8 if recurrent else 6
@@ -826,9 +776,8 @@ def clinic_run(name, seed, copy=0, steps=200):
     rows = rng.permutation(n)[: rng.integers(32, 80) if name == "overfitting" else n]
     later = n + rng.permutation(len(y) - n)[:500]
 
-    gain = (
-        rng.uniform(8, 20) if name == "saturating init" else rng.uniform(2.5, 4) if exploding else 1
-    )
+    gain = rng.uniform(2.5, 4) if exploding else 1
+    gain = rng.uniform(8, 20) if name == "saturating init" else gain
     model = LanguageModel(
         size, context, int(rng.choice([24, 32, 48])), int(rng.integers(2 if steep else 1, 4)),
         int(rng.choice([8, 12])), "relu" if relu else "tanh", recurrent, gain, [seed, copy],
@@ -887,14 +836,12 @@ def clinic(names, seeds, controls):
                 table[name][finding.name] += 1
                 examples.setdefault(name, finding)
                 ends[name].append(history.probes[-1]["held_out"] / history.audit["unigram"])
-    progress(
-        f"clinic: seeds {seeds[0]} to {seeds[-1]} (thresholds were set at seeds 100 to 117)", True
-    )
+    progress(f"clinic: seeds {seeds[0]} to {seeds[-1]} (thresholds: 100 to 117)", True)
     print(f"\n{'true cause':<21}the first finding at seed {seeds[0]}")
     for name, finding in examples.items():
         print(f"{name:<21}{finding.name}: {finding.evidence}"[:100])
     print(
-        "\nrows: the truth; columns: the first finding; last, median held-out loss / unigram line"
+        "\nrows: truth; columns: first finding; at the right, median held-out loss / unigram line"
     )
     print(" " * 24 + "".join(f"{c:>4}" for c in letters))
     for name, row in table.items():
@@ -902,11 +849,9 @@ def clinic(names, seeds, controls):
         print(f"{letters[verdicts.index(name)]} {name:<22}{cells}{np.median(ends[name]):8.2f}")
     right, sick = sum(table[n][n] for n in names), len(names) * len(seeds)
     well, controls = table["healthy"]["healthy"], controls * len(seeds)
-    print(
-        f"n no progress\nright cause: {right} of {sick} ({right / sick:.1%}); healthy called ",
-        end="",
-    )
-    print(f"healthy: {well} of {controls} ({well / controls:.1%})")
+    print("n no progress   (nan: more than half of the runs ended in nan)")
+    print(f"right cause:           {right} of {sick} ({right / sick:.1%})")
+    print(f"healthy found healthy: {well} of {controls} ({well / controls:.1%})")
 
 
 def train(model, batch, steps, rate, monitor=None):
@@ -991,7 +936,7 @@ def main(argv=None):
         progress(f"{row}   {norms}", last=True)
     for finding in diagnose(history):
         print(f"   diagnosis: {finding.name} ({finding.evidence}); {finding.remedy}")
-    print(f"   critical batch size: {noise[0]:.0f} examples before training, {noise[1]:.0f} after")
+    print(f"   critical batch size: {noise[0]:.2g} examples before training, {noise[1]:.2g} after")
 
     print("\n4. The edge of stability: full-batch gradient descent, loss and top eigenvalue of H")
     rates, stride, rows = (1.5, 2.0, 3.0), 4 if fast else 300, [f"   {'2/rate':>6}"]
@@ -1008,7 +953,7 @@ def main(argv=None):
                 progress(f"   rate {r}, step {t}")
             for k, g in grads.items():
                 edge.params[k] -= r * g
-    progress("   step        loss   top    (three runs, at rates 1.5, 2 and 3)", last=True)
+    progress("   step        loss     top  (three runs, at rates 1.5, 2 and 3)", last=True)
     print("\n".join(rows))
 
     print("\n5. Twelve diseases and their controls")
@@ -1023,21 +968,15 @@ def main(argv=None):
 
 
 # %% Common mistakes
-# 1. Judging a run by its falling loss. Every run falls to the unigram line on its biases alone;
-#    only below H(q) is the input used. (`unigram_entropy`, the rule "shuffled labels")
-# 2. Reading the raw loss of one batch: noise hides trends of 0.1 nats. Use `smooth`, with its bias
-#    correction: without it the curve starts near 0 and seems to rise.
-# 3. A gradient check in float32: rounding of 1e-7 / ε looks like a bug. `gradient_check` casts to
-#    float64, and allows for kinks: a ReLU at exactly 0 has two slopes.
-# 4. Calling a ReLU dead after one batch, or one example. It must be 0 on all of a good sample; and
-#    a tanh near 0 is not dead at all. (`dead_units`)
-# 5. Taking the final held-out loss instead of the best: overfitting looks like a worse model.
-#    (`early_stop`)
-# 6. Lowering the rate for an early spike that warmup would cure: training is then slow for ever.
-#    (the rule "no warmup")
-# 7. Power iteration that reports the largest |λ|: near a saddle it is negative, and no bound on the
-#    rate. `top_hessian_eigenvalue` shifts and repeats.
-# 8. Tuning thresholds on the runs you report. Here: tuned at seeds from 100, reported from 0.
+# 1. Judging a run by its falling loss: biases alone fall to the unigram line. (`unigram_entropy`)
+# 2. Smoothing without bias correction: the curve starts near 0 and seems to rise. (`smooth`)
+# 3. A gradient check in float32, or at a ReLU's kink: "bugs" that are none. (`gradient_check`)
+# 4. Calling a ReLU dead after one example; it must be 0 on all of a good sample. (`dead_units`)
+# 5. Keeping the last weights rather than the best: overfitting looks like a bad model.
+# (`early_stop`) 6. A lower rate for an early spike that warmup cures: slow for ever. (rule "no
+# warmup") 7. Reporting the largest |λ|: if it is negative it bounds no rate.
+# (`top_hessian_eigenvalue`) 8. Thresholds set on the runs that are reported: perfect tables, wrong
+# diagnoses. (section 8)
 
 # %% Exercises
 #  1. Read: which rules of `diagnose` still work if only losses and rates were recorded? Try it.
