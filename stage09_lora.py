@@ -353,10 +353,6 @@ def low_rank(matrix, k):
 # entry of B by η against the sign of its gradient, whatever the gradient's size. On average each of
 # the r terms of A B still points along -G, so |ΔW| grows like η s r, and it is α/r that keeps it
 # constant. The report trains both scalings at several ranks: judge for yourself.
-#
-# Merging. W' = W + sAB is one matrix again: no cost at run time. merge() makes a new array,
-# unmerge() returns to the old one, which was never touched: subtracting sAB again would leave
-# rounding dust in every weight, and other adapters may share that base.
 def lora_forward(x, W, A, B, scale):
     """y = xW + scale·(xA)B for x (..., I), W (I, O), A (I, r), B (r, O): y (..., O), cache.
 
@@ -384,6 +380,9 @@ def lora_backward(dy, cache):
     return dx.reshape(x.shape), x2.T @ g, scale * (h.T @ dy2)
 
 
+# Merging. W' = W + sAB is one matrix again: no cost at run time. merge() makes a new array,
+# unmerge() returns to the old one, which was never touched: subtracting sAB again would leave
+# rounding dust in every weight, and other adapters may share that base.
 class LoRALinear:
     """y = xW + s(xA)B over a frozen weight (in, out); s = alpha/rank, alpha/√rank with rslora.
 
@@ -923,7 +922,7 @@ def report(fast, seed, voice, out):
     rng = np.random.default_rng([seed, 0])
     seconds = fit(params, stories[:n_stories], H, steps, 8e-3, rng, {}, list(params), 16)
     base = bits(params)
-    print(f"Base: layers {L}, {C} channels, {H} heads, context {T}, {size:,} parameters;")
+    print(f"Base: {L} layer, {C} channels, {H} heads, context {T}, {size:,} parameters;")
     print(f"{steps} steps on stories took {seconds:.1f}s, while AdamW held {16 * size:,} bytes.")
 
     print(f"\nThe base adapted to verses, {adapt_steps} steps each; held-out bits/char")
