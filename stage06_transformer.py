@@ -330,10 +330,8 @@ def param_shapes(config):
 # variance and cosine are the same at every depth. Other matrices start as N(0, 0.02²), norm weights
 # at 1, biases at 0.
 def block(x, p, config, mask, rope=None, post_norm=False):
-    """One layer on the stream x (B, T, C); p maps the layer's weight names to tensors.
-
-    mask (T, T) is added to the scores; rope: cos and sin (T, D), for llama.
-    """
+    """One layer on the stream x (B, T, C); p: the layer's {name: tensor}; mask (T, T), added to the
+    scores; rope: cos and sin (T, D), for llama."""
     gpt2, (B, T, C) = config.arch == "gpt2", x.shape
     H, Hkv, D = config.n_head, config.n_kv_head, C // config.n_head
 
@@ -393,10 +391,8 @@ def attention_mask(T, prefix=0):
 # tying (Press & Wolf 2017) takes the embedding for W: how a token is read is how it is predicted.
 # It saves V·C weights, a third of GPT-2 124M, and the table's gradient is the sum over both uses.
 class Transformer:
-    """A stack of blocks. The methods take token ids (B, T); ValueError for others.
-
-    .params: {name: array} as in param_shapes; all is computed in its dtype. prefix: section 5.
-    """
+    """A stack of blocks. .params: {name: array} as in param_shapes; all is computed in its dtype.
+    The methods take token ids (B, T), ValueError for others, and section 5's prefix."""
 
     def __init__(self, config, seed=0, dtype=np.float32, post_norm=False):
         self.config, self.post_norm, self.params = config, post_norm, {}
@@ -486,7 +482,6 @@ class Transformer:
 # %% 7. Counting before building
 # Weights. A gpt2 block has 3C² + C² (attention) and 2·4C² (MLP): N is about 12LC² plus the tables;
 # exactly, it is the sum over the shapes, and nothing need be allocated.
-#
 # Arithmetic. A weight in a product costs one multiplication and one addition per token forward, and
 # twice that backward (dx and dW): 6 for each. Looking up a row costs nothing, so a table counts
 # only as a head. Attention's scores and weighted means are two products of T·D per head and token,
@@ -679,8 +674,8 @@ def main(argv=None):
     vocab, n = sorted(set(text)), int(0.9 * len(text))
     ids = np.searchsorted(vocab, list(text))
     scored = ids[: n + 640] if fast else ids
-    print("1. Depth: the cosine between the gradient at the top and what arrives at the bottom")
-    print("   layers   pre-norm  (law)    post-norm  (law)    GPT-2 start    loss: pre   post-norm")
+    print("1. Depth: cosine of the gradient at top and bottom, for random weights with s near 1")
+    print("   layers   pre-norm  (law)    post-norm  (law)    with 1/√2L   trained: pre       post")
     for L in (2, 4) if fast else (2, 6, 12):
         (rms, pre), (_, post) = depth_probe(L, seed), depth_probe(L, seed, post_norm=True)
         kept, s2, losses = depth_probe(L, seed, scaled=True)[1], (rms * rms - 1) / (2 * L), []
@@ -700,11 +695,13 @@ def main(argv=None):
         line = f"   {name:12}{N:14,}{flops_per_token(config) / 1e9:12.2f}"
         line += f"{budget['training'] / 1e9:13.1f}{budget['kv_cache'] / 1e9:11.2f}"
         print(f"{line}{20 * N / 1e9:10,.1f} billion")
-    print("\n4. A scaling law: one text, one training length, growing models")
+    print(
+        "\n4. A scaling law: one layer, ever wider, all trained alike; the last size is predicted"
+    )
     sizes, losses = [], []
-    for C in (8, 12, 16, 24, 32, 48):
-        model = Transformer(TransformerConfig("llama", len(vocab), 32, 1, 1, C), seed)
-        train(model, ids[:n], 2 if fast else 350, 16, 0.02, f"{C} channels", seed)
+    for C in (8, 16, 24, 32, 40, 56):
+        model = Transformer(TransformerConfig("llama", len(vocab), 32, 1, C // 8, C), seed)
+        train(model, ids[:n], 2 if fast else 400, 16, 0.015, f"{C} channels", seed)
         sizes.append(count_params(model.config))
         losses.append(held_out_loss(model, scored, n))
         line = f"   {C:2d} channels {sizes[-1]:8,} weights   held-out {losses[-1]:.3f} nats/char"
@@ -715,7 +712,7 @@ def main(argv=None):
     config = TransformerConfig("llama", len(vocab), 32, 3, 2, 64)
     print(f"\n5. A llama of 3 layers and {count_params(config):,} weights, and what it writes")
     model = Transformer(config, seed)
-    train(model, ids[:n], 3 if fast else 750, 16, 0.02, "training", seed)
+    train(model, ids[:n], 3 if fast else 700, 16, 0.02, "training", seed)
     start = np.searchsorted(vocab, list("The Fox and the"))[None]
     written = model.generate(start, 20 if fast else 300, 0.8, top_p=0.95, seed=seed)[0]
     progress("".join(vocab[i] for i in written), last=True)
