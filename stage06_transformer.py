@@ -699,9 +699,9 @@ def main(argv=None):
         "\n4. A scaling law: one layer, ever wider, all trained alike; the last size is predicted"
     )
     sizes, losses = [], []
-    for C in (8, 16, 24, 32, 40, 56):
-        model = Transformer(TransformerConfig("llama", len(vocab), 32, 1, C // 8, C), seed)
-        train(model, ids[:n], 2 if fast else 400, 16, 0.015, f"{C} channels", seed)
+    for C in (8, 12, 16, 24, 32, 48):
+        model = Transformer(TransformerConfig("llama", len(vocab), 32, 1, 1, C), seed)
+        train(model, ids[:n], 2 if fast else 250, 16, 0.02, f"{C} channels", seed)
         sizes.append(count_params(model.config))
         losses.append(held_out_loss(model, scored, n))
         line = f"   {C:2d} channels {sizes[-1]:8,} weights   held-out {losses[-1]:.3f} nats/char"
