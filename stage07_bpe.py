@@ -4,21 +4,19 @@
 # ///
 """Stage 7: tokenize. What are the symbols a language model reads and writes?
 
-Stages 1 to 6 predicted characters, and paid for every letter: a hundred words are five hundred
-steps. Words would be longer steps, but no list of words is complete. The way out is to learn the
-symbols: begin with the 256 bytes, which can write anything, and add frequent sequences of bytes
-until the budget, the vocabulary size, is spent. Here are the methods in use and their baseline:
+Stages 1 to 6 predicted characters and paid for every letter; words would be longer steps, but no
+list of words is complete. So learn the symbols: begin with the 256 bytes, which can write anything,
+and add frequent sequences of bytes until the budget, the vocabulary size, is spent:
 
     CharTokenizer       one token per character                       (the baseline)
     BPETokenizer        merge the commonest pair, again and again     (GPT-2/3/4, Llama 3, Qwen)
     WordPieceTokenizer  merge by a likelihood ratio, encode greedily  (BERT)
     UnigramTokenizer    a probability for each piece, prune, Viterbi  (T5, ALBERT)
 
-All share one face, and all begin from the 256 bytes, so decode(encode(text)) == text for any text.
-They save tokenizer.json as the Hugging Face tokenizers library reads it; BPE adds GPT-2's files.
-
-Run: python stage07_bpe.py prints the report (--fast, --seed N); the commands train FILE
-     --vocab-size N --out DIR, encode DIR [TEXT] and decode DIR [ID ...] do the work.
+All share one face, and decode(encode(text)) == text for any text. They save tokenizer.json as the
+Hugging Face tokenizers library reads it; BPE adds GPT-2's vocab.json and merges.txt. Run it bare
+for the report (--fast, --seed N), or with the commands train FILE --vocab-size N --out DIR,
+encode DIR [TEXT], decode DIR [ID ...].
 
 Rests on: Gage 1994, A New Algorithm for Data Compression; Sennrich et al. 2016, Neural Machine
 Translation of Rare Words with Subword Units; Radford et al. 2019, Language Models are Unsupervised
@@ -36,7 +34,7 @@ import sys
 import time
 import unicodedata
 from collections import Counter, defaultdict
-from itertools import groupby
+from itertools import combinations, groupby
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +63,14 @@ CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 def to_alphabet(data):
     """Bytes in GPT-2's printable alphabet: b" fox" -> "Ġfox"."""
-    return "".join(map(BYTE_TO_CHAR.__getitem__, data))
+    return data.decode("latin-1").translate(BYTE_TO_CHAR)
 
 
 def from_alphabet(token):
     """The bytes behind a token of a vocabulary file; ValueError outside the alphabet."""
     if not set(token) <= CHAR_TO_BYTE.keys():
         raise ValueError(f"token {token!r}: expected characters of GPT-2's byte alphabet")
-    return bytes(map(CHAR_TO_BYTE.__getitem__, token))
+    return bytes(map(CHAR_TO_BYTE.get, token))
 
 
 def check_text(text):
@@ -86,16 +84,16 @@ def check_text(text):
 
 # %% 3. Pre-tokens: what no merge reaches across
 # Left alone, a merging method learns "dog." and "dog," and "dog!" as three tokens. So the text is
-# first cut into pre-tokens (a word with the space before it, a run of digits, of punctuation),
-# and tokens are learned inside them. Speed comes with it: a million characters hold few thousand
-# *different* pre-tokens. Training works on their counts, encoding remembers each one's ids.
+# first cut into pre-tokens (a word with the space before it, a run of digits, of punctuation), and
+# tokens are learned inside them. It is faster too: a million characters hold few thousand different
+# pre-tokens. Training works on their counts, encoding remembers each one's ids.
 #
 # Below are the patterns of GPT-2 and GPT-4 in their own notation: \p{L} is "letter", \p{N} "number
-# of any kind" (½ and Ⅷ too), \s Unicode's White_Space. Python's re has no \p, and its \s also
-# takes U+001C..U+001F; so the classes are spelled out in ranges of code points from unicodedata.
-# (A letter that Unicode added after your Python was built is no letter to it.) In \s+(?!\S), a run
-# of blanks gives back its last one, to lead the next word. GPT-4's adds: contractions in either
-# case, any one mark may lead a word, digits by threes, line ends close a run of blanks.
+# of any kind" (½ and Ⅷ too), \s Unicode's White_Space. Python's re has no \p; its \s also takes
+# U+001C..U+001F; so the classes are spelled out as ranges of code points from unicodedata. (Letters
+# that Unicode added after your Python was built are none to it.) With \s+(?!\S) a run of blanks
+# gives back its last one, to lead the next word. GPT-4's adds: contractions in either case, any one
+# mark may lead a word, digits by threes, line ends close a run of blanks.
 
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -108,23 +106,18 @@ PATTERNS = {
 @functools.cache
 def splitter(pattern, ascii_only):
     """The compiled pattern; for ASCII text, classes of ASCII alone do the same and start faster."""
-
-    def kind(code):
-        return "Z" if chr(code) in "\t\n\v\f\r\x85" else unicodedata.category(chr(code))[0]
-
-    ranges = defaultdict(str)  # "L", "N", "Z" ... -> "a-z..." for use inside [...]
-    for name, group in groupby(range(128 if ascii_only else 0x110000), kind):
-        codes = list(group)
-        ranges[name] += rf"\U{codes[0]:08x}-\U{codes[-1]:08x}"
-    classes = {r"\p{L}": ranges["L"], r"\p{N}": ranges["N"], r"\s": ranges["Z"]}
-
-    def spell_out(match):  # a class stands inside [...], or alone and then needs its own [...]
-        item = match.group().replace(r"\S", rf"[^{ranges['Z']}]")
-        for name, members in classes.items():
-            item = item.replace(name, members if item[0] == "[" else f"[{members}]")
-        return item
-
-    return re.compile(re.sub(r"\[.*?\]|\\p\{.\}|\\[sS]", spell_out, PATTERNS[pattern]))
+    codes = range(128 if ascii_only else 0x110000)
+    kinds = [unicodedata.category(chr(code))[0] for code in codes]  # "L", "N", "Z" for blanks, ...
+    kinds[9:14], kinds[0x85:0x86] = "ZZZZZ", "Z"[ascii_only:]  # \t \n \v \f \r and next line
+    ranges = defaultdict(str)  # kind -> "a-z..." for use inside [...]
+    for kind, group in groupby(codes, kinds.__getitem__):
+        run = list(group)
+        ranges[kind] += rf"\U{run[0]:08x}-\U{run[-1]:08x}"
+    source = PATTERNS[pattern].replace(r"\S", r"[^\s]")  # then put lone classes into brackets
+    source = re.sub(r"(\[.*?\])|(\\p\{.\}|\\s)", lambda m: m[1] or f"[{m[2]}]", source)
+    for name, kind in ((r"\p{L}", "L"), (r"\p{N}", "N"), (r"\s", "Z")):
+        source = source.replace(name, ranges[kind])
+    return re.compile(source)
 
 
 def pretokenize(text, pattern="gpt2"):
@@ -154,8 +147,6 @@ def count_words(text, pattern="gpt2", specials=()):
 # Special tokens such as <|endoftext|> mark the ends of documents. Ordinary text must never produce
 # one: whoever can type the mark into a prompt could forge it. So they have ids of their own, after
 # all others (as GPT-2's), and encode takes them for plain characters unless told otherwise.
-
-
 class fills:
     """A method that fills a tokenizer: on an object it fills that one, on the class a new one."""
 
@@ -188,7 +179,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self):
-        """Number of ids: bytes, learned tokens and specials."""
+        """Number of ids: bytes, learned tokens, specials."""
         return len(self.vocab)
 
     @fills
@@ -221,7 +212,7 @@ class Tokenizer:
         return self
 
     def encode(self, text, allowed_special="none"):
-        """The ids of text. allowed_special: "none" (they are plain text), "all" or a set of them."""
+        """The ids of text. allowed_special: "none" (they are plain text), "all" or a set."""
         check_text(text)
         known = set(self.special_tokens)
         allowed = {"none": set(), "all": known}.get(str(allowed_special), allowed_special)
@@ -252,21 +243,18 @@ class Tokenizer:
         """The text of the ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    # tokenizer.json names a pipeline: pre_tokenizer (cut, write bytes in the alphabet), model (its
-    # pieces to ids), decoder (alphabet back to bytes), added_tokens (the specials).
-
-    def _files(self):
+    def _files(self):  # tokenizer.json: cut, write bytes in the alphabet, model, and back
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
         pre = {**byte_level, "use_regex": self.pattern == "gpt2"}
         if self.pattern == "gpt4":
-            split = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
-            split |= {"behavior": "Isolated", "invert": False}
+            split = {"type": "Split", "behavior": "Isolated", "invert": False}
+            split["pattern"] = {"Regex": PATTERNS["gpt4"]}
             pre = {"type": "Sequence", "pretokenizers": [split, pre]}
-        added = [{"id": i, "content": s, "special": True} for s, i in self.special_tokens.items()]
-        for token in added:
-            token |= dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        parts = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added}
-        parts |= {"normalizer": None, "pre_tokenizer": pre, "post_processor": None}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        flags["special"] = True
+        added = [{"id": i, "content": text, **flags} for text, i in self.special_tokens.items()]
+        parts = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+        parts |= {"version": "1.0", "added_tokens": added, "pre_tokenizer": pre}
         parts |= {"decoder": byte_level, "model": {"type": self.model_type, **self._model()}}
         return {"tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1)}
 
@@ -316,8 +304,6 @@ class Tokenizer:
 # write it everywhere instead of the pair, repeat. The list of merges, in order, is the tokenizer.
 # The textbook loop recounts all pairs before each merge, over words (pre-tokens) weighted by their
 # counts. Ties: of equally frequent pairs, the lexicographically smallest pair of ids goes first.
-
-
 def textbook_merges(words, n_merges):
     """BPE by its definition: {word: count} -> [(pair, its count when merged)]. Slow."""
     pieces, merges = [(list(word), times) for word, times in words.items()], []
@@ -347,10 +333,8 @@ def textbook_merges(words, n_merges):
 # it only falls, so an entry may promise too much, never too little: a popped entry that is out of
 # date is pushed again with its true score. A merge shortens the text by one symbol per valid place,
 # so all merges together visit O(n) of them for n bytes of different words, even of a single letter.
-
-
 def merge_places(row, places, pair, new):
-    """Make the pair one symbol wherever it still stands; yield (before, place, after) of each."""
+    """Make the pair one symbol where it still stands; yield (before, place, after) of each."""
     (ids, before, after), (a, b) = row, pair
     for i in sorted(places):
         j = after[i]
@@ -378,7 +362,6 @@ def learn_merges(words, n_merges, min_count=None):
         if -1 not in pair:
             pairs[pair] += weight[i]
             places[pair].append(i)
-    partners = defaultdict(set)  # symbol -> the pairs it stands in; the ratio needs it
 
     def score(pair):
         if min_count is None or pairs[pair] < min_count:
@@ -389,9 +372,6 @@ def learn_merges(words, n_merges, min_count=None):
     while len(merges) < n_merges:
         for pair in changed:
             heapq.heappush(heap, (-score(pair), pair))
-            if min_count:
-                partners[pair[0]].add(pair)
-                partners[pair[1]].add(pair)
         if not heap:
             break
         promised, pair = heapq.heappop(heap)
@@ -422,19 +402,18 @@ def learn_merges(words, n_merges, min_count=None):
             total[new] = sum(weight[i] for at in rights.values() for i in at)
             total[a] -= total[new]
             total[b] -= total[new]
-            changed |= {p for p in partners[a] | partners[b] if pairs[p] >= min_count}
+            changed |= {p for p in pairs if (a in p or b in p) and pairs[p] >= min_count}
     return merges
 
 
 # No two tokens are the same bytes: wherever a string stands with token boundaries at both ends, it
-# went through the same merges in the same order, since a merge acts wherever its pair stands, and so
+# went through the same merges in the same order, since a merge acts wherever its pair stands; so
 # the pair that made it one token is always the same. (Files name a token by its string.)
 #
 # Encoding replays the merges: of all neighbours that form a known pair, merge those learned first
-# (lowest rank), from left to right, until none is left. Searching them anew each time is O(n²) for
-# n bytes; places kept per rank, a heap of the ranks and the linked list make it O(n log n).
-
-
+# (lowest rank), from left to right, until none is left. Searching them anew each time is quick for
+# a word but O(n²) for n bytes; for long pre-tokens, places kept per rank, a heap of the ranks and
+# the linked list make it O(n log n).
 class BPETokenizer(Tokenizer):
     """Byte-level BPE, as GPT-2's. merges: {(left id, right id): new id} in order of rank."""
 
@@ -451,9 +430,16 @@ class BPETokenizer(Tokenizer):
             self.vocab[new] = self.vocab[a] + self.vocab[b]
 
     def _encode_word(self, word):
-        ids = [*(self.ids[word[i : i + 1]] for i in range(len(word))), -1]  # −1 has no merge
-        row = ids, list(range(-1, len(word))), list(range(1, len(word) + 2))
-        ranks, places = self._ranks, {}  # places: rank -> where its pair stands
+        ids, ranks = [self.ids[word[i : i + 1]] for i in range(len(word))], self._ranks
+        while len(word) < 64:
+            found = [ranks.get(pair, math.inf) for pair in zip(ids, ids[1:])]
+            rank = min(found, default=math.inf)
+            if rank == math.inf:
+                return ids
+            i = found.index(rank)
+            ids[i : i + 2] = [self._made[rank][1]]
+        ids.append(-1)  # which has no merge
+        row, places = (ids, list(range(-1, len(word))), list(range(1, len(word) + 2))), {}
         for i, pair in enumerate(zip(ids, ids[1:])):
             if pair in ranks:
                 places.setdefault(ranks[pair], []).append(i)
@@ -502,19 +488,17 @@ class BPETokenizer(Tokenizer):
 
 
 # %% 6. WordPiece, and the longest match
-# BPE asks which pair is frequent; but " t" and "e" meet often because both are everywhere. WordPiece
+# BPE asks which pair is frequent; but " t" and "e" meet often since both are everywhere. WordPiece
 # asks which pair is together more often than chance. Let tokens be independent, p(t) = count(t)/N.
 # Each place where a, b becomes ab changes the log-likelihood of the text by
 #       log p(ab) − log p(a) − log p(b)  =  log [ N · count(ab) / (count(a)·count(b)) ],
-# and N is the same for all candidates: merge the largest count(ab)/(count(a)·count(b)). That is the
-# gain *per place*: two letters seen once, together, score 1, which nothing beats, so on real text
-# the bare ratio buys oddities (report). Hence a pair must stand as often as a token does on average,
-# N/V times; when such pairs run out, half as often, and so on. Encoding forgets the merges and takes
-# the longest token that fits, again and again: one pass, but greedy. (BERT drops the spaces and marks
-# pieces that *continue* a word with ##; here a word's first piece carries its space, which says the
-# same and loses nothing, so the file's continuing_subword_prefix is empty.)
-
-
+# and N is the same for all candidates: merge the largest count(ab)/(count(a)·count(b)). That is
+# the gain *per place*: two letters seen once, together, score 1, which nothing beats, so on real
+# text the bare ratio buys oddities (report). Hence a pair must stand as often as a token does on
+# average, N/V times; when such pairs run out, half as often, and so on. Encoding forgets the
+# merges and takes the longest token that fits, again and again: one pass, but greedy. (BERT drops
+# the spaces and marks pieces that *continue* a word with ##; here a word's first piece carries
+# its space, which says the same and loses nothing, so continuing_subword_prefix is empty.)
 class WordPieceTokenizer(Tokenizer):
     """WordPiece: merges chosen by likelihood ratio, text encoded by the longest match."""
 
@@ -549,10 +533,7 @@ class WordPieceTokenizer(Tokenizer):
 
 
 class CharTokenizer(WordPieceTokenizer):
-    """One token per character: bytes for ASCII and the commonest others; the rest fall to bytes.
-
-    No character's UTF-8 begins another's, so the longest match is the character.
-    """
+    """One token per character (no UTF-8 begins another's); beyond vocab_size, its bytes."""
 
     def _learn(self, words, size):
         counts = Counter()
@@ -584,17 +565,19 @@ class CharTokenizer(WordPieceTokenizer):
 # Drawing i from (★) instead, from the end to the start, samples a cut from P(s|x) exactly: subword
 # regularisation shows a model many spellings of one word. A temperature divides all log p. With a
 # maximum in place of the sum, the same recursion finds the best cut (Viterbi): that is encode.
+def log_sum(terms):
+    """log Σ exp(term), the largest taken out so that nothing overflows."""
+    top = max(terms)
+    return top + math.log(sum([math.exp(term - top) for term in terms]))
 
 
-def forward(word, score, longest):
-    """α_0..α_n, and for each j the pieces ending there as [(i, word[i:j], log p)]."""
+def forward(word, score, longest, total=log_sum):
+    """α_0..α_n, and for each j the pieces that end there as [(i, word[i:j], log p)]."""
     alpha, arcs = [0.0], [[]]
     for j in range(1, len(word) + 1):
         starts = range(max(0, j - longest), j)
         arcs.append([(i, word[i:j], score[word[i:j]]) for i in starts if word[i:j] in score])
-        terms = [alpha[i] + log_p for i, _, log_p in arcs[j]]
-        top = max(terms)
-        alpha.append(top + math.log(sum([math.exp(term - top) for term in terms])))
+        alpha.append(total([alpha[i] + log_p for i, _, log_p in arcs[j]]))
     return alpha, arcs
 
 
@@ -615,26 +598,20 @@ def expected_counts(words, score, longest):
 
 def viterbi(word, score, longest):
     """(log P, pieces) of the best cut; among equals the one whose last piece is longest."""
-    best, start = [0.0], [0]
-    for j in range(1, len(word) + 1):
-        best.append(-math.inf)
-        start.append(0)
-        for i in range(max(0, j - longest), j):
-            log_p = score.get(word[i:j])
-            if log_p is not None and best[i] + log_p > best[j]:
-                best[j], start[j] = best[i] + log_p, i
+    best, arcs = forward(word, score, longest, total=max)
     pieces, j = [], len(word)
     while j:
-        pieces.append(word[start[j] : j])
-        j = start[j]
+        i, piece, _ = next(arc for arc in arcs[j] if best[arc[0]] + arc[2] == best[j])
+        pieces.append(piece)
+        j = i
     return best[-1], pieces[::-1]
 
 
 # Pruning. Without t, each of its c(t) uses can be written as t's best cut t₁…t_m into other pieces,
 # so the log-likelihood falls by about
 #       loss(t) = c(t) · (log p(t) − Σ_k log p(t_k)),
-# less if the cuts shift elsewhere and the next EM refits p. Keep the three quarters with the largest
-# loss (and all single bytes), fit again, and repeat until the vocabulary fits.
+# less if the cuts shift elsewhere and the next EM refits p. Keep the three quarters of largest loss
+# (and all single bytes), fit again, and repeat until the vocabulary fits.
 
 MAX_PIECE, MAX_WORD, SEEDS = 16, 256, 4  # bytes of a seed, bytes of a word in EM, seeds per token
 
@@ -652,8 +629,8 @@ class UnigramTokenizer(Tokenizer):
             for i in range(0, len(word), MAX_WORD):
                 chunks[word[i : i + MAX_WORD]] += times
         for word, times in chunks.items():
-            for i in range(len(word)):
-                for j in range(i + 1, min(i + MAX_PIECE, len(word)) + 1):
+            for i, j in combinations(range(len(word) + 1), 2):
+                if j - i <= MAX_PIECE:
                     counts[word[i:j]] += times
         keep, repeated = list(counts)[:256], [p for p, n in counts.items() if n > 1 and len(p) > 1]
         keep += sorted(repeated, key=lambda p: (-counts[p] * len(p), p))[: SEEDS * size]
@@ -705,23 +682,16 @@ class UnigramTokenizer(Tokenizer):
 
 
 # %% 8. Comparing tokenizers: compression, and bits per character
-
-
 def compare(tokenizers, text):
     """{name: measures on text} for a dict name -> tokenizer; a list's names are 0, 1, ..."""
     check_text(text)
     if not text:
         raise ValueError("text '' is empty: expected at least one character to compare on")
-    rows = {}
-    for name, tokenizer in dict(
-        getattr(tokenizers, "items", lambda: enumerate(tokenizers))()
-    ).items():
-        ids, size = tokenizer.encode(text), tokenizer.vocab_size
-        rows[name] = {
-            "vocab_size": size,
-            "tokens": len(ids),
-            "chars_per_token": len(text) / len(ids),
-        }
+    named, rows = tokenizers if isinstance(tokenizers, dict) else dict(enumerate(tokenizers)), {}
+    for name, tokenizer in named.items():
+        ids = tokenizer.encode(text)
+        rows[name] = {"vocab_size": tokenizer.vocab_size, "tokens": len(ids)}
+        rows[name]["chars_per_token"] = len(text) / len(ids)
         rows[name]["bytes_per_token"] = len(text.encode()) / len(ids)
         rows[name]["round_trip"] = tokenizer.decode(ids) == text
     return rows
@@ -730,22 +700,20 @@ def compare(tokenizers, text):
 # Never compare models by loss per *token* when their tokens differ: a longer token carries more
 # surprise. Divide −log P(text) by what no tokenizer changes, the number of characters. (P counts
 # the text cut as encode cuts it; other cuts have some probability too: an upper bound, if close.)
-# The model is the best that only counts, interpolated Kneser-Ney. With n(h, w) occurrences of w
-# after the context h, and h' the context without its oldest token,
+# The model: interpolated Kneser-Ney, the best that only counts. With n(h, w) occurrences of w after
+# the context h, n(h) = Σ_w n(h, w), and h' the context without its oldest token,
 #       P(w|h) = [ max(n(h, w) − D, 0) + D·(number of kinds of w seen after h)·P(w|h') ] / n(h):
-# D is taken from every kind of successor, and what is taken is shared out by P(w|h'), so the sum
-# over w is one. In P(w|h') a count is the number of *different* tokens seen before (h', w): a word
-# that follows one other word only should not be guessed elsewhere. Below the empty context is 1/V.
-# D = n₁/(n₁ + 2·n₂), with n₁ sequences seen once and n₂ twice, is what leaving one out suggests
-# (Ney, Essen, Kneser 1994); +1 and +2 keep it inside (0, 1).
-
-
+# D is taken from every kind of successor and shared out by P(w|h'), so the sum over w is one. In
+# P(w|h') a count is the number of *different* tokens seen before (h', w): a word that follows one
+# other word only should not be guessed elsewhere. Below the empty context stands 1/V. With n₁
+# sequences seen once and n₂ twice, D = n₁/(n₁ + 2·n₂) (Ney, Essen, Kneser 1994), here with +1 and
+# +2, which keep it inside (0, 1).
 def kneser_ney_nats(train, test, vocab_size, order):
     """−log P(test) in nats, every token predicted once from the order − 1 before it."""
     levels, counts = [], Counter(zip(*(train[i:] for i in range(order))))
     for _ in range(order):
-        kinds_seen = Counter(counts.values())
-        discount = (kinds_seen[1] + 1) / (kinds_seen[1] + 2 * kinds_seen[2] + 2)
+        once, twice = (sum(n == m for n in counts.values()) for m in (1, 2))
+        discount = (once + 1) / (once + 2 * twice + 2)
         total, kinds = Counter(), Counter()
         for gram, n in counts.items():
             total[gram[:-1]] += n
@@ -756,199 +724,161 @@ def kneser_ney_nats(train, test, vocab_size, order):
     for t in range(order - 1, len(row)):
         p = 1 / vocab_size
         for k, (counts, total, kinds, discount) in enumerate(levels):
-            gram = tuple(row[t - k : t + 1])
-            h = gram[:-1]
+            gram, h = tuple(row[t - k : t + 1]), tuple(row[t - k : t])
             if h not in total:
-                break  # unseen context: so are all longer ones
+                break  # an unseen context: so are all longer ones
             p = (max(counts.get(gram, 0) - discount, 0) + discount * kinds[h] * p) / total[h]
         nats -= math.log(p)
     return nats
 
 
 # %% Demonstration
-
-WORLD = ["The fox sleeps in the garden.", "Le renard rêve près du château.", "Лиса спит в саду."]
-WORLD += ["Η αλεπού κοιμάται στον κήπο.", "狐狸在花园里睡觉。", "🦊💤🌳"]
-
-
 def show(tokenizer, text):
     """The tokens of text for the eye: spaces as ·, broken characters in hex."""
     pieces = [tokenizer.decode_bytes([i]) for i in tokenizer.encode(text)]
-    return "|".join(p.decode(errors="backslashreplace").replace(" ", "·") for p in pieces)
+    return "|".join(p.decode(errors="backslashreplace") for p in pieces).replace(" ", "·")
 
 
 def progress(message, last=False):
     """One line overwritten in place on a terminal; when piped, only the last message."""
-    if sys.stdout.isatty() or last:
-        print(f"\r{message:<78}" if sys.stdout.isatty() else message, end="\n" if last else "")
-        sys.stdout.flush()
+    if sys.stdout.isatty():
+        print(f"\r{message:<78}", end="\n" if last else "", flush=True)
+    elif last:
+        print(message, flush=True)
 
 
 def report(fast, seed):
-    """What tokenization does to the stories, in six tables; the last line is the held-out score."""
+    """What tokenization does to the stories; the last line is the held-out score."""
     text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text(encoding="utf-8")
-    text = text[: 40_000 if fast else None]
+    text = text[: 24_000 if fast else None]
     train, held_out = text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
-    words, n_textbook, rng = count_words(train), 20 if fast else 100, np.random.default_rng(seed)
-    sizes, order = ((320, 512) if fast else (512, 1024, 2048, 4096)), 3 if fast else 7
-    print(f"Learning from {len(train):,} characters, {len(words):,} different pre-tokens\n")
-    t0 = time.perf_counter()
-    slow, t1 = textbook_merges(words, n_textbook), time.perf_counter()
-    same, t2 = learn_merges(words, n_textbook) == slow, time.perf_counter()
-    bpe = BPETokenizer.train(train, 256 + n_textbook)
-    print("1. The first merges of BPE, and how often the pair stood there (· is a space)")
+    words, n, order, sizes = count_words(train), 100, 7, (512, 1024, 2048, 4096)
+    if fast:
+        n, order, sizes = 20, 3, (320, 512)
+    print(f"Learning from {len(train):,} characters, {len(words):,} different pre-tokens")
+    t0, slow, t1 = time.perf_counter(), textbook_merges(words, n), time.perf_counter()
+    same, t2 = learn_merges(words, n) == slow, time.perf_counter()
+    print("\n1. The first merges of BPE, and how often the pair stood there (· is a space)")
+    token = BPETokenizer.train(train, 256 + n).vocab
     for row in range(5):
-        cells = [(256 + i, bpe.vocab[256 + i].decode(), slow[i][1]) for i in range(row, 20, 5)]
-        print("".join(f"   {i} {s.replace(' ', '·'):5}{n:6}" for i, s, n in cells))
-    print(
-        f"   {n_textbook} merges: textbook {t1 - t0:.2f} s, incremental {t2 - t1:.2f} s, same: {same}\n"
-    )
+        cells = [(i, token[256 + i].decode().replace(" ", "·")) for i in range(row, 20, 5)]
+        print("".join(f"   {256 + i} {string:5}{slow[i][1]:6}" for i, string in cells))
+    print(f"   {n} merges: textbook {t1 - t0:.2f} s, fast {t2 - t1:.2f} s; same: {same}\n")
 
-    wanted = [("characters", CharTokenizer, 256)] + [(f"BPE {V}", BPETokenizer, V) for V in sizes]
-    wanted += [(f"WordPiece {sizes[1]}", WordPieceTokenizer, sizes[1])]
-    wanted += [(f"Unigram {sizes[1]}", UnigramTokenizer, sizes[1])]
+    wanted = {"characters": (CharTokenizer, 256)} | {f"BPE {V}": (BPETokenizer, V) for V in sizes}
+    for kind in (WordPieceTokenizer, UnigramTokenizer):
+        wanted[f"{kind.model_type} {sizes[1]}"] = kind, sizes[1]
     made, nats = {}, {}
-    for name, kind, V in wanted:
+    for name, (kind, V) in wanted.items():
         progress(f"training and scoring {name}")
         made[name] = tokenizer = kind.train(train, V)
         ids, test = tokenizer.encode(train), tokenizer.encode(held_out)
         nats[name] = kneser_ney_nats(ids, test, tokenizer.vocab_size, order) / len(held_out)
     progress(f"trained and scored {len(made)} tokenizers", last=True)
-    four = ["characters", *(f"{kind} {sizes[1]}" for kind in ("BPE", "WordPiece", "Unigram"))]
-    print("\n2. One sentence in four tokenizers, and random cuts of a word")
-    for name in four:
-        print(f"   {name:15}{show(made[name], 'Grandmother untied the foxes.')}")
-    unigram = made[four[-1]]
-    for temperature in (0.5, 1.0, 3.0):
-        cuts = [unigram.sample(" grandmother", rng, temperature) for _ in range(4)]
-        cuts = ["|".join(unigram.decode([i]) for i in ids).replace(" ", "·") for ids in cuts]
-        print(f"   Unigram, temperature {temperature}:  {'   '.join(cuts)}")
+    print("\n2. One sentence in four tokenizers, and a word cut at random (temperature 3)")
+    for name in ("characters", *(name for name in made if name.endswith(f" {sizes[1]}"))):
+        print(f"   {name:16}{show(made[name], 'Grandmother untied the foxes.')}")
+    rng, unigram = np.random.default_rng(seed), made[name]
+    cuts = [unigram.sample("gardening", rng, temperature=3) for _ in range(4)]
+    print(" " * 19 + "   ".join("|".join(unigram.decode([i]) for i in cut) for cut in cuts))
 
     print(f"\n3. Held-out text, and one model over it (Kneser-Ney, {order - 1} tokens of context)")
-    print("   tokenizer       vocab  tokens  chars/token  embedding*  attention**  bits/char")
+    print("   tokenizer       tokens  chars/token  embedding, C = 128  attention pairs  bits/char")
     measures = compare(made, held_out)
     for name, row in measures.items():
         pairs = (row["tokens"] / measures["characters"]["tokens"]) ** 2
-        print(
-            f"   {name:15}{row['vocab_size']:6}{row['tokens']:8}{row['chars_per_token']:13.2f}"
-            f"{row['vocab_size'] * 128:12,}{pairs:12.1%}{nats[name] / math.log(2):12.3f}"
-        )
-    print("   * parameters at C = 128   ** pairs of tokens, in % of those of characters")
-    bare = WordPieceTokenizer()
-    bare.min_count = 1
-    print(
-        f"   WordPiece by the bare ratio: {len(held_out) / len(bare.train(train, sizes[1]).encode(held_out)):.2f} chars/token"
-    )
+        cost = f"{row['tokens']:7}{row['chars_per_token']:13.2f}{row['vocab_size'] * 128:20,}"
+        print(f"   {name:15}{cost}{pairs:17.1%}{nats[name] / math.log(2):11.3f}")
+    (bare := WordPieceTokenizer()).min_count = 1
+    odd = bare.train(train, sizes[1]).encode(held_out)
+    ratio = len(held_out) / len(odd)
+    print(f"   (WordPiece {sizes[1]} by the bare ratio: {ratio:.2f} chars/token)")
 
-    print("\n4. Numbers: BPE 512 trained on 4,000 random numbers, the pattern decides")
+    print("\n4. Numbers, in BPE 512 trained on 4,000 random ones with either pattern")
     numbers = " ".join(str(int(10**x)) for x in rng.uniform(0, 7, 4000))
     for pattern in ("gpt2", "gpt4"):
         tokenizer = BPETokenizer.train(numbers, 512, pattern)
         print(f"   {pattern}  {show(tokenizer, '1234 12345 123456 1234567 2024')}")
-    largest = made[f"BPE {sizes[-1]}"]
-    print(f"\n5. Rare words in BPE {sizes[-1]}")
-    for word in (" garden", " gardens", " gardening", " photosynthesis", " Grandmother"):
-        print(f"   {word:16}{show(largest, word)}")
-    print(f"\n6. Other scripts in BPE {sizes[-1]}, which has seen English only")
-    print("   chars  bytes  tokens  tokens/char")
-    for text in WORLD:
-        n, size, tokens = len(text), len(text.encode()), len(largest.encode(text))
-        print(f"   {n:5}{size:7}{tokens:8}{tokens / n:13.2f}   {text}")
-    best = min(nats, key=nats.get)
-    print(
-        f"\nheld-out: {nats[best]:.3f} nats/char | {nats[best] / math.log(2):.3f} bits/char | "
-        f"perplexity {math.exp(nats[best]):.2f}   (stage 7, Kneser-Ney over {best})"
-    )
-
-
-def open_tokenizer(directory):
-    """The tokenizer saved in a directory, whichever of the kinds it is."""
-    path = Path(directory) / "tokenizer.json"
-    kind = json.loads(path.read_bytes())["model"]["type"] if path.exists() else "BPE"
-    return {"WordPiece": WordPieceTokenizer, "Unigram": UnigramTokenizer}.get(
-        kind, BPETokenizer
-    ).load(directory)
+    name, largest = f"BPE {sizes[-1]}", made[f"BPE {sizes[-1]}"]
+    print(f"\n5. Rare words and other scripts in {name}, which has read English stories only")
+    for word in "garden gardening photosynthesis château αλεπού лиса 狐狸 🦊".split():
+        n = len(largest.encode(" " + word))
+        print(f"   {len(word):2} characters {n:3} tokens   {show(largest, ' ' + word)}")
+    least, best = min((n, name) for name, n in nats.items())
+    score = f"{least:.3f} nats/char | {least / math.log(2):.3f} bits/char"
+    what = f"(stage 7, Kneser-Ney over {best})"
+    print(f"\nheld-out: {score} | perplexity {math.exp(least):.2f}   {what}")
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line on standard error, with exit status 2."""
-
-    def error(self, message):
+    def error(self, message):  # one line and exit status 2
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(argv=None):
     """The report, or one of the commands train, encode and decode."""
-    parser = Parser(
-        description="Tokenizers: BPE, WordPiece, Unigram. Without a command: the report."
-    )
+    parser = Parser(description="Tokenizers. Without a command: the report on data/stories.txt.")
     parser.add_argument("--fast", action="store_true", help="a smoke run of the report")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices (default 0)")
     commands = parser.add_subparsers(dest="command")
-    train = commands.add_parser("train", help="learn a tokenizer from a UTF-8 file and save it")
-    train.add_argument("file")
-    train.add_argument("--vocab-size", type=int, required=True)
-    train.add_argument("--out", required=True, metavar="DIR")
-    train.add_argument("--pattern", choices=("gpt2", "gpt4", "none"), default="gpt2")
-    train.add_argument("--special", action="append", default=[], metavar="TOKEN")
-    encode = commands.add_parser("encode", help="print the ids of TEXT or of standard input")
-    decode = commands.add_parser("decode", help="print the text of ids, given or on standard input")
-    for command, what in ((encode, "text"), (decode, "ids")):
+    command = commands.add_parser("train", help="learn BPE from a UTF-8 file and save it")
+    command.add_argument("file")
+    command.add_argument("--vocab-size", type=int, required=True)
+    command.add_argument("--out", required=True, metavar="DIR")
+    command.add_argument("--pattern", choices=("gpt2", "gpt4", "none"), default="gpt2")
+    command.add_argument("--special", action="append", default=[], metavar="TOKEN")
+    for name, what in (("encode", "TEXT"), ("decode", "ID")):
+        command = commands.add_parser(name, help=f"of {what}s, given or on standard input")
         command.add_argument("dir")
-        command.add_argument(what, nargs="*")
+        command.add_argument("given", nargs="*", metavar=what)
     args = parser.parse_args(argv)
     try:
-        if args.command == "train":
+        if args.command is None:
+            report(args.fast, args.seed)
+        elif args.command == "train":
             text = Path(args.file).read_bytes().decode()
-            pattern = None if args.pattern == "none" else args.pattern
+            pattern = {"none": None}.get(args.pattern, args.pattern)
             tokenizer = BPETokenizer.train(text, args.vocab_size, pattern, args.special)
             tokenizer.save(args.out)
             print(f"{tokenizer.vocab_size} tokens from {len(text):,} characters -> {args.out}")
-        elif args.command == "encode":
-            text = " ".join(args.text) or sys.stdin.read()
-            print(*open_tokenizer(args.dir).encode(text))
-        elif args.command == "decode":
-            ids = map(int, args.ids or sys.stdin.read().split())
-            print(open_tokenizer(args.dir).decode(ids))
         else:
-            report(args.fast, args.seed)
+            tokenizer, given = BPETokenizer.load(args.dir), " ".join(args.given) or sys.stdin.read()
+            if args.command == "encode":
+                print(*tokenizer.encode(given))
+            else:
+                print(tokenizer.decode(map(int, given.split())))
     except (ValueError, LookupError, OSError) as error:
         parser.error(str(error))
 
 
 # %% Common mistakes
-# 1. Comparing losses per token: a bigger vocabulary looks worse. nats in report() are per character.
-# 2. Forgetting the tie rule: merges depend on dict order, and differ from run to run. The heap in
-#    learn_merges holds (−score, pair).
-# 3. Counting "aaa" as one or two pairs, but merging another number: counts drift and go negative.
-#    merge_places goes left to right, and `changes` takes both neighbours into account.
-# 4. Python's \s and \w for Unicode's: "\x1c" or "½" is cut elsewhere than in GPT-2, and ids differ
-#    on rare text only, which no quick look shows. splitter spells the classes out.
-# 5. Decoding token by token: emoji become U+FFFD, each half alone is not UTF-8. decode joins first.
-# 6. Encoding user text with the special tokens allowed: users can end the document. The default of
-#    allowed_special is "none".
-# 7. Searching the best pair of a long pre-token again after each merge: a megabyte of "a" takes
-#    hours. _encode_word keeps places and a heap of ranks.
+# 1. Loss per token compared across vocabularies: the bigger looks worse. report() divides by chars.
+# 2. No rule for ties: merges differ from run to run. The heap of learn_merges holds (−score, pair).
+# 3. Merging "a a a" from the right, or updating one neighbour only: counts drift from the recounted
+#    ones. merge_places goes from left to right, `changes` holds both sides.
+# 4. Python's \s and \w for Unicode's: "\x1c" or "½" is cut elsewhere than in GPT-2, ids differ on
+#    rare text only. splitter spells the classes out.
+# 5. Decoding token by token: half an emoji is no UTF-8, becomes U+FFFD. decode joins bytes first.
+# 6. User text encoded with specials allowed: users can end the document. The default is "none".
 
 # %% Exercises
-#  1. Reading: predict the first three merges for "hug pug hugs" by hand, then run textbook_merges.
+#  1. Reading: merge "hug pug hugs" three times by hand; then run textbook_merges.
 #  2. Write é, 字 and 🦊 in GPT-2's alphabet by hand; check with to_alphabet.
-#  3. Encode "the", " the", "The" and "\nthe" with one tokenizer. Why are they different ids?
-#  4. Which strings does encode(decode(ids)) == ids fail for? Find ids for which it does.
-#  5. Show that training to a smaller vocab_size gives a prefix of the merges; does Unigram's?
-#  6. Train BPE with pattern=None on verses. Which tokens cross word boundaries? Is chars/token better?
-#  7. BPE-dropout (Provilkov 2020): skip each merge in _encode_word with probability 0.1.
-#  8. Implement the gain of the whole text, count(ab)·log ratio, in `score`. Compare bits/char.
-#  9. Sum P(text) over all cuts with forward and a unigram model: how loose is one cut's bound?
-# 10. Tokenize the digits of sums from right to left in threes; train stage 3 on additions. Better?
-# 11. Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens per character?
-# 12. Research: choose V for a given compute budget from the report's columns; then test it with
-#     the capstone. Is there a tokenizer-free model that matches it at equal compute?
+#  3. Encode "the", " the", "The" and "\nthe". Why four different answers, and what does it cost?
+#  4. decode(encode(text)) == text always holds. Find ids for which encode(decode(ids)) != ids.
+#  5. Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
+#  6. Train BPE with pattern=None on the verses. Which tokens cross words? Are there fewer a line?
+#  7. BPE-dropout (Provilkov 2020): leave out each merge in _encode_word with probability 0.1.
+#  8. Score by the gain of the whole text, count(ab)·log ratio, instead of the ratio. Bits per char?
+#  9. How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
+# 10. Cut numbers into threes from the right; does stage 3 learn additions better?
+# 11. Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a character?
+# 12. Research: which V is best for a compute budget? Predict from table 3, test in the capstone.
 
 # %% Where this leads
-# The capstone reads a directory saved here and trains on its ids. The tokenizers of GPT-2 to GPT-4,
-# Llama 3 and Qwen are this BPE with more text, other patterns and 50,000 to 200,000 tokens; the next
-# stage returns to training and asks why it fails.
+# The capstone reads a directory saved here and trains on its ids. GPT-2 to GPT-4, Llama 3 and Qwen
+# use this very BPE, with more text and 50,000 to 200,000 tokens. The next stage returns to training
+# and asks why it fails.
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Side by side with the Hugging Face tokenizers library: do saved files open there and give our ids?
+"""Side by side with Hugging Face tokenizers: do saved files open there and give the same ids?
 
     python benchmarks/check_tokenizers.py [FILE] [--gpt2 DIR] [--seconds N]
 

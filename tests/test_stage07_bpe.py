@@ -1,4 +1,4 @@
-"""Stage 7: merges against the definition, splits, round trips, files, EM and sampling by enumeration."""
+"""Stage 7: merges against the definition, splits, round trips, files, EM by enumeration."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from stage07_bpe import BPETokenizer, CharTokenizer, UnigramTokenizer, WordPiece
 
 KINDS = [BPETokenizer, WordPieceTokenizer, UnigramTokenizer, CharTokenizer]
 STORIES = (ROOT / "data" / "stories.txt").read_text(encoding="utf-8")
-SMALL = STORIES[:20_000] + " naïve café 狐狸 狐狸 42 1234 it's IT'S"
+SMALL = STORIES[:8_000] + " naïve café 狐狸 狐狸 42 1234 it's IT'S"
 HARD = [
     "",
     " ",
@@ -37,12 +37,12 @@ HARD = [
 @pytest.fixture(scope="module", params=product(KINDS, ["gpt2", "gpt4", None]), ids=str)
 def trained(request):
     kind, pattern = request.param
-    text = SMALL if pattern else SMALL[:3000]
+    text = SMALL if pattern else SMALL[:1500]
     return kind().train(text, 400, pattern, special_tokens=["<|end|>", "<|end|>x"])
 
 
 def random_texts(rng, n, size=40):
-    """Texts of ASCII, letters from everywhere, marks, numbers, blanks and symbols, in random runs."""
+    """Random runs of ASCII, letters from everywhere, marks, numbers, blanks and symbols."""
     pools = [
         "ab's",
         "'LL'Ve'ſ",
@@ -109,7 +109,7 @@ def split_by_hand(text, pattern):
 
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4"])
 def test_splits_follow_the_patterns_on_any_text(pattern, rng):
-    for text in [*HARD, *random_texts(rng, 1500), SMALL[:5000]]:
+    for text in [*HARD, *random_texts(rng, 400), SMALL[:5000]]:
         assert stage.pretokenize(text, pattern) == split_by_hand(text, pattern), repr(text)
 
 
@@ -164,7 +164,7 @@ def textbook(text, n_merges, pattern):
 
 
 @pytest.mark.parametrize("pattern", ["gpt2", "gpt4", None])
-@pytest.mark.parametrize("text", [SMALL[:4000], "a" * 300, "abababaab" * 20, "aaabaaab aab", "x"])
+@pytest.mark.parametrize("text", [SMALL[:2000], "a" * 300, "abababaab" * 20, "aaabaaab aab", "x"])
 def test_merges_and_ids_are_the_textbooks(text, pattern):
     merges, pieces = textbook(text, 120, pattern)
     tokenizer = BPETokenizer().train(text, 376, pattern)
@@ -175,7 +175,7 @@ def test_merges_and_ids_are_the_textbooks(text, pattern):
 
 
 def test_merges_are_the_textbooks_on_random_words_full_of_ties(rng):
-    for _ in range(150):
+    for _ in range(80):
         words = {
             bytes(rng.choice([97, 98, 99], rng.integers(1, 12))): int(rng.integers(1, 4))
             for _ in range(5)
@@ -185,7 +185,7 @@ def test_merges_are_the_textbooks_on_random_words_full_of_ties(rng):
 
 def test_ratio_merges_are_the_recounted_ones(rng):
     """WordPiece's score recounted from nothing each step, ties to the smallest pair."""
-    for _ in range(60):
+    for _ in range(40):
         words = {
             bytes(rng.choice([97, 98, 99, 100], rng.integers(1, 9))): int(rng.integers(1, 5))
             for _ in range(6)
@@ -240,7 +240,7 @@ def test_an_iterable_is_documents_and_size_is_a_bound():
 def test_one_repeated_letter_takes_no_quadratic_time(pattern):
     """Four times the letters must not take sixteen times as long."""
     seconds = []
-    for n in (50_000, 200_000):
+    for n in (30_000, 120_000):
         start = time.process_time()
         tokenizer = BPETokenizer().train("a" * n, 4096, pattern)
         assert tokenizer.decode(tokenizer.encode("a" * n)) == "a" * n
@@ -302,7 +302,7 @@ def test_specials_are_cut_out_of_the_training_text():
         (lambda t: t.train(SMALL, 300, "gpt3"), "pattern 'gpt3': expected one of"),
         (lambda t: t.train(SMALL, 300, None, ["x", "x"]), "distinct non-empty"),
         (lambda t: t.train(SMALL, 300, None, [""]), "distinct non-empty"),
-        (lambda t: t.train(SMALL, 300, None, ["a"]), "expected texts that are no tokens"),
+        (lambda t: t.train("a b", 300, None, ["a"]), "expected texts that are no tokens"),
         (lambda t: t.train(b"bytes", 300), "text is bytes"),
         (lambda t: t.train(["a", 7], 300), "int: expected str"),
         (lambda t: t.train(None, 300), "NoneType"),
@@ -451,7 +451,8 @@ def test_expected_counts_are_the_gradient_of_log_p(lattice):
 
 def test_em_never_lowers_the_likelihood(lattice):
     words = {b"abcab": 4, b"bcabc": 2, b"aab": 7, b"ca": 5}
-    score, previous = lattice[1], -math.inf
+    norm = math.log(sum(map(math.exp, lattice[1].values())))
+    score, previous = {p: log_p - norm for p, log_p in lattice[1].items()}, -math.inf
     for _ in range(15):
         counts, log_likelihood = stage.expected_counts(words, score, 7)
         assert log_likelihood >= previous - 1e-9
@@ -467,7 +468,7 @@ def test_samples_have_the_probability_of_the_cut(lattice, temperature, rng):
     tokenizer.vocab |= {i: p for i, p in enumerate(score, 256) if len(p) > 1}
     tokenizer._prepare()
     tokenizer.score = score
-    n = 3000
+    n = 1500
     seen = Counter(
         tuple(tokenizer.vocab[i] for i in tokenizer.sample(word.decode(), rng, temperature))
         for _ in range(n)
