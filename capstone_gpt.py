@@ -94,9 +94,10 @@ def linear_backward(dy, cache):
     return dx, flat_x.T @ flat_dy, db
 
 
-# Embedding. y = W[i] picks row i, which is the linear layer for a one-hot input. Its dW = xᵀdy adds
-# each dy to the row its token came from; a token met twice collects twice, so the rows must be
-# *added*.
+# Embedding. y = W[i] picks row i, which is the linear layer for a one-hot input x. Its dW = xᵀdy
+# adds each dy to the row its token came from; a token met twice collects twice, so rows must be
+# *added*. With few different tokens the product with the one-hot x is fastest, with many a loop
+# over tokens.
 
 
 def embedding_forward(idx, W):
@@ -107,8 +108,11 @@ def embedding_forward(idx, W):
 def embedding_backward(dy, cache):
     """dW (V, C); ids have no derivative."""
     idx, W = cache
+    flat_dy = dy.reshape(-1, dy.shape[-1])
+    if len(W) <= 256:
+        return (np.arange(len(W))[:, None] == idx.ravel()).astype(dy.dtype) @ flat_dy
     dW = np.zeros(W.shape, dy.dtype)
-    for i, d in zip(idx.ravel().tolist(), dy.reshape(-1, dy.shape[-1])):  # faster than np.add.at
+    for i, d in zip(idx.ravel().tolist(), flat_dy):  # np.add.at is slower
         dW[i] += d
     return dW
 
@@ -315,25 +319,22 @@ def cross_entropy_backward(dloss, cache):
 
 
 def rope_tables(positions, D, theta, dtype):
-    """cos and sin (T, D/2) of the angles p·theta^(-2i/D)."""
+    """cos (T, 1, 1, D/2) and [-sin, sin] (T, 1, 2, D/2) of the angles p·theta^(-2i/D)."""
     angles = np.asarray(positions, np.float64)[:, None] * theta ** (-np.arange(0, D, 2) / D)
-    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    cos, sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    return cos[:, None, None], np.stack([-sin, sin], 1)[:, None]
 
 
 def rope_forward(x, cos, sin):
-    """Rotate x (..., T, D) by its positions' angles."""
-    half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
-    y = np.empty(x.shape, x.dtype)
-    np.multiply(a, cos, out=y[..., :half])
-    np.multiply(b, cos, out=y[..., half:])
-    y[..., :half] -= b * sin
-    y[..., half:] += a * sin
-    return y, (cos, sin)
+    """Rotate x (B, T, H, D): halves [a, b] become [a cos - b sin, b cos + a sin] in every head."""
+    ab = x.reshape(*x.shape[:-1], 2, -1)  # (B, T, H, 2, D/2)
+    y = ab[..., ::-1, :] * sin
+    y += ab * cos
+    return y.reshape(x.shape), (cos, sin)
 
 
 def rope_backward(dy, cache):
-    """dx (..., T, D): the rotation back."""
+    """dx (B, T, H, D): the rotation back."""
     cos, sin = cache
     return rope_forward(dy, cos, -sin)[0]
 
@@ -458,10 +459,11 @@ def block_forward(x, p, config, rope=None, rng=None, kv=None):
     H, Hkv, D = config.n_head, config.n_kv_head, config.head_size
     h, norm1 = norm_forward(x, p, "norm1", config)
     qkv, proj = linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
-    qkv = qkv.reshape(B, T, H + 2 * Hkv, D).transpose(0, 2, 1, 3)  # (B, H + 2Hkv, T, D)
-    q, k, v = qkv[:, :H], qkv[:, H : H + Hkv], qkv[:, H + Hkv :]
+    qkv = qkv.reshape(B, T, H + 2 * Hkv, D)
+    qk, v = qkv[:, :, : H + Hkv], qkv[:, :, H + Hkv :]
     if rope:
-        q, k = rope_forward(q, *rope)[0], rope_forward(k, *rope)[0]
+        qk, _ = rope_forward(qk, *rope)
+    q, k, v = (t.transpose(0, 2, 1, 3) for t in (qk[:, :, :H], qk[:, :, H:], v))  # (B, H, T, D)
     if kv:
         k, v = kv(k, v)
     a, attention = attention_forward(q, k, v, config.dropout, rng)
@@ -490,11 +492,12 @@ def block_backward(dy, cache):
     dx += dy  # the residual path
     da = project_backward(dropout_backward(dx, drop1), out, grads, "out")
     da = da.reshape(B, T, config.n_head, config.head_size).transpose(0, 2, 1, 3)
-    dq, dk, dv = attention_backward(da, attention)
+    dqkv = np.concatenate(attention_backward(da, attention), 1).transpose(0, 2, 1, 3)
     if rope:
-        dq, dk = rope_backward(dq, rope), rope_backward(dk, rope)
-    dqkv = np.concatenate([d.transpose(0, 2, 1, 3).reshape(B, T, -1) for d in (dq, dk, dv)], -1)
-    dh = norm_backward(project_backward(dqkv, proj, grads, "qkv"), norm1, grads, "norm1")
+        n = config.n_head + config.n_kv_head
+        dqkv = np.concatenate([rope_backward(dqkv[:, :, :n], rope), dqkv[:, :, n:]], 2)
+    dh = project_backward(dqkv.reshape(B, T, -1), proj, grads, "qkv")
+    dh = norm_backward(dh, norm1, grads, "norm1")
     dx += dh
     return dx, grads
 

@@ -83,7 +83,7 @@ def test_activations_survive_huge_inputs(pair):
 
 
 def test_rope_turns_pairs_and_scores_depend_on_distance_only(rng):
-    q, k = rng.normal(size=(2, 1, 6)), rng.normal(size=(2, 1, 6))
+    q, k = rng.normal(size=(2, 1, 3, 6)), rng.normal(size=(2, 1, 3, 6))
     cos, sin = gpt.rope_tables(np.arange(20), 6, 10000.0, np.float64)
 
     def score(a, b):
