@@ -1,0 +1,1081 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["numpy>=2.0"]
+# ///
+"""Stage 4: descend. A gradient says which way is down; how should one walk?
+
+Training is a search for the lowest point of a landscape with a hundred thousand dimensions or
+more, of which we only ever feel the slope under our feet, and that through noise. Every method
+here answers one question: given the slopes so far, which step now? Plain gradient descent takes
+the slope as it is; momentum remembers; AdaGrad, RMSprop and Adam give each coordinate its own
+scale; Lion and Muon ask again what "steepest" means. Each is derived, and then raced: on
+landscapes one can draw, against the rates that theory proves, and on the language model of stage 3.
+
+  Theory:  1 the problem   2 steepest descent   3 a proven rate   4 noise and batches   5 landscapes
+  Methods: 6 what all share   7 momentum, Nesterov   8 AdaGrad, RMSprop   9 Adam, AdamW
+           10 Lion   11 Muon
+  Craft:   12 clipping   13 schedules   14 the language model   15 training it
+
+Prints measured rates against proven ones, noise against batch size, a race on four landscapes and
+two drawn paths, the language model trained by nine optimizers and under eight schedules, and the
+best pair trained longer (under a minute; --fast: a smoke run, --seed N, --text FILE, --tune: the
+sweep over learning rates from which the ones in this file were taken, a few minutes).
+
+Rests on: Cauchy (1847); Robbins, Monro (1951), stochastic approximation; Polyak (1964), heavy
+ball; Nesterov (1983), accelerated gradient; Duchi, Hazan, Singer (2011), AdaGrad; Tieleman, Hinton
+(2012), RMSprop; Kingma, Ba (2015), Adam; Loshchilov, Hutter (2017, 2019), SGDR and AdamW;
+Chen et al. (2023), Lion; Jordan et al. (2024), Muon; Bernstein, Newhouse (2024), "Old optimizer,
+new norm". Update rules and defaults are torch.optim's (benchmarks/check_optimizers.py compares).
+"""
+
+import argparse
+import math
+import numbers
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+# %% 1. The problem
+#
+# A model has parameters θ, a list of d numbers. Example i costs ℓᵢ(θ), and we want
+#
+#     minimise  L(θ) = (1/N)·Σᵢ ℓᵢ(θ)    over θ in ℝᵈ.
+#
+# In stage 3, ℓᵢ = -ln P(next letter | context). Solving ∇L = 0 by algebra works for straight lines
+# and little else. Trying out a grid of 10 values for each of d = 100,000 coordinates takes
+# 10¹⁰⁰⁰⁰⁰ evaluations. What we can afford is L and its gradient g = ∇L(θ) at one place at a time:
+# a backward pass costs about two forward passes, whatever d is (stage 2). So we walk:
+#
+#     θ ← θ + δ,    δ chosen from the gradients seen so far.
+#
+# Nothing promises the lowest point of all: where g = 0 we stop, at a minimum, or on a saddle. For
+# large networks that turns out to be good enough; how we walk decides how soon.
+
+# %% 2. Steepest descent: what the gradient promises
+#
+# Taylor: near θ the landscape is a plane, plus something that shrinks with the square of the step,
+#
+#     L(θ + δ) = L(θ) + g·δ + O(‖δ‖²).
+#
+# Among all steps of length ‖δ‖ = r, which makes g·δ smallest? g·δ = ‖g‖·r·cos(angle) ≥ -‖g‖·r
+# (Cauchy-Schwarz), with equality only for δ = -r·g/‖g‖: straight against the gradient. Hence
+#
+#     θ ← θ - η·g,    η > 0 the learning rate.
+#
+# How large may η be? Suppose no direction curves more than Λ: L(θ+δ) ≤ L(θ) + g·δ + ½Λ‖δ‖²
+# everywhere. Put δ = -ηg:
+#
+#     L(θ - ηg) ≤ L(θ) - η·(1 - ½ηΛ)·‖g‖².
+#
+# Every step with 0 < η < 2/Λ goes down (if g ≠ 0), and the bound is best at η = 1/Λ. Add it up at
+# η = 1/Λ over T steps: Σ ‖gₜ‖²/(2Λ) ≤ L(θ₀) - L(θ_T) ≤ L(θ₀) - min L, so the smallest of the
+# ‖gₜ‖² is at most 2Λ·(L(θ₀) - min L)/T: the slope dies away on any smooth landscape. ∎
+#
+# "Of length r" was measured by Pythagoras. Other lengths give other steepest steps; sections 10
+# and 11 come back to that, and find Lion and Muon.
+
+# %% 3. How fast? A proven rate
+#
+# Near a minimum θ*, Taylor's next term makes the landscape a bowl. Turn the axes along its
+# eigenvectors and put θ* at 0: L = ½·Σᵢ λᵢ·xᵢ², with gradient λᵢxᵢ and curvatures
+# 0 < μ = min λ ≤ λᵢ ≤ max λ = Λ. One step of gradient descent multiplies each coordinate by itself:
+#
+#     xᵢ ← xᵢ - ηλᵢxᵢ = (1 - ηλᵢ)·xᵢ.
+#
+# So after t steps xᵢ = (1 - ηλᵢ)ᵗ·xᵢ(0): it converges if and only if all |1 - ηλᵢ| < 1, that is
+# 0 < η < 2/Λ, and it converges like ρᵗ with ρ = max |1 - ηλᵢ|, attained at an end: λ = μ or Λ.
+# As η grows, |1 - ημ| falls and |1 - ηΛ| rises once past zero; the larger is least where they meet:
+#
+#     1 - ημ = ηΛ - 1    ⟹    η = 2/(Λ + μ),    ρ = (Λ - μ)/(Λ + μ) = (κ - 1)/(κ + 1),    κ = Λ/μ.
+#
+# κ is the condition number: how elongated the bowl is. Since ln((κ+1)/(κ-1)) ≥ 2/κ (ln's series:
+# 2·(1/κ + 1/(3κ³) + ...)), t = ½κ·ln(1/ε) steps are enough to shrink the distance to ε times
+# itself: ρᵗ ≤ e^(-2t/κ) = ε. ∎ The steep direction dictates η, the flat one has to live with it.
+
+
+# %% 4. Noise and batch size
+#
+# Over a random batch of B examples the gradient is ĝ = (1/B)·Σ ∇ℓᵢ: right on average, and if one
+# example's gradient has variance σ², the mean of B independent ones has σ²/B. So the error
+# shrinks like 1/√B only: four times the work for half of it. What does it do to the walk?
+# Take one coordinate of the bowl, ĝ = λx + n with E[n] = 0, Var(n) = σ²/B, n independent of x:
+#
+#     x ← (1 - ηλ)x - ηn,    so    Var(x) ← (1 - ηλ)²·Var(x) + η²σ²/B.
+#
+# It settles where both sides agree. 1 - (1 - ηλ)² = ηλ(2 - ηλ), hence
+#
+#     Var(x) = ησ² / (B·λ·(2 - ηλ)) ≈ (η/B)·σ²/(2λ)    for small η.
+#
+# With a constant rate SGD does not arrive: it hovers, in a cloud whose size depends on η/B. There
+# are two cures. A larger batch, or a smaller rate; but a small rate is slow. So: large first, then
+# small, the reason for section 13. And until the cloud matters, B times the data per step buys
+# little beyond what a larger η allows (twice B, twice η: the same cloud).
+#
+# GRADIENT ACCUMULATION. If B examples do not fit into memory, send them through in pieces. The mean
+# over the batch is the mean over pieces, each weighted by its share of the examples:
+#
+#     (1/B)·Σᵢ ∇ℓᵢ = Σₚ (Bₚ/B) · (1/Bₚ)·Σ_{i in p} ∇ℓᵢ.
+#
+# Same number, up to rounding; only memory and time change.
+
+
+def noise_floor(lr, curvature, noise_variance, batch_size):
+    """Var(x) where SGD hovers on ½λx²: the formula above. ValueError unless 0 < lr < 2/λ."""
+    if not 0 < lr * curvature < 2:
+        raise ValueError(f"lr is {lr}; expected a number between 0 and {2 / curvature}")
+    return lr * noise_variance / (batch_size * curvature * (2 - lr * curvature))
+
+
+def accumulated(loss_and_grads, X, Y, micro_batch):
+    """Loss and gradients of the whole batch (X, Y), at most micro_batch examples at a time.
+
+    loss_and_grads(X, Y) must return the mean loss of its examples and a dict of its gradients.
+    """
+    if len(X) != len(Y) or len(X) == 0:
+        raise ValueError(f"{len(X)} contexts and {len(Y)} targets; expected as many, at least one")
+    check_integer("micro_batch", micro_batch, least=1)
+    total, sums = 0.0, {}
+    for i in range(0, len(X), micro_batch):
+        x, y = X[i : i + micro_batch], Y[i : i + micro_batch]
+        share = len(x) / len(X)  # the last piece may be smaller
+        loss, grads = loss_and_grads(x, y)
+        total += share * loss
+        for name, g in grads.items():
+            sums[name] = sums.get(name, 0) + share * g
+    return total, sums
+
+
+# %% 5. Landscapes
+#
+# Four, each with one difficulty. All take points (..., 2) and return heights (...), slopes (..., 2).
+
+
+def quadratic(points, kappa=100.0):
+    """The elongated bowl ½(x² + κy²), minimum 0 at (0, 0): section 3 in person."""
+    scale = np.array([1.0, kappa])
+    return 0.5 * (points * points) @ scale, points * scale
+
+
+def rosenbrock(points):
+    """(1 - x)² + 100(y - x²)²: a bent, nearly flat valley; minimum 0 at (1, 1). Rosenbrock 1960."""
+    x, y = points[..., 0], points[..., 1]
+    off = y - x * x  # distance from the valley floor y = x²
+    slope = np.stack([-2 * (1 - x) - 400 * x * off, 200 * off], axis=-1)
+    return (1 - x) * (1 - x) + 100 * off * off, slope
+
+
+def saddle(points):
+    """½x² - ½y² + ¼y⁴: at (0, 0) the slope is zero but y leads down, to -¼ at (0, ±1)."""
+    x, y = points[..., 0], points[..., 1]
+    y2 = y * y
+    return 0.5 * x * x - 0.5 * y2 + 0.25 * y2 * y2, np.stack([x, y * y2 - y], axis=-1)
+
+
+def rastrigin(points):
+    """20 + Σ (x² - 10·cos 2πx): a dimple at every integer point, 0 at (0, 0). Rastrigin 1974."""
+    wave = 2 * np.pi * points
+    height = 20 + (points * points - 10 * np.cos(wave)).sum(axis=-1)
+    return height, 2 * points + 20 * np.pi * np.sin(wave)
+
+
+# %% 6. What all optimizers share
+#
+# Parameters are a dict of arrays, updated in place; gradients a dict with the same keys. A method
+# differs from another only in what it remembers of each array (its slots) and in its update. So
+# the base class checks, counts and stores, and each method below is its derivation's last line.
+
+
+def check_number(name, value, low=0.0, high=math.inf, low_included=False, high_included=False):
+    """ValueError unless value is a real number between low and high."""
+    if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):
+        above = value >= low if low_included else value > low
+        if above and (value <= high if high_included else value < high):
+            return
+    left, right = "[" if low_included else "(", "]" if high_included else ")"
+    raise ValueError(f"{name} is {value!r}; expected a number in {left}{low:g}, {high:g}{right}")
+
+
+def check_integer(name, value, least=0):
+    """ValueError unless value is an integer of at least `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+
+
+def check_like(what, given, params):
+    """ValueError unless `given` has the keys of params, and each of its arrays the same shape."""
+    if not isinstance(given, dict) or given.keys() != params.keys():
+        names = sorted(map(str, given)) if isinstance(given, dict) else type(given).__name__
+        raise ValueError(f"{what} are {names}; expected {sorted(params)}, one for each parameter")
+    for name, p in params.items():
+        if np.shape(given[name]) != p.shape:
+            shape = np.shape(given[name])
+            raise ValueError(f"{what}[{name!r}] has shape {shape}; expected {p.shape}")
+
+
+class Optimizer:
+    """What all methods share: step(grads), lr, state_dict(), load_state_dict(state).
+
+    params: a dict of floating-point arrays, which step() changes in place. ValueError: no params, a
+    parameter that is not such an array, lr <= 0, or a setting out of its range.
+    """
+
+    slots = ()  # what the method remembers of each parameter, zero at first
+
+    def __init__(self, params, lr, **settings):
+        if not isinstance(params, dict) or not params:
+            raise ValueError(f"params are {params!r}; expected a dict of at least one array")
+        for name, p in params.items():
+            if not isinstance(p, np.ndarray) or not np.issubdtype(p.dtype, np.floating):
+                kind = getattr(p, "dtype", type(p).__name__)
+                raise ValueError(f"params[{name!r}] is {kind}; expected a floating-point array")
+        check_number("lr", lr)
+        for name, value in settings.items():
+            if name == "betas":
+                if np.shape(value) != (2,):
+                    raise ValueError(f"betas are {value!r}; expected two numbers")
+                value = tuple(value)
+                for beta in value:
+                    check_number("a beta of betas", beta, 0, 1, low_included=True)
+            elif name not in ("nesterov", "ns_steps"):
+                high = 1 if name in ("momentum", "alpha") else math.inf
+                check_number(name, value, 0, high, low_included=True)
+            setattr(self, name, value)
+        self.params, self.lr, self.t = params, lr, 0
+        self.settings = ("lr", *settings)
+        self.state = {s: {k: np.zeros_like(p) for k, p in params.items()} for s in self.slots}
+
+    @property
+    def lr(self):
+        """The learning rate; assign to it to follow a schedule (which may end at 0)."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value):
+        check_number("lr", value, low_included=True)
+        self._lr = value
+
+    def step(self, grads):
+        """One update of every parameter, in place. ValueError: keys or shapes do not match."""
+        check_like("grads", grads, self.params)
+        self.t += 1
+        for name, p in self.params.items():
+            g = np.asarray(grads[name], dtype=p.dtype)
+            self.update(p, g, *(self.state[slot][name] for slot in self.slots))
+
+    def state_dict(self):
+        """All that a resumed run needs besides the parameters, as copies."""
+        state = {
+            slot: {k: a.copy() for k, a in arrays.items()} for slot, arrays in self.state.items()
+        }
+        settings = {name: getattr(self, name) for name in self.settings}
+        return {"optimizer": type(self).__name__, "settings": settings, "t": self.t, "state": state}
+
+    def load_state_dict(self, saved):
+        """Continue where state_dict() was taken, exactly. ValueError if it does not fit."""
+        own = self.state_dict()
+        if not isinstance(saved, dict) or saved.keys() != own.keys():
+            raise ValueError(f"the state is not one of state_dict(); expected the keys {list(own)}")
+        if saved["optimizer"] != own["optimizer"]:
+            kinds = f"{saved['optimizer']!r}; expected {own['optimizer']!r}"
+            raise ValueError(f"the state is of the optimizer {kinds}")
+        for part in ("settings", "state"):
+            if saved[part].keys() != own[part].keys():
+                raise ValueError(f"{part} has {list(saved[part])}; expected {list(own[part])}")
+        check_integer("t", saved["t"])
+        for slot, arrays in saved["state"].items():
+            check_like(slot, arrays, self.params)
+        type(self)(self.params, **{**saved["settings"], "lr": 1.0})  # checks the other settings
+        for name, value in saved["settings"].items():
+            setattr(self, name, value)
+        self.t = int(saved["t"])
+        for slot, arrays in self.state.items():
+            for name, array in arrays.items():
+                array[...] = saved["state"][slot][name]
+
+
+# %% 7. Momentum, and Nesterov's look ahead
+#
+# In a long valley the slope across flips its sign with every step and the slope along it stays.
+# A sum of past gradients cancels the first and piles up the second (Polyak's heavy ball):
+#
+#     b ← βb + g,    θ ← θ - ηb.
+#
+# Under a constant g, b grows to g·(1 + β + β² + ...) = g/(1 - β): at β = 0.9, ten times the step.
+# Why it is faster: ηbₜ is minus the last step, so θₜ₊₁ = θₜ - ηgₜ + β(θₜ - θₜ₋₁). In the bowl,
+# g = λx, and xₜ = zᵗ solves it if
+#
+#     z² - (1 + β - ηλ)·z + β = 0.
+#
+# If the two roots are complex they are conjugates with product β, so |z| = √β, whatever λ is: all
+# directions shrink alike. They are complex (or one double root) iff (1 + β - ηλ)² ≤ 4β, that is
+# (1 - √β)² ≤ ηλ ≤ (1 + √β)². Let the two ends be ημ and ηΛ; divide: √κ = (1 + √β)/(1 - √β), so
+#
+#     √β = ρ = (√κ - 1)/(√κ + 1),    η = (1 + √β)²/Λ = (2/(√Λ + √μ))².
+#
+# √κ where gradient descent had κ: a valley of 10,000 costs like one of 100. ∎
+#
+# NESTEROV takes the slope where momentum is about to carry us, φ - ηβb, not where we are, φ:
+#
+#     b ← βb + g(φ - ηβb),    φ ← φ - ηb.
+#
+# Gradients come at the point where the model stands, so let θ = φ - ηβb be that point. With the
+# new b: θ′ = φ′ - ηβb′ = φ - ηb′ - ηβb′. And φ = θ + ηβb = θ + η(b′ - g), as βb = b′ - g. Together:
+#
+#     θ′ = θ - η·(g + βb′).
+#
+# In the bowl, φₜ₊₁ = (1 - ηλ)·(φₜ + β(φₜ - φₜ₋₁)), so z² - (1 + β)(1 - ηλ)z + β(1 - ηλ) = 0. Take
+# η = 1/Λ and β = (s - 1)/(s + 1), s = √κ. At λ = μ, 1 - ηλ = (s² - 1)/s², and both (1 + β)²(1 - ηλ)
+# and 4β are 4(s - 1)/(s + 1): a double root. For larger λ, with q = 1 - ηλ, the discriminant
+# q·((1 + β)²q - 4β) is below 0, so |z|² = βq is largest at λ = μ: |z|² = (s - 1)²/s², ρ = 1 - 1/√κ. ∎
+# Slower here than the heavy ball, but proven on every convex landscape, where the ball may circle.
+#
+# WEIGHT DECAY adds the penalty ½w‖θ‖² to the loss: the gradient gains wθ (L2, so called).
+
+
+def proven_rates(mu, Lambda):
+    """{method: (learning rate, momentum, ρ)} on curvatures in [mu, Lambda], as derived above."""
+    if not 0 < mu <= Lambda < math.inf:
+        raise ValueError(f"curvatures are {mu} and {Lambda}; expected 0 < mu <= Lambda")
+    low, high = math.sqrt(mu), math.sqrt(Lambda)
+    rho, s = (high - low) / (high + low), high / low
+    return {
+        "descent, 1/Λ": (1 / Lambda, 0, 1 - mu / Lambda),
+        "descent, best": (2 / (Lambda + mu), 0, (Lambda - mu) / (Lambda + mu)),
+        "descent, 2.01/Λ": (2.01 / Lambda, 0, max(1.01, abs(1 - 2.01 * mu / Lambda))),
+        "Nesterov": (1 / Lambda, (s - 1) / (s + 1), 1 - 1 / s),
+        "heavy ball": ((2 / (low + high)) ** 2, rho * rho, rho),
+    }
+
+
+class SGD(Optimizer):
+    """Gradient descent; with momentum > 0 the heavy ball, or Nesterov's method."""
+
+    slots = ("b",)
+
+    def __init__(self, params, lr, momentum=0, nesterov=False, weight_decay=0):
+        super().__init__(
+            params, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        )
+        if nesterov and momentum == 0:
+            raise ValueError("momentum is 0; nesterov=True expected a number above 0")
+
+    def update(self, p, g, b):
+        g = g + self.weight_decay * p if self.weight_decay else g
+        if self.momentum:
+            b *= self.momentum
+            b += g
+            g = g + self.momentum * b if self.nesterov else b
+        p -= self.lr * g
+
+
+# %% 8. A scale for every coordinate: AdaGrad and RMSprop
+#
+# The best η for a coordinate depends on its curvature, and coordinates differ: the embedding of
+# "z" gets a gradient rarely, that of "e" always. Stretch a coordinate, x = c·x̃: its gradient in x̃
+# is c·g, so the step -η·c·g in x̃ moves x by -η·c²·g. Units matter, and they should not. Divide by
+# a typical size of that coordinate's gradient, and the step in x̃ is independent of c. AdaGrad
+# takes the root of the sum of all squares so far:
+#
+#     s ← s + g²,    θ ← θ - η·g/(√s + ε)        (entry by entry; ε only prevents 0/0).
+#
+# The first step is η·sign(g), whatever the units. For gradients of constant size |g| it is
+# η/√t at step t: a schedule for free, just what convex problems want (Duchi et al. bound the
+# regret by O(√T)). For networks, s keeps growing and learning dies. RMSprop forgets: it takes an
+# exponential moving average, in which a square that is k steps old counts αᵏ(1 - α),
+#
+#     v ← αv + (1 - α)g²,    θ ← θ - η·g/(√v + ε).
+
+
+class AdaGrad(Optimizer):
+    """Every coordinate's rate divided by the root of the sum of its squared gradients."""
+
+    slots = ("s",)
+
+    def __init__(self, params, lr=1e-2, eps=1e-10, weight_decay=0):
+        super().__init__(params, lr, eps=eps, weight_decay=weight_decay)
+
+    def update(self, p, g, s):
+        g = g + self.weight_decay * p if self.weight_decay else g
+        s += g * g
+        p -= self.lr * g / (np.sqrt(s) + self.eps)
+
+
+class RMSprop(Optimizer):
+    """Every coordinate's rate divided by a moving root mean square of its gradients."""
+
+    slots = ("v",)
+
+    def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0):
+        super().__init__(params, lr, alpha=alpha, eps=eps, weight_decay=weight_decay)
+
+    def update(self, p, g, v):
+        g = g + self.weight_decay * p if self.weight_decay else g
+        v *= self.alpha
+        v += (1 - self.alpha) * (g * g)
+        p -= self.lr * g / (np.sqrt(v) + self.eps)
+
+
+# %% 9. Adam, and AdamW
+#
+# Momentum and RMSprop together: a moving average m of g over one of g²,
+#
+#     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g².
+#
+# Both start at 0, so both are too small at first. By how much? Unroll, and let E[gᵢ] be the same
+# in all steps:
+#
+#     mₜ = (1 - β₁)·Σ_{i=1..t} β₁ᵗ⁻ⁱ·gᵢ,    E[mₜ] = E[g]·(1 - β₁)·Σ_{k=0..t-1} β₁ᵏ = E[g]·(1 - β₁ᵗ),
+#
+# since (1 - β)(1 + β + ... + βᵗ⁻¹) telescopes to 1 - βᵗ. The same for v with E[g²]. So divide:
+#
+#     m̂ = m/(1 - β₁ᵗ),    v̂ = v/(1 - β₂ᵗ),    θ ← θ - η·m̂/(√v̂ + ε).
+#
+# At t = 1, m̂ = g and v̂ = g²: the step is η·sign(g). Uncorrected it would be
+# (1 - β₁)/√(1 - β₂) = 3.2 times that at the usual betas. The step hardly ever exceeds η, so η has
+# a meaning: how far a coordinate moves. And a loss multiplied by c > 0 gives m·c and v·c²: at
+# ε = 0 exactly the same walk.
+#
+# AdamW. With L2 the decay wθ passes through m̂/√v̂ like the rest of the gradient: a weight with
+# large gradients is decayed less, one with small ones more, and w loses its meaning. Decouple it:
+#
+#     θ ← (1 - ηw)·θ,    then Adam's step, of the loss alone.
+#
+# For plain SGD the two are the same: θ - η(g + wθ) = (1 - ηw)θ - ηg. For Adam they are not.
+
+
+class Adam(Optimizer):
+    """Momentum over root mean square, both corrected for starting at zero; weight_decay is L2."""
+
+    slots = ("m", "v")
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
+        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def update(self, p, g, m, v):
+        g = g + self.weight_decay * p if self.weight_decay else g
+        self.descend(p, g, m, v)
+
+    def descend(self, p, g, m, v):
+        """The step of Adam and of AdamW."""
+        beta1, beta2 = self.betas
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * (g * g)
+        root = np.sqrt(v) / math.sqrt(1 - beta2**self.t)  # √v̂
+        p -= self.lr / (1 - beta1**self.t) * m / (root + self.eps)
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay."""
+
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+    def update(self, p, g, m, v):
+        p *= 1 - self.lr * self.weight_decay
+        self.descend(p, g, m, v)
+
+
+# %% 10. Lion: steepest when length is the largest entry
+#
+# Section 2 asked for the best step of length r. Measure length by the largest entry instead:
+#
+#     minimise g·δ subject to |δᵢ| ≤ η for all i:    δᵢ = -η·sign(gᵢ),    g·δ = -η·Σ|gᵢ|,
+#
+# each term being as small as it can be. ∎ A step of signs: Adam's first, and Adam's at β₁ = β₂ = 0.
+# Lion, which Chen et al. found by a program search, takes the sign of a momentum, and mixes more
+# of the present gradient into the step (β₁) than into the memory (β₂):
+#
+#     c = β₁m + (1 - β₁)g,    θ ← (1 - ηw)θ - η·sign(c),    m ← β₂m + (1 - β₂)g.
+#
+# One slot where Adam has two. Every entry moves by a full η, so rates are 3-10 times below Adam's.
+
+
+class Lion(Optimizer):
+    """The sign of a momentum (Chen et al. 2023); decoupled weight decay."""
+
+    slots = ("m",)
+
+    def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0):
+        super().__init__(params, lr, betas=betas, weight_decay=weight_decay)
+
+    def update(self, p, g, m):
+        beta1, beta2 = self.betas
+        p *= 1 - self.lr * self.weight_decay
+        p -= self.lr * np.sign(beta1 * m + (1 - beta1) * g)
+        m *= beta2
+        m += (1 - beta2) * g
+
+
+# %% 11. Muon: steepest when length is what a matrix does to vectors
+#
+# A weight matrix is no list: it multiplies vectors. Its natural length is the most it stretches
+# one, ‖Δ‖ = max ‖Δv‖/‖v‖, its largest singular value. With G = U·S·Vᵀ = Σ σᵢuᵢvᵢᵀ (the SVD, σᵢ > 0):
+#
+#     ⟨G, Δ⟩ = Σ GⱼₖΔⱼₖ = Σᵢ σᵢ·uᵢᵀΔvᵢ ≥ -Σᵢ σᵢ·‖Δ‖,    equality for Δ = -‖Δ‖·U·Vᵀ,
+#
+# because |uᵀΔv| ≤ ‖Δv‖ ≤ ‖Δ‖ for unit u, v, and uᵢᵀ(UVᵀ)vᵢ = 1. ∎ So: keep the directions of G,
+# set all singular values to 1. What a gradient says loudly and what it whispers get the same step.
+#
+# An SVD is slow. But an odd polynomial acts on singular values alone: X·Xᵀ = U·S²·Uᵀ, so
+#
+#     aX + b(XXᵀ)X + c(XXᵀ)²X = U·(aS + bS³ + cS⁵)·Vᵀ:    σ ← aσ + bσ³ + cσ⁵, matrix products only.
+#
+# Dividing by the root of the sum of squares first puts every σ into [0, 1] (‖S‖² = Σσᵢ²). The
+# classical (15, -10, 3)/8 converges to 1 but multiplies a small σ by 15/8 only; Muon's coefficients
+# multiply it by 3.44, and in five rounds all but the tiniest arrive near 1, roughly 0.7 to 1.2.
+# Near is enough. The rest is momentum as a moving average, Nesterov's step in its terms, decoupled
+# decay, and a factor for tall matrices, √max(1, rows/columns):
+#
+#     B ← μB + (1 - μ)G,  O = orthogonalize((1 - μ)G + μB),  W ← (1 - ηw)W - η·√max(1, r/c)·O.
+
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c, from Jordan et al. 2024
+
+
+def orthogonalize(G, steps=5, eps=1e-7):
+    """About U·Vᵀ of G = U·S·Vᵀ (rows, columns), by Newton-Schulz: singular values near 1.
+
+    Unlike torch, which computes in bfloat16, this stays in the dtype of G. ValueError: no matrix.
+    """
+    if np.ndim(G) != 2:
+        raise ValueError(f"G has shape {np.shape(G)}; expected a matrix")
+    check_integer("steps", steps)
+    a, b, c = NEWTON_SCHULZ
+    X = G.T if G.shape[0] > G.shape[1] else G  # X·Xᵀ is the smaller of the two products
+    X = X / max(np.linalg.norm(X), eps)
+    for _ in range(steps):
+        A = X @ X.T
+        X = a * X + (b * A + c * (A @ A)) @ X
+    return X.T if G.shape[0] > G.shape[1] else X
+
+
+class Muon(Optimizer):
+    """Orthogonalized momentum (Jordan et al. 2024), for weight matrices. ValueError for others."""
+
+    slots = ("B",)
+
+    def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5):
+        super().__init__(
+            params,
+            lr,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            nesterov=nesterov,
+            ns_steps=ns_steps,
+        )
+        check_integer("ns_steps", ns_steps, least=1)
+        for name, p in params.items():
+            if p.ndim != 2:
+                wanted = "expected a matrix; use AdamW for biases, gains and other shapes"
+                raise ValueError(f"params[{name!r}] has shape {p.shape}; {wanted}")
+
+    def update(self, p, g, B):
+        mu = self.momentum
+        B *= mu
+        B += (1 - mu) * g
+        O = orthogonalize((1 - mu) * g + mu * B if self.nesterov else B, self.ns_steps)
+        p *= 1 - self.lr * self.weight_decay
+        p -= self.lr * math.sqrt(max(1, p.shape[0] / p.shape[1])) * O
+
+
+# %% 12. Clipping
+#
+# One bad batch can have a gradient a thousand times the usual one and undo an hour. Clipping by
+# norm caps the length and keeps the direction: with n the norm over all gradients together, not
+# of each array,
+#
+#     g ← g·min(1, max_norm/(n + 10⁻⁶)).
+#
+# It is the nearest point of the ball ‖g‖ ≤ max_norm (nearly: the 10⁻⁶ is torch's). Clipping by
+# value caps each entry, which is simpler and turns the direction.
+
+
+def clip_grad_norm(grads, max_norm):
+    """Scale the dict of gradients in place to a joint norm of at most max_norm.
+
+    Returns the norm before clipping (a float); max_norm = inf only measures. ValueError: not > 0.
+    """
+    check_number("max_norm", max_norm, high_included=True)
+    norm = math.hypot(*(np.linalg.norm(g.astype(np.float64).ravel()) for g in grads.values()))
+    scale = max_norm / (norm + 1e-6)
+    if scale < 1:
+        for g in grads.values():
+            g *= scale
+    return norm
+
+
+def clip_grad_value(grads, clip_value):
+    """Cut every entry of the gradients to [-clip_value, clip_value], in place. ValueError: <= 0."""
+    check_number("clip_value", clip_value, high_included=True)
+    for g in grads.values():
+        np.clip(g, -clip_value, clip_value, out=g)
+
+
+# %% 13. Schedules
+#
+# A schedule is a plain function of the step, 0 for the first; assign its value to optimizer.lr.
+# Two arguments shape them all. Late in training the noise floor of section 4 is proportional to
+# the rate, so the rate should fall. Early in training the curvature is at its largest and Adam's v
+# rests on few gradients, so the rate should rise from small: warmup.
+#
+# Half a cosine is a smooth way down: ½(1 + cos πu) runs from 1 to 0 as u does from 0 to 1, flat at
+# both ends. A straight line does about as well. WSD (warmup, stable, decay) stays at the top and
+# falls only at the end, so that one long run can be ended, and a model taken, at any time.
+
+
+def check_schedule(step, lr, least_rate=0.0, **lengths):
+    """ValueError: a negative step, lr <= 0, a rate to end at outside 0..lr, or a length below 1."""
+    check_number("step", step, low_included=True)
+    check_number("lr", lr)
+    check_number("min_lr", least_rate, 0, lr, low_included=True, high_included=True)
+    for name, length in lengths.items():
+        check_number(name, length, 0 if name == "warmup_steps" else 1, low_included=True)
+    total = lengths.get("total_steps", math.inf)
+    if lengths.get("warmup_steps", 0) + lengths.get("decay_steps", 0) > total:
+        raise ValueError(f"{lengths}: expected the parts to fit into total_steps")
+
+
+def between(high, low, u):
+    """From high (u = 0) to low (u = 1) along half a cosine."""
+    return low + 0.5 * (high - low) * (1 + math.cos(math.pi * u))
+
+
+def constant(step, lr):
+    """The same rate at every step."""
+    check_schedule(step, lr)
+    return lr
+
+
+def step_decay(step, lr, step_size, gamma=0.1):
+    """lr·γⁿ after n whole periods of step_size steps: a staircase."""
+    check_schedule(step, lr, step_size=step_size)
+    check_number("gamma", gamma, 0, 1, high_included=True)
+    return lr * gamma ** (step // step_size)
+
+
+def exponential_decay(step, lr, gamma):
+    """lr·γᵗ: the same percentage off at every step."""
+    check_schedule(step, lr)
+    check_number("gamma", gamma, 0, 1, high_included=True)
+    return lr * gamma**step
+
+
+def linear_decay(step, lr, total_steps, min_lr=0.0):
+    """A straight line from lr at step 0 to min_lr at total_steps, and min_lr from there on."""
+    check_schedule(step, lr, min_lr, total_steps=total_steps)
+    return lr + (min_lr - lr) * min(1.0, step / total_steps)
+
+
+def warmup_cosine(step, lr, warmup_steps, total_steps, min_lr=0.0):
+    """A line up to lr at step warmup_steps, then half a cosine to min_lr at total_steps.
+
+    The first step already moves: its rate is lr/(warmup_steps + 1).
+    """
+    check_schedule(step, lr, min_lr, warmup_steps=warmup_steps, total_steps=total_steps)
+    if step < warmup_steps:
+        return lr * (step + 1) / (warmup_steps + 1)
+    return between(lr, min_lr, min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+
+
+def cosine_restarts(step, lr, cycle_steps, cycle_mult=1, min_lr=0.0):
+    """Half cosines from lr to min_lr, each cycle_mult times as long as the one before (SGDR)."""
+    check_schedule(step, lr, min_lr, cycle_steps=cycle_steps, cycle_mult=cycle_mult)
+    while step >= cycle_steps and cycle_mult > 1:
+        step, cycle_steps = step - cycle_steps, cycle_steps * cycle_mult
+    return between(lr, min_lr, step % cycle_steps / cycle_steps)
+
+
+def one_cycle(step, lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
+    """Half a cosine up to lr in the first pct_start of the steps, then one down (Smith 2018).
+
+    From lr/div_factor to lr to lr/(div_factor·final_div_factor) at the last step, total_steps - 1.
+    """
+    check_schedule(step, lr, total_steps=total_steps)
+    check_number("pct_start", pct_start, 0, 1, low_included=True, high_included=True)
+    check_number("div_factor", div_factor, 1, low_included=True)
+    check_number("final_div_factor", final_div_factor, 1, low_included=True)
+    start, last = lr / div_factor, total_steps - 1
+    peak = min(max(0.0, pct_start * total_steps - 1), last)
+    if step < peak:
+        return between(start, lr, step / peak)
+    return between(lr, start / final_div_factor, min(1.0, (step - peak) / max(1e-12, last - peak)))
+
+
+def wsd(step, lr, warmup_steps, total_steps, decay_steps, min_lr=0.0):
+    """Warmup, stable, decay: a line up, lr, and a line to min_lr in the last decay_steps."""
+    lengths = dict(warmup_steps=warmup_steps, total_steps=total_steps, decay_steps=decay_steps)
+    check_schedule(step, lr, min_lr, **lengths)
+    up = min(1.0, (step + 1) / (warmup_steps + 1))
+    left = min(1.0, max(0, total_steps - step) / decay_steps)
+    return up * lr if left == 1 else min_lr + (lr - min_lr) * left
+
+
+# %% 14. The language model to race on
+#
+# Stage 3's network, unchanged in kind: the embeddings x of the last letters, side by side, into
+# h = tanh(d + x·H), into scores z = b + h·U, into softmax. Its backward in one glance (derived in
+# stage 3): dz = (p - y)/N, then through each product a·w as da = dy·wᵀ, dw = aᵀ·dy, through tanh
+# as 1 - h², and an embedding row gets the sum over its uses.
+
+
+def nlm_init(vocab_size, context, n_embd, n_hidden, rng, dtype=np.float32):
+    """Parameters C (V, D), H (context·D, K), d (K,), U (K, V), b (V,), sized as in stage 3."""
+    m = context * n_embd
+    params = {
+        "C": rng.normal(0, 1, (vocab_size, n_embd)),
+        "H": rng.normal(0, 1 / math.sqrt(m), (m, n_hidden)),
+        "d": np.zeros(n_hidden),
+        "U": rng.normal(0, 0.1 / math.sqrt(n_hidden), (n_hidden, vocab_size)),
+        "b": np.zeros(vocab_size),
+    }
+    return {name: value.astype(dtype) for name, value in params.items()}
+
+
+def nlm_forward(X, Y, params):
+    """Mean nats of the targets Y (N,) after the contexts X (N, context) -> (loss, cache)."""
+    P = params
+    x = P["C"][X].reshape(len(X), -1)  # (N, context·D)
+    h = np.tanh(x @ P["H"] + P["d"])  # (N, K)
+    z = h @ P["U"] + P["b"]  # (N, V)
+    z -= z.max(axis=1, keepdims=True)  # softmax does not change, and nothing overflows
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))  # (N, V)
+    loss = -float(log_p[np.arange(len(Y)), Y].mean(dtype=np.float64))
+    return loss, (X, Y, params, x, h, log_p)
+
+
+def nlm_backward(dloss, cache):
+    """dloss -> the gradients of all parameters, a dict with the keys of params."""
+    X, Y, P, x, h, log_p = cache
+    dz = np.exp(log_p)
+    dz[np.arange(len(Y)), Y] -= 1
+    dz *= dloss / len(Y)  # (p - y)/N
+    da = dz @ P["U"].T
+    da *= 1 - h * h
+    dx = (da @ P["H"].T).reshape(-1, P["C"].shape[1])  # (N·context, D)
+    Et = (np.arange(len(P["C"]))[:, None] == X.reshape(-1)).astype(dx.dtype)  # (V, N·context)
+    return {"C": Et @ dx, "H": x.T @ da, "d": da.sum(0), "U": h.T @ dz, "b": dz.sum(0)}
+
+
+def nlm_score(ids, params, context):
+    """Mean nats per id, over every id that has a full context before it."""
+    X, Y = examples(ids, context)
+    parts = [slice(i, i + 4096) for i in range(0, len(X), 4096)]
+    return sum(nlm_forward(X[s], Y[s], params)[0] * len(Y[s]) for s in parts) / len(Y)
+
+
+def examples(ids, context):
+    """All (context, next id) pairs: X (N, context), Y (N,) with N = len(ids) - context."""
+    return np.lib.stride_tricks.sliding_window_view(ids[:-1], context), ids[context:]
+
+
+# %% 15. Training it
+#
+# The loop of every training program: rate, batch, gradient, clip, step. Several optimizers may
+# share the work, each on its own part of the parameters and at its own rate (parameter groups):
+# Muon takes the matrices H and U, AdamW what is left.
+
+
+def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, name=None):
+    """Train in place; schedule(step, lr) scales each optimizer's own lr. Returns losses (steps,)."""
+    rng, order, losses = np.random.default_rng(seed), [], np.empty(steps)
+    rates = [optimizer.lr for optimizer in optimizers]
+    for step in range(steps):
+        if len(order) < min(batch_size, len(X)):
+            order = rng.permutation(len(X))  # a new epoch
+        batch, order = order[:batch_size], order[batch_size:]
+        losses[step], cache = nlm_forward(X[batch], Y[batch], params)
+        grads = nlm_backward(1.0, cache)
+        clip_grad_norm(grads, 1.0)
+        for optimizer, rate in zip(optimizers, rates):
+            optimizer.lr = schedule(step, rate)
+            optimizer.step({key: grads[key] for key in optimizer.params})
+        if name and (step % 200 == 0 or step == steps - 1):
+            recent = losses[max(0, step - 499) : step + 1].mean() / math.log(2)
+            message = f"  {name}: step {step + 1:,} of {steps:,}, training loss {recent:.3f} bits"
+            progress(message, step == steps - 1)
+    return losses
+
+
+def progress(message, last=False):
+    """One line overwritten in place on a terminal; when piped, only the last message is printed."""
+    if sys.stdout.isatty():
+        print(f"\r{message:<78}", end="\n" if last else "", flush=True)
+    elif last:
+        print(message, flush=True)
+
+
+def muon_and_adamw(params, lr):
+    """Muon for the hidden matrices, AdamW at a tenth of its rate for the rest."""
+    hidden = {key: params[key] for key in ("H", "U")}
+    rest = {key: p for key, p in params.items() if key not in hidden}
+    return [Muon(hidden, lr, weight_decay=0), AdamW(rest, 0.2 * lr)]
+
+
+METHODS = {  # name: (optimizers for params and a rate, rate tuned on the development text)
+    "SGD": (lambda P, lr: [SGD(P, lr)], 2.0),
+    "heavy ball, β = 0.9": (lambda P, lr: [SGD(P, lr, 0.9)], 0.3),
+    "Nesterov, β = 0.9": (lambda P, lr: [SGD(P, lr, 0.9, True)], 0.4),
+    "AdaGrad": (lambda P, lr: [AdaGrad(P, lr)], 0.15),
+    "RMSprop": (lambda P, lr: [RMSprop(P, lr)], 0.012),
+    "Adam": (lambda P, lr: [Adam(P, lr)], 0.012),
+    "AdamW": (lambda P, lr: [AdamW(P, lr)], 0.012),
+    "Lion": (lambda P, lr: [Lion(P, lr)], 0.004),
+    "Muon + AdamW": (muon_and_adamw, 0.04),
+}
+SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, factor on the rate)
+    "constant": (lambda t, lr, T: constant(t, lr), 0.5),
+    "step_decay": (lambda t, lr, T: step_decay(t, lr, T / 3, 0.3), 1.0),
+    "exponential_decay": (lambda t, lr, T: exponential_decay(t, lr, 0.02 ** (1 / T)), 2.0),
+    "linear_decay": (lambda t, lr, T: linear_decay(t, lr, T), 1.0),
+    "warmup_cosine": (lambda t, lr, T: warmup_cosine(t, lr, T / 20, T), 1.0),
+    "cosine_restarts": (lambda t, lr, T: cosine_restarts(t, lr, T / 3, 2), 1.0),
+    "one_cycle": (lambda t, lr, T: one_cycle(t, lr, T), 1.0),
+    "wsd": (lambda t, lr, T: wsd(t, lr, T / 20, T, T / 2), 1.0),
+}
+
+# %% Demonstration
+
+DATA = Path(__file__).resolve().parent / "data"
+
+
+def report_rates():
+    """Section 3 and 7: the measured shrinkage per step beside the proven one."""
+    print("\nProven and measured: distance to the minimum, per step, on ½(x² + κy²)")
+    print("  κ        method              η         β      proven ρ   measured   steps to 10⁻⁶")
+    for kappa in (100.0, 10000.0):
+        for name, (lr, beta, rho) in proven_rates(1.0, kappa).items():
+            params, distances = {"x": np.array([1.0, 1.0])}, []
+            walker = SGD(params, lr, beta, nesterov=name == "Nesterov")
+            for _ in range(4 * int(math.sqrt(kappa) * 20)):
+                walker.step({"x": quadratic(params["x"], kappa)[1]})
+                distances.append(float(np.linalg.norm(params["x"])))
+            half = len(distances) // 2
+            measured = (distances[-1] / distances[half]) ** (1 / (len(distances) - 1 - half))
+            steps = f"{math.log(1e-6) / math.log(rho):12,.0f}" if rho < 1 else "     diverges"
+            print(f"  {kappa:<8,.0f} {name:16} {lr:9.3g} {beta:8.4f} ", end="")
+            print(f"{rho:11.5f} {measured:10.5f} {steps}")
+    print("  √κ for κ: notice the last column. (A double root shrinks like t·ρᵗ, a little slower.)")
+
+
+def report_noise(seed):
+    """Section 4: the variance at which SGD hovers, for 4,000 walkers at once."""
+    print("\nNoise: variance of x on ½x² with gradient noise of variance 1/B, 4,000 walkers")
+    print("      η     B    proven   measured")
+    rng = np.random.default_rng(seed)
+    for lr, batch in ((0.4, 1), (0.1, 1), (0.1, 4), (0.4, 4)):
+        params = {"x": np.zeros(4000)}
+        walker = SGD(params, lr)
+        for _ in range(100):
+            walker.step({"x": params["x"] + rng.normal(0, batch**-0.5, 4000)})
+        print(f"  {lr:5} {batch:5} {noise_floor(lr, 1, 1, batch):9.4f} {params['x'].var():10.4f}")
+    print("  A fourfold batch at a fourfold rate hovers about as high: η/B is what counts.")
+
+
+RACES = {  # landscape: (function, start, height to reach, which is the goal)
+    "quadratic": (quadratic, (-2.0, 1.0), 1e-6),
+    "Rosenbrock": (rosenbrock, (-1.2, 1.0), 1e-3),
+    "saddle": (saddle, (1.0, 1e-3), -0.249),
+    "Rastrigin": (rastrigin, (2.2, -1.7), 0.5),
+}
+WALKERS = {
+    "gradient descent": lambda P, lr: SGD(P, lr),
+    "heavy ball, β = 0.9": lambda P, lr: SGD(P, lr, 0.9),
+    "Nesterov, β = 0.9": lambda P, lr: SGD(P, lr, 0.9, True),
+    "AdaGrad": AdaGrad,
+    "RMSprop": RMSprop,
+    "Adam": Adam,
+    "Lion": Lion,
+    "Muon": lambda P, lr: Muon(P, lr, weight_decay=0),
+}
+
+
+def walk(landscape, start, target, make, lr, limit):
+    """The points (steps + 1, 2) of a walk until below target, at most `limit` steps; None if not."""
+    params = {"x": np.array([start])}  # (1, 2): a matrix of one row, so that Muon takes it
+    optimizer, points = make(params, lr), [params["x"][0].copy()]
+    for _ in range(limit + 1):
+        height, slope = landscape(params["x"])
+        if height[0] < target:
+            return np.array(points)
+        if not abs(height[0]) < 1e6:
+            return None
+        optimizer.step({"x": slope})
+        points.append(params["x"][0].copy())
+    return None
+
+
+def best_walk(landscape, start, target, make, limit):
+    """(lr, points) of the shortest walk over a grid of rates, four to a decade; None if none."""
+    best = None
+    for k in range(2, -15, -1):
+        lr = 10 ** (k / 4)
+        points = walk(landscape, start, target, make, lr, limit)
+        if points is not None:
+            best, limit = (lr, points), len(points) - 2  # only fewer steps can win from here on
+    return best
+
+
+def report_race(limit):
+    """Every method on every landscape at its best rate; returns the walks for drawing."""
+    print(f"\nThe race: steps to the goal at the best of 17 rates (in brackets), limit {limit:,}")
+    print(f"  {'':20}" + "".join(f"{name:>17}" for name in RACES))
+    walks = {}
+    for name, make in WALKERS.items():
+        cells = []
+        for surface, race in RACES.items():
+            walks[name, surface] = best = best_walk(*race, make, limit)
+            cells.append(f"{len(best[1]) - 1:,} ({best[0]:.2g})" if best else "-")
+        print(f"  {name:20}" + "".join(f"{cell:>17}" for cell in cells))
+    print("  A dash: not reached. Rastrigin is luck: the best rate is one that jumps well. A point")
+    print("  is one row to Muon, so its step is g/‖g‖. No method is best on every landscape.")
+    return walks
+
+
+def draw(landscape, points, x_range, y_range, width=38, height=15):
+    """A map, bands of equal log-height shaded in turn; o the path, S its start, E its end."""
+    x, y = np.linspace(*x_range, width), np.linspace(*y_range, height)
+    heights = landscape(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (height, width)
+    bands = np.floor(2 * np.log(heights - heights.min() + 0.05)).astype(int) % 2
+    grid = np.where(bands, ".", " ")
+    marks = [*(["o"] * len(points)), "S", "E"]
+    for (px, py), mark in zip([*points, points[0], points[-1]], marks):
+        column = round((px - x[0]) / (x[-1] - x[0]) * (width - 1))
+        row = round((py - y[0]) / (y[-1] - y[0]) * (height - 1))
+        if 0 <= column < width and 0 <= row < height:
+            grid[row, column] = mark
+    return ["".join(line) for line in grid[::-1]]
+
+
+def report_paths(walks):
+    """Two pairs of walks side by side."""
+    for surface, ranges in (
+        ("Rosenbrock", ((-1.8, 1.8), (-0.8, 1.8))),
+        ("quadratic", ((-2.2, 0.6), (-1.1, 1.1))),
+    ):
+        names = ("gradient descent", "Adam" if surface == "Rosenbrock" else "heavy ball, β = 0.9")
+        shown = [(name, walks[name, surface]) for name in names if walks[name, surface]]
+        if shown:
+            print(
+                f"\n{surface}: " + "   |   ".join(f"{n}, {len(w[1]) - 1:,} steps" for n, w in shown)
+            )
+            maps = [draw(RACES[surface][0], w[1], *ranges) for _, w in shown]
+            for lines in zip(*maps):
+                print("  " + "  |  ".join(lines).rstrip())
+
+
+def report_language(text, args):
+    """The same network under every optimizer and schedule; the best pair trained longer."""
+    symbols = sorted(set(text))
+    ids = np.array([symbols.index(c) for c in text])
+    cut, context = int(0.9 * len(ids)), 8
+    if cut < 200:
+        raise ValueError(f"the text has {len(text)} characters; expected at least 223")
+    tune = int(0.9 * cut)  # the last tenth of the training text decides; held-out text only reports
+    X, Y = examples(ids[:tune], context)
+    parts = (ids[tune - context : cut], ids[cut - context :])
+    steps, sizes = (40, (16, 64)) if args.fast else (600, (16, 128))
+
+    def compete(make, lr, schedule):
+        params = nlm_init(len(symbols), context, *sizes, np.random.default_rng(args.seed))
+        losses = train(params, X, Y, make(params, lr), schedule, steps, seed=args.seed)
+        scores = [nlm_score(part, params, context) / math.log(2) for part in parts]
+        return scores[0], losses[-steps // 5 :].mean() / math.log(2), scores[1]
+
+    def table(title, rows):
+        print(f"\n{title}\n{'':23}rate   training   development   held-out   (bits/char)")
+        scores = {}
+        for name, (make, lr, schedule) in rows.items():
+            progress(f"  {name} ...")
+            scores[name] = dev, training, held = compete(make, lr, schedule)
+            clear = "\r" if sys.stdout.isatty() else ""
+            print(f"{clear}  {name:19}{lr:6.2g} {training:10.3f} {dev:13.3f} {held:10.3f}")
+        best = min(scores, key=lambda name: scores[name][0])
+        print(f"  Best on the development text: {best}.")
+        return best
+
+    def scheduled(name):
+        return lambda t, lr: SCHEDULES[name][0](t, lr, steps)
+
+    title = f"The same network, the same {steps} batches of 128"
+    cosine = scheduled("warmup_cosine")
+    rows = {name: (make, lr, cosine) for name, (make, lr) in METHODS.items()}
+    best = table(f"{title}: optimizers, under warmup_cosine", rows)
+    make, lr = METHODS[best]
+    rows = {n: (make, lr * f, scheduled(n)) for n, (_, f) in SCHEDULES.items()}
+    schedule = table(f"{title}: schedules, of {best}", rows)
+    steps = 100 if args.fast else 6000
+    sizes = (16, 64) if args.fast else (24, 256)
+    params = nlm_init(len(symbols), context, *sizes, np.random.default_rng(args.seed))
+    print(f"\n{best} and {schedule}, {sizes[1]} hidden units, on the whole training text")
+    X, Y = examples(ids[:cut], context)
+    optimizers = make(params, lr * SCHEDULES[schedule][1])
+    train(params, X, Y, optimizers, scheduled(schedule), steps, seed=args.seed, name="stories")
+    nats = nlm_score(parts[1], params, context)
+    print(
+        f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | "
+        f"perplexity {math.exp(nats):.2f}   (stage 4, the neural n-gram under {best})"
+    )
+
+
+def main(argv=None):
+    """Race the optimizers and report (under a minute)."""
+    parser = argparse.ArgumentParser(description="Stage 4: optimizers, derived and raced.")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    parser.add_argument("--fast", action="store_true", help="a smoke run of a few seconds")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice [0]")
+    parser.add_argument("--text", default=DATA / "stories.txt", help="what to learn [the stories]")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"--seed is {args.seed}; expected 0 or more")
+    try:
+        text = Path(args.text).read_text(encoding="utf-8")[: 40000 if args.fast else None]
+        print("Stage 4: ways down, measured")
+        report_rates()
+        report_noise(args.seed)
+        report_paths(report_race(300 if args.fast else 3000))
+        report_language(text, args)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+# %% Common mistakes
+#
+# 1. Adam's weight_decay taken for AdamW's: the value that worked does little or too much. Compare
+#    Adam.update with AdamW.update: before the moments, or past them.
+# 2. No bias correction: the first Adam steps are three times too long, the loss jumps. See `root`.
+# 3. p = p - lr * g inside step(): makes a new array, the model keeps the old one, the loss stays.
+#    See `p -=`.
+# 4. Clipping each array by itself: the direction turns. See the joint norm in clip_grad_norm.
+# 5. Clipping what was accumulated in part: add all pieces first, then clip, then step.
+# 6. One rate for all methods: SGD's 1 blows Adam up, Adam's 0.001 lets SGD stand still. Tune each
+#    (METHODS). Half of all published "better optimizers" are better tuned ones.
+# 7. A checkpoint without m, v and t: the loss jumps on resuming. See state_dict.
+# 8. Choosing the rate on the held-out text, and reporting that score: too good. See `tune`.
+
+# %% Exercises
+#
+#  1. (reading) For each class: how many numbers does it keep per parameter? Which line says so?
+#  2. (pencil) Show that with η = 1/Λ gradient descent never overshoots in the bowl. And 1.5/Λ?
+#  3. (pencil) Section 7 with β = 0.9: which κ is that the best momentum for?
+#  4. (pencil) Derive the bias correction for a mean that drifts, E[gᵢ] = g + i·d. Is it right?
+#  5. (code) Add amsgrad (Reddi et al. 2018) to Adam; find a series of gradients where it differs.
+#  6. (code) Draw Nesterov's walk in the quadratic at κ = 1,000, β = 0.9 and 0.99. Which circles?
+#  7. (code) Replace orthogonalize by np.linalg.svd. How far apart are the walks? How much slower?
+#  8. (measurement) Double the batch again and again at the best η: when do steps stop halving?
+#  9. (experiment) Average the parameters over the last half at a constant rate (Polyak). Is it
+#     as good as a schedule that ends at zero?
+# 10. (experiment) Tune AdamW at 64, 128 and 256 hidden units. Does the best rate stay? (μP)
+# 11. (research) Muon for U too, or for H alone? And for C: what is a lookup's natural length?
+
+# %% Where this leads
+#
+# GPT-3 and Llama were trained by AdamW at β₂ = 0.95 with clipping at norm 1, warmup and a cosine;
+# Kimi K2 by Muon. Stage 6 and the capstone use the same recipe, and stage 8 shows what training
+# looks like when a piece of it is missing. But no optimizer can see past the window of 8 letters:
+# stage 5 lifts that limit.
+
+if __name__ == "__main__":
+    main()
