@@ -16,15 +16,15 @@ about both.
   Mend:     5 never seen, not impossible   6 a shorter context knows more
   Write:    7 temperature and its kin      8 the whole model         9 the chain in the long run
 
-Run `python stage01_markov.py [--fast] [--seed N] [--text FILE]`. It prints how well each length of
-context and each way of mending predicts stories it has not read, and what they write themselves.
+Run `python stage01_markov.py [--fast] [--seed N] [--text FILE]`. It prints how well every order and
+every remedy predicts stories it has not read, and what they write themselves.
 
-Rests on: Markov, "An example of statistical investigation of the text Eugene Onegin" (1913);
-Shannon, "A mathematical theory of communication" (1948); Jelinek, Mercer, "Interpolated estimation
-of Markov source parameters from sparse data" (1980); Witten, Bell, "The zero-frequency problem"
-(1991); Kneser, Ney, "Improved backing-off for m-gram language modeling" (1995); Chen, Goodman, "An
-empirical study of smoothing techniques for language modeling" (1999); Holtzman et al., "The curious
-case of neural text degeneration" (2020).
+Rests on: Markov's count of Pushkin's letters (1913); Shannon, "A mathematical theory of
+communication" (1948); Jelinek, Mercer, "Interpolated estimation of Markov source parameters from
+sparse data" (1980); Witten, Bell, "The zero-frequency problem" (1991); Kneser, Ney, "Improved
+backing-off for m-gram language modeling" (1995); Chen, Goodman, "An empirical study of smoothing
+techniques for language modeling" (1999); Holtzman et al., "The curious case of neural text
+degeneration" (2020).
 """
 
 import argparse
@@ -32,7 +32,6 @@ import math
 import numbers
 import re
 import sys
-import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
@@ -40,7 +39,6 @@ from typing import NamedTuple
 import numpy as np
 
 # %% 1. One symbol at a time
-#
 # A text is a row of symbols x₁x₂...x_T, each one of V: characters now, words at the end. In code a
 # symbol is a number, its id, from 0 to V-1. A language model gives every text a probability.
 #
@@ -64,11 +62,9 @@ import numpy as np
 # because contexts come back. Everything below is about the numbers P(c|h), c a symbol, h a context.
 
 # %% 2. Why to count
-#
 # Which P(c|h) explain a training text best? Take those that make it most probable: MAXIMUM
 # LIKELIHOOD. By (1) and (2) the text's probability is a product of P(c|h) over its places. Let
-# N(hc) be how often c comes after h, N(h) = Σ_c N(hc), and write θ_c for P(c|h) at one fixed h.
-# Then
+# N(hc) be how often c comes after h, N(h) = Σ_c N(hc), and θ_c short for P(c|h) at one h. Then
 #
 #     P(text) = Π_h Π_c P(c|h)^N(hc),     and     ln P(text) = Σ_h Σ_c N(hc)·ln P(c|h).
 #
@@ -92,27 +88,23 @@ import numpy as np
 # every θ is as likely; there we shorten h until it was seen.
 
 # %% 3. A million counts at once
-#
 # A context of n symbols and the symbol after it form an (n+1)-gram. We want N(hc) for each in the
 # text. A dictionary would do; sorting arrays is faster, if each gram is one integer. A number in
-# base V overflows 64 bits when V^(n+1) does, and 10 of 65 characters nearly do. But a text of N
-# symbols has at most N different grams. So number them in sorted order, and pack just two digits:
+# base V overflows 64 bits when V^(n+1) does, as 11 of 65 characters do. But a text of N symbols
+# has at most N different grams. So number these in sorted order, and pack just two digits:
 #
 #     key(hc) = rank(h)·V + c,      rank(hc) = place of key(hc) among the sorted distinct keys.
 #
 # Ranks are below N, so keys are below N·V at any order. And one level of counting makes the ranks
-# that the next one needs: the gram that ends at place t-1 is the longer context of place t.
-#
-# A rank equal to the number of keys means "never seen". The last row of each table stands for it
-# and holds 0, so an unseen context finds N(h) = 0 like any other.
-
-UNSEEN = np.iinfo(np.int64).max  # sorts behind every key
+# that the next one needs: the gram that ends at place t-1 is the longer context of place t. A rank
+# equal to the number of keys means "never seen". The last row of each table stands for it and holds
+# 0, so an unseen context finds N(h) = 0 like any other.
 
 
 class Level(NamedTuple):
     """Counts for contexts of one length. G grams hc, C contexts h; the last rows are zeros."""
 
-    keys: np.ndarray  # (G + 1,) sorted, then UNSEEN
+    keys: np.ndarray  # (G + 1,) sorted, then 2⁶³ - 1, behind every key
     n_hc: np.ndarray  # (G + 1,) N(hc), how often c came after h
     n_h: np.ndarray  # (C + 1,) N(h) = Σ_c N(hc)
     t_h: np.ndarray  # (C + 1,) T(h), how many different c came after h
@@ -123,14 +115,14 @@ def tally(keys, n_hc, contexts, vocab_size):
     h = keys // vocab_size  # takes the last symbol off
     n_h = np.bincount(h, weights=n_hc, minlength=contexts + 1)
     t_h = np.bincount(h, weights=n_hc > 0, minlength=contexts + 1)
-    return Level(np.append(keys, UNSEEN), np.append(n_hc, 0.0), n_h, t_h)
+    return Level(np.append(keys, 2**63 - 1), np.append(n_hc, 0.0), n_h, t_h)
 
 
 def count_levels(ids, order, vocab_size):
     """Count the grams of ids (N,) with a context of 0, 1, ..., order symbols.
 
-    Returns two lists of order + 1 Levels: in one, n_hc is how often hc occurs; in the other, after
-    how many different symbols it does (for section 6; the last level, which cannot know, repeats).
+    Returns two lists of order + 1 Levels: in the first n_hc is how often hc occurs; in the second
+    (for section 6; its last level repeats) after how many different symbols hc occurs.
     """
     occurs, follows = [], []
     h = shorter = np.zeros(len(ids), dtype=np.int64)  # (N,) the empty context has rank 0
@@ -150,7 +142,7 @@ def count_levels(ids, order, vocab_size):
 
 
 def find(keys, wanted):
-    """The rank of each wanted key, or the last rank, that of UNSEEN, if it is not there."""
+    """The rank of each wanted key, or the last rank, that of the zeros, if it is not there."""
     ranks = np.searchsorted(keys, wanted)
     return np.where(keys[ranks] == wanted, ranks, len(keys) - 1)
 
@@ -165,7 +157,6 @@ def walk(levels, ids, vocab_size):
 
 
 # %% 4. Surprise and perplexity
-#
 # How good is a model? Let it predict a text it has not seen, and see how surprised it is. Surprise
 # at an event of probability p should be 0 if p = 1, grow as p shrinks, and add up: two independent
 # events have probability p·q, so s(p·q) = s(p) + s(q). The logarithm does that (and, up to the
@@ -183,9 +174,9 @@ def walk(levels, ids, vocab_size):
 #
 #     -KL(p‖q) = Σ p·ln(q/p) ≤ Σ p·(q/p - 1) = Σ q - Σ p ≤ 1 - 1 = 0;   equal only if q = p. ∎   (5)
 #
-# Two gifts at once. With p_c = N(hc)/N(h), the L(θ) of section 2 is -N(h)·H(p, θ), which is largest
-# at θ = p and nowhere else, so (4) is the maximum. And q = 1/V gives H(p) = ln V - KL(p‖q) ≤ ln V:
-# nothing is harder to predict than a fair die with V sides.
+# Two gifts at once: with p_c = N(hc)/N(h), section 2's L(θ) is -N(h)·H(p, θ), largest at θ = p and
+# nowhere else, so (4) is the maximum. And q = 1/V gives H(p) = ln V - KL(p‖q) ≤ ln V: nothing is
+# harder to predict than a fair die with V sides.
 #
 # PERPLEXITY asks which die would be as hard. One with S sides has entropy ln S. So a model whose
 # mean surprise on a text is H nats (H₂ = H/ln 2 bits) a symbol has the perplexity
@@ -202,6 +193,12 @@ def expect(ok, name, value, expected):
         raise ValueError(f"{name} is {value!r}; expected {expected}")
 
 
+def check_integer(name, value, least):
+    """ValueError unless value is an integer from `least` to 2³¹ - 1 (so that keys fit 64 bits)."""
+    ok = isinstance(value, numbers.Integral) and least <= value < 2**31
+    expect(ok, name, value, f"an integer of at least {least}")
+
+
 def check_distribution(name, p):
     """p as a float64 array whose last axis holds distributions; else ValueError."""
     p = np.asarray(p, dtype=np.float64)
@@ -216,8 +213,8 @@ def check_distribution(name, p):
 def cross_entropy(p, q, base=math.e):
     """H(p, q) = -Σ p·ln q in nats (base=2: bits): the mean surprise of q where p is true.
 
-    p and q are distributions (V,) or rows of them (..., V), of one shape. inf where q rules out
-    what p allows. ValueError: a negative entry, a sum that is not 1, different shapes.
+    p, q: distributions (V,) or rows of them (..., V). inf where q rules out what p allows.
+    ValueError: a negative entry, a sum that is not 1, different shapes.
     """
     p, q = check_distribution("p", p), check_distribution("q", q)
     expect(p.shape == q.shape, "the shape of q", q.shape, f"that of p, {p.shape}")
@@ -233,12 +230,10 @@ def entropy(p, base=math.e):
 
 def kl_divergence(p, q, base=math.e):
     """KL(p‖q) = H(p, q) - H(p) in nats (base=2: bits); shapes, errors, inf as in cross_entropy."""
-    price = cross_entropy(p, q, base) - entropy(p, base)
-    return np.maximum(price, 0.0)  # by (5); rounding may say -1e-17
+    return np.maximum(cross_entropy(p, q, base) - entropy(p, base), 0.0)  # (5), despite rounding
 
 
 # %% 5. Never seen, not impossible
-#
 # (4) gives 0 to whatever did not happen in training, and new texts are full of that (the report
 # counts it). It explains the past best and is useless for the future.
 #
@@ -268,16 +263,15 @@ def kl_divergence(p, q, base=math.e):
 # equally likely, z as e; and 61 imaginary counts drown the two real ones of a context seen twice.
 
 # %% 6. A shorter context knows more
-#
 # Where h is rare, h′ (h without its oldest symbol) is less rare and often points the same way. So
 # let h say what it has seen, and leave a reserve of its vote to h′, which does likewise, down to
 # the empty context, and below that 1/V, which has no opinion:
 #
 #     P(c|h) = seen(hc) + reserve(h)·P(c|h′),       reserve(h) = 1 - Σ_c seen(hc).               (8)
 #
-# Summed over c it is 1 if P(c|h′) is. Where N(h) = 0, P(c|h) = P(c|h′). Every method is one choice
-# of `seen`. (Strict BACKOFF lets h′ speak only of what h has not seen; letting it speak of all, as
-# in (8), is called interpolation and predicts better: Chen and Goodman.)
+# Its sum over c is 1 if that of P(c|h′) is. Where N(h) = 0, P(c|h) = P(c|h′). Every method is one
+# choice of `seen`. (Strict BACKOFF lets h′ speak only of what h has not seen. Letting it speak of
+# everything, as here, is called interpolation, and predicts better: Chen and Goodman.)
 #
 # INTERPOLATED, after Jelinek and Mercer: a share λ of the vote for the table,
 #
@@ -287,7 +281,7 @@ def kl_divergence(p, q, base=math.e):
 # N(h): 1, 2-3, 4-7, ... Which λ? On the text that was counted, λ = 1 is best (section 2). So count
 # all but the last tenth, and ask the tenth; then count all. Think of (9) as a hidden coin: with
 # chance λ the symbol comes from the table, else from below. Bayes' rule says how probable it is
-# that symbol i, now seen, came from the table; and the mean of that is a new λ:
+# that symbol i, now seen, came from the table, and the mean of that is a new λ:
 #
 #     rᵢ = λ·p_seen / (λ·p_seen + (1 - λ)·p_below),          λ′ = mean of rᵢ.                   (10)
 #
@@ -295,9 +289,8 @@ def kl_divergence(p, q, base=math.e):
 #
 #     gain = Σᵢ ln( (λ′·p_seen + (1 - λ′)·p_below) / (λ·p_seen + (1 - λ)·p_below) )
 #          = Σᵢ ln( rᵢ·λ′/λ + (1 - rᵢ)·(1 - λ′)/(1 - λ) )                                by (10)
-#          ≥ Σᵢ ( rᵢ·ln(λ′/λ) + (1 - rᵢ)·ln((1 - λ′)/(1 - λ)) )      a mean's ln ≥ the mean ln:
-#          = n·KL(coin λ′ ‖ coin λ) ≥ 0,                    ln bends down. Σ rᵢ = n·λ′; and (5). ∎
-#
+#          ≥ Σᵢ ( rᵢ·ln(λ′/λ) + (1 - rᵢ)·ln((1 - λ′)/(1 - λ)) )       chords run below ln
+#          = n·KL(coin λ′ ‖ coin λ) ≥ 0.                               by Σ rᵢ = n·λ′, and by (5) ∎
 # Two imagined events, one surely from the table, one surely not, keep λ between 0 and 1.
 
 
@@ -312,11 +305,9 @@ def find_weight(p_seen, p_below, group, groups, rounds=20):
 
 
 # WITTEN-BELL. How likely is something new? Of the N(h) symbols that came after h, T(h) were new
-# when they came: each different one, once. So count "new" as an event that happened T(h) times:
+# when they came (after "q" just one, after a space dozens): an event that happened T(h) times. So
 #
 #     P(c|h) = (N(hc) + T(h)·P(c|h′)) / (N(h) + T(h)).                                          (11)
-#
-# After "q" only "u" came, T = 1, and the table is trusted; after a space, dozens did.
 #
 # KNESER-NEY. A gram that occurs r times in one text occurs about r - 0.75 times in another as long,
 # for every r ≥ 2 (Church, Gale, 1991). So discount each count by the same d, 0 < d ≤ 1; with T(h)
@@ -330,15 +321,14 @@ def find_weight(p_seen, p_below, group, groups, rounds=20):
 #
 #     N(c)/N = Σ_h N(h)/N·P(c|h) = (1/N)·Σ_h ( (N(hc) - d)⁺ + d·T(h)·P(c) ).
 #
-# Now Σ_h N(hc) = N(c); the d is taken off once for each different h before c, N₁₊(•c) times; and
+# Now Σ_h N(hc) = N(c); d ≤ 1 is taken off once for each different h before c, N₁₊(•c) times; and
 # Σ_h T(h) is the number of different pairs, N₁₊(••). So
 #
 #     N(c) = N(c) - d·N₁₊(•c) + d·N₁₊(••)·P(c),      hence      P(c) = N₁₊(•c) / N₁₊(••).       (13)
 #
-# Not how often c occurs counts, but after how many different symbols. So below the top, these
+# Not how often c occurs matters, but after how many different symbols. So below the top, these
 # continuation counts N₁₊(•hc) take the place of N(hc), and (12) is applied to them in turn. The top
-# is the whole context given, even where it is shorter than the order, as at the start of a text:
-# nothing longer has failed there.
+# is the context as given, even if shorter than the order: there, nothing longer has failed.
 
 SMOOTHINGS = ("kneser-ney", "mle", "add-k", "interpolated", "witten-bell")
 
@@ -363,13 +353,11 @@ def climb(chain, n, level, h, gram, below):
 
 
 # %% 7. Temperature and its kin
-#
-# To write, draw from the prediction. That is honest but at times wild: symbols that are unlikely
-# one by one are not so unlikely together. Can we ask for something a little safer?
-#
-# Physics can. Give each symbol an energy E_c = -ln p_c, its surprise. Low energy alone means always
-# the likeliest symbol; high entropy alone, a fair die. Weigh the two: minimise the free energy
-# F(q) = Σ q·E - T·H(q), where the temperature T > 0 is the price of variety. Let Z = Σ e^(-E/T):
+# To write, draw from the prediction. That is honest but at times wild: symbols unlikely one by one
+# are not so unlikely together. To be safer, borrow from physics. Give each symbol an energy E_c =
+# -ln p_c, its surprise. Low energy alone means always the likeliest symbol; high entropy alone, a
+# fair die. Weigh the two: minimise the free energy F(q) = Σ q·E - T·H(q), where the temperature T >
+# 0 is the price of variety. Let Z = Σ e^(-E/T):
 #
 #     F(q) = T·Σ q·(ln q + E/T) = T·Σ q·ln(q/e^(-E/T)) = T·KL(q ‖ e^(-E/T)/Z) - T·ln Z.
 #
@@ -410,10 +398,9 @@ def tempered(p, temperature=1.0, top_k=None, top_p=None):
 
 
 def sample(p, temperature=1.0, top_k=None, top_p=None, seed=None):
-    """One id drawn from tempered(p, temperature, top_k, top_p). seed: an int or a Generator.
+    """One id drawn from tempered(p, ...), by a dart thrown at its probabilities laid end to end.
 
-    Lay the probabilities end to end on a line of length 1 and throw a dart: an id is hit as often
-    as its piece is long. ValueError as in tempered.
+    seed: an int or a np.random.Generator, which moves on. ValueError as in tempered.
     """
     ends = np.cumsum(tempered(p, temperature, top_k, top_p))
     dart = np.random.default_rng(seed).random()  # in [0, 1)
@@ -421,15 +408,8 @@ def sample(p, temperature=1.0, top_k=None, top_p=None, seed=None):
 
 
 # %% 8. The whole model
-#
-# Nothing new: `fit` counts (section 3), `distribution` climbs from 1/V through the levels by (8),
-# and `log_likelihood` makes the same climb at all places of a text at once.
-
-
-def check_integer(name, value, least):
-    """ValueError unless value is an integer from `least` to 2³¹ - 1 (so that keys fit 64 bits)."""
-    ok = isinstance(value, numbers.Integral) and least <= value < 2**31
-    expect(ok, name, value, f"an integer of at least {least}")
+# `fit` counts, `distribution` climbs from 1/V through the levels by (8), and `log_likelihood` makes
+# the same climb at all the places of a text at once.
 
 
 def check_ids(name, ids, vocab_size, least=0):
@@ -438,8 +418,7 @@ def check_ids(name, ids, vocab_size, least=0):
     expect(ids.ndim == 1, f"the shape of {name}", ids.shape, "one dimension, a row of ids")
     expect(len(ids) >= least, f"the length of {name}", len(ids), f"at least {least}")
     if len(ids):
-        integers = np.issubdtype(ids.dtype, np.integer)
-        expect(integers, f"the type of {name}", str(ids.dtype), "integers")
+        expect(ids.dtype.kind in "iu", f"the type of {name}", str(ids.dtype), "integers")
         for extreme in (int(ids.min()), int(ids.max())):
             expect(0 <= extreme < vocab_size, f"an id in {name}", extreme, f"0 to {vocab_size - 1}")
     return ids.astype(np.int64)
@@ -449,8 +428,8 @@ class MarkovChain:
     """P(c|h) by counting, h the last `order` symbols; order 0 is the unigram model.
 
     smoothing: "kneser-ney" (12, 13), "mle" (4), "add-k" (7), "interpolated" (9) or "witten-bell"
-    (11). k is for add-k only, discount for kneser-ney only. vocab_size is V: ids that training never
-    shows get probability too (with "mle": none). ValueError: an argument out of range.
+    (11). k is for add-k only, discount for kneser-ney. vocab_size is V: ids that training never
+    showed get probability too, except with "mle". ValueError: an argument out of range.
     """
 
     def __init__(self, order, vocab_size, smoothing="kneser-ney", k=1.0, discount=0.75):
@@ -460,38 +439,35 @@ class MarkovChain:
         expect(0 < k < math.inf, "k", k, 'a number above 0 (0 would be smoothing="mle")')
         expect(0 < discount <= 1, "discount", discount, "0 < discount <= 1")
         self.order, self.vocab_size, self.smoothing = order, vocab_size, smoothing
-        self.k, self.discount = k, discount
-        self.occurs = None  # until fit
+        self.k, self.discount, self.occurs = k, discount, None  # until fit
 
     def fit(self, ids):
-        """Count the training text ids (N,), in place of any before; returns self.
-
-        ValueError: ids are empty, not integers, or outside 0..V-1.
-        """
+        """Count the text ids (N,), forgetting others; returns self. ValueError: bad or no ids."""
         ids = check_ids("ids", ids, self.vocab_size, least=1)
         if self.smoothing == "interpolated":
-            held = len(ids) // 10
-            self.occurs, _ = count_levels(ids[: len(ids) - held], self.order, self.vocab_size)
-            self._find_weights(ids[max(0, len(ids) - held - self.order) :], held)
+            self._find_weights(ids)
         self.occurs, follows = count_levels(ids, self.order, self.vocab_size)
         self.lower = follows if self.smoothing == "kneser-ney" else self.occurs
         return self
 
-    def _find_weights(self, ids, held):
-        """weights[n], λ by class of N(h), from the last `held` ids, which were not counted yet."""
-        self.weights = np.full((self.order + 1, 64), 0.5)
-        below = np.full(len(ids), 1 / self.vocab_size)
-        for n, (level, h, gram) in enumerate(walk(self.occurs, ids, self.vocab_size)):
+    def _find_weights(self, ids):
+        """weights[n], the λ of level n by class of N(h), by counting all but the last tenth."""
+        V, held = self.vocab_size, len(ids) // 10
+        levels, _ = count_levels(ids[: len(ids) - held], self.order, V)
+        self.weights = np.zeros((self.order + 1, 64))
+        ids = ids[max(0, len(ids) - held - self.order) :]  # the tenth, after a full context
+        below = np.full(len(ids), 1 / V)
+        for n, (level, h, gram) in enumerate(walk(levels, ids, V)):
             below = below[len(below) - len(h) :]  # places n, n + 1, ...
-            n_h, rows = level.n_h[h], slice(max(len(h) - held, 0), None)
+            n_h, tenth = level.n_h[h], slice(max(len(h) - held, 0), None)
             p_seen, group = level.n_hc[gram] / np.maximum(n_h, 1), np.frexp(n_h)[1]
-            self.weights[n] = find_weight(p_seen[rows], below[rows], group[rows], 64)
+            self.weights[n] = find_weight(p_seen[tenth], below[tenth], group[tenth], 64)
             below = climb(self, n, level, h, gram, below)
 
     def distribution(self, context=()):
         """P(c|context) for every c: (V,), adding up to 1.
 
-        Of a context longer than the order, the end counts; a shorter one gets the shorter model.
+        Of a longer context than the order, the end counts; a shorter one gets the shorter model.
         ValueError: an id outside 0..V-1, or fit was not called.
         """
         expect(self.occurs, "the chain", "not fitted", "a call of fit(ids) first")
@@ -505,9 +481,9 @@ class MarkovChain:
         return p
 
     def log_likelihood(self, ids):
-        """ln P(ids) in nats by (1): every id counts, the first after an empty context.
+        """ln P(ids) in nats by (1), from an empty context on; -inf if an id has probability 0.
 
-        -inf if the model gives an id probability 0. ValueError: no ids, or one outside 0..V-1.
+        ValueError: no ids, one outside 0..V-1, or fit was not called.
         """
         expect(self.occurs, "the chain", "not fitted", "a call of fit(ids) first")
         V, ids = self.vocab_size, check_ids("ids", ids, self.vocab_size, least=1)
@@ -520,16 +496,12 @@ class MarkovChain:
             return float(np.log(np.concatenate([start, p])).sum())
 
     def perplexity(self, ids):
-        """(6), e^(mean surprise in nats); inf if any id has probability 0 ("mle")."""
-        log_p = self.log_likelihood(ids)
+        """e^(mean surprise in nats), (6); inf if an id has probability 0, as it may with "mle"."""
         with np.errstate(over="ignore"):
-            return float(np.exp(-log_p / len(ids)))
+            return float(np.exp(-self.log_likelihood(ids) / len(ids)))
 
     def generate(self, n, context=(), temperature=1.0, top_k=None, top_p=None, seed=None):
-        """n new ids (n,) that continue the context, which is not repeated; options as in sample.
-
-        ValueError: n < 0, an id outside 0..V-1, fit was not called, or as in sample.
-        """
+        """n new ids (n,) to continue the context; options and ValueErrors as in sample, or n < 0."""
         check_integer("n", n, 0)
         rng = np.random.default_rng(seed)
         ids = check_ids("context", context, self.vocab_size).tolist()
@@ -540,7 +512,6 @@ class MarkovChain:
 
 
 # %% 9. The chain in the long run
-#
 # Let a chain of order 1 write for ever. Put its predictions in a matrix, P[h, c] = P(c|h); its rows
 # add up to 1. If the symbol now is spread as μ (a row), the next is spread as (μP)_c =
 # Σ_h μ_h·P[h, c], the one after as μP², and so on. A spread that stays is called STATIONARY:
@@ -551,19 +522,17 @@ class MarkovChain:
 # of its transpose, and x = xP for some x ≠ 0. Take absolute values: |x_c| ≤ Σ_h |x_h|·P[h, c]. Over
 # all c both sides add up to Σ|x|, so no ≤ can be <. Then |x|, divided by its sum, is a π. ∎
 #
-# Is it reached? Let δ = Σ_c min_h P[h, c], the part on which all rows agree. P = δ·(one row for
-# all) + (1-δ)·R, and the rows of R add up to 1 too. The difference x of two distributions adds up
-# to 0, so "one row for all" sends it to 0. And R makes it no longer: Σ_c |Σ_h x_h·R[h, c]| ≤ Σ_h
-# |x_h|. So
+# Is it reached? Let δ = Σ_c min_h P[h, c], the part on which all rows agree: P = δ·(a row for all)
+# + (1-δ)·R, where the rows of R add up to 1 too. The difference x of two distributions adds up to
+# 0, so "a row for all" sends it to 0; and R does not lengthen it: Σ_c |Σ_h x_h·R[h, c]| ≤ Σ|x|. So
 #
 #     ‖μP - π‖ = ‖(μ - π)P‖ ≤ (1 - δ)·‖μ - π‖,     where ‖x‖ = Σ|x|.                            (16)
 #
-# If δ > 0, as in all models above but (4), then ‖μPᵗ - π‖ → 0: the chain forgets how it began, and
-# π is the only one. (Order k is no different; its states are the last k symbols.) With zeros in P
-# there may be cycles (0 → 1 → 0 never settles, but π = (½, ½) stays) or separate parts, each with
-# its own πᵢ. So do not iterate; solve π = πP, Σπ = 1 by least squares, which picks the shortest of
-# all solutions. They are Σ aᵢπᵢ with Σ aᵢ = 1, of squared length Σ aᵢ²·‖πᵢ‖₂². As in section 2,
-# that is least where its slopes 2aᵢ·‖πᵢ‖₂² are equal, so all aᵢ > 0: a distribution too.
+# If δ > 0, as with every smoothing but (4), ‖μPᵗ - π‖ → 0: the chain forgets how it began, and π is
+# the only one. (For order k, call the last k symbols a state.) With zeros in P there may be cycles
+# (0 → 1 → 0 never settles, yet π = (½, ½) stays) or separate parts, each with its own πᵢ. So do not
+# iterate; solve π = πP, Σπ = 1 by least squares, which takes the shortest of all solutions: a mean
+# of the πᵢ (exercise 6).
 #
 # How much news per symbol, in the long run? Take -ln of (1) under (2), and the mean: each symbol
 # adds the entropy of the row that it is drawn from, and rows come up as often as π says:
@@ -574,8 +543,8 @@ class MarkovChain:
 def stationary_distribution(P):
     """π (V,) with π = πP and Σπ = 1, for P (V, V) with rows that add up to 1.
 
-    Cycles do no harm; if P falls into separate parts, it is the shortest of all solutions.
-    ValueError: P is not square, has a negative entry, or a row that does not add up to 1.
+    The shortest of all solutions, if P falls into separate parts. ValueError: P is not square, has
+    a negative entry, or a row that does not add up to 1.
     """
     P = check_distribution("P", P)
     expect(P.ndim == 2 and P.shape[0] == P.shape[1], "the shape of P", P.shape, "a square, (V, V)")
@@ -591,8 +560,6 @@ def entropy_rate(P, base=math.e):
 
 
 # %% Demonstration
-
-DATA = Path(__file__).resolve().parent / "data"
 
 
 def progress(message, last=False):
@@ -615,55 +582,45 @@ def write(chain, n, vocabulary, rng, **options):
     return "".join(vocabulary[i] for i in chain.generate(n, start, seed=rng, **options))
 
 
-def text_plot(curves, height=13, gap=8):
-    """Curves {mark: values at 0, 1, 2, ...} over a logarithmic y axis, as a string."""
-    points = [(x, math.log(y), mark) for mark, ys in curves.items() for x, y in enumerate(ys)]
-    low, high = min(y for _, y, _ in points), max(y for _, y, _ in points)
-    rows = [[" "] * gap * (len(points) // len(curves)) for _ in range(height)]
-    for x, y, mark in points:
-        row = rows[round((high - y) / max(high - low, 1e-9) * (height - 1))]
-        row[next(c for c in range(gap * x, len(row)) if row[c] == " ")] = mark  # beside, if taken
-    scale = np.exp(np.linspace(high, low, height))
-    return "\n".join(f"{y:9.1f} | {''.join(row)}".rstrip() for y, row in zip(scale, rows))
-
-
 def report_orders(train, held, V, orders):
     """Every order with every smoothing; returns {name: (held-out nats per character, chain)}."""
-    kinds = {"mle": "mle", "add-1": "add-k", "add-.01": "add-k", "interp.": "interpolated"}
-    kinds |= {"w.-bell": "witten-bell", "kn.-ney": "kneser-ney"}
-    print("\n1. How much context? Perplexity per character, by order and smoothing")
-    print("   new: share of held-out (order+1)-grams that training never showed\n")
+    kinds = {"mle": "mle", "add-1": "add-k", "add-.01": "add-k"}
+    kinds |= {kind: kind for kind in ("interpolated", "witten-bell", "kneser-ney")}
+    print("\n1. How much context? Perplexity per character, by order and smoothing; new: share of")
+    print("   held-out (order+1)-grams that training never showed\n")
     print("                         on training | on the held-out text")
-    print("   order contexts    new         mle |", "".join(f"{name:>8}" for name in kinds))
+    print("   order contexts    new         mle |" + "".join(f"{name:>9.8}" for name in kinds))
     scores, table = {}, []
     for order in orders:
         S = {}
         for name, kind in kinds.items():
-            progress(f"   counting with order {order}, {kind}")
+            progress(f"   counting: order {order}, {name}")
             chain = MarkovChain(order, V, kind, k=0.01 if name == "add-.01" else 1.0).fit(train)
             S[name] = chain.perplexity(held)
-            scores[f"{kind} order {order}"] = math.log(S[name]), chain
-            if kind == "mle":
+            scores[f"{name} order {order}"] = math.log(S[name]), chain
+            if name == "mle":
                 *_, (level, _, gram) = walk(chain.occurs, held, V)
-                size, new = len(level.n_h) - 1, np.mean(level.n_hc[gram] == 0)
-                explained = chain.perplexity(train)
-        table.append((explained, S["add-1"], S["kn.-ney"]))
-        cells = f"   {order:5} {size:8,} {new:6.1%} {explained:11.2f} | "
-        progress(cells + "".join(f"{value:8.2f}" for value in S.values()), last=True)
+                new, explained = np.mean(level.n_hc[gram] == 0), chain.perplexity(train)
+        table.append((explained, S["add-1"], S["kneser-ney"]))
+        cells = f"   {order:5} {len(level.n_h) - 1:8,} {new:6.1%} {explained:11.2f} |"
+        progress(cells + "".join(f"{value:9.2f}" for value in S.values()), last=True)
     print("\n   inf: one event of probability 0 is enough. Perplexity against order, once more:")
     print("   t mle on the text that it counted; on held-out text, 1 add-1 and k Kneser-Ney\n")
-    print(text_plot(dict(zip("t1k", zip(*table)))))
-    print(f"{'order':>9}   " + "".join(f"{n:<8}" for n in orders).rstrip())
-    print("\n   More context explains the past ever better. The future has its best order; beyond")
-    print(
-        "   it, contexts are too rare to trust. Good smoothing flattens the U and moves it right."
-    )
+    low, high = np.log(table).min(), np.log(table).max()  # of (orders, 3) perplexities
+    height = np.rint((np.log(table) - low) / max(high - low, 1e-9) * 12)
+    for row in range(12, -1, -1):
+        cells = ["".join(m for m, at in zip("t1k", column) if at == row) for column in height]
+        cells = "".join(f"{cell:<8}" for cell in cells).rstrip()
+        print(f"{math.exp(low + (high - low) * row / 12):9.1f} | {cells}".rstrip())
+    print("    order   " + "".join(f"{order:<8}" for order in orders).rstrip())
+    print("\n   The past is explained ever better. The future has a best order; beyond it contexts")
+    print("   are too rare to trust. Smoothing flattens the U, and moves it right.")
     return scores
 
 
 def report_samples(train, text, symbols, chain, orders, rng):
     """What the orders write, and what temperature, top-k and top-p do to the best chain."""
-    known = set(re.findall("[A-Za-z]+", text))
+    known = re.findall("[A-Za-z]+", text)
     print("\n2. What they write, with Kneser-Ney (¶ is a line break)\n")
     for order in orders:
         written = write(MarkovChain(order, len(symbols)).fit(train), 80, symbols, rng)
@@ -679,9 +636,7 @@ def report_samples(train, text, symbols, chain, orders, rng):
         drawn_from = [tempered(chain.distribution(ids[:t]), **options) for t in range(9, 800, 9)]
         words = re.findall("[A-Za-z]+", written)[:-1] or [""]  # the last may be cut off
         cells = "   {:18}".format(" ".join(f"{key} {value}" for key, value in options.items()))
-        cells += (
-            f" {np.mean(entropy(drawn_from, 2)):7.2f} {np.mean([w in known for w in words]):7.1%}"
-        )
+        cells += f" {np.mean(entropy(drawn_from, 2)):7.2f} {np.isin(words, known).mean():7.1%}"
         progress(cells + f" {len(set(words)) / len(words):10.1%}", last=True)
         print("      " + written[:88].replace("\n", "¶"))
 
@@ -698,9 +653,8 @@ def report_words(train, held, symbols, orders, rng):
         spelled.append(encode("\0" + rare, ["\0"] + symbols))
     speller = MarkovChain(3, len(symbols) + 1, "witten-bell").fit(spelled[0])
     spelling = -speller.log_likelihood(spelled[1])
-    print("\n4. Words. A piece is a word with the space before it, or any other character. Pieces")
-    print("   seen once or never are <rare>, then spelled by a chain of characters: the whole text")
-    print("   is paid for, so bits per character compare with those of the other models")
+    print("\n4. Words: a piece is a word with the space before it, or any other character. Rare")
+    print("   ones (seen once or never) are spelled by a chain of letters, so that all is paid for")
     print(f"   {len(ids[0]):,} pieces, {len(vocabulary):,} different;", end=" ")
     print(f"{np.mean(ids[1] == 0):.1%} of the held-out ones are rare\n")
     print("   order   perplexity per piece   bits/char   of which spelling")
@@ -710,9 +664,9 @@ def report_words(train, held, symbols, orders, rng):
         scores[f"kneser-ney order {order} on words"] = nats, chain
         shown = chain.perplexity(ids[1]), nats / math.log(2), spelling / len(held) / math.log(2)
         print("   {:5} {:22.1f} {:11.3f} {:19.3f}".format(order, *shown))
-    best = min(scores, key=lambda name: scores[name][0])
-    text = write(scores[best][1], 80, vocabulary, rng).replace("\n", " ¶ ")
-    print(f"\n   {best}, writes:\n" + textwrap.indent(textwrap.fill(text, 84), "      "))
+    _, best = min((nats, name) for name, (nats, _) in scores.items())
+    text = write(scores[best][1], 80, vocabulary, rng).replace("\n", "¶")
+    print(f"\n   {best}, writes:\n      {text[:85]}\n      {text[85:170]}")
     return scores
 
 
@@ -728,10 +682,7 @@ def report_long_run(train, V):
         gap = np.abs(stationary_distribution(P) - shares).max()
         surprise = math.log2(chain.perplexity(train))
         print(f"   {name:13} {gap:10.6f} {entropy_rate(P, 2):14.4f} {surprise:10.4f}")
-    print(
-        "\n   Kneser-Ney keeps the shares, as (13) demands. With mle, what the chain writes is just"
-    )
-    print("   as surprising as what it read.")
+    print("\n   Kneser-Ney keeps the shares, as (13) asks; mle writes as surprisingly as it read")
 
 
 def report(args):
@@ -742,15 +693,14 @@ def report(args):
     symbols, n = sorted(set(text)), int(0.9 * len(text))
     train, held = encode(text[:n], symbols), encode(text[n:], symbols)
     rng, V = np.random.default_rng(args.seed), len(symbols)
-    print(f"Stage 1: counting {Path(args.text).name}, {len(text):,} characters, {V} different.")
-    print(f"The last {len(held):,} are held out: never counted, only predicted.")
+    print(f"Stage 1: counting {Path(args.text).name}: {n:,} characters, {V} different;", end=" ")
+    print(f"{len(held):,} more to predict")
     scores = report_orders(train, held, V, orders)
-    best = min(scores, key=lambda name: scores[name][0])
+    _, best = min((nats, name) for name, (nats, _) in scores.items())
     report_samples(train, text[:n], symbols, scores[best][1], orders, rng)
     scores |= report_words(text[:n], text[n:], symbols, range(4), rng)
     report_long_run(train, V)
-    best = min(scores, key=lambda name: scores[name][0])
-    nats = scores[best][0]
+    nats, best = min((nats, name) for name, (nats, _) in scores.items())
     print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | ", end="")
     print(f"perplexity {math.exp(nats):.2f}   (stage 1, {best})")
 
@@ -761,47 +711,41 @@ def main(argv=None):
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     parser.add_argument("--fast", action="store_true", help="a smoke run of a few seconds")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice [0]")
-    parser.add_argument("--text", default=DATA / "stories.txt", help="what to count [the stories]")
+    stories = Path(__file__).resolve().parent / "data" / "stories.txt"
+    parser.add_argument("--text", default=stories, help="what to count [the stories]")
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error(f"--seed is {args.seed}; expected 0 or more")
     try:
+        expect(args.seed >= 0, "--seed", args.seed, "0 or more")
         report(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
 
 # %% Common mistakes
-#
-# 1. Smoothing by hand until it "looks right": probabilities that do not add up to 1 give splendid
-#    perplexities. Sum over all V symbols, after seen and unseen contexts. See reserve in (8).
-# 2. Comparing perplexities per word and per character, or with different vocabularies (<rare> is
-#    easy to guess). Convert to bits per character of the same text. See report_words.
-# 3. Choosing λ, k or the order on the text that was counted: maximum likelihood wins, and fails
-#    outside. See `held` in fit. (The report picks its best on the held-out text, one choice of 52.)
-# 4. A product of a thousand probabilities is 0 in floating point. Add logarithms: log_likelihood.
-# 5. Plain counts on the lower levels of Kneser-Ney: it runs, a little worse, and (13) fails. See
-#    `lower` in distribution.
-# 6. Packing n-grams in base V without looking at 64 bits: silent collisions. See count_levels.
-# 7. ids[-order:] is the whole text when order = 0. See max(0, ...) in distribution.
-# 8. Iterating μP to find π: a cycle never settles. See stationary_distribution.
+# 1. Probabilities that do not add up to 1, which makes perplexity look splendid. Sum over all V
+#    symbols, after contexts seen and unseen; see `reserve` in (8).
+# 2. Comparing perplexity per word with that per character, or between vocabularies (<rare> is easy
+#    to guess). Compare bits per character of the same text; see report_words.
+# 3. Choosing λ, k or the order on the text that was counted: mle wins, and fails outside; see
+#    `held` in fit. (The report picks one in 52 on the held-out text itself: the milder sin.)
+# 4. Multiplying thousands of probabilities: floats end at 0. Add logarithms; see log_likelihood.
+# 5. Packing n-grams in base V past 64 bits: silent collisions; see `packed` in count_levels.
+# 6. ids[-order:] is the whole text when order is 0; see max(0, ...) in distribution.
 
 # %% Exercises
-#
 #  1. (reading) Follow "abab" through count_levels with order 1, by hand: keys, ranks, all counts.
 #  2. (pencil) What is the perplexity of a fair coin? Of one that shows heads 9 times in 10?
 #  3. (pencil) Show that (11) is (7) with 1/V replaced by P(c|h′) and k·V by T(h).
 #  4. (pencil) Derive (14) as Lagrange would: the highest entropy among all q with the same Σ q·E.
 #  5. (pencil) For 0 < d ≤ 1, show that P in (12) adds up to 1 and is positive if P(c|h′) is.
-#  6. (code) Estimate d on each level as n₁/(n₁ + 2n₂), nᵣ the number of grams seen r times.
+#  6. (pencil) The solutions of (15) are Σ aᵢπᵢ, Σ aᵢ = 1. Show that the shortest has all aᵢ > 0.
 #  7. (code) Add stupid backoff (Brants et al., 2007): no sum of 1, 0.4 per step. How does it rank?
-#  8. (measurement) Held-out bits against the size of the training text: is log-log a line?
+#  8. (code) Estimate d on each level as n₁/(n₁ + 2n₂), nᵣ the number of grams seen r times.
 #  9. (experiment) Train on names.txt. Which order invents the best names? Which one only copies?
-# 10. (experiment) Mix words and characters: guess which of the two knows better, place by place.
+# 10. (experiment) Held-out bits against the size of the training text: is log-log a line?
 # 11. (research) Read about infini-gram (Liu et al., 2024): what do counts on 10¹² words still lack?
 
 # %% Where this leads
-#
 # Every language model is scored by (6) and writes by (14): GPT differs from this file in how it
 # gets P(c|h), and in nothing else. What a table cannot do is see that two contexts are alike. Stage
 # 3 replaces it by a function with knobs; stage 2 finds out which way to turn them.
