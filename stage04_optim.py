@@ -16,42 +16,35 @@ landscapes one can draw, against the rates that theory proves, and on the langua
            10 Lion   11 Muon
   Craft:   12 clipping   13 schedules   14 the language model   15 training it
 
-Prints measured rates against proven ones, noise against batch size, a race on four landscapes and
-two drawn paths, the language model trained by nine optimizers and under eight schedules, and the
-best pair trained longer (under a minute; --fast: a smoke run, --seed N, --text FILE, --tune: the
-sweep over learning rates from which the ones in this file were taken, a few minutes).
+Prints measured rates against proven ones, noise against batch size, a race on four landscapes with
+drawn paths, the language model under nine optimizers and eight schedules, and the best pair
+trained longer (under a minute; --fast: a smoke run, --seed N, --text FILE).
 
-Rests on: Cauchy (1847); Robbins, Monro (1951), stochastic approximation; Polyak (1964), heavy
-ball; Nesterov (1983), accelerated gradient; Duchi, Hazan, Singer (2011), AdaGrad; Tieleman, Hinton
-(2012), RMSprop; Kingma, Ba (2015), Adam; Loshchilov, Hutter (2017, 2019), SGDR and AdamW;
-Chen et al. (2023), Lion; Jordan et al. (2024), Muon; Bernstein, Newhouse (2024), "Old optimizer,
-new norm". Update rules and defaults are torch.optim's (benchmarks/check_optimizers.py compares).
+Rests on: Polyak (1964), heavy ball; Nesterov (1983); Duchi, Hazan, Singer (2011), AdaGrad;
+Tieleman, Hinton (2012), RMSprop; Kingma, Ba (2015), Adam; Loshchilov, Hutter (2017, 2019), SGDR and
+AdamW; Chen et al. (2023), Lion; Jordan et al. (2024), Muon; Bernstein, Newhouse (2024), "Old
+optimizer, new norm". Updates and defaults are torch.optim's (benchmarks/check_optimizers.py).
 """
 
 import argparse
 import math
 import numbers
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 
 # %% 1. The problem
 #
-# A model has parameters θ, a list of d numbers. Example i costs ℓᵢ(θ), and we want
+# A model has parameters θ, a list of d numbers. Example i costs ℓᵢ(θ), and we want to
 #
 #     minimise  L(θ) = (1/N)·Σᵢ ℓᵢ(θ)    over θ in ℝᵈ.
 #
-# In stage 3, ℓᵢ = -ln P(next letter | context). Solving ∇L = 0 by algebra works for straight lines
-# and little else. Trying out a grid of 10 values for each of d = 100,000 coordinates takes
-# 10¹⁰⁰⁰⁰⁰ evaluations. What we can afford is L and its gradient g = ∇L(θ) at one place at a time:
-# a backward pass costs about two forward passes, whatever d is (stage 2). So we walk:
-#
-#     θ ← θ + δ,    δ chosen from the gradients seen so far.
-#
-# Nothing promises the lowest point of all: where g = 0 we stop, at a minimum, or on a saddle. For
-# large networks that turns out to be good enough; how we walk decides how soon.
+# In stage 3, ℓᵢ = -ln P(next letter | context). Algebra solves ∇L = 0 for straight lines and little
+# else; a grid of 10 values for each of d = 30,000 numbers has 10³⁰⁰⁰⁰ points. What we can afford is
+# the gradient g = ∇L(θ) at one place at a time: it costs about as much as two evaluations of L,
+# whatever d is (stage 2). So we walk: θ ← θ + δ, with δ from the gradients seen so far. Where g = 0
+# the walk ends, at a minimum or on a saddle; nothing promises the lowest point of all.
 
 # %% 2. Steepest descent: what the gradient promises
 #
@@ -69,12 +62,11 @@ import numpy as np
 #
 #     L(θ - ηg) ≤ L(θ) - η·(1 - ½ηΛ)·‖g‖².
 #
-# Every step with 0 < η < 2/Λ goes down (if g ≠ 0), and the bound is best at η = 1/Λ. Add it up at
-# η = 1/Λ over T steps: Σ ‖gₜ‖²/(2Λ) ≤ L(θ₀) - L(θ_T) ≤ L(θ₀) - min L, so the smallest of the
-# ‖gₜ‖² is at most 2Λ·(L(θ₀) - min L)/T: the slope dies away on any smooth landscape. ∎
+# Every step with 0 < η < 2/Λ goes down (if g ≠ 0), and the bound is best at η = 1/Λ. Adding it up
+# there over T steps, Σ‖gₜ‖²/(2Λ) ≤ L(θ₀) - min L: the smallest ‖gₜ‖² is at most
+# 2Λ·(L(θ₀) - min L)/T, so the slope dies away on any landscape of bounded curvature. ∎
 #
-# "Of length r" was measured by Pythagoras. Other lengths give other steepest steps; sections 10
-# and 11 come back to that, and find Lion and Muon.
+# "Of length r" was measured by Pythagoras. Other lengths have other steepest steps: see 10, 11.
 
 # %% 3. How fast? A proven rate
 #
@@ -108,17 +100,14 @@ import numpy as np
 #
 #     Var(x) = ησ² / (B·λ·(2 - ηλ)) ≈ (η/B)·σ²/(2λ)    for small η.
 #
-# With a constant rate SGD does not arrive: it hovers, in a cloud whose size depends on η/B. There
-# are two cures. A larger batch, or a smaller rate; but a small rate is slow. So: large first, then
-# small, the reason for section 13. And until the cloud matters, B times the data per step buys
-# little beyond what a larger η allows (twice B, twice η: the same cloud).
+# With a constant rate SGD does not arrive: it hovers in a cloud whose size depends on η/B. A larger
+# batch shrinks it, and so does a smaller rate, but a small rate is slow; so large first, then
+# small (section 13). And until the cloud matters, a larger batch only pays through a larger η.
 #
-# GRADIENT ACCUMULATION. If B examples do not fit into memory, send them through in pieces. The mean
-# over the batch is the mean over pieces, each weighted by its share of the examples:
+# GRADIENT ACCUMULATION. A batch too large for memory goes through in pieces p of Bₚ examples; its
+# mean is the mean over the pieces, each weighted by its share:
 #
 #     (1/B)·Σᵢ ∇ℓᵢ = Σₚ (Bₚ/B) · (1/Bₚ)·Σ_{i in p} ∇ℓᵢ.
-#
-# Same number, up to rounding; only memory and time change.
 
 
 def noise_floor(lr, curvature, noise_variance, batch_size):
@@ -149,7 +138,7 @@ def accumulated(loss_and_grads, X, Y, micro_batch):
 
 # %% 5. Landscapes
 #
-# Four, each with one difficulty. All take points (..., 2) and return heights (...), slopes (..., 2).
+# Four, each with one difficulty. All map points (..., 2) to heights (...) and slopes (..., 2).
 
 
 def quadratic(points, kappa=100.0):
@@ -187,14 +176,27 @@ def rastrigin(points):
 # the base class checks, counts and stores, and each method below is its derivation's last line.
 
 
-def check_number(name, value, low=0.0, high=math.inf, low_included=False, high_included=False):
-    """ValueError unless value is a real number between low and high."""
-    if isinstance(value, numbers.Real) and not isinstance(value, (bool, np.bool_)):
-        above = value >= low if low_included else value > low
-        if above and (value <= high if high_included else value < high):
+RANGES = {  # of every number that an optimizer or a schedule is given
+    "lr": "(0, inf)",
+    **dict.fromkeys(["momentum", "alpha"], "[0, 1)"),
+    **dict.fromkeys(["step", "weight_decay", "eps", "min_lr", "warmup_steps"], "[0, inf)"),
+    **dict.fromkeys(["max_norm", "clip_value"], "(0, inf]"),
+    **dict.fromkeys(["total_steps", "decay_steps", "cycle_steps", "step_size"], "[1, inf)"),
+    **dict.fromkeys(["cycle_mult", "div_factor", "final_div_factor"], "[1, inf)"),
+    **{"gamma": "(0, 1]", "pct_start": "[0, 1]"},
+}
+
+
+def check_number(name, value, interval=None):
+    """ValueError unless value is a real number in the interval, by default that of RANGES."""
+    interval = interval or RANGES[name]
+    low, high = map(float, interval[1:-1].split(","))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        if low < value < high or value == (low if interval[0] == "[" else None):
             return
-    left, right = "[" if low_included else "(", "]" if high_included else ")"
-    raise ValueError(f"{name} is {value!r}; expected a number in {left}{low:g}, {high:g}{right}")
+        if interval[-1] == "]" and value == high:
+            return
+    raise ValueError(f"{name} is {value!r}; expected a number in {interval}")
 
 
 def check_integer(name, value, least=0):
@@ -206,8 +208,8 @@ def check_integer(name, value, least=0):
 def check_like(what, given, params):
     """ValueError unless `given` has the keys of params, and each of its arrays the same shape."""
     if not isinstance(given, dict) or given.keys() != params.keys():
-        names = sorted(map(str, given)) if isinstance(given, dict) else type(given).__name__
-        raise ValueError(f"{what} are {names}; expected {sorted(params)}, one for each parameter")
+        names = list(given) if isinstance(given, dict) else type(given).__name__
+        raise ValueError(f"{what} are {names}; expected {list(params)}, one for each parameter")
     for name, p in params.items():
         if np.shape(given[name]) != p.shape:
             shape = np.shape(given[name])
@@ -234,13 +236,11 @@ class Optimizer:
         for name, value in settings.items():
             if name == "betas":
                 if np.shape(value) != (2,):
-                    raise ValueError(f"betas are {value!r}; expected two numbers")
-                value = tuple(value)
+                    raise ValueError(f"betas are {value!r}; expected two numbers in [0, 1)")
                 for beta in value:
-                    check_number("a beta of betas", beta, 0, 1, low_included=True)
-            elif name not in ("nesterov", "ns_steps"):
-                high = 1 if name in ("momentum", "alpha") else math.inf
-                check_number(name, value, 0, high, low_included=True)
+                    check_number("betas", beta, "[0, 1)")
+            elif name in RANGES:
+                check_number(name, value)
             setattr(self, name, value)
         self.params, self.lr, self.t = params, lr, 0
         self.settings = ("lr", *settings)
@@ -253,7 +253,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value):
-        check_number("lr", value, low_included=True)
+        check_number("lr", value, "[0, inf)")
         self._lr = value
 
     def step(self, grads):
@@ -266,32 +266,28 @@ class Optimizer:
 
     def state_dict(self):
         """All that a resumed run needs besides the parameters, as copies."""
-        state = {
-            slot: {k: a.copy() for k, a in arrays.items()} for slot, arrays in self.state.items()
-        }
+        state = {s: {k: a.copy() for k, a in kept.items()} for s, kept in self.state.items()}
         settings = {name: getattr(self, name) for name in self.settings}
         return {"optimizer": type(self).__name__, "settings": settings, "t": self.t, "state": state}
 
     def load_state_dict(self, saved):
-        """Continue where state_dict() was taken, exactly. ValueError if it does not fit."""
+        """Continue where state_dict() was taken, exactly. A misfit is a ValueError, and no change."""
         own = self.state_dict()
-        if not isinstance(saved, dict) or saved.keys() != own.keys():
-            raise ValueError(f"the state is not one of state_dict(); expected the keys {list(own)}")
+        check = [(saved, own)] + [(saved[k], own[k]) for k in ("settings", "state") if k in saved]
+        if any(not isinstance(a, dict) or a.keys() != b.keys() for a, b in check):
+            raise ValueError(f"the state misfits; expected {own.keys()} as {self!r} saves them")
         if saved["optimizer"] != own["optimizer"]:
-            kinds = f"{saved['optimizer']!r}; expected {own['optimizer']!r}"
-            raise ValueError(f"the state is of the optimizer {kinds}")
-        for part in ("settings", "state"):
-            if saved[part].keys() != own[part].keys():
-                raise ValueError(f"{part} has {list(saved[part])}; expected {list(own[part])}")
+            raise ValueError(f"it is of {saved['optimizer']!r}; expected {own['optimizer']!r}")
         check_integer("t", saved["t"])
-        for slot, arrays in saved["state"].items():
-            check_like(slot, arrays, self.params)
-        type(self)(self.params, **{**saved["settings"], "lr": 1.0})  # checks the other settings
+        for slot, kept in saved["state"].items():
+            check_like(slot, kept, self.params)
+        check_number("lr", saved["settings"]["lr"], "[0, inf)")
+        type(self)(self.params, **{**saved["settings"], "lr": 1.0})  # raises if one is out of range
         for name, value in saved["settings"].items():
             setattr(self, name, value)
         self.t = int(saved["t"])
-        for slot, arrays in self.state.items():
-            for name, array in arrays.items():
+        for slot, kept in self.state.items():
+            for name, array in kept.items():
                 array[...] = saved["state"][slot][name]
 
 
@@ -325,13 +321,12 @@ class Optimizer:
 #
 #     θ′ = θ - η·(g + βb′).
 #
-# In the bowl, φₜ₊₁ = (1 - ηλ)·(φₜ + β(φₜ - φₜ₋₁)), so z² - (1 + β)(1 - ηλ)z + β(1 - ηλ) = 0. Take
-# η = 1/Λ and β = (s - 1)/(s + 1), s = √κ. At λ = μ, 1 - ηλ = (s² - 1)/s², and both (1 + β)²(1 - ηλ)
-# and 4β are 4(s - 1)/(s + 1): a double root. For larger λ, with q = 1 - ηλ, the discriminant
-# q·((1 + β)²q - 4β) is below 0, so |z|² = βq is largest at λ = μ: |z|² = (s - 1)²/s², ρ = 1 - 1/√κ. ∎
-# Slower here than the heavy ball, but proven on every convex landscape, where the ball may circle.
-#
-# WEIGHT DECAY adds the penalty ½w‖θ‖² to the loss: the gradient gains wθ (L2, so called).
+# In the bowl, φₜ₊₁ = q·(φₜ + β(φₜ - φₜ₋₁)) with q = 1 - ηλ, so z² - (1 + β)q·z + βq = 0. Take
+# η = 1/Λ and β = (s - 1)/(s + 1), s = √κ. At λ = μ, q = (s² - 1)/s², and (1 + β)²q and 4β are both
+# 4(s - 1)/(s + 1): a double root. For larger λ, q is smaller and the discriminant
+# q·((1 + β)²q - 4β) is not above 0. So |z|² = βq, largest at μ: (s - 1)²/s², and ρ = 1 - 1/√κ. ∎
+# Slower here than the ball, but proven on all convex landscapes, where the ball may circle for ever
+# (Lessard, Recht, Packard 2016). WEIGHT DECAY (L2) adds ½w‖θ‖² to the loss, so wθ to the gradient.
 
 
 def proven_rates(mu, Lambda):
@@ -380,10 +375,10 @@ class SGD(Optimizer):
 #
 #     s ← s + g²,    θ ← θ - η·g/(√s + ε)        (entry by entry; ε only prevents 0/0).
 #
-# The first step is η·sign(g), whatever the units. For gradients of constant size |g| it is
-# η/√t at step t: a schedule for free, just what convex problems want (Duchi et al. bound the
-# regret by O(√T)). For networks, s keeps growing and learning dies. RMSprop forgets: it takes an
-# exponential moving average, in which a square that is k steps old counts αᵏ(1 - α),
+# The first step is η·sign(g), whatever the units; under gradients of constant size it is η/√t at
+# step t: a schedule for free, right for convex problems (Duchi et al. bound the regret by O(√T)).
+# In networks s grows on and learning dies. RMSprop forgets: in its moving average a square that is
+# k steps old counts (1 - α)αᵏ,
 #
 #     v ← αv + (1 - α)g²,    θ ← θ - η·g/(√v + ε).
 
@@ -513,7 +508,7 @@ class Lion(Optimizer):
 # %% 11. Muon: steepest when length is what a matrix does to vectors
 #
 # A weight matrix is no list: it multiplies vectors. Its natural length is the most it stretches
-# one, ‖Δ‖ = max ‖Δv‖/‖v‖, its largest singular value. With G = U·S·Vᵀ = Σ σᵢuᵢvᵢᵀ (the SVD, σᵢ > 0):
+# one, ‖Δ‖ = max ‖Δv‖/‖v‖, its largest singular value. With G = U·S·Vᵀ = Σ σᵢuᵢvᵢᵀ (SVD, σᵢ > 0):
 #
 #     ⟨G, Δ⟩ = Σ GⱼₖΔⱼₖ = Σᵢ σᵢ·uᵢᵀΔvᵢ ≥ -Σᵢ σᵢ·‖Δ‖,    equality for Δ = -‖Δ‖·U·Vᵀ,
 #
@@ -558,14 +553,8 @@ class Muon(Optimizer):
     slots = ("B",)
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5):
-        super().__init__(
-            params,
-            lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            nesterov=nesterov,
-            ns_steps=ns_steps,
-        )
+        settings = dict(momentum=momentum, nesterov=nesterov, ns_steps=ns_steps)
+        super().__init__(params, lr, weight_decay=weight_decay, **settings)
         check_integer("ns_steps", ns_steps, least=1)
         for name, p in params.items():
             if p.ndim != 2:
@@ -598,7 +587,7 @@ def clip_grad_norm(grads, max_norm):
 
     Returns the norm before clipping (a float); max_norm = inf only measures. ValueError: not > 0.
     """
-    check_number("max_norm", max_norm, high_included=True)
+    check_number("max_norm", max_norm)
     norm = math.hypot(*(np.linalg.norm(g.astype(np.float64).ravel()) for g in grads.values()))
     scale = max_norm / (norm + 1e-6)
     if scale < 1:
@@ -609,7 +598,7 @@ def clip_grad_norm(grads, max_norm):
 
 def clip_grad_value(grads, clip_value):
     """Cut every entry of the gradients to [-clip_value, clip_value], in place. ValueError: <= 0."""
-    check_number("clip_value", clip_value, high_included=True)
+    check_number("clip_value", clip_value)
     for g in grads.values():
         np.clip(g, -clip_value, clip_value, out=g)
 
@@ -617,100 +606,91 @@ def clip_grad_value(grads, clip_value):
 # %% 13. Schedules
 #
 # A schedule is a plain function of the step, 0 for the first; assign its value to optimizer.lr.
-# Two arguments shape them all. Late in training the noise floor of section 4 is proportional to
-# the rate, so the rate should fall. Early in training the curvature is at its largest and Adam's v
-# rests on few gradients, so the rate should rise from small: warmup.
-#
-# Half a cosine is a smooth way down: ½(1 + cos πu) runs from 1 to 0 as u does from 0 to 1, flat at
-# both ends. A straight line does about as well. WSD (warmup, stable, decay) stays at the top and
-# falls only at the end, so that one long run can be ended, and a model taken, at any time.
+# Late in training the noise floor of section 4 is proportional to the rate, so the rate should
+# fall. Early, Adam's v rests on few gradients and the landscape bends most, so it should rise from
+# small: warmup. Half a cosine, ½(1 + cos πu) for u from 0 to 1, is a way down that is flat at both
+# ends. WSD (warmup, stable, decay) stays up and falls only at the end, so a run can be stopped, and
+# a model taken, at any time: decay whenever you want one.
 
 
-def check_schedule(step, lr, least_rate=0.0, **lengths):
-    """ValueError: a negative step, lr <= 0, a rate to end at outside 0..lr, or a length below 1."""
-    check_number("step", step, low_included=True)
-    check_number("lr", lr)
-    check_number("min_lr", least_rate, 0, lr, low_included=True, high_included=True)
-    for name, length in lengths.items():
-        check_number(name, length, 0 if name == "warmup_steps" else 1, low_included=True)
-    total = lengths.get("total_steps", math.inf)
-    if lengths.get("warmup_steps", 0) + lengths.get("decay_steps", 0) > total:
-        raise ValueError(f"{lengths}: expected the parts to fit into total_steps")
+def check_schedule(**values):
+    """ValueError unless all are in their RANGES, min_lr <= lr, and the parts fit the whole."""
+    for name, value in values.items():
+        check_number(name, value)
+    if values.get("min_lr", 0) > values["lr"]:
+        raise ValueError(f"min_lr is {values['min_lr']}; expected at most lr = {values['lr']}")
+    parts = values.get("warmup_steps", 0) + values.get("decay_steps", 0)
+    if parts > values.get("total_steps", math.inf):
+        raise ValueError(f"total_steps is {values['total_steps']}; expected at least {parts}")
 
 
-def between(high, low, u):
-    """From high (u = 0) to low (u = 1) along half a cosine."""
-    return low + 0.5 * (high - low) * (1 + math.cos(math.pi * u))
+def half_cosine(high, low, u):
+    """From high (u = 0) to low (u = 1, and from there on)."""
+    return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(1.0, u)))
 
 
 def constant(step, lr):
     """The same rate at every step."""
-    check_schedule(step, lr)
+    check_schedule(step=step, lr=lr)
     return lr
 
 
 def step_decay(step, lr, step_size, gamma=0.1):
     """lr·γⁿ after n whole periods of step_size steps: a staircase."""
-    check_schedule(step, lr, step_size=step_size)
-    check_number("gamma", gamma, 0, 1, high_included=True)
+    check_schedule(step=step, lr=lr, step_size=step_size, gamma=gamma)
     return lr * gamma ** (step // step_size)
 
 
 def exponential_decay(step, lr, gamma):
     """lr·γᵗ: the same percentage off at every step."""
-    check_schedule(step, lr)
-    check_number("gamma", gamma, 0, 1, high_included=True)
+    check_schedule(step=step, lr=lr, gamma=gamma)
     return lr * gamma**step
 
 
 def linear_decay(step, lr, total_steps, min_lr=0.0):
     """A straight line from lr at step 0 to min_lr at total_steps, and min_lr from there on."""
-    check_schedule(step, lr, min_lr, total_steps=total_steps)
-    return lr + (min_lr - lr) * min(1.0, step / total_steps)
+    check_schedule(step=step, lr=lr, total_steps=total_steps, min_lr=min_lr)
+    return min_lr + (lr - min_lr) * max(0.0, 1 - step / total_steps)
 
 
 def warmup_cosine(step, lr, warmup_steps, total_steps, min_lr=0.0):
-    """A line up to lr at step warmup_steps, then half a cosine to min_lr at total_steps.
-
-    The first step already moves: its rate is lr/(warmup_steps + 1).
-    """
-    check_schedule(step, lr, min_lr, warmup_steps=warmup_steps, total_steps=total_steps)
+    """A line from lr/(warmup_steps + 1) to lr at warmup_steps, then half a cosine to min_lr."""
+    lengths = dict(warmup_steps=warmup_steps, total_steps=total_steps)
+    check_schedule(step=step, lr=lr, min_lr=min_lr, **lengths)
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
-    return between(lr, min_lr, min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps)))
+    return half_cosine(lr, min_lr, (step - warmup_steps) / max(1e-9, total_steps - warmup_steps))
 
 
 def cosine_restarts(step, lr, cycle_steps, cycle_mult=1, min_lr=0.0):
     """Half cosines from lr to min_lr, each cycle_mult times as long as the one before (SGDR)."""
-    check_schedule(step, lr, min_lr, cycle_steps=cycle_steps, cycle_mult=cycle_mult)
-    while step >= cycle_steps and cycle_mult > 1:
+    check_schedule(step=step, lr=lr, cycle_steps=cycle_steps, cycle_mult=cycle_mult, min_lr=min_lr)
+    while cycle_mult > 1 and step >= cycle_steps:
         step, cycle_steps = step - cycle_steps, cycle_steps * cycle_mult
-    return between(lr, min_lr, step % cycle_steps / cycle_steps)
+    return half_cosine(lr, min_lr, step % cycle_steps / cycle_steps)
 
 
 def one_cycle(step, lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
-    """Half a cosine up to lr in the first pct_start of the steps, then one down (Smith 2018).
+    """Half a cosine up to lr in pct_start of the steps, one down in the rest (Smith 2018).
 
     From lr/div_factor to lr to lr/(div_factor·final_div_factor) at the last step, total_steps - 1.
     """
-    check_schedule(step, lr, total_steps=total_steps)
-    check_number("pct_start", pct_start, 0, 1, low_included=True, high_included=True)
-    check_number("div_factor", div_factor, 1, low_included=True)
-    check_number("final_div_factor", final_div_factor, 1, low_included=True)
-    start, last = lr / div_factor, total_steps - 1
-    peak = min(max(0.0, pct_start * total_steps - 1), last)
+    check_schedule(step=step, lr=lr, total_steps=total_steps, pct_start=pct_start)
+    check_schedule(lr=lr, div_factor=div_factor, final_div_factor=final_div_factor)
+    first, last = lr / div_factor, total_steps - 1
+    peak = max(0.0, pct_start * total_steps - 1)
     if step < peak:
-        return between(start, lr, step / peak)
-    return between(lr, start / final_div_factor, min(1.0, (step - peak) / max(1e-12, last - peak)))
+        return half_cosine(first, lr, step / peak)
+    return half_cosine(lr, first / final_div_factor, (step - peak) / max(1e-9, last - peak))
 
 
 def wsd(step, lr, warmup_steps, total_steps, decay_steps, min_lr=0.0):
     """Warmup, stable, decay: a line up, lr, and a line to min_lr in the last decay_steps."""
     lengths = dict(warmup_steps=warmup_steps, total_steps=total_steps, decay_steps=decay_steps)
-    check_schedule(step, lr, min_lr, **lengths)
-    up = min(1.0, (step + 1) / (warmup_steps + 1))
-    left = min(1.0, max(0, total_steps - step) / decay_steps)
-    return up * lr if left == 1 else min_lr + (lr - min_lr) * left
+    check_schedule(step=step, lr=lr, min_lr=min_lr, **lengths)
+    if step < warmup_steps:
+        return lr * (step + 1) / (warmup_steps + 1)
+    return min_lr + (lr - min_lr) * min(1.0, max(0.0, (total_steps - step) / decay_steps))
 
 
 # %% 14. The language model to race on
@@ -779,7 +759,7 @@ def examples(ids, context):
 
 
 def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, name=None):
-    """Train in place; schedule(step, lr) scales each optimizer's own lr. Returns losses (steps,)."""
+    """Train in place, each optimizer at schedule(step, its lr). Returns the losses (steps,)."""
     rng, order, losses = np.random.default_rng(seed), [], np.empty(steps)
     rates = [optimizer.lr for optimizer in optimizers]
     for step in range(steps):
@@ -808,7 +788,7 @@ def progress(message, last=False):
 
 
 def muon_and_adamw(params, lr):
-    """Muon for the hidden matrices, AdamW at a tenth of its rate for the rest."""
+    """Muon for the hidden matrices, AdamW at a fifth of its rate for the rest."""
     hidden = {key: params[key] for key in ("H", "U")}
     rest = {key: p for key, p in params.items() if key not in hidden}
     return [Muon(hidden, lr, weight_decay=0), AdamW(rest, 0.2 * lr)]
@@ -825,6 +805,7 @@ METHODS = {  # name: (optimizers for params and a rate, rate tuned on the develo
     "Lion": (lambda P, lr: [Lion(P, lr)], 0.004),
     "Muon + AdamW": (muon_and_adamw, 0.04),
 }
+FINAL = (24, 512), 6000, 0.5  # (D, K), steps and rate (by factor) of the long run: wider, so slower
 SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, factor on the rate)
     "constant": (lambda t, lr, T: constant(t, lr), 0.5),
     "step_decay": (lambda t, lr, T: step_decay(t, lr, T / 3, 0.3), 1.0),
@@ -841,28 +822,27 @@ SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, 
 DATA = Path(__file__).resolve().parent / "data"
 
 
-def report_rates():
-    """Section 3 and 7: the measured shrinkage per step beside the proven one."""
+def report_rates(seed):
+    """Sections 3, 4 and 7: proven numbers beside measured ones."""
     print("\nProven and measured: distance to the minimum, per step, on ½(x² + κy²)")
-    print("  κ        method              η         β      proven ρ   measured   steps to 10⁻⁶")
+    print("  κ       method                η        β    proven ρ   measured   steps to 10⁻⁶")
     for kappa in (100.0, 10000.0):
         for name, (lr, beta, rho) in proven_rates(1.0, kappa).items():
             params, distances = {"x": np.array([1.0, 1.0])}, []
             walker = SGD(params, lr, beta, nesterov=name == "Nesterov")
-            for _ in range(4 * int(math.sqrt(kappa) * 20)):
+            half = int(40 * math.sqrt(kappa))
+            for _ in range(2 * half):
                 walker.step({"x": quadratic(params["x"], kappa)[1]})
                 distances.append(float(np.linalg.norm(params["x"])))
-            half = len(distances) // 2
-            measured = (distances[-1] / distances[half]) ** (1 / (len(distances) - 1 - half))
-            steps = f"{math.log(1e-6) / math.log(rho):12,.0f}" if rho < 1 else "     diverges"
-            print(f"  {kappa:<8,.0f} {name:16} {lr:9.3g} {beta:8.4f} ", end="")
-            print(f"{rho:11.5f} {measured:10.5f} {steps}")
-    print("  √κ for κ: notice the last column. (A double root shrinks like t·ρᵗ, a little slower.)")
+            measured = (distances[-1] / distances[-half]) ** (1 / (half - 1))
+            steps = f"{math.log(1e-6) / math.log(rho):,.0f}" if rho < 1 else "diverges"
+            print(f"  {kappa:<7,.0f} {name:15} {lr:9.3g} {beta:8.4f} ", end="")
+            print(f"{rho:11.5f} {measured:10.5f} {steps:>15}")
+    print(
+        "  √κ in place of κ: see the last column. (A double root shrinks like t·ρᵗ: a bit slower.)"
+    )
 
-
-def report_noise(seed):
-    """Section 4: the variance at which SGD hovers, for 4,000 walkers at once."""
-    print("\nNoise: variance of x on ½x² with gradient noise of variance 1/B, 4,000 walkers")
+    print("\nNoise: variance of x on ½x², gradient noise of variance 1/B, 4,000 walkers")
     print("      η     B    proven   measured")
     rng = np.random.default_rng(seed)
     for lr, batch in ((0.4, 1), (0.1, 1), (0.1, 4), (0.4, 4)):
@@ -871,31 +851,21 @@ def report_noise(seed):
         for _ in range(100):
             walker.step({"x": params["x"] + rng.normal(0, batch**-0.5, 4000)})
         print(f"  {lr:5} {batch:5} {noise_floor(lr, 1, 1, batch):9.4f} {params['x'].var():10.4f}")
-    print("  A fourfold batch at a fourfold rate hovers about as high: η/B is what counts.")
+    print("  Four times the batch at four times the rate hovers about as high: η/B counts.")
 
 
-RACES = {  # landscape: (function, start, height to reach, which is the goal)
-    "quadratic": (quadratic, (-2.0, 1.0), 1e-6),
-    "Rosenbrock": (rosenbrock, (-1.2, 1.0), 1e-3),
-    "saddle": (saddle, (1.0, 1e-3), -0.249),
+RACES = {  # landscape: (function, start, the height to get below)
+    "quadratic": (quadratic, (-2.0, 0.7), 1e-6),
+    "Rosenbrock": (rosenbrock, (-1.2, 1.0), 0.01),
+    "saddle": (saddle, (0.3, 1e-3), -0.249),
     "Rastrigin": (rastrigin, (2.2, -1.7), 0.5),
-}
-WALKERS = {
-    "gradient descent": lambda P, lr: SGD(P, lr),
-    "heavy ball, β = 0.9": lambda P, lr: SGD(P, lr, 0.9),
-    "Nesterov, β = 0.9": lambda P, lr: SGD(P, lr, 0.9, True),
-    "AdaGrad": AdaGrad,
-    "RMSprop": RMSprop,
-    "Adam": Adam,
-    "Lion": Lion,
-    "Muon": lambda P, lr: Muon(P, lr, weight_decay=0),
 }
 
 
 def walk(landscape, start, target, make, lr, limit):
-    """The points (steps + 1, 2) of a walk until below target, at most `limit` steps; None if not."""
+    """The points (steps + 1, 2) of a walk to below target, in at most `limit` steps; or None."""
     params = {"x": np.array([start])}  # (1, 2): a matrix of one row, so that Muon takes it
-    optimizer, points = make(params, lr), [params["x"][0].copy()]
+    (optimizer,), points = make(params, lr), [params["x"][0].copy()]
     for _ in range(limit + 1):
         height, slope = landscape(params["x"])
         if height[0] < target:
@@ -907,30 +877,30 @@ def walk(landscape, start, target, make, lr, limit):
     return None
 
 
-def best_walk(landscape, start, target, make, limit):
-    """(lr, points) of the shortest walk over a grid of rates, four to a decade; None if none."""
-    best = None
-    for k in range(2, -15, -1):
-        lr = 10 ** (k / 4)
-        points = walk(landscape, start, target, make, lr, limit)
-        if points is not None:
-            best, limit = (lr, points), len(points) - 2  # only fewer steps can win from here on
-    return best
-
-
 def report_race(limit):
-    """Every method on every landscape at its best rate; returns the walks for drawing."""
-    print(f"\nThe race: steps to the goal at the best of 17 rates (in brackets), limit {limit:,}")
-    print(f"  {'':20}" + "".join(f"{name:>17}" for name in RACES))
+    """Every method on every landscape at its best rate; returns {(name, surface): walk}."""
+    print(f"\nThe race: steps to the goal, (at the best of 13 rates), within {limit:,} steps")
+    print(f"  {'':20}" + "".join(f"{name:>16}" for name in RACES))
     walks = {}
-    for name, make in WALKERS.items():
-        cells = []
+    for name, (make, _) in METHODS.items():
+        if name == "AdamW":
+            continue  # without much decay it walks like Adam
+        if name == "Muon + AdamW":
+            name, make = "Muon", lambda P, lr: [Muon(P, lr, weight_decay=0)]
+        line = f"  {name:20}"
         for surface, race in RACES.items():
-            walks[name, surface] = best = best_walk(*race, make, limit)
-            cells.append(f"{len(best[1]) - 1:,} ({best[0]:.2g})" if best else "-")
-        print(f"  {name:20}" + "".join(f"{cell:>17}" for cell in cells))
-    print("  A dash: not reached. Rastrigin is luck: the best rate is one that jumps well. A point")
-    print("  is one row to Muon, so its step is g/‖g‖. No method is best on every landscape.")
+            best, within = None, limit
+            for lr in 10 ** (np.arange(2, -11, -1) / 3):
+                points = walk(*race, make, float(lr), within)
+                if points is not None:
+                    best, within = (lr, points), len(points) - 2  # the next must need fewer
+            walks[name, surface] = best[1] if best else None
+            line += f"{f'{len(best[1]) - 1:,} ({best[0]:.2g})' if best else '-':>16}"
+        print(line)
+    print("  -: not reached. The bowl lies along the axes: one scale for each makes it round.")
+    print(
+        "  Rastrigin is luck: a rate that jumps well. To Muon a point is one row: it goes by g/‖g‖."
+    )
     return walks
 
 
@@ -950,72 +920,61 @@ def draw(landscape, points, x_range, y_range, width=38, height=15):
 
 
 def report_paths(walks):
-    """Two pairs of walks side by side."""
-    for surface, ranges in (
-        ("Rosenbrock", ((-1.8, 1.8), (-0.8, 1.8))),
-        ("quadratic", ((-2.2, 0.6), (-1.1, 1.1))),
-    ):
-        names = ("gradient descent", "Adam" if surface == "Rosenbrock" else "heavy ball, β = 0.9")
-        shown = [(name, walks[name, surface]) for name in names if walks[name, surface]]
-        if shown:
-            print(
-                f"\n{surface}: " + "   |   ".join(f"{n}, {len(w[1]) - 1:,} steps" for n, w in shown)
-            )
-            maps = [draw(RACES[surface][0], w[1], *ranges) for _, w in shown]
-            for lines in zip(*maps):
-                print("  " + "  |  ".join(lines).rstrip())
+    """Two pairs of walks, drawn side by side."""
+    rosenbrock_map = ("Rosenbrock", "Adam", (-1.9, 1.9), (-0.8, 2.0))
+    quadratic_map = ("quadratic", "heavy ball, β = 0.9", (-2.2, 0.9), (-1.0, 1.0))
+    for surface, other, *ranges in (rosenbrock_map, quadratic_map):
+        shown = [name for name in ("SGD", other) if walks[name, surface] is not None]
+        titles = [f"{name}, {len(walks[name, surface]) - 1:,} steps" for name in shown]
+        print(f"\n{surface}, from S to E: " + " | ".join(titles or ["nobody arrived"]))
+        maps = [draw(RACES[surface][0], walks[name, surface], *ranges) for name in shown]
+        for lines in zip(*maps):
+            print("  " + "  |  ".join(lines).rstrip())
 
 
-def report_language(text, args):
+def report_language(text, fast, seed):
     """The same network under every optimizer and schedule; the best pair trained longer."""
-    symbols = sorted(set(text))
+    symbols, context, bits = sorted(set(text)), 8, math.log(2)
     ids = np.array([symbols.index(c) for c in text])
-    cut, context = int(0.9 * len(ids)), 8
-    if cut < 200:
-        raise ValueError(f"the text has {len(text)} characters; expected at least 223")
+    cut = int(0.9 * len(ids))
     tune = int(0.9 * cut)  # the last tenth of the training text decides; held-out text only reports
+    development, held_out = ids[tune - context : cut], ids[cut - context :]
     X, Y = examples(ids[:tune], context)
-    parts = (ids[tune - context : cut], ids[cut - context :])
-    steps, sizes = (40, (16, 64)) if args.fast else (600, (16, 128))
 
-    def compete(make, lr, schedule):
-        params = nlm_init(len(symbols), context, *sizes, np.random.default_rng(args.seed))
-        losses = train(params, X, Y, make(params, lr), schedule, steps, seed=args.seed)
-        scores = [nlm_score(part, params, context) / math.log(2) for part in parts]
-        return scores[0], losses[-steps // 5 :].mean() / math.log(2), scores[1]
+    def fit(sizes, steps, make, lr, schedule, name=None):
+        params = nlm_init(len(symbols), context, *sizes, np.random.default_rng(seed))
+        rate = lambda t, lr: SCHEDULES[schedule][0](t, lr, steps)  # noqa: E731
+        losses = train(params, X, Y, make(params, lr), rate, steps, seed=seed, name=name)
+        return params, losses[-steps // 5 :].mean() / bits
 
-    def table(title, rows):
-        print(f"\n{title}\n{'':23}rate   training   development   held-out   (bits/char)")
+    sizes, steps = ((16, 64), 40) if fast else ((16, 128), 600)
+
+    def compete(title, rows):
+        print(f"\n{title}, the same {steps} batches of 128, bits per character")
+        print(f"{'':23}rate   training   development   held-out")
         scores = {}
         for name, (make, lr, schedule) in rows.items():
             progress(f"  {name} ...")
-            scores[name] = dev, training, held = compete(make, lr, schedule)
+            params, training = fit(sizes, steps, make, lr, schedule)
+            parts = [nlm_score(part, params, context) / bits for part in (development, held_out)]
             clear = "\r" if sys.stdout.isatty() else ""
-            print(f"{clear}  {name:19}{lr:6.2g} {training:10.3f} {dev:13.3f} {held:10.3f}")
-        best = min(scores, key=lambda name: scores[name][0])
-        print(f"  Best on the development text: {best}.")
-        return best
+            print(f"{clear}  {name:19}{lr:6.2g} {training:10.3f} {parts[0]:13.3f} {parts[1]:10.3f}")
+            scores[name] = parts[0]
+        return min(scores, key=scores.get)
 
-    def scheduled(name):
-        return lambda t, lr: SCHEDULES[name][0](t, lr, steps)
-
-    title = f"The same network, the same {steps} batches of 128"
-    cosine = scheduled("warmup_cosine")
-    rows = {name: (make, lr, cosine) for name, (make, lr) in METHODS.items()}
-    best = table(f"{title}: optimizers, under warmup_cosine", rows)
+    rows = {name: (make, lr, "warmup_cosine") for name, (make, lr) in METHODS.items()}
+    best = compete("The language model of 14, warmup_cosine", rows)
     make, lr = METHODS[best]
-    rows = {n: (make, lr * f, scheduled(n)) for n, (_, f) in SCHEDULES.items()}
-    schedule = table(f"{title}: schedules, of {best}", rows)
-    steps = 100 if args.fast else 6000
-    sizes = (16, 64) if args.fast else (24, 256)
-    params = nlm_init(len(symbols), context, *sizes, np.random.default_rng(args.seed))
-    print(f"\n{best} and {schedule}, {sizes[1]} hidden units, on the whole training text")
+    rows = {name: (make, lr * factor, name) for name, (_, factor) in SCHEDULES.items()}
+    schedule = compete(f"Under {best}, the best on the development text", rows)
+    sizes, steps = ((16, 64), 100) if fast else FINAL[:2]
+    print(f"\n{best} and {schedule}, {sizes[1]} hidden units, all of the training text")
     X, Y = examples(ids[:cut], context)
-    optimizers = make(params, lr * SCHEDULES[schedule][1])
-    train(params, X, Y, optimizers, scheduled(schedule), steps, seed=args.seed, name="stories")
-    nats = nlm_score(parts[1], params, context)
+    lr *= SCHEDULES[schedule][1] * (1 if fast else FINAL[2])
+    params, _ = fit(sizes, steps, make, lr, schedule, "stories")
+    nats = nlm_score(held_out, params, context)
     print(
-        f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | "
+        f"\nheld-out: {nats:.3f} nats/char | {nats / bits:.3f} bits/char | "
         f"perplexity {math.exp(nats):.2f}   (stage 4, the neural n-gram under {best})"
     )
 
@@ -1032,11 +991,12 @@ def main(argv=None):
         parser.error(f"--seed is {args.seed}; expected 0 or more")
     try:
         text = Path(args.text).read_text(encoding="utf-8")[: 40000 if args.fast else None]
+        if len(text) < 250:
+            raise ValueError(f"the text has {len(text)} characters; expected at least 250")
         print("Stage 4: ways down, measured")
-        report_rates()
-        report_noise(args.seed)
-        report_paths(report_race(300 if args.fast else 3000))
-        report_language(text, args)
+        report_rates(args.seed)
+        report_paths(report_race(150 if args.fast else 1500))
+        report_language(text, args.fast, args.seed)
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
