@@ -54,7 +54,7 @@ import numpy as np
 #
 # But x₁...x_t₋₁ is a whole past, pasts do not repeat, and what happens once teaches no shares. In
 # 1913 Markov went through 20,000 letters of Pushkin by hand, looking only at the letter before.
-# His assumption, for an order k: the last k symbols tell all that matters.
+# His assumption, at order k: the last k symbols tell all that matters.
 #
 #     P(x_t|x₁...x_t₋₁) = P(x_t|h),     h = x_t₋ₖ...x_t₋₁, the context.                          (2)
 #
@@ -487,8 +487,8 @@ class MarkovChain:
         """
         expect(self.occurs, "the chain", "not fitted", "a call of fit(ids) first")
         V, ids = self.vocab_size, check_ids("ids", ids, self.vocab_size, least=1)
-        cold = min(self.order, len(ids))  # places whose context is shorter than the order
-        start = [self.distribution(ids[:t])[ids[t]] for t in range(cold)]
+        cold = range(min(self.order, len(ids)))  # where the context is shorter than the order
+        start = [self.distribution(ids[:t])[ids[t]] for t in cold]
         p = np.full(len(ids), 1 / V)  # (N,)
         for n, (level, h, gram) in enumerate(walk(self.lower, ids, V)):
             p = climb(self, n, level, h, gram, p[1:] if n else p)  # (N - n,)
@@ -501,7 +501,7 @@ class MarkovChain:
             return float(np.exp(-self.log_likelihood(ids) / len(ids)))
 
     def generate(self, n, context=(), temperature=1.0, top_k=None, top_p=None, seed=None):
-        """n new ids (n,) to continue the context; options and ValueErrors as in sample, or n < 0."""
+        """n new ids (n,) that follow the context; options as in sample. ValueError: bad input."""
         check_integer("n", n, 0)
         rng = np.random.default_rng(seed)
         ids = check_ids("context", context, self.vocab_size).tolist()
@@ -541,10 +541,9 @@ class MarkovChain:
 
 
 def stationary_distribution(P):
-    """π (V,) with π = πP and Σπ = 1, for P (V, V) with rows that add up to 1.
+    """π (V,) with π = πP and Σπ = 1, the shortest if there are several, for P (V, V).
 
-    The shortest of all solutions, if P falls into separate parts. ValueError: P is not square, has
-    a negative entry, or a row that does not add up to 1.
+    ValueError: P is not square, has a negative entry, or a row that does not add up to 1.
     """
     P = check_distribution("P", P)
     expect(P.ndim == 2 and P.shape[0] == P.shape[1], "the shape of P", P.shape, "a square, (V, V)")
@@ -586,8 +585,7 @@ def report_orders(train, held, V, orders):
     """Every order with every smoothing; returns {name: (held-out nats per character, chain)}."""
     kinds = {"mle": "mle", "add-1": "add-k", "add-.01": "add-k"}
     kinds |= {kind: kind for kind in ("interpolated", "witten-bell", "kneser-ney")}
-    print("\n1. How much context? Perplexity per character, by order and smoothing; new: share of")
-    print("   held-out (order+1)-grams that training never showed\n")
+    print("\n1. How much context? Perplexity per character; new: held-out grams not in training\n")
     print("                         on training | on the held-out text")
     print("   order contexts    new         mle |" + "".join(f"{name:>9.8}" for name in kinds))
     scores, table = {}, []
@@ -655,8 +653,10 @@ def report_words(train, held, symbols, orders, rng):
     spelling = -speller.log_likelihood(spelled[1])
     print("\n4. Words: a piece is a word with the space before it, or any other character. Rare")
     print("   ones (seen once or never) are spelled by a chain of letters, so that all is paid for")
-    print(f"   {len(ids[0]):,} pieces, {len(vocabulary):,} different;", end=" ")
-    print(f"{np.mean(ids[1] == 0):.1%} of the held-out ones are rare\n")
+    rare = np.mean(ids[1] == 0)
+    print(
+        f"   {len(ids[0]):,} pieces of {len(vocabulary):,} kinds; held out, {rare:.1%} are rare\n"
+    )
     print("   order   perplexity per piece   bits/char   of which spelling")
     for order in orders:
         chain = MarkovChain(order, len(vocabulary)).fit(ids[0])
@@ -673,8 +673,9 @@ def report_words(train, held, symbols, orders, rng):
 def report_long_run(train, V):
     """Section 9 for chains of order 1: what stays, and what it tells."""
     shares = np.bincount(train, minlength=V) / len(train)
-    print("\n5. The long run of order 1: the largest difference between π and the shares in the")
-    print("   training text; the entropy rate, and the surprise at that text, in bits\n")
+    print(
+        "\n5. The long run of order 1: π against the training text's shares, and surprise in bits\n"
+    )
     print("   smoothing      π - share   entropy rate   surprise")
     for name in ("add-k", "witten-bell", "mle", "kneser-ney"):
         chain = MarkovChain(1, V, name).fit(train)
@@ -693,8 +694,7 @@ def report(args):
     symbols, n = sorted(set(text)), int(0.9 * len(text))
     train, held = encode(text[:n], symbols), encode(text[n:], symbols)
     rng, V = np.random.default_rng(args.seed), len(symbols)
-    print(f"Stage 1: counting {Path(args.text).name}: {n:,} characters, {V} different;", end=" ")
-    print(f"{len(held):,} more to predict")
+    print(f"Stage 1: {Path(args.text).name}, {n:,} characters to count, {len(held):,} to predict")
     scores = report_orders(train, held, V, orders)
     _, best = min((nats, name) for name, (nats, _) in scores.items())
     report_samples(train, text[:n], symbols, scores[best][1], orders, rng)
@@ -727,10 +727,9 @@ def main(argv=None):
 # 2. Comparing perplexity per word with that per character, or between vocabularies (<rare> is easy
 #    to guess). Compare bits per character of the same text; see report_words.
 # 3. Choosing λ, k or the order on the text that was counted: mle wins, and fails outside; see
-#    `held` in fit. (The report picks one in 52 on the held-out text itself: the milder sin.)
-# 4. Multiplying thousands of probabilities: floats end at 0. Add logarithms; see log_likelihood.
-# 5. Packing n-grams in base V past 64 bits: silent collisions; see `packed` in count_levels.
-# 6. ids[-order:] is the whole text when order is 0; see max(0, ...) in distribution.
+#    `held` in _find_weights. (The report picks its best of 52 on the held-out text: a milder sin.)
+# 4. Packing n-grams in base V past 64 bits: silent collisions; see `packed` in count_levels.
+# 5. ids[-order:] is the whole text when order is 0; see max(0, ...) in distribution.
 
 # %% Exercises
 #  1. (reading) Follow "abab" through count_levels with order 1, by hand: keys, ranks, all counts.
