@@ -1,12 +1,13 @@
 """Open stage 9's files with Hugging Face transformers and PEFT, and compare logits in float32.
 
-A base and adapters of every kind (LoRA, rsLoRA, DoRA) are saved by stage 9, opened by
+A base and, by stage 9, adapters of every kind (LoRA, rsLoRA, DoRA) are saved, then opened by
 GPT2LMHeadModel and PeftModel, and run on the same tokens: logits must agree to 1e-5. Then PEFT
 saves the adapter, stage 9 opens that, and they are compared again. Needs torch, transformers, peft:
 
     python benchmarks/check_peft.py
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -36,6 +37,17 @@ KINDS = {"LoRA": {}, "rsLoRA": {"rslora": True}, "DoRA": {"layer": stage.DoRALin
 TARGETS = (("attn.c_attn",), ("c_attn", "c_proj", "c_fc"), ("h.1.mlp.c_proj",))
 
 
+def save_base(directory, params, n_head):
+    """Write the model as transformers' GPT2LMHeadModel reads it."""
+    (V, C), (T, _) = (params[f"transformer.{n}.weight"].shape for n in ("wte", "wpe"))
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_head": n_head}
+    config |= {"vocab_size": V, "n_positions": T, "n_embd": C}
+    config |= {"n_layer": sum(".ln_1.weight" in name for name in params)}
+    config |= {"bos_token_id": None, "eos_token_id": None}
+    stage.save_safetensors(directory / "model.safetensors", params)
+    stage.write_file(directory / "config.json", json.dumps(config, indent=2).encode())
+
+
 def main():
     """Print one line per kind and choice of targets; exit status 1 if any differs."""
     rng = np.random.default_rng(0)
@@ -53,7 +65,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as directory:
         directory = Path(directory)
-        stage.save_base(directory / "base", params, N_HEAD)
+        save_base(directory / "base", params, N_HEAD)
 
         def base():
             return transformers.GPT2LMHeadModel.from_pretrained(directory / "base").eval()
