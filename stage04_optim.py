@@ -52,20 +52,18 @@ import numpy as np
 #
 #     L(θ + δ) = L(θ) + g·δ + O(‖δ‖²).
 #
-# Among all steps of length ‖δ‖ = r, which makes g·δ smallest? g·δ = ‖g‖·r·cos(angle) ≥ -‖g‖·r
-# (Cauchy-Schwarz), with equality only for δ = -r·g/‖g‖: straight against the gradient. Hence
+# Among all steps of length ‖δ‖ = r, g·δ = ‖g‖·r·cos(angle) ≥ -‖g‖·r is smallest for
+# δ = -r·g/‖g‖: straight against the gradient (Cauchy-Schwarz). Hence
 #
 #     θ ← θ - η·g,    η > 0 the learning rate.
 #
-# How large may η be? Suppose no direction curves more than Λ: L(θ+δ) ≤ L(θ) + g·δ + ½Λ‖δ‖²
-# everywhere. Put δ = -ηg:
+# How large may η be? Let no direction curve more than Λ: L(θ+δ) ≤ L(θ) + g·δ + ½Λ‖δ‖². At δ = -ηg:
 #
 #     L(θ - ηg) ≤ L(θ) - η·(1 - ½ηΛ)·‖g‖².
 #
-# Every step with 0 < η < 2/Λ goes down (if g ≠ 0), and the bound is best at η = 1/Λ. Adding it up
+# Every step with 0 < η < 2/Λ goes down (if g ≠ 0), and the bound is best at η = 1/Λ. Added up
 # there over T steps, Σ‖gₜ‖²/(2Λ) ≤ L(θ₀) - min L: the smallest ‖gₜ‖² is at most
 # 2Λ·(L(θ₀) - min L)/T, so the slope dies away on any landscape of bounded curvature. ∎
-#
 # "Of length r" was measured by Pythagoras. Other lengths have other steepest steps: see 10, 11.
 
 # %% 3. How fast? A proven rate
@@ -89,10 +87,9 @@ import numpy as np
 
 # %% 4. Noise and batch size
 #
-# Over a random batch of B examples the gradient is ĝ = (1/B)·Σ ∇ℓᵢ: right on average, and if one
-# example's gradient has variance σ², the mean of B independent ones has σ²/B. So the error
-# shrinks like 1/√B only: four times the work for half of it. What does it do to the walk?
-# Take one coordinate of the bowl, ĝ = λx + n with E[n] = 0, Var(n) = σ²/B, n independent of x:
+# The gradient over a random batch of B examples is right on average; if one example's has variance
+# σ², the mean of B independent ones has σ²/B. Four times the work halves the error, no more. What
+# does noise n, with mean 0 and variance σ²/B, do to a walk along one axis of the bowl?
 #
 #     x ← (1 - ηλ)x - ηn,    so    Var(x) ← (1 - ηλ)²·Var(x) + η²σ²/B.
 #
@@ -101,13 +98,10 @@ import numpy as np
 #     Var(x) = ησ² / (B·λ·(2 - ηλ)) ≈ (η/B)·σ²/(2λ)    for small η.
 #
 # With a constant rate SGD does not arrive: it hovers in a cloud whose size depends on η/B. A larger
-# batch shrinks it, and so does a smaller rate, but a small rate is slow; so large first, then
-# small (section 13). And until the cloud matters, a larger batch only pays through a larger η.
+# batch shrinks the cloud, and so does a smaller η, but that is slow: so large first, small later.
 #
 # GRADIENT ACCUMULATION. A batch too large for memory goes through in pieces p of Bₚ examples; its
-# mean is the mean over the pieces, each weighted by its share:
-#
-#     (1/B)·Σᵢ ∇ℓᵢ = Σₚ (Bₚ/B) · (1/Bₚ)·Σ_{i in p} ∇ℓᵢ.
+# mean is the mean over pieces weighted by their share: (1/B)·Σᵢ ∇ℓᵢ = Σₚ (Bₚ/B)·(mean of ∇ℓ in p).
 
 
 def noise_floor(lr, curvature, noise_variance, batch_size):
@@ -171,10 +165,9 @@ def rastrigin(points):
 
 # %% 6. What all optimizers share
 #
-# Parameters are a dict of arrays, updated in place; gradients a dict with the same keys. A method
-# differs from another only in what it remembers of each array (its slots) and in its update. So
-# the base class checks, counts and stores, and each method below is its derivation's last line.
-
+# Parameters are a dict of arrays, updated in place; gradients a dict with the same keys. Methods
+# differ only in what they remember of each array (their slots) and in their update: the base class
+# checks, counts and stores, and each method below is its derivation's last line.
 
 RANGES = {  # of every number that an optimizer or a schedule is given
     "lr": "(0, inf)",
@@ -271,11 +264,11 @@ class Optimizer:
         return {"optimizer": type(self).__name__, "settings": settings, "t": self.t, "state": state}
 
     def load_state_dict(self, saved):
-        """Continue where state_dict() was taken, exactly. A misfit is a ValueError, and no change."""
+        """Go on where state_dict() was taken, exactly. A misfit is a ValueError, and no change."""
         own = self.state_dict()
-        check = [(saved, own)] + [(saved[k], own[k]) for k in ("settings", "state") if k in saved]
-        if any(not isinstance(a, dict) or a.keys() != b.keys() for a, b in check):
-            raise ValueError(f"the state misfits; expected {own.keys()} as {self!r} saves them")
+        pairs = [(saved, own)] + [(saved[k], own[k]) for k in ("settings", "state") if k in saved]
+        if any(not isinstance(a, dict) or a.keys() != b.keys() for a, b in pairs):
+            raise ValueError(f"the state has other keys; expected those of {own}")
         if saved["optimizer"] != own["optimizer"]:
             raise ValueError(f"it is of {saved['optimizer']!r}; expected {own['optimizer']!r}")
         check_integer("t", saved["t"])
@@ -298,9 +291,9 @@ class Optimizer:
 #
 #     b ← βb + g,    θ ← θ - ηb.
 #
-# Under a constant g, b grows to g·(1 + β + β² + ...) = g/(1 - β): at β = 0.9, ten times the step.
+# Under a constant g, b grows to g·(1 + β + β² + ...) = g/(1 - β): ten times the step at β = 0.9.
 # Why it is faster: ηbₜ is minus the last step, so θₜ₊₁ = θₜ - ηgₜ + β(θₜ - θₜ₋₁). In the bowl,
-# g = λx, and xₜ = zᵗ solves it if
+# where g = λx, xₜ = zᵗ solves that if
 #
 #     z² - (1 + β - ηλ)·z + β = 0.
 #
@@ -316,10 +309,8 @@ class Optimizer:
 #
 #     b ← βb + g(φ - ηβb),    φ ← φ - ηb.
 #
-# Gradients come at the point where the model stands, so let θ = φ - ηβb be that point. With the
-# new b: θ′ = φ′ - ηβb′ = φ - ηb′ - ηβb′. And φ = θ + ηβb = θ + η(b′ - g), as βb = b′ - g. Together:
-#
-#     θ′ = θ - η·(g + βb′).
+# Let θ = φ - ηβb be the point where we take gradients. With the new b′, θ′ = φ - ηb′ - ηβb′, and
+# φ = θ + ηβb = θ + η(b′ - g), as βb = b′ - g. Together: θ′ = θ - η·(g + βb′).
 #
 # In the bowl, φₜ₊₁ = q·(φₜ + β(φₜ - φₜ₋₁)) with q = 1 - ηλ, so z² - (1 + β)q·z + βq = 0. Take
 # η = 1/Λ and β = (s - 1)/(s + 1), s = √κ. At λ = μ, q = (s² - 1)/s², and (1 + β)²q and 4β are both
@@ -367,11 +358,9 @@ class SGD(Optimizer):
 
 # %% 8. A scale for every coordinate: AdaGrad and RMSprop
 #
-# The best η for a coordinate depends on its curvature, and coordinates differ: the embedding of
-# "z" gets a gradient rarely, that of "e" always. Stretch a coordinate, x = c·x̃: its gradient in x̃
-# is c·g, so the step -η·c·g in x̃ moves x by -η·c²·g. Units matter, and they should not. Divide by
-# a typical size of that coordinate's gradient, and the step in x̃ is independent of c. AdaGrad
-# takes the root of the sum of all squares so far:
+# The best η depends on curvature, and coordinates differ. Stretch one, x = c·x̃: its gradient in x̃
+# is c·g, so the step -η·c·g in x̃ moves x by -ηc²·g. Units matter, and they should not. AdaGrad
+# divides by the root of the sum of all squares so far, and c cancels in g/√s:
 #
 #     s ← s + g²,    θ ← θ - η·g/(√s + ε)        (entry by entry; ε only prevents 0/0).
 #
@@ -427,10 +416,9 @@ class RMSprop(Optimizer):
 #
 #     m̂ = m/(1 - β₁ᵗ),    v̂ = v/(1 - β₂ᵗ),    θ ← θ - η·m̂/(√v̂ + ε).
 #
-# At t = 1, m̂ = g and v̂ = g²: the step is η·sign(g). Uncorrected it would be
-# (1 - β₁)/√(1 - β₂) = 3.2 times that at the usual betas. The step hardly ever exceeds η, so η has
-# a meaning: how far a coordinate moves. And a loss multiplied by c > 0 gives m·c and v·c²: at
-# ε = 0 exactly the same walk.
+# At t = 1, m̂ = g and v̂ = g²: a step of η·sign(g); uncorrected, (1 - β₁)/√(1 - β₂) = 3.2 times that
+# at the usual betas. So η has a meaning: about how far a coordinate moves. And a loss multiplied by
+# c > 0 multiplies m by c and v by c²: at ε = 0 exactly the same walk.
 #
 # AdamW. With L2 the decay wθ passes through m̂/√v̂ like the rest of the gradient: a weight with
 # large gradients is decayed less, one with small ones more, and w loses its meaning. Decouple it:
@@ -519,11 +507,10 @@ class Lion(Optimizer):
 #
 #     aX + b(XXᵀ)X + c(XXᵀ)²X = U·(aS + bS³ + cS⁵)·Vᵀ:    σ ← aσ + bσ³ + cσ⁵, matrix products only.
 #
-# Dividing by the root of the sum of squares first puts every σ into [0, 1] (‖S‖² = Σσᵢ²). The
-# classical (15, -10, 3)/8 converges to 1 but multiplies a small σ by 15/8 only; Muon's coefficients
-# multiply it by 3.44, and in five rounds all but the tiniest arrive near 1, roughly 0.7 to 1.2.
-# Near is enough. The rest is momentum as a moving average, Nesterov's step in its terms, decoupled
-# decay, and a factor for tall matrices, √max(1, rows/columns):
+# Dividing by the root of the sum of squares puts all σ into [0, 1] (‖G‖² = Σσᵢ²). The classical
+# (15, -10, 3)/8 converges to 1 but lifts a small σ by 15/8 only; Muon's coefficients lift it by
+# 3.44, and in five rounds all but the tiniest are near 1 (about 0.7 to 1.2), which is enough. The
+# rest: momentum as a moving average, Nesterov's step, decay, a factor √max(1, rows/columns):
 #
 #     B ← μB + (1 - μ)G,  O = orthogonalize((1 - μ)G + μB),  W ← (1 - ηw)W - η·√max(1, r/c)·O.
 
@@ -572,14 +559,13 @@ class Muon(Optimizer):
 
 # %% 12. Clipping
 #
-# One bad batch can have a gradient a thousand times the usual one and undo an hour. Clipping by
-# norm caps the length and keeps the direction: with n the norm over all gradients together, not
-# of each array,
+# One bad batch can have a gradient a thousand times the usual and undo an hour. Clipping by norm
+# keeps the direction and caps the length n, taken over all gradients together, not each array:
 #
 #     g ← g·min(1, max_norm/(n + 10⁻⁶)).
 #
-# It is the nearest point of the ball ‖g‖ ≤ max_norm (nearly: the 10⁻⁶ is torch's). Clipping by
-# value caps each entry, which is simpler and turns the direction.
+# That is the nearest point of the ball ‖g‖ ≤ max_norm (but for torch's 10⁻⁶). Clipping by value
+# caps each entry: simpler, and it turns the direction.
 
 
 def clip_grad_norm(grads, max_norm):
@@ -805,7 +791,12 @@ METHODS = {  # name: (optimizers for params and a rate, rate tuned on the develo
     "Lion": (lambda P, lr: [Lion(P, lr)], 0.004),
     "Muon + AdamW": (muon_and_adamw, 0.04),
 }
-FINAL = (24, 512), 6000, 0.5  # (D, K), steps and rate (by factor) of the long run: wider, so slower
+FINAL = (
+    (16, 512),
+    3000,
+    256,
+    0.5,
+)  # long run: (D, K), steps, batch, factor on the rate (wider: less)
 SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, factor on the rate)
     "constant": (lambda t, lr, T: constant(t, lr), 0.5),
     "step_decay": (lambda t, lr, T: step_decay(t, lr, T / 3, 0.3), 1.0),
@@ -822,11 +813,11 @@ SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, 
 DATA = Path(__file__).resolve().parent / "data"
 
 
-def report_rates(seed):
+def report_rates(kappas, seed):
     """Sections 3, 4 and 7: proven numbers beside measured ones."""
     print("\nProven and measured: distance to the minimum, per step, on ½(x² + κy²)")
     print("  κ       method                η        β    proven ρ   measured   steps to 10⁻⁶")
-    for kappa in (100.0, 10000.0):
+    for kappa in kappas:
         for name, (lr, beta, rho) in proven_rates(1.0, kappa).items():
             params, distances = {"x": np.array([1.0, 1.0])}, []
             walker = SGD(params, lr, beta, nesterov=name == "Nesterov")
@@ -941,13 +932,13 @@ def report_language(text, fast, seed):
     development, held_out = ids[tune - context : cut], ids[cut - context :]
     X, Y = examples(ids[:tune], context)
 
-    def fit(sizes, steps, make, lr, schedule, name=None):
+    def fit(sizes, steps, batch, make, lr, schedule, name=None):
         params = nlm_init(len(symbols), context, *sizes, np.random.default_rng(seed))
         rate = lambda t, lr: SCHEDULES[schedule][0](t, lr, steps)  # noqa: E731
-        losses = train(params, X, Y, make(params, lr), rate, steps, seed=seed, name=name)
+        losses = train(params, X, Y, make(params, lr), rate, steps, batch, seed, name)
         return params, losses[-steps // 5 :].mean() / bits
 
-    sizes, steps = ((16, 64), 40) if fast else ((16, 128), 600)
+    sizes, steps = ((16, 64), 25) if fast else ((16, 128), 600)
 
     def compete(title, rows):
         print(f"\n{title}, the same {steps} batches of 128, bits per character")
@@ -955,7 +946,7 @@ def report_language(text, fast, seed):
         scores = {}
         for name, (make, lr, schedule) in rows.items():
             progress(f"  {name} ...")
-            params, training = fit(sizes, steps, make, lr, schedule)
+            params, training = fit(sizes, steps, 128, make, lr, schedule)
             parts = [nlm_score(part, params, context) / bits for part in (development, held_out)]
             clear = "\r" if sys.stdout.isatty() else ""
             print(f"{clear}  {name:19}{lr:6.2g} {training:10.3f} {parts[0]:13.3f} {parts[1]:10.3f}")
@@ -967,11 +958,11 @@ def report_language(text, fast, seed):
     make, lr = METHODS[best]
     rows = {name: (make, lr * factor, name) for name, (_, factor) in SCHEDULES.items()}
     schedule = compete(f"Under {best}, the best on the development text", rows)
-    sizes, steps = ((16, 64), 100) if fast else FINAL[:2]
+    sizes, steps, batch, factor = ((16, 64), 100, 128, 1) if fast else FINAL
     print(f"\n{best} and {schedule}, {sizes[1]} hidden units, all of the training text")
     X, Y = examples(ids[:cut], context)
-    lr *= SCHEDULES[schedule][1] * (1 if fast else FINAL[2])
-    params, _ = fit(sizes, steps, make, lr, schedule, "stories")
+    lr *= SCHEDULES[schedule][1] * factor
+    params, _ = fit(sizes, steps, batch, make, lr, schedule, "stories")
     nats = nlm_score(held_out, params, context)
     print(
         f"\nheld-out: {nats:.3f} nats/char | {nats / bits:.3f} bits/char | "
@@ -994,8 +985,8 @@ def main(argv=None):
         if len(text) < 250:
             raise ValueError(f"the text has {len(text)} characters; expected at least 250")
         print("Stage 4: ways down, measured")
-        report_rates(args.seed)
-        report_paths(report_race(150 if args.fast else 1500))
+        report_rates((100.0,) if args.fast else (100.0, 10000.0), args.seed)
+        report_paths(report_race(50 if args.fast else 1500))
         report_language(text, args.fast, args.seed)
     except (OSError, ValueError) as error:
         parser.error(str(error))
@@ -1003,17 +994,15 @@ def main(argv=None):
 
 # %% Common mistakes
 #
-# 1. Adam's weight_decay taken for AdamW's: the value that worked does little or too much. Compare
-#    Adam.update with AdamW.update: before the moments, or past them.
-# 2. No bias correction: the first Adam steps are three times too long, the loss jumps. See `root`.
-# 3. p = p - lr * g inside step(): makes a new array, the model keeps the old one, the loss stays.
-#    See `p -=`.
-# 4. Clipping each array by itself: the direction turns. See the joint norm in clip_grad_norm.
-# 5. Clipping what was accumulated in part: add all pieces first, then clip, then step.
-# 6. One rate for all methods: SGD's 1 blows Adam up, Adam's 0.001 lets SGD stand still. Tune each
-#    (METHODS). Half of all published "better optimizers" are better tuned ones.
-# 7. A checkpoint without m, v and t: the loss jumps on resuming. See state_dict.
-# 8. Choosing the rate on the held-out text, and reporting that score: too good. See `tune`.
+# 1. Adam's weight_decay taken for AdamW's: it decays too little or too much. See Adam.update.
+# 2. No bias correction: the first steps are three times too long, the loss jumps. See descend.
+# 3. `p = p - lr * g` makes a new array, the model keeps the old one: the loss stays. See `p -=`.
+# 4. Clipping each array by itself, or each accumulated piece: the direction turns. See
+#    clip_grad_norm, which takes all of them, after the last piece.
+# 5. One rate for all methods: SGD's 1 blows Adam up, Adam's 0.001 lets SGD stand still. Many a
+#    better optimizer was a better tuned one. See METHODS.
+# 6. A checkpoint without m, v and t: the loss jumps on resuming. See state_dict.
+# 7. The rate chosen on the held-out text whose score is reported: too good. See `tune`.
 
 # %% Exercises
 #
