@@ -4,12 +4,12 @@
 # ///
 """Stage 4: descend. A gradient says which way is down; how should one walk?
 
-Training is a search for the lowest point of a landscape with a hundred thousand dimensions or
-more, of which we only ever feel the slope under our feet, and that through noise. Every method
-here answers one question: given the slopes so far, which step now? Plain gradient descent takes
-the slope as it is; momentum remembers; AdaGrad, RMSprop and Adam give each coordinate its own
-scale; Lion and Muon ask again what "steepest" means. Each is derived, and then raced: on
-landscapes one can draw, against the rates that theory proves, and on the language model of stage 3.
+Training is a search for the lowest point of a landscape with thousands of dimensions, of which we
+only feel the slope under our feet, and that through noise. Every method here answers one question:
+given the slopes so far, which step now? Gradient descent takes the slope as it is; momentum
+remembers; AdaGrad, RMSprop and Adam give each coordinate its own scale; Lion and Muon ask again
+what "steepest" means. Each is derived, then raced: on landscapes one can draw, against the rates
+that theory proves, and on the language model of stage 3.
 
   Theory:  1 the problem   2 steepest descent   3 a proven rate   4 noise and batches   5 landscapes
   Methods: 6 what all share   7 momentum, Nesterov   8 AdaGrad, RMSprop   9 Adam, AdamW
@@ -41,10 +41,9 @@ import numpy as np
 #     minimise  L(θ) = (1/N)·Σᵢ ℓᵢ(θ)    over θ in ℝᵈ.
 #
 # In stage 3, ℓᵢ = -ln P(next letter | context). Algebra solves ∇L = 0 for straight lines and little
-# else; a grid of 10 values for each of d = 30,000 numbers has 10³⁰⁰⁰⁰ points. What we can afford is
-# the gradient g = ∇L(θ) at one place at a time: it costs about as much as two evaluations of L,
-# whatever d is (stage 2). So we walk: θ ← θ + δ, with δ from the gradients seen so far. Where g = 0
-# the walk ends, at a minimum or on a saddle; nothing promises the lowest point of all.
+# else; a grid of 10 values for each of 30,000 numbers has 10³⁰⁰⁰⁰ points. What we can afford is
+# g = ∇L(θ) at one place at a time: about two more evaluations, whatever d is (stage 2). So we walk,
+# θ ← θ + δ. Where g = 0 the walk ends, at a minimum or a saddle; nothing promises the lowest point.
 
 # %% 2. Steepest descent: what the gradient promises
 #
@@ -265,10 +264,11 @@ class Optimizer:
 
     def load_state_dict(self, saved):
         """Go on where state_dict() was taken, exactly. A misfit is a ValueError, and no change."""
-        own = self.state_dict()
-        pairs = [(saved, own)] + [(saved[k], own[k]) for k in ("settings", "state") if k in saved]
-        if any(not isinstance(a, dict) or a.keys() != b.keys() for a, b in pairs):
-            raise ValueError(f"the state has other keys; expected those of {own}")
+        own, parts = self.state_dict(), ("settings", "state")
+        fits = isinstance(saved, dict) and saved.keys() == own.keys()
+        if not fits or any(list(saved[k]) != list(own[k]) for k in parts):
+            parts = {k: list(own[k]) for k in parts}
+            raise ValueError(f"the state has other keys; expected {list(own)} with {parts}")
         if saved["optimizer"] != own["optimizer"]:
             raise ValueError(f"it is of {saved['optimizer']!r}; expected {own['optimizer']!r}")
         check_integer("t", saved["t"])
@@ -641,8 +641,8 @@ def linear_decay(step, lr, total_steps, min_lr=0.0):
 
 def warmup_cosine(step, lr, warmup_steps, total_steps, min_lr=0.0):
     """A line from lr/(warmup_steps + 1) to lr at warmup_steps, then half a cosine to min_lr."""
-    lengths = dict(warmup_steps=warmup_steps, total_steps=total_steps)
-    check_schedule(step=step, lr=lr, min_lr=min_lr, **lengths)
+    whole = dict(warmup_steps=warmup_steps, total_steps=total_steps)
+    check_schedule(step=step, lr=lr, min_lr=min_lr, **whole)
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
     return half_cosine(lr, min_lr, (step - warmup_steps) / max(1e-9, total_steps - warmup_steps))
@@ -876,7 +876,7 @@ def report_race(limit):
     for name, (make, _) in METHODS.items():
         if name == "AdamW":
             continue  # without much decay it walks like Adam
-        if name == "Muon + AdamW":
+        if name == "Muon + AdamW":  # a point is a matrix of one row, and there is no rest
             name, make = "Muon", lambda P, lr: [Muon(P, lr, weight_decay=0)]
         line = f"  {name:20}"
         for surface, race in RACES.items():
@@ -888,7 +888,7 @@ def report_race(limit):
             walks[name, surface] = best[1] if best else None
             line += f"{f'{len(best[1]) - 1:,} ({best[0]:.2g})' if best else '-':>16}"
         print(line)
-    print("  -: not reached. The bowl lies along the axes: one scale for each makes it round.")
+    print("  A dash: not reached. The bowl lies along the axes: one scale for each makes it round.")
     print(
         "  Rastrigin is luck: a rate that jumps well. To Muon a point is one row: it goes by g/‖g‖."
     )

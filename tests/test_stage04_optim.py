@@ -204,7 +204,7 @@ def test_landscapes_slope(rng, landscape):
 
 @pytest.mark.parametrize(
     "landscape, place, height",
-    zip(LANDSCAPES, [(0, 0), (1, 1), (0, -1), (0, 0)], [0, 0, -0.25, 0]),
+    list(zip(LANDSCAPES, [(0, 0), (1, 1), (0, -1), (0, 0)], [0, 0, -0.25, 0])),
 )
 def test_landscapes_minimum(rng, landscape, place, height):
     found, slope = landscape(np.array(place, dtype=float))
@@ -345,7 +345,8 @@ BAD = {
     r"grads are \['v'\]; expected \['w'\]": lambda: s4.SGD(P, 1).step({"v": P["w"]}),
     "grads are list": lambda: s4.SGD(P, 1).step([P["w"]]),
     r"grads\['w'\] has shape \(3, 2\)": lambda: s4.SGD(P, 1).step({"w": P["w"].T}),
-    "the state": lambda: s4.SGD(P, 1).load_state_dict({}),
+    "the state has other keys": lambda: s4.SGD(P, 1).load_state_dict({}),
+    "the state has other": lambda: s4.SGD(P, 1).load_state_dict(None),
     "of 'Lion'": lambda: s4.AdamW(P).load_state_dict(
         {**s4.AdamW(P).state_dict(), "optimizer": "Lion"}
     ),
