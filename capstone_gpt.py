@@ -40,7 +40,9 @@ import difflib
 import json
 import math
 import mmap
+import numbers
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -55,13 +57,14 @@ HERE = Path(__file__).resolve().parent
 # %% 1. Layers by hand
 #
 # Shapes: B sequences in a batch, T tokens in each, C channels, V vocabulary, H heads of size D, F
-# hidden units. A layer is a pair of pure functions. The forward returns its output and a cache,
-# whatever the backward needs; the backward receives dy = ∂L/∂y and returns dx = ∂L/∂x, then the
-# parameters' gradients. Every derivation is the chain rule: ∂L/∂xᵢ = Σⱼ ∂L/∂yⱼ · ∂yⱼ/∂xᵢ.
+# hidden units. L is the loss, the one number at the end. A layer is a pair of pure functions. The
+# forward returns its output y and a cache, whatever the backward needs; the backward receives dy =
+# ∂L/∂y and returns dx = ∂L/∂x, then the gradients of the layer's parameters. Every derivation is
+# the chain rule, a sum over all that x touches: ∂L/∂xᵢ = Σⱼ ∂L/∂yⱼ · ∂yⱼ/∂xᵢ.
 #
-# Two habits make NumPy fast here and cost nothing to read: sums over rows are matrix-vector
-# products (x @ ones runs at memory speed, x.sum(-1) does not), and long elementwise chains walk
-# over tiles of rows small enough to stay in the cache.
+# Two habits make NumPy fast here and cost nothing to read: sums over rows are products with a
+# vector (x @ ones, or np.vecdot(x, y) for Σᵢ xᵢyᵢ row by row), which beat x.sum(-1), and long
+# elementwise chains walk over tiles of rows small enough to stay in the cache.
 
 
 def tiles(rows, columns, floats=65536):
@@ -117,13 +120,15 @@ def embedding_backward(dy, cache):
     return dW
 
 
-# LayerNorm. For each row: μ = mean(x), σ² = mean((x - μ)²), r = 1/√(σ² + ε), x̂ = (x - μ)r, y = x̂γ
-# + β. The parameters first: dγ = Σₙ dy x̂ and dβ = Σₙ dy over rows. For x let a = dx̂ = dy γ. Both
-# μ and r depend on all of x:  ∂μ/∂xᵢ = 1/C,  ∂r/∂xᵢ = -½ r³ ∂σ²/∂xᵢ = -½ r³ · 2(xᵢ - μ)/C = -r²
-# x̂ᵢ/C,  so
-#     ∂x̂ⱼ/∂xᵢ = r (1[i=j] - 1/C) + (xⱼ - μ)(-r² x̂ᵢ/C) = r (1[i=j] - 1/C - x̂ⱼ x̂ᵢ/C)
-#     dxᵢ = Σⱼ aⱼ ∂x̂ⱼ/∂xᵢ = r ( aᵢ - mean(a) - x̂ᵢ mean(a x̂) ):
-# the gradient loses its mean and its component along x̂, the two directions the layer ignores.
+# LayerNorm. For each row of C numbers
+#     μ = mean(x),   σ² = mean((x - μ)²),   r = 1/√(σ² + ε),   x̂ = (x - μ)r,   y = x̂γ + β.
+# Parameters first: dγ = Σₙ dy x̂ and dβ = Σₙ dy, over all rows n. For x let a = ∂L/∂x̂ = dy γ. Both
+# μ and r depend on every xᵢ: ∂μ/∂xᵢ = 1/C, and, as Σⱼ(xⱼ - μ) = 0 makes the change of μ drop out,
+# ∂σ²/∂xᵢ = 2(xᵢ - μ)/C. So ∂r/∂xᵢ = -½r³ · 2(xᵢ - μ)/C = -r² x̂ᵢ/C, and by the product rule
+#     ∂x̂ⱼ/∂xᵢ = r(1[i=j] - 1/C) + (xⱼ - μ)(-r² x̂ᵢ/C) = r(1[i=j] - 1/C - x̂ⱼx̂ᵢ/C)
+#     dxᵢ = Σⱼ aⱼ ∂x̂ⱼ/∂xᵢ = r( aᵢ - mean(a) - x̂ᵢ mean(a x̂) ):
+# a loses its mean and (exactly so for ε = 0) its component along x̂, the two directions that the
+# layer ignores. Both means are sums over a = dy γ, so products with γ/C.
 
 
 def layernorm_forward(x, weight, bias=None, eps=1e-5):
@@ -147,10 +152,7 @@ def layernorm_backward(dy, cache):
     product = dy * xhat
     dweight = ones @ product.reshape(-1, C)
     dbias = None if bias is None else ones @ dy.reshape(-1, C)
-    mean_a, mean_ax = (
-        dy @ (weight / C),
-        product @ (weight / C),
-    )  # the sums over a = dy γ, as products
+    mean_a, mean_ax = dy @ (weight / C), product @ (weight / C)
     dx = dy * weight
     dx -= mean_a[..., None]
     dx -= np.multiply(xhat, mean_ax[..., None], out=product)
@@ -158,8 +160,9 @@ def layernorm_backward(dy, cache):
     return dx, dweight, dbias
 
 
-# RMSNorm drops the mean: r = 1/√(mean(x²) + ε), y = x r γ. Now ∂r/∂xᵢ = -r³xᵢ/C, and with x̂ = x r
-#     dxᵢ = r ( aᵢ - x̂ᵢ mean(a x̂) ).
+# RMSNorm drops the mean: r = 1/√(mean(x²) + ε), x̂ = x r, y = x̂γ. Now ∂mean(x²)/∂xᵢ = 2xᵢ/C gives
+# ∂r/∂xᵢ = -½r³ · 2xᵢ/C = -r² x̂ᵢ/C as before, and without μ the term mean(a) is gone:
+#     dxᵢ = r( aᵢ - x̂ᵢ mean(a x̂) ).
 
 
 def rmsnorm_forward(x, weight, eps=1e-5):
@@ -219,10 +222,12 @@ def gelu_backward(dy, slope):
     return dy * slope
 
 
-# SwiGLU. y = silu(g) u with silu(g) = g σ(g), σ(g) = 1/(1 + e⁻ᵍ): one half of the input opens a
-# gate on the other. σ' = σ(1 - σ), so silu' = σ + gσ(1 - σ) = σ + silu(1 - σ), and
+# SwiGLU. y = silu(g)u, silu(g) = g s, s = 1/(1 + e⁻ᵍ) the sigmoid: one half of the input opens a
+# gate on the other. s' = e⁻ᵍ/(1 + e⁻ᵍ)² = s(1 - s), so silu' = s + g s(1 - s) = s + silu(g)(1 - s),
+# and
 #     dg = dy u silu'(g),   du = dy silu(g).
-# σ is computed as ½(1 + tanh(g/2)), which is the same function and cannot overflow.
+# s is computed as ½(1 + tanh(g/2)), which cannot overflow and is the same: tanh(g/2) is
+# (e^(g/2) - e^(-g/2))/(e^(g/2) + e^(-g/2)) = (1 - e⁻ᵍ)/(1 + e⁻ᵍ) = 2s - 1.
 
 
 def swiglu_forward(x):
@@ -231,17 +236,11 @@ def swiglu_forward(x):
     x2d = x.reshape(-1, 2 * F)
     y, silu, slope = (np.empty((len(x2d), F), x.dtype) for _ in range(3))
     for rows in tiles(len(x2d), F):
-        g, u, s, k = x2d[rows, :F], x2d[rows, F:], silu[rows], slope[rows]
-        sigmoid = g * 0.5
-        np.tanh(sigmoid, out=sigmoid)
-        sigmoid += 1
-        sigmoid *= 0.5
-        np.multiply(g, sigmoid, out=s)
-        np.subtract(1, sigmoid, out=k)
-        k *= s
-        k += sigmoid  # silu'
-        k *= u  # what dg needs besides dy
-        np.multiply(s, u, out=y[rows])
+        g, u = x2d[rows, :F], x2d[rows, F:]
+        s = 0.5 * np.tanh(0.5 * g) + 0.5
+        silu[rows] = z = g * s
+        slope[rows] = u * (s + z * (1 - s))  # what dg needs besides dy
+        y[rows] = z * u
     return y.reshape(*x.shape[:-1], F), (silu, slope)
 
 
@@ -308,12 +307,13 @@ def cross_entropy_backward(dloss, cache):
 
 # %% 2. Attention
 #
-# RoPE. Position enters as a rotation: channel pair (xᵢ, xᵢ₊D/₂) of a head turns by the angle pθᵢ at
-# position p, with θᵢ = theta^(-2i/D). A rotation preserves lengths, and since R(a)ᵀR(b) = R(b - a),
-# the score of a query at a and a key at b, (R(a)q)·(R(b)k) = q·R(b - a)k, knows only their
-# distance. The inverse of a rotation is its transpose, so the backward turns the gradient by the
-# opposite angle. The pairs are the two halves of the head ("half-split"), as Hugging Face stores
-# Llama's weights.
+# RoPE. Position enters as a rotation. Channel pair (a, b) of a head turns by the angle pθᵢ at
+# position p, for i = 0 .. D/2 - 1 and θᵢ = theta^(-2i/D), slower for later pairs:
+#     (a, b) → (a cos - b sin, b cos + a sin), a matrix R(p) with the inverse R(-p) = R(p)ᵀ.
+# Turning by -α and then by β is turning by β - α: R(α)ᵀR(β) = R(β - α). So the score of a query q
+# at α and a key k at β, (R(α)q)·(R(β)k) = qᵀR(α)ᵀR(β)k = q·R(β - α)k, knows only their distance.
+# The backward of y = Rx is dx = Rᵀdy, the rotation back. a and b are the two halves of the head
+# ("half-split"), as Hugging Face stores Llama's weights.
 
 
 def rope_tables(positions, D, theta, dtype):
@@ -348,12 +348,15 @@ def rope_backward(dy, cache):
 # The softmax has ∂Pᵢⱼ/∂sᵢₖ = Pᵢⱼ(1[j=k] - Pᵢₖ), hence
 #     dsᵢₖ = Σⱼ dPᵢⱼ Pᵢⱼ (1[j=k] - Pᵢₖ) = Pᵢₖ (dPᵢₖ - δᵢ),
 #     δᵢ = Σⱼ Pᵢⱼ dPᵢⱼ = Σⱼ Pᵢⱼ dyᵢ·vⱼ = dyᵢ·yᵢ,
-# and s = qkᵀ/√D gives dq = ds k/√D and dk = dsᵀ q/√D. δ as dy·y is a sum over D instead of over T
-# numbers. Nothing of size T×T is ever divided by l: y is normalised after the product with v, and
-# in the backward g = dy/l takes its place, ds = E(g vᵀ - δ/l) and dv = Eᵀg.
+# and s = qkᵀ/√D gives dq = ds k/√D and dk = dsᵀ q/√D. δ as dy·y is a sum over D instead of T
+# numbers.
 #
-# Dropout on P multiplies Eᵢⱼ by a mask mᵢⱼ before the product with v, but leaves l alone; then dP =
-# m(dy vᵀ), and δ = dy·y still holds because y contains the same mask.
+# Nothing of size T×T need be divided by l. In the forward y = (E v)/l; in the backward let g =
+# dy/l, then ds = P(dP - δ) = (E/l)(dy vᵀ - δ) = E(g vᵀ - δ/l), with δ/l = g·y, and dv = Eᵀg. The
+# cached q is already divided by √D, so dk = dsᵀq needs no factor.
+#
+# Dropout on P multiplies Eᵢⱼ by a mask mᵢⱼ before the product with v, but leaves l alone; then
+# dP = m(dy vᵀ), and δ = dy·y still holds because y contains the same mask.
 #
 # Queries go in blocks of 64: a block needs the keys up to its own end and no others, so the upper
 # triangle of zeros is mostly never computed. Grouped queries (GQA): H/Hkv query heads share a key
@@ -420,8 +423,9 @@ def attention_backward(dy, cache):
 #     x ← x + attention(norm(x)) W_out,      x ← x + mlp(norm(x)).
 # In the backward a sum copies its gradient to both terms, so dx flows past each branch unchanged
 # *and* through it: this identity path is what lets gradients reach the first layer of a deep model.
-# p holds one block's weights as (in, out) matrices under arch-neutral names; qkv stacks the three
-# projections side by side and llama's `up` stacks [gate, up], so each is one product.
+# p holds one block's weights as (in, out) matrices under names of our own; qkv stacks the three
+# projections side by side and llama's `up` stacks [gate, up], so each is one product. config is the
+# GPTConfig of section 4, which says the family (arch) and the sizes.
 
 
 def norm_forward(x, p, name, config):
@@ -431,20 +435,10 @@ def norm_forward(x, p, name, config):
     return rmsnorm_forward(x, p[f"{name}.weight"], config.norm_eps)
 
 
-def norm_backward(dy, cache, grads, name):
-    """dx; stores the weights' gradients in grads."""
-    backward = rmsnorm_backward if len(cache) == 3 else layernorm_backward
-    dx, grads[f"{name}.weight"], *rest = backward(dy, cache)
-    if rest and rest[0] is not None:
-        grads[f"{name}.bias"] = rest[0]
-    return dx
-
-
-def project_backward(dy, cache, grads, name):
-    """linear_backward that stores the weights' gradients in grads."""
-    dx, grads[f"{name}.weight"], db = linear_backward(dy, cache)
-    if db is not None:
-        grads[f"{name}.bias"] = db
+def backward_into(grads, name, backward, dy, cache):
+    """dx of a layer's backward; the gradients of its weight and bias go into grads under `name`."""
+    dx, *rest = backward(dy, cache)
+    grads |= {f"{name}.{kind}": g for kind, g in zip(("weight", "bias"), rest) if g is not None}
     return dx
 
 
@@ -483,22 +477,20 @@ def block_forward(x, p, config, rope=None, rng=None, kv=None):
 def block_backward(dy, cache):
     """dx (B, T, C) and the gradients of p, under p's names."""
     norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config = cache
-    B, T, C = dy.shape
-    grads = {}
-    dh = project_backward(dropout_backward(dy, drop2), down, grads, "down")
-    dh = (gelu_backward if config.arch == "gpt2" else swiglu_backward)(dh, act)
-    dx = norm_backward(project_backward(dh, up, grads, "up"), norm2, grads, "norm2")
-    dx += dy  # the residual path
-    da = project_backward(dropout_backward(dx, drop1), out, grads, "out")
+    gpt2, (B, T, _), grads = config.arch == "gpt2", dy.shape, {}
+    norm = layernorm_backward if gpt2 else rmsnorm_backward
+    dh = backward_into(grads, "down", linear_backward, dropout_backward(dy, drop2), down)
+    dh = (gelu_backward if gpt2 else swiglu_backward)(dh, act)
+    dh = backward_into(grads, "up", linear_backward, dh, up)
+    dx = dy + backward_into(grads, "norm2", norm, dh, norm2)
+    da = backward_into(grads, "out", linear_backward, dropout_backward(dx, drop1), out)
     da = da.reshape(B, T, config.n_head, config.head_size).transpose(0, 2, 1, 3)
     dqkv = np.concatenate(attention_backward(da, attention), 1).transpose(0, 2, 1, 3)
     if rope:
         n = config.n_head + config.n_kv_head
         dqkv = np.concatenate([rope_backward(dqkv[:, :, :n], rope), dqkv[:, :, n:]], 2)
-    dh = project_backward(dqkv.reshape(B, T, -1), proj, grads, "qkv")
-    dh = norm_backward(dh, norm1, grads, "norm1")
-    dx += dh
-    return dx, grads
+    dh = backward_into(grads, "qkv", linear_backward, dqkv.reshape(B, T, -1), proj)
+    return dx + backward_into(grads, "norm1", norm, dh, norm1), grads
 
 
 # %% 4. Configuration
@@ -541,20 +533,35 @@ class GPTConfig:
             if not condition:
                 raise ValueError(message)
 
-        need(self.arch in FAMILIES, f"arch must be 'gpt2' or 'llama', not {self.arch!r}")
+        arches = tuple(FAMILIES)
+        need(self.arch in arches, f"arch must be 'gpt2' or 'llama', not {self.arch!r}")
         for name, value in FAMILIES[self.arch].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        self.n_kv_head = self.n_head if self.n_kv_head is None else self.n_kv_head
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_kv_head"):
-            value = getattr(self, name)
-            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-            need(whole and value > 0, f"{name} must be a positive whole number, not {value!r}")
-        C, H, Hkv, gpt2 = self.n_embd, self.n_head, self.n_kv_head, self.arch == "gpt2"
-        if self.n_hidden is None:
-            multiple = max(1, C // 16)
-            self.n_hidden = 4 * C if gpt2 else -(-8 * C // (3 * multiple)) * multiple
-        need(self.n_hidden > 0, f"n_hidden must be positive, not {self.n_hidden}")
+        if self.n_kv_head is None:
+            self.n_kv_head = self.n_head
+        gpt2, C = self.arch == "gpt2", self.n_embd
+        if self.n_hidden is None and isinstance(C, (int, np.integer)):
+            unit = max(1, C // 16)  # ⌈8C/3 / unit⌉ units: -(-a // b) rounds a/b up
+            self.n_hidden = 4 * C if gpt2 else -(-8 * C // (3 * unit)) * unit
+        for field in dataclasses.fields(self)[1:]:
+            value, kind = getattr(self, field.name), str(field.type).split(" ")[0]
+            if kind == "int":
+                whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+                need(
+                    whole and 0 < value,
+                    f"{field.name} must be a positive whole number, not {value!r}",
+                )
+                setattr(self, field.name, int(value))
+            elif kind == "bool":
+                need(isinstance(value, bool), f"{field.name} must be True or False, not {value!r}")
+            else:
+                need(
+                    isinstance(value, numbers.Real), f"{field.name} must be a number, not {value!r}"
+                )
+                setattr(self, field.name, float(value))
+        H, Hkv, size = self.n_head, self.n_kv_head, self.n_layer * self.n_embd**2
+        need(size < 1e12, f"n_layer={self.n_layer} with n_embd={C} is beyond any memory")
         need(C % H == 0, f"n_embd must be a multiple of n_head, not {C} with {H} heads")
         need(H % Hkv == 0, f"n_head must be a multiple of n_kv_head, not {H} and {Hkv}")
         need(not gpt2 or H == Hkv, f"gpt2 has no grouped queries: n_kv_head must be {H}, not {Hkv}")
@@ -634,32 +641,34 @@ class ParamDict(dict):
 
     def __init__(self, config, flat):
         super().__init__()
-        self.flat, ends, end = flat, {}, 0
+        self.config, self.flat, ends, end = config, flat, {}, 0
         for name, shape in param_shapes(config).items():
             start, end = end, end + math.prod(shape)
             self[name], ends[name] = flat[start:end].reshape(shape), (start, end)
-        self.decayed = max(end for name, (_, end) in ends.items() if self[name].ndim == 2)
+        self.decayed = sum(p.size for p in self.values() if p.ndim == 2)  # matrices come first
         embedding, positions, norm, layers = TOP_NAMES[config.arch]
         head = embedding if config.tie_weights else "lm_head"
         self.top = {"embedding": self[f"{embedding}.weight"], "head": self[f"{head}.weight"]}
-        for kind, name in (("positions", f"{positions}.weight"), ("norm.weight", f"{norm}.weight"),
-                           ("norm.bias", f"{norm}.bias")):  # fmt: skip
-            if name in self:
-                self.top[kind] = self[name]
+        ours = {"positions": positions, "norm": norm}
+        for name, p in self.items():
+            module, _, kind = name.rpartition(".")
+            for part, theirs in ours.items():
+                if module == theirs:
+                    self.top[f"{part}.{kind}"] = p
         self.blocks = [{} for _ in range(config.n_layer)]
         for i, block in enumerate(self.blocks):
             for part, names in BLOCK_NAMES[config.arch].items():
                 for kind in ("weight", "bias"):
-                    first, *_, last = (
-                        f"{layers}.{i}.{name}.{kind}" for name in (*names, names[-1])
-                    )
-                    if first not in self:
-                        continue
-                    joined = flat[ends[first][0] : ends[last][1]]
-                    if self[first].ndim == 2:
-                        joined = joined.reshape(-1, self[first].shape[1])
-                        joined = joined if config.arch == "gpt2" else joined.T
-                    block[f"{part}.{kind}"] = joined
+                    where = [f"{layers}.{i}.{name}.{kind}" for name in names]
+                    if where[0] in self:  # from the first one's start to the last one's end
+                        joined = flat[ends[where[0]][0] : ends[where[-1]][1]]
+                        if part not in ("norm1", "norm2") and kind == "weight":
+                            joined = joined.reshape(-1, self[where[0]].shape[1])
+                            joined = joined if config.arch == "gpt2" else joined.T
+                        block[f"{part}.{kind}"] = joined
+
+    def __reduce__(self):  # a copy or a pickle makes its own views into its own vector
+        return ParamDict, (self.config, self.flat)
 
 
 # %% 5. Generation: the cache and the draw
@@ -688,14 +697,24 @@ class KVCache:
         return append
 
 
-def sample_token(logits, temperature, top_k, top_p, rng):
-    """Draw one token per row of logits (B, V) by inverting the distribution function: (B,)."""
+# A draw inverts the distribution function: with F(i) = p₀ + ... + pᵢ and u uniform in [0, 1), the
+# smallest i with F(i) > u is token i exactly when F(i-1) ≤ u < F(i), an interval of length pᵢ.
+
+
+def check_sampling(temperature, top_k, top_p, seed=None):
+    """Raise ValueError unless temperature ≥ 0, top_k ≥ 1 or None, 0 < top_p ≤ 1 or None."""
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be 0 or more, not {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if top_k is not None and not (top_k >= 1 and top_k == int(top_k)):
+        raise ValueError(f"top_k must be a whole number of at least 1, not {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if isinstance(seed, int) and seed < 0:
+        raise ValueError(f"seed must be at least 0, not {seed}")
+
+
+def sample_token(logits, temperature, top_k, top_p, rng):
+    """Draw one token per row of logits (B, V): (B,)."""
     z = logits.astype(np.float64)
     if temperature == 0:
         return z.argmax(-1)
@@ -704,7 +723,7 @@ def sample_token(logits, temperature, top_k, top_p, rng):
     order = np.argsort(-z, axis=-1, kind="stable")
     p = np.exp(np.take_along_axis(z, order, -1))  # descending
     if top_k is not None:
-        p[:, top_k:] = 0
+        p[:, int(top_k) :] = 0
     p /= p.sum(-1, keepdims=True)
     if top_p is not None:
         p[np.cumsum(p, -1) - p >= top_p] = 0  # what came before already reaches top_p
@@ -767,23 +786,27 @@ def read_safetensors(path):
     except (ValueError, RecursionError):
         header = None
     need(isinstance(header, dict), "the header is not a JSON object")
-    metadata, tensors, used = header.pop("__metadata__", {}), {}, 0
+    metadata, tensors, spans = header.pop("__metadata__", {}), {}, []
+    need(isinstance(metadata, dict), "the metadata is not a JSON object")
     for name, entry in header.items():
         need(isinstance(entry, dict) and entry.get("dtype") in [*DTYPES], f"type of {name}")
         shape, offsets = entry.get("shape"), entry.get("data_offsets")
-        for numbers in (shape, offsets):
-            whole = isinstance(numbers, list) and all(type(n) is int and n >= 0 for n in numbers)
+        for numbers_ in (shape, offsets):
+            whole = isinstance(numbers_, list) and len(numbers_) <= 32
+            whole = whole and all(type(n) is int and 0 <= n <= size for n in numbers_)
             need(whole, f"shape or offsets of {name}")
         need(len(offsets) == 2 and offsets[0] <= offsets[1] <= size - start, f"offsets of {name}")
-        dtype = np.dtype(DTYPES[entry["dtype"]])
-        length = math.prod(shape) * dtype.itemsize
-        need(offsets[1] - offsets[0] == length, f"{name} is {shape} but has another length")
-        used += length
-        array = np.frombuffer(data, dtype, math.prod(shape), start + offsets[0]).reshape(shape)
+        dtype, count = np.dtype(DTYPES[entry["dtype"]]), math.prod(shape)
+        length = offsets[1] - offsets[0]
+        need(length == count * dtype.itemsize, f"{name} is {shape} but has another length")
+        spans.append(offsets)
+        array = np.frombuffer(data, dtype, count, start + offsets[0]).reshape(shape)
         if entry["dtype"] == "BF16":  # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array
-    need(used == size - start, f"arrays of {used} bytes in {size - start} bytes of data")
+    ends = [0, *(end for _, end in sorted(spans))]
+    tiled = [begin for begin, _ in sorted(spans)] == ends[:-1] and ends[-1] == size - start
+    need(tiled, f"the arrays do not fill its {size - start} bytes of data one after the other")
     return tensors, metadata
 
 
@@ -837,21 +860,22 @@ def config_to_json(config):
 def config_from_json(j):
     """The GPTConfig of a config.json; ValueError for anything this file does not compute."""
     arch = j.get("model_type")
-    if arch not in HF_FIELDS:
+    if arch not in [*HF_FIELDS]:
         raise ValueError(f"config.json: model_type must be gpt2 or llama, not {arch!r}")
     rope = j.get("rope_parameters") or j.get("rope_scaling") or {}  # transformers 5, transformers 4
     fields = {ours: j.get(theirs) for theirs, ours in HF_FIELDS[arch].items()}
     fields = {k: v for k, v in fields.items() if v is not None}
+    if not isinstance(rope, dict):
+        raise ValueError(f"config.json: rotary settings {rope!r} are not an object")
+    if arch == "llama":
+        fields.setdefault("norm_eps", 1e-6)  # transformers' default
     if "rope_theta" in rope:
         fields["rope_theta"] = rope["rope_theta"]
     for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
         if name not in fields:
             theirs = next(t for t, ours in HF_FIELDS[arch].items() if ours == name)
             raise ValueError(f"config.json lacks {theirs}")
-    try:
-        config = GPTConfig(arch, **fields)
-    except TypeError as error:
-        raise ValueError(f"config.json: {error}") from None
+    config = GPTConfig(arch, **fields)
     fixed = HF_FIXED[arch] | {"head_dim": config.head_size, "architectures": None}
     for name, value in fixed.items():
         if value is not None and j.get(name) not in (None, value):
@@ -906,23 +930,27 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
     if old.is_dir() and not path.is_dir():
         os.rename(old, path)  # an earlier writer died between its two renames
     shutil.rmtree(new, ignore_errors=True)
-    if path.is_dir():
-        written = ["model.safetensors", "model.safetensors.index.json", "config.json"]
-        written += ["training_state.*"] + ["tokenizer"] * bool(tokenizer)
-        shutil.copytree(path, new, ignore=shutil.ignore_patterns(*written))
-    else:
-        new.mkdir()
     config, tensors = model.config, dict(model.params)
     if config.arch == "gpt2" and not config.bias:  # transformers has biases: zeros
         full = param_shapes(dataclasses.replace(config, bias=True))
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
-    write_safetensors(new / "model.safetensors", tensors)
-    (new / "config.json").write_text(json.dumps(config_to_json(config), indent=2) + "\n")
-    if tokenizer:
-        tokenizer.save(new)
-    if state:
-        write_safetensors(new / "training_state.safetensors", state)
-        (new / "training_state.json").write_text(json.dumps(settings, indent=2) + "\n")
+    try:
+        if path.is_dir():
+            written = ["model.safetensors*", "config.json", "training_state.*"]
+            written += ["tokenizer"] * bool(tokenizer)
+            shutil.copytree(path, new, symlinks=True, ignore=shutil.ignore_patterns(*written))
+        else:
+            new.mkdir()
+        write_safetensors(new / "model.safetensors", tensors)
+        (new / "config.json").write_text(json.dumps(config_to_json(config), indent=2) + "\n")
+        if tokenizer:
+            tokenizer.save(new)
+        if state:
+            write_safetensors(new / "training_state.safetensors", state)
+            (new / "training_state.json").write_text(json.dumps(settings, indent=2) + "\n")
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
     if not path.exists():
         os.rename(new, path)
     elif exchange(new, path):
@@ -940,6 +968,8 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
 class GPT:
     """A decoder-only transformer: tokens (B, T) to logits over the next token (B, T, V).
 
+    .params: {name: array}, views into the one vector .flat.
+
     Weights start as N(0, 0.02²); the two projections of each block that write into the residual
     stream are divided by √(2L): the stream is a sum of 2L such writes and its variance would grow
     with depth (Radford et al. 2019). Norm weights start at 1, biases at 0. seed None leaves
@@ -947,10 +977,12 @@ class GPT:
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
+        if np.dtype(dtype) not in (np.float32, np.float64):
+            raise ValueError(f"dtype must be float32 or float64, not {np.dtype(dtype)}")
         self.config = config
         total = sum(math.prod(shape) for shape in param_shapes(config).values())
-        self.params = ParamDict(config, np.zeros(total, dtype))
-        self._rope = None
+        self.params = ParamDict(config, np.zeros(total, np.dtype(dtype).type))
+        self.flat, self._rope = self.params.flat, None
         if seed is None:  # the weights will be read from a file
             return
         rng = np.random.default_rng(seed)
@@ -961,11 +993,6 @@ class GPT:
                 p[...] = rng.normal(0, std, p.shape)
             elif name.endswith("weight"):
                 p[...] = 1
-
-    @property
-    def flat(self):
-        """All parameters as one vector; the entries of .params are views into it."""
-        return self.params.flat
 
     @property
     def dtype(self):
@@ -991,15 +1018,12 @@ class GPT:
     def _check(self, idx, name="idx", lowest=0):
         idx = np.asarray(idx)
         if idx.ndim != 2 or idx.dtype.kind not in "iu" or 0 in idx.shape:
-            raise ValueError(
-                f"{name} must be a (B, T) array of integers, not {idx.dtype} {idx.shape}"
-            )
-        if idx.min() < lowest or idx.max() >= self.config.vocab_size:
-            raise ValueError(
-                f"{name} must lie in {lowest}..{self.config.vocab_size - 1}, "
-                f"not {idx.min()}..{idx.max()}"
-            )
-        return idx
+            what = f"{idx.dtype} {idx.shape}"
+            raise ValueError(f"{name} must be a (B, T) array of integers, not {what}")
+        low, high, V = idx.min(), idx.max(), self.config.vocab_size
+        if low < lowest or high >= V:
+            raise ValueError(f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
+        return idx.astype(np.int64)
 
     def _forward(self, idx, rng=None, kv=None, keep=False):
         """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
@@ -1009,8 +1033,8 @@ class GPT:
         if start + T > c.block_size:
             raise ValueError(f"{start + T} tokens are more than block_size={c.block_size}")
         x, embed = embedding_forward(idx, p.top["embedding"])
-        if "positions" in p.top:
-            x, rope = x + p.top["positions"][start : start + T], None
+        if "positions.weight" in p.top:
+            x, rope = x + p.top["positions.weight"][start : start + T], None
         else:
             rope = self._rope_tables(start, T)
         x, drop = dropout_forward(x, c.dropout, rng)
@@ -1055,8 +1079,8 @@ class GPT:
         loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
         grads = ParamDict(self.config, np.zeros_like(self.flat))
         dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
-        of_norm = {}
-        dx = norm_backward(dx, last, of_norm, "norm")
+        norm, of_norm = layernorm_backward if self.config.arch == "gpt2" else rmsnorm_backward, {}
+        dx = backward_into(of_norm, "norm", norm, dx, last)
         for name, value in of_norm.items():
             grads.top[name][...] = value
         for block, cache in zip(reversed(grads.blocks), reversed(caches)):
@@ -1064,24 +1088,29 @@ class GPT:
             for name, value in of_block.items():
                 block[name][...] = value
         dx = dropout_backward(dx, drop)
-        if "positions" in grads.top:
-            grads.top["positions"][: dx.shape[1]] = dx.sum(0)
+        if "positions.weight" in grads.top:
+            grads.top["positions.weight"][: dx.shape[1]] = dx.sum(0)
         grads.top["embedding"][...] = embedding_backward(dx, embed)
         grads.top["head"] += dhead.T  # when tied, the same memory: its two gradients add
         return loss, grads
 
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
-        """Yield max_new_tokens arrays (B,), each the next token of every sequence; see generate."""
-        idx, size, rng = self._check(idx), self.config.block_size, np.random.default_rng(seed)
+        """Iterate over max_new_tokens arrays (B,): the next token of every row; see generate."""
+        idx, sampling = self._check(idx), (temperature, top_k, top_p)
+        check_sampling(*sampling, seed)
         if max_new_tokens < 0:
             raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
+        return self._stream(idx, max_new_tokens, sampling, np.random.default_rng(seed))
+
+    def _stream(self, idx, max_new_tokens, sampling, rng):
+        size = self.config.block_size
         kv = KVCache(self.config, len(idx), min(size, idx.shape[1] + max_new_tokens), self.dtype)
         idx = fresh = idx[:, -size:]
         for _ in range(max_new_tokens):
             x, _ = self._forward(fresh, kv=kv)
             kv.length += fresh.shape[1]
             logits = x[:, -1] @ self.params.top["head"].T  # (B, V)
-            token = sample_token(logits, temperature, top_k, top_p, rng)
+            token = sample_token(logits, *sampling, rng)
             yield token
             idx = np.concatenate([idx, token[:, None]], 1)[:, -size:]
             fresh = token[:, None]
@@ -1096,7 +1125,7 @@ class GPT:
         gives the same text.
         """
         tokens = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed)
-        return np.concatenate([np.asarray(idx), *(token[:, None] for token in tokens)], 1)
+        return np.concatenate([self._check(idx), *(token[:, None] for token in tokens)], 1)
 
     def save_pretrained(self, directory):
         """Write config.json and model.safetensors; other files already there are kept.
@@ -1117,7 +1146,11 @@ class GPT:
         index = directory / "model.safetensors.index.json"  # large models come in several files
         files = ["model.safetensors"]
         if index.exists():
-            files = sorted(set(read_json(index).get("weight_map", {}).values()))
+            where = read_json(index).get("weight_map")
+            files = [*where.values()] if isinstance(where, dict) else [None]
+            if not all(isinstance(name, str) and Path(name).name == name for name in files):
+                raise ValueError(f"{index}: weight_map must name files of this directory")
+            files = sorted(set(files))
         tensors = {}
         for name in files:
             tensors |= read_safetensors(directory / name)[0]
@@ -1182,20 +1215,31 @@ def load_tokenizer(directory):
     if not path.is_file():
         raise ValueError(f"{directory}: no tokenizer file, so text cannot be turned into tokens")
     try:
-        characters = json.loads(path.read_text())
-    except ValueError:
+        characters = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         characters = None
     if not isinstance(characters, str) or not characters:
         raise ValueError(f"{path}: damaged tokenizer file, expected a JSON string of characters")
     return CharTokenizer(characters)
 
 
+def load(directory):
+    """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
+    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
+    V = model.config.vocab_size
+    if tokenizer.vocab_size != V:
+        raise ValueError(f"{directory}: {tokenizer.vocab_size} characters for a vocabulary of {V}")
+    return model, tokenizer
+
+
 def read_text(path):
     """A UTF-8 text file; ValueError if it is missing, empty or something else."""
     try:
         text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a directory, expected a text file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (at byte {error.start})") from None
     if not text:
@@ -1315,34 +1359,34 @@ def evaluate(model, ids, first, stride, max_windows=None):
 # what the uninterrupted one would have. The state to keep is the weights, AdamW's m and v, and the
 # step.
 
-SETTINGS = {  # name: (default, what it is); the names are nanoGPT's where it has one
-    "data": (str(HERE / "data" / "stories.txt"), "a UTF-8 text; its last tenth is held out"),
-    "out_dir": ("", "directory of the run (default: out/NAME-OF-DATA, numbered when taken)"),
-    "seed": (0, "fixes weights, batches, dropout and samples"),
-    "arch": ("llama", "gpt2 or llama"),
-    "n_layer": (3, "blocks"),
-    "n_head": (4, "attention heads"),
-    "n_kv_head": (0, "key/value heads (llama; 0: as many as heads)"),
-    "n_embd": (96, "channels"),
-    "n_hidden": (0, "MLP width (0: the family's rule)"),
-    "block_size": (64, "context length in tokens"),
-    "bias": (False, "biases in linear layers and norms (gpt2)"),
-    "dropout": (0.0, "fraction of activations dropped in training"),
-    "tie_weights": (True, "one matrix for the embedding and the head"),
-    "batch_size": (16, "sequences in a batch"),
-    "gradient_accumulation_steps": (1, "batches whose gradients are averaged for one update"),
-    "max_iters": (2000, "updates"),
-    "learning_rate": (4e-3, "peak learning rate"),
-    "min_lr": (1e-4, "learning rate at the end of the cosine"),
-    "warmup_iters": (100, "updates of linear warmup"),
-    "lr_decay_iters": (0, "where the cosine ends (0: at max_iters)"),
-    "beta1": (0.9, "AdamW: memory of the gradient"),
-    "beta2": (0.99, "AdamW: memory of its square"),
-    "weight_decay": (0.1, "AdamW: decay of the matrices"),
-    "grad_clip": (1.0, "largest gradient norm (0: no clipping)"),
-    "eval_interval": (250, "updates between evaluations, each followed by a checkpoint"),
-    "eval_iters": (20, "batches in an evaluation while training"),
-    "sample_interval": (500, "updates between samples"),
+SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's where it has one
+    "data": (str(HERE / "data" / "stories.txt"), None, "a UTF-8 text; its last tenth is held out"),
+    "out_dir": ("", None, "directory of the run (default: out/NAME-OF-DATA, numbered)"),
+    "seed": (0, 0, "fixes weights, batches, dropout and samples"),
+    "arch": ("llama", None, "gpt2 or llama"),
+    "n_layer": (3, 1, "blocks"),
+    "n_head": (4, 1, "attention heads"),
+    "n_kv_head": (0, 0, "key/value heads (llama; 0: as many as heads)"),
+    "n_embd": (96, 1, "channels"),
+    "n_hidden": (0, 0, "MLP width (0: the family's rule)"),
+    "block_size": (64, 1, "context length in tokens"),
+    "bias": (False, None, "biases in linear layers and norms (gpt2)"),
+    "dropout": (0.0, 0, "fraction of activations dropped in training"),
+    "tie_weights": (True, None, "one matrix for the embedding and the head"),
+    "batch_size": (16, 1, "sequences in a batch"),
+    "gradient_accumulation_steps": (1, 1, "batches whose gradients are averaged for one update"),
+    "max_iters": (2200, 1, "updates"),
+    "learning_rate": (2.5e-3, 1e-30, "peak learning rate"),
+    "min_lr": (1e-4, 0, "learning rate at the end of the cosine"),
+    "warmup_iters": (100, 0, "updates of linear warmup"),
+    "lr_decay_iters": (0, 0, "where the cosine ends (0: at max_iters)"),
+    "beta1": (0.9, 0, "AdamW: memory of the gradient, below 1"),
+    "beta2": (0.99, 0, "AdamW: memory of its square, below 1"),
+    "weight_decay": (0.1, 0, "AdamW: decay of the matrices"),
+    "grad_clip": (1.0, 0, "largest gradient norm (0: no clipping)"),
+    "eval_interval": (200, 1, "updates between evaluations, each followed by a checkpoint"),
+    "eval_iters": (20, 1, "batches in an evaluation while training"),
+    "sample_interval": (600, 1, "updates between samples"),
 }
 PRESETS = {
     "stories": {},
@@ -1350,7 +1394,7 @@ PRESETS = {
         "arch": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "bias": False,
         "dropout": 0.0, "batch_size": 12, "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4,
         "warmup_iters": 100, "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0,
-        "eval_interval": 250, "eval_iters": 20, "sample_interval": 1000,
+        "eval_interval": 250, "sample_interval": 1000,
     },
     "fast": {
         "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "max_iters": 60,
@@ -1358,22 +1402,18 @@ PRESETS = {
     },
 }  # fmt: skip
 MODEL_SETTINGS = [f.name for f in dataclasses.fields(GPTConfig) if f.name in SETTINGS]
-RANGES = {  # smallest value, then whether it must stay below 1
-    (1, False): ("batch_size", "gradient_accumulation_steps", "max_iters", "eval_interval")
-    + ("eval_iters", "sample_interval"),
-    (0, False): ("min_lr", "warmup_iters", "lr_decay_iters", "weight_decay", "grad_clip", "seed"),
-    (0, True): ("beta1", "beta2"),
-    (1e-30, False): ("learning_rate",),
-}
 
 
 def check_settings(settings):
-    """Raise ValueError for a training setting that cannot work."""
-    for (smallest, below_one), names in RANGES.items():
-        for name in names:
-            if not smallest <= settings[name] < (1 if below_one else math.inf):
-                limits = f"at least {smallest:g}" + (" and below 1" if below_one else "")
-                raise ValueError(f"{name} must be {limits}, not {settings[name]}")
+    """Raise ValueError for a training setting of the wrong type or size."""
+    for name, (default, smallest, _) in SETTINGS.items():
+        value, kind = settings[name], type(default)
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
+        below = 1 if name in ("beta1", "beta2", "dropout") else math.inf
+        if smallest is not None and not smallest <= value < below:
+            what = "positive" if 0 < smallest < 1 else f"at least {smallest}"
+            raise ValueError(f"{name} must be {what} and below {below}, not {value}")
 
 
 def draw_batch(ids, block_size, batch_size, rng):
@@ -1392,16 +1432,26 @@ def keep_freed_memory():
         pass
 
 
+class Diverged(Exception):
+    """A loss or a gradient that is not finite, with what to try."""
+
+    def __init__(self, step, loss, norm, rate):
+        numbers_ = f"loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.2e}"
+        advice = "try a lower --learning_rate or more --warmup_iters"
+        super().__init__(f"not finite at step {step}: {numbers_}; {advice}")
+
+
 class Run:
     """A training run: settings, text, model, optimizer, and the directory they are kept in."""
 
     def __init__(self, settings, resumed=None):
         check_settings(settings)
         s = self.settings = settings
+        s["data"] = os.path.abspath(s["data"])  # to resume from another directory
         self.out, text = Path(s["out_dir"]), read_text(s["data"])
         self.step, self.best, self.sum, self.count = 0, math.inf, 0.0, 0
         if resumed:
-            self.tokenizer, self.model = load_tokenizer(resumed), GPT.from_pretrained(resumed)
+            self.model, self.tokenizer = load(resumed)
         else:
             self.tokenizer = CharTokenizer(text)
             fields = {name: s[name] for name in MODEL_SETTINGS}
@@ -1411,10 +1461,8 @@ class Run:
         self.text_crc = zlib.crc32(text.encode())
         n, T = len(self.train_ids), self.model.config.block_size
         if n <= T:
-            raise ValueError(
-                f"{s['data']}: {n} tokens to train on are too few for a block of {T}; "
-                f"use a longer text or a --block_size below {n}"
-            )
+            hint = f"; use a longer text or a --block_size below {n}" if n > 1 else ""
+            raise ValueError(f"{s['data']}: {n} tokens are too few for a block of {T}{hint}")
         decay, clip = s["weight_decay"], s["grad_clip"]
         self.optimizer = AdamW(self.model.params, (s["beta1"], s["beta2"]), 1e-8, decay, clip)
 
@@ -1427,24 +1475,37 @@ class Run:
         if fixed:
             raise ValueError(f"a resumed run keeps its {', '.join(fixed)}; start a new one instead")
         try:
-            settings = {name: state["settings"][name] for name in SETTINGS}
-            run = cls(settings | changes | {"out_dir": str(out_dir)}, resumed=last)
-            run.step, run.sum, run.count, crc = (state[k] for k in ("step", "sum", "count", "text"))
-        except (KeyError, TypeError):
+            settings = {name: state["settings"][name] for name in SETTINGS} | changes
+            step, total, count, crc = (state[key] for key in ("step", "sum", "count", "text"))
+            best = math.inf if state["best"] is None else float(state["best"])
+            if not (type(step) is type(count) is int and step >= 0 and count >= 0):
+                raise ValueError
+            total = float(total)
+        except (KeyError, TypeError, ValueError):
             raise ValueError(f"{last}: training_state.json is not that of a run") from None
+        run = cls(settings | {"out_dir": str(out_dir)}, resumed=last)
         if crc != run.text_crc:
             raise ValueError(f"{run.settings['data']} is not the text this run was trained on")
-        run.best, run.optimizer.t = state.get("best") or math.inf, run.step
+        run.step, run.best, run.sum, run.count, run.optimizer.t = step, best, total, count, step
         tensors, _ = read_safetensors(last / "training_state.safetensors")
         for name, view in run.moments().items():
             if name not in tensors or tensors[name].shape != view.shape:
                 raise ValueError(f"{last}: training_state.safetensors lacks {name}")
             view[...] = tensors[name]
-        metrics = run.out / "metrics.jsonl"  # forget what came after the checkpoint
-        lines = metrics.read_text().splitlines() if metrics.exists() else []
-        lines = [x for x in lines if x.endswith("}") and json.loads(x)["step"] <= run.step]
-        metrics.write_text("".join(line + "\n" for line in lines))
+        run.forget_metrics()
         return run
+
+    def forget_metrics(self):
+        """Drop from metrics.jsonl what came after this step, and any line that is not a record."""
+        path, kept = self.out / "metrics.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            try:
+                if json.loads(line)["step"] <= self.step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue
+        path.with_suffix(".new").write_text("".join(kept))
+        os.replace(path.with_suffix(".new"), path)
 
     def moments(self):
         """AdamW's m and v as named tensors."""
@@ -1460,7 +1521,7 @@ class Run:
         write_checkpoint(self.out / "last", self.model, self.tokenizer, self.moments(), progress)
 
     def update(self):
-        """One step: (gradient norm, learning rate); FloatingPointError instead of a bad step."""
+        """One step: (gradient norm, learning rate); Diverged instead of a bad step."""
         s = self.settings
         rng = np.random.default_rng((s["seed"], self.step))
         total, gradient, micro = 0.0, 0.0, s["gradient_accumulation_steps"]
@@ -1472,10 +1533,7 @@ class Run:
         norm, decay = math.sqrt(gradient @ gradient), s["lr_decay_iters"] or s["max_iters"]
         rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
         if not (math.isfinite(total) and math.isfinite(norm)):
-            raise FloatingPointError(
-                f"not finite at step {self.step}: loss {total:.4g}, gradient norm {norm:.4g}, "
-                f"learning rate {rate:.2e}; try a lower --learning_rate or more --warmup_iters"
-            )
+            raise Diverged(self.step, total, norm, rate)
         self.optimizer.step(gradient, norm, rate)
         self.step, self.sum, self.count = self.step + 1, self.sum + total, self.count + 1
         return norm, rate
@@ -1497,13 +1555,12 @@ class Run:
         s, started, first, interrupted = self.settings, time.time(), self.step, []
         tokens = s["batch_size"] * s["gradient_accumulation_steps"] * self.model.config.block_size
         handler = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-        print("  step     train  held-out  bits/char   tokens/s  time left")
+        print("  step     train  held-out  bits/char   tokens/s  time left   (losses in nats)")
         try:
             if self.step == 0:
                 self.checkpoint()
             while self.step < s["max_iters"] and not interrupted:
-                with np.errstate(over="ignore", invalid="ignore"):
-                    norm, rate = self.update()
+                norm, rate = self.update()
                 speed = (self.step - first) * tokens / (time.time() - started)
                 left = round((s["max_iters"] - self.step) * tokens / speed)
                 pace = f"{speed:9,.0f}  {left // 60:6d}:{left % 60:02d}"
@@ -1517,15 +1574,20 @@ class Run:
         finally:
             signal.signal(signal.SIGINT, handler)
         if self.step < s["max_iters"]:
+            if not math.isfinite(self.evaluate(self.model.config.block_size, s["batch_size"])):
+                raise Diverged(self.step, math.nan, norm, rate)
             self.save()
             print(f"\nstopped after step {self.step} and saved; to go on:")
-            print(f"    python capstone_gpt.py train --resume {self.out}")
+            print(f"    python capstone_gpt.py train --resume {shlex.quote(str(self.out))}")
         return self.step >= s["max_iters"]
 
     def checkpoint(self, pace="", **measured):
         """Evaluate, print and record a row, save; now and then show a sample."""
         s, trained = self.settings, self.sum / self.count if self.count else None
         loss = self.evaluate(self.model.config.block_size, s["eval_iters"] * s["batch_size"])
+        if not math.isfinite(loss):
+            norm, rate = measured.get("grad_norm", 0.0), measured.get("learning_rate", 0.0)
+            raise Diverged(self.step, loss, norm, rate)
         row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
         print("\r" * sys.stdout.isatty() + f"{row}  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}")
         record = {"step": self.step, "train_loss": trained, "held_out_loss": loss} | measured
@@ -1581,62 +1643,84 @@ def gradcheck(h=1e-5):
 # %% 13. The command line
 
 
-def runs():
-    """The runs in out/, the one saved last at the end."""
-    saved = Path("out").glob("*/last/config.json")
-    return [path.parent.parent for path in sorted(saved, key=lambda path: path.stat().st_mtime)]
-
-
 def checkpoint_of(source):
     """The checkpoint DIR means: itself or a run's `best`; without DIR that of the latest run."""
-    if not source and not runs():
-        raise ValueError("no run in out/ yet: train one first, or say --from DIR")
-    run = Path(source or runs()[-1])
+    run = Path(source or latest_run())
     return run / "best" if (run / "best").is_dir() else run
+
+
+def latest_run():
+    """The run in out/ that was saved last, smoke runs only if there is no other."""
+    runs = [path.parent.parent for path in Path("out").glob("*/last/config.json")]
+    if not runs:
+        raise ValueError("no run in out/ yet: train one first, or name a directory")
+    saved = {run: (run / "last" / "config.json").stat().st_mtime for run in runs}
+    return max(runs, key=lambda run: ("-fast" not in run.name, saved[run]))
 
 
 def held_out_line(nats, what):
     """The line of the ladder: three faces of one number."""
+    nats += 0.0  # no "-0.000"
     faces = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
     return f"{faces} | perplexity {math.exp(min(nats, 700)):.2f}   ({what})"
+
+
+def new_run(settings):
+    """A Run in a directory of its own, which no other run has or gets."""
+    name, fast = Path(settings["data"]).stem, settings["max_iters"] == PRESETS["fast"]["max_iters"]
+    out, n = Path(settings["out_dir"] or Path("out", name + "-fast" * fast)), 1
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, a run needs a directory")
+    if settings["out_dir"] and any(
+        (out / x).exists() for x in ("last", ".last.old", "config.json")
+    ):
+        raise ValueError(f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
+    run = Run(settings)
+    while not settings["out_dir"]:
+        try:
+            out.mkdir(parents=True)
+            break
+        except FileExistsError:
+            n += 1
+            out = out.with_name(f"{name}{'-fast' * fast}-{n}")
+    out.mkdir(parents=True, exist_ok=True)
+    run.out, settings["out_dir"] = out, str(out)
+    return run
 
 
 def train_command(args):
     """A new run, or with --resume an old one."""
     given = {name: value for name, value in vars(args).items() if name in SETTINGS}
-    if args.resume is not None:
-        directory = args.resume or given.pop("out_dir", None) or (runs() or ["out"])[-1]
-        run = Run.resume(directory, given)
+    if args.resume is None:
+        settings = {name: default for name, (default, _, _) in SETTINGS.items()}
+        run = new_run(settings | PRESETS[args.preset or "stories"] | given)
     else:
-        settings = {name: default for name, (default, _) in SETTINGS.items()}
-        settings |= PRESETS[args.preset] | given
-        out, n = Path("out", Path(settings["data"]).stem), 2
-        while not settings["out_dir"] and out.exists():
-            out, n = out.with_name(f"{Path(settings['data']).stem}-{n}"), n + 1
-        out = Path(settings["out_dir"] or out)
-        if any((out / name).exists() for name in ("best", "last", "model.safetensors")):
-            raise ValueError(
-                f"{out} holds an earlier run: say --resume {out}, or another --out_dir"
-            )
-        run = Run(settings | {"out_dir": str(out)})
-    run.out.mkdir(parents=True, exist_ok=True)
+        out = Path(args.resume or given.get("out_dir") or latest_run())
+        if args.preset or given.pop("out_dir", str(out)) != str(out):
+            raise ValueError(f"--resume {out} goes on with its own settings in its own directory")
+        out = out.parent if (out / "training_state.json").exists() else out
+        run = Run.resume(out, given)
     keep_freed_memory()
     c, n = run.model.config, len(run.train_ids) + len(run.held_ids)
     what = f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {c.block_size}"
     print(f"data   {run.settings['data']}: {n:,} tokens, {c.vocab_size} distinct")
     print(f"model  {what}: {run.model.num_params():,} parameters")
-    print(f"run    {run.out}: {run.settings['max_iters']:,} steps\n")
+    print(f"run    {run.out}: {run.settings['max_iters']:,} steps, {run.step:,} done\n")
     try:
         if not run.train():
             return 0
-    except FloatingPointError as error:
-        kept = f"{run.out / 'last'} keeps the last good checkpoint"
+    except Diverged as error:
+        kept = f"{run.out / 'last'} keeps the last checkpoint whose loss was finite"
         print(f"\ncapstone_gpt.py: {error}. {kept}", file=sys.stderr)
         return 1
     run.model = GPT.from_pretrained(run.out / "best")
     counted = ngram_nats(run.train_ids, run.held_ids, c.vocab_size)
     counted *= len(run.held_ids) / run.held_chars
-    print(f"\n{run.sample(500, run.settings['seed'])}\n\ncheckpoint: {run.out / 'best'}")
+    print(f"\na sample of {run.out / 'best'}, the checkpoint with the lowest held-out loss:\n")
+    print(f"{run.sample(500, run.settings['seed'])}\n")
+    print(f"more of it: python capstone_gpt.py sample --from {shlex.quote(str(run.out))}\n")
+    if args.preset == "fast":
+        print("(a smoke run: too short to beat the counter)")
     print(f"5-gram:   {held_out_line(counted, 'counted, Witten-Bell smoothing')}")
     print(
         f"held-out: {held_out_line(run.evaluate(max(1, c.block_size // 2)), 'capstone, ' + what)}"
@@ -1646,15 +1730,16 @@ def train_command(args):
 
 def sample_command(args):
     """Text from a checkpoint, shown as it is made."""
-    directory = checkpoint_of(args.source)
-    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
+    model, tokenizer = load(checkpoint_of(args.source))
     prompt = tokenizer.encode(args.prompt or tokenizer.start)[None]
+    if args.num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, not {args.num_samples}")
     for i in range(args.num_samples):
-        print("-" * 40 + "\n" if i else "", end="")
-        print(args.prompt, end="", flush=True)
         seed = None if args.seed is None else args.seed + i
         sampling = (args.temperature, args.top_k, args.top_p, seed)
-        for token in model.stream(prompt, args.max_new_tokens, *sampling):
+        tokens = model.stream(prompt, args.max_new_tokens, *sampling)
+        print(("-" * 40 + "\n" if i else "") + args.prompt, end="", flush=True)
+        for token in tokens:
             print(tokenizer.decode(token), end="", flush=True)
         print()
     return 0
@@ -1663,7 +1748,7 @@ def sample_command(args):
 def eval_command(args):
     """The held-out line of a checkpoint."""
     directory = checkpoint_of(args.source)
-    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
+    model, tokenizer = load(directory)
     train, held, chars = split_text(read_text(args.data), tokenizer)
     ids = np.concatenate([train[-model.config.block_size :], held])
     first = max(1, len(ids) - len(held))
@@ -1689,11 +1774,14 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line, with a suggestion for a mistyped flag."""
 
     def error(self, message):
-        if message.startswith("unrecognized arguments: "):
-            flag = message.split()[2].split("=")[0]
-            close = difflib.get_close_matches(flag, self.flags, 1)
-            message = f"unknown flag {flag}" + (f", did you mean {close[0]}?" if close else "")
         self.exit(2, f"capstone_gpt.py: {message} (--help lists what there is)\n")
+
+    def refuse(self, word):
+        """Exit over a word that means nothing here."""
+        flag = word.split("=")[0]
+        close = difflib.get_close_matches(flag, [*self._option_string_actions], 1)
+        hint = f", did you mean {close[0]}?" if close else ""
+        self.error(f"unknown flag {flag}{hint}" if flag.startswith("-") else f"unexpected {word!r}")
 
 
 def boolean(text):
@@ -1705,32 +1793,34 @@ def boolean(text):
 
 def build_parser():
     """The command line: train, sample, eval, gradcheck."""
-    parser = Parser(prog="capstone_gpt.py", description="A GPT in NumPy. Without a command: train.")
+    text = "A GPT in NumPy. Without a command: train.\n\n" + __doc__[__doc__.index("    python") :]
+    text = text[: text.index("\n\nPapers")]
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="capstone_gpt.py", description=text, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", parser_class=Parser, required=True)
 
     def command(function, *flags):
         text = function.__doc__.split("\n")[0]
         name = function.__name__.removesuffix("_command")
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(function=function)
+        sub.set_defaults(function=function, parser=sub)
         for flag, options in flags:
             sub.add_argument(f"--{flag}", **options)
-        parser.flags += sub._option_string_actions
 
-    parser.flags = []
     source = (
         "from",
         dict(dest="source", metavar="DIR", help="a run or checkpoint [the latest run]"),
     )
     settings = []
-    for name, (default, text) in SETTINGS.items():
+    for name, (default, _, text) in SETTINGS.items():
         kind = boolean if isinstance(default, bool) else type(default)
         shown = f" [{Path(default).name if name == 'data' else default}]" if default != "" else ""
-        options = dict(type=kind, default=argparse.SUPPRESS, metavar="X", help=text + shown)
+        value = {"data": "FILE", "out_dir": "DIR"}.get(name, "N" if kind is int else "X")
+        options = dict(type=kind, default=argparse.SUPPRESS, metavar=value, help=text + shown)
         settings.append((name, options))
     resume = dict(nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
     fast = dict(dest="preset", action="store_const", const="fast", help="a smoke run of seconds")
-    preset = dict(choices=PRESETS, default="stories", help="a set of defaults [stories]")
+    preset = dict(choices=PRESETS, help="a set of defaults [stories]")
     command(train_command, ("preset", preset), ("fast", fast), ("resume", resume), *settings)
     command(
         sample_command,
@@ -1751,22 +1841,31 @@ def build_parser():
 
 def main(argv=None):
     """Run the command line; returns the exit status."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv.insert(0, "train")
     for i, word in enumerate(argv):  # --num-samples is --num_samples
-        if word.startswith("--"):
-            flag, equals, value = word.partition("=")
+        flag, equals, value = word.partition("=")
+        if flag.startswith("--") and " " not in flag:
             argv[i] = "--" + flag[2:].replace("-", "_") + equals + value
-    args = build_parser().parse_args(argv)
+    args, extra = build_parser().parse_known_args(argv)
+    if extra:
+        args.parser.refuse(extra[0])
     try:
-        return args.function(args)
+        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported
+            return args.function(args)
     except BrokenPipeError:  # whoever was reading has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print()
         return 130
+    except MemoryError:
+        print("capstone_gpt.py: not enough memory for this model and batch", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"capstone_gpt.py: {error}", file=sys.stderr)
         return 2

@@ -122,10 +122,13 @@ def entry(**changes):
         (entry(shape=None), 8, "shape or offsets"),
         (entry(dtype="Q8"), 8, "type of a"),
         (entry(dtype=[1]), 8, "type of a"),
-        (entry(), 16, "8 bytes in 16"),
+        (entry(), 16, "do not fill its 16 bytes"),
         ({"a": 5}, 8, "type of a"),
         ([1], 8, "not a JSON object"),
-        ({"__metadata__": {}} | entry() | {"b": entry()["a"]}, 8, "16 bytes in 8"),
+        (entry() | {"__metadata__": 5}, 8, "metadata"),
+        (entry(shape=[0, 10**30], data_offsets=[0, 0]), 0, "shape or offsets"),
+        (entry(shape=[1] * 100), 8, "shape or offsets"),
+        ({"__metadata__": {}} | entry() | {"b": entry()["a"]}, 8, "do not fill its 8 bytes"),
     ],
 )
 def test_damaged_headers_are_refused(tmp_path, header, data, words):
@@ -172,6 +175,10 @@ def test_any_cut_or_flipped_header_byte_is_an_error_or_harmless(tmp_path, rng):
         ({"n_layer": 1}, "no place"),
         ({"n_head": "2"}, "n_head"),
         ({"vocab_size": None}, "lacks vocab_size"),
+        ({"n_inner": 64.0}, "n_hidden"),
+        ({"bias": "False"}, "bias"),
+        ({"model_type": ["gpt2"]}, "model_type"),
+        ({"rope_parameters": "x"}, "rotary"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(tmp_path, change, words):

@@ -1,5 +1,7 @@
 """The model: gradients of the whole, causality, the cache, generation, sizes, wrong input."""
 
+import copy
+
 import numpy as np
 import pytest
 from conftest import relative_error
@@ -57,8 +59,10 @@ def test_params_and_grads_are_views_into_one_vector(variant):
     for tensors, flat in ((model.params, model.flat), (grads, grads.flat)):
         assert all(np.shares_memory(p, flat) for p in tensors.values())
         assert flat.flags.c_contiguous
-    model.flat[:] = 0
+    twin = copy.deepcopy(model)
+    model.flat -= model.flat
     assert not any(p.any() for p in model.params.values())
+    assert twin.flat.any() and all(np.shares_memory(p, twin.flat) for p in twin.params.values())
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -158,6 +162,11 @@ def test_one_batch_can_be_learnt_by_heart(rng):
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"n_hidden": -1}, "n_hidden"),
+        ({"n_hidden": 16.0}, "n_hidden"),
+        ({"bias": "False"}, "bias must be True or False"),
+        ({"dropout": "x"}, "dropout must be a number"),
+        ({"arch": ["gpt2"]}, "arch must be"),
+        ({"n_layer": 10**20}, "beyond any memory"),
     ],
 )
 def test_configurations_that_are_no_model(fields, words):

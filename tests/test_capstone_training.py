@@ -91,6 +91,41 @@ def test_a_diverging_run_stops_says_why_and_keeps_the_last_good_checkpoint(text,
     assert np.isfinite(gpt.GPT.from_pretrained("run/last").flat).all()
 
 
+def test_a_loss_that_is_not_finite_is_never_saved(text, capsys):
+    """An update that ruins the weights has finite gradients; its checkpoint must not land."""
+    options = ["--out_dir=run", "--learning_rate=1e3", "--eval_interval=1", "--min_lr=1e3"]
+    status = gpt.main(["train", "--data", text, *TINY, *options, "--max_iters=60"])
+    said = capsys.readouterr()
+    assert "Warning" not in said.err and "nan" not in open("run/metrics.jsonl").read().lower()
+    assert status == 1 and np.isfinite(metrics("run")[-1]["held_out_loss"])
+    model, tokenizer = gpt.load("run/last")
+    ids = tokenizer.encode(open(text).read())[None, :9]
+    with np.errstate(over="ignore"):
+        assert np.isfinite(model.loss(ids[:, :-1], ids[:, 1:]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "5"}, {"step": None}, {"step": -5}, {"best": "x"}, {"sum": []}, {"count": 0.5}]
+    + [{"settings": {}}, {"text": 1}],
+)
+def test_a_damaged_training_state_is_one_line(text, change, capsys):
+    assert gpt.main(["train", "--data", text, *TINY, "--out_dir=run"]) == 0
+    path = "run/last/training_state.json"
+    state = json.load(open(path)) | change
+    json.dump(state, open(path, "w"))
+    capsys.readouterr()
+    assert gpt.main(["train", "--resume", "run"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_two_runs_started_together_take_two_directories(text):
+    runs = [start("train", "--data", text, *TINY, f"--seed={seed}") for seed in (1, 2)]
+    said = [run.communicate(timeout=60)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    assert sorted(os.listdir("out")) == ["text", "text-2"]
+
+
 def test_a_second_run_never_touches_the_first(text, capsys):
     for _ in range(2):
         assert gpt.main(["train", "--data", text, *TINY]) == 0
@@ -104,7 +139,7 @@ def test_the_end_of_a_run_shows_the_ladder_and_its_metrics(text, capsys):
     assert gpt.main(["train", "--data", text, *TINY, "--max_iters=8"]) == 0
     said = capsys.readouterr().out
     bits = check_held_out_line(said)
-    assert "5-gram:" in said and "checkpoint: " in said
+    assert "5-gram:" in said and "out/text/best" in said
     assert [m["step"] for m in metrics("out/text")] == [0, 4, 8]
     assert gpt.main(["eval", "--data", text]) == 0
     assert check_held_out_line(capsys.readouterr().out) == bits
@@ -150,13 +185,21 @@ def test_fast_smoke_run_on_the_stories(tmp_path, monkeypatch, capsys):
         (["train", "--data", "empty.txt"], "empty"),
         (["train", "--data", "bytes.bin"], "not UTF-8"),
         (["train", "--data", "short.txt"], "too few for a block of 64"),
-        (["train", "--data", "."], "no such file"),
+        (["train", "--data", "."], "a directory"),
         (["train", "--n_embd", "130"], "multiple of n_head"),
         (["train", "--arch", "bert"], "gpt2"),
         (["train", "--learning-rate", "-1"], "learning_rate"),
         (["train", "--learning_rate", "nan"], "learning_rate"),
         (["train", "--batch_size", "0"], "batch_size"),
         (["train", "--batch_size", "many"], "batch_size"),
+        (["train", "--n_layer", "9" * 20], "beyond any memory"),
+        (["train", "--out_dir", "bytes.bin"], "is a file"),
+        (["train", "text.txt"], "unexpected 'text.txt'"),
+        (["train", "--resume", "run", "--fast"], "its own settings"),
+        (["sample", "--n_layer", "3"], "unknown flag --n_layer"),
+        (["sample", "--from", "run", "--seed", "-1"], "seed"),
+        (["sample", "--from", "run", "--num-samples", "0"], "num_samples"),
+        (["sample", "--from", "misfit"], "2 characters for a vocabulary of 3"),
         (["train", "--bias", "maybe"], "True or False"),
         (["train", "--max_itters", "3"], "did you mean --max_iters"),
         (["train", "--preset", "huge"], "invalid choice"),
@@ -177,6 +220,7 @@ def test_wrong_input_gives_one_line_and_status_2(text, arguments, words, capsys)
     model = gpt.GPT(gpt.GPTConfig(vocab_size=3, block_size=4, n_layer=1, n_head=1, n_embd=4))
     model.save_pretrained("model")
     gpt.write_checkpoint("run", model, gpt.CharTokenizer("abc"))
+    gpt.write_checkpoint("misfit", model, gpt.CharTokenizer("ab"))
     model.save_pretrained("damaged")
     open("damaged/model.safetensors", "r+b").truncate(30)
     try:
