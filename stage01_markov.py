@@ -611,8 +611,7 @@ def report_orders(train, held, V, orders):
         cells = "".join(f"{cell:<8}" for cell in cells).rstrip()
         print(f"{math.exp(low + (high - low) * row / 12):9.1f} | {cells}".rstrip())
     print("    order   " + "".join(f"{order:<8}" for order in orders).rstrip())
-    print("\n   The past is explained ever better. The future has a best order; beyond it contexts")
-    print("   are too rare to trust. Smoothing flattens the U, and moves it right.")
+    print("\n   The past is explained ever better; the future has a best order, the foot of a U.")
     return scores
 
 
@@ -654,9 +653,7 @@ def report_words(train, held, symbols, orders, rng):
     print("\n4. Words: a piece is a word with the space before it, or any other character. Rare")
     print("   ones (seen once or never) are spelled by a chain of letters, so that all is paid for")
     rare = np.mean(ids[1] == 0)
-    print(
-        f"   {len(ids[0]):,} pieces of {len(vocabulary):,} kinds; held out, {rare:.1%} are rare\n"
-    )
+    print(f"   {len(ids[0]):,} pieces of {len(vocabulary):,} kinds; held out, {rare:.1%} rare\n")
     print("   order   perplexity per piece   bits/char   of which spelling")
     for order in orders:
         chain = MarkovChain(order, len(vocabulary)).fit(ids[0])
