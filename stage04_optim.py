@@ -69,7 +69,7 @@ import numpy as np
 #
 # Near a minimum θ*, Taylor's next term makes the landscape a bowl. Turn the axes along its
 # eigenvectors and put θ* at 0: L = ½·Σᵢ λᵢ·xᵢ², with gradient λᵢxᵢ and curvatures
-# 0 < μ = min λ ≤ λᵢ ≤ max λ = Λ. One step of gradient descent multiplies each coordinate by itself:
+# 0 < μ = min λ ≤ λᵢ ≤ max λ = Λ. Gradient descent treats every coordinate on its own:
 #
 #     xᵢ ← xᵢ - ηλᵢxᵢ = (1 - ηλᵢ)·xᵢ.
 #
@@ -82,7 +82,6 @@ import numpy as np
 # κ is the condition number: how elongated the bowl is. Since ln((κ+1)/(κ-1)) ≥ 2/κ (ln's series:
 # 2·(1/κ + 1/(3κ³) + ...)), t = ½κ·ln(1/ε) steps are enough to shrink the distance to ε times
 # itself: ρᵗ ≤ e^(-2t/κ) = ε. ∎ The steep direction dictates η, the flat one has to live with it.
-
 
 # %% 4. Noise and batch size
 #
@@ -106,7 +105,7 @@ import numpy as np
 def noise_floor(lr, curvature, noise_variance, batch_size):
     """Var(x) where SGD hovers on ½λx²: the formula above. ValueError unless 0 < lr < 2/λ."""
     if not 0 < lr * curvature < 2:
-        raise ValueError(f"lr is {lr}; expected a number between 0 and {2 / curvature}")
+        raise ValueError(f"lr is {lr}; expected 0 < lr·λ < 2 at curvature λ = {curvature}")
     return lr * noise_variance / (batch_size * curvature * (2 - lr * curvature))
 
 
@@ -216,6 +215,7 @@ class Optimizer:
     """
 
     slots = ()  # what the method remembers of each parameter, zero at first
+    decoupled = False  # weight decay: False through the gradient (section 7), True past it (9)
 
     def __init__(self, params, lr, **settings):
         if not isinstance(params, dict) or not params:
@@ -254,6 +254,10 @@ class Optimizer:
         self.t += 1
         for name, p in self.params.items():
             g = np.asarray(grads[name], dtype=p.dtype)
+            if self.decoupled:
+                p *= 1 - self.lr * self.weight_decay
+            elif self.weight_decay:
+                g = g + self.weight_decay * p
             self.update(p, g, *(self.state[slot][name] for slot in self.slots))
 
     def state_dict(self):
@@ -341,14 +345,12 @@ class SGD(Optimizer):
     slots = ("b",)
 
     def __init__(self, params, lr, momentum=0, nesterov=False, weight_decay=0):
-        super().__init__(
-            params, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
-        )
+        settings = dict(momentum=momentum, nesterov=nesterov)
+        super().__init__(params, lr, weight_decay=weight_decay, **settings)
         if nesterov and momentum == 0:
             raise ValueError("momentum is 0; nesterov=True expected a number above 0")
 
     def update(self, p, g, b):
-        g = g + self.weight_decay * p if self.weight_decay else g
         if self.momentum:
             b *= self.momentum
             b += g
@@ -381,7 +383,6 @@ class AdaGrad(Optimizer):
         super().__init__(params, lr, eps=eps, weight_decay=weight_decay)
 
     def update(self, p, g, s):
-        g = g + self.weight_decay * p if self.weight_decay else g
         s += g * g
         p -= self.lr * g / (np.sqrt(s) + self.eps)
 
@@ -395,7 +396,6 @@ class RMSprop(Optimizer):
         super().__init__(params, lr, alpha=alpha, eps=eps, weight_decay=weight_decay)
 
     def update(self, p, g, v):
-        g = g + self.weight_decay * p if self.weight_decay else g
         v *= self.alpha
         v += (1 - self.alpha) * (g * g)
         p -= self.lr * g / (np.sqrt(v) + self.eps)
@@ -437,11 +437,6 @@ class Adam(Optimizer):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
 
     def update(self, p, g, m, v):
-        g = g + self.weight_decay * p if self.weight_decay else g
-        self.descend(p, g, m, v)
-
-    def descend(self, p, g, m, v):
-        """The step of Adam and of AdamW."""
         beta1, beta2 = self.betas
         m *= beta1
         m += (1 - beta1) * g
@@ -454,12 +449,10 @@ class Adam(Optimizer):
 class AdamW(Adam):
     """Adam with decoupled weight decay."""
 
+    decoupled = True
+
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2):
         super().__init__(params, lr, betas, eps, weight_decay)
-
-    def update(self, p, g, m, v):
-        p *= 1 - self.lr * self.weight_decay
-        self.descend(p, g, m, v)
 
 
 # %% 10. Lion: steepest when length is the largest entry
@@ -480,14 +473,13 @@ class AdamW(Adam):
 class Lion(Optimizer):
     """The sign of a momentum (Chen et al. 2023); decoupled weight decay."""
 
-    slots = ("m",)
+    slots, decoupled = ("m",), True
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0):
         super().__init__(params, lr, betas=betas, weight_decay=weight_decay)
 
     def update(self, p, g, m):
         beta1, beta2 = self.betas
-        p *= 1 - self.lr * self.weight_decay
         p -= self.lr * np.sign(beta1 * m + (1 - beta1) * g)
         m *= beta2
         m += (1 - beta2) * g
@@ -537,7 +529,7 @@ def orthogonalize(G, steps=5, eps=1e-7):
 class Muon(Optimizer):
     """Orthogonalized momentum (Jordan et al. 2024), for weight matrices. ValueError for others."""
 
-    slots = ("B",)
+    slots, decoupled = ("B",), True
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5):
         settings = dict(momentum=momentum, nesterov=nesterov, ns_steps=ns_steps)
@@ -553,7 +545,6 @@ class Muon(Optimizer):
         B *= mu
         B += (1 - mu) * g
         O = orthogonalize((1 - mu) * g + mu * B if self.nesterov else B, self.ns_steps)
-        p *= 1 - self.lr * self.weight_decay
         p -= self.lr * math.sqrt(max(1, p.shape[0] / p.shape[1])) * O
 
 
@@ -994,8 +985,8 @@ def main(argv=None):
 
 # %% Common mistakes
 #
-# 1. Adam's weight_decay taken for AdamW's: it decays too little or too much. See Adam.update.
-# 2. No bias correction: the first steps are three times too long, the loss jumps. See descend.
+# 1. Adam's weight_decay taken for AdamW's: it decays too little or too much. See `decoupled`.
+# 2. No bias correction: the first steps are three times too long, the loss jumps. See Adam.update.
 # 3. `p = p - lr * g` makes a new array, the model keeps the old one: the loss stays. See `p -=`.
 # 4. Clipping each array by itself, or each accumulated piece: the direction turns. See
 #    clip_grad_norm, which takes all of them, after the last piece.

@@ -367,7 +367,7 @@ BAD = {
     "cycle_steps is 0.5": lambda: s4.cosine_restarts(0, 1.0, 0.5),
     "pct_start is 1.5": lambda: s4.one_cycle(0, 1.0, 9, 1.5),
     "curvatures are 2": lambda: s4.proven_rates(2, 1),
-    "expected a number between 0 and 1": lambda: s4.noise_floor(1.5, 2, 1, 1),
+    "lr is 1.5; expected 0 <": lambda: s4.noise_floor(1.5, 2, 1, 1),
     "3 contexts and 2 targets": lambda: s4.accumulated(None, [1, 2, 3], [1, 2], 1),
     "micro_batch is 0": lambda: s4.accumulated(None, [1], [1], 0),
 }
