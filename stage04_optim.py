@@ -768,7 +768,7 @@ def muon_and_adamw(params, lr):
     """Muon for the hidden matrices, AdamW at a fifth of its rate for the rest."""
     hidden = {key: params[key] for key in ("H", "U")}
     rest = {key: p for key, p in params.items() if key not in hidden}
-    return [Muon(hidden, lr, weight_decay=0), AdamW(rest, 0.2 * lr)]
+    return [Muon(hidden, lr, weight_decay=0.01), AdamW(rest, 0.2 * lr)]
 
 
 METHODS = {  # name: (optimizers for params and a rate, rate tuned on the development text)
@@ -782,12 +782,7 @@ METHODS = {  # name: (optimizers for params and a rate, rate tuned on the develo
     "Lion": (lambda P, lr: [Lion(P, lr)], 0.004),
     "Muon + AdamW": (muon_and_adamw, 0.04),
 }
-FINAL = (
-    (16, 512),
-    3000,
-    256,
-    0.5,
-)  # long run: (D, K), steps, batch, factor on the rate (wider: less)
+FINAL = (16, 512), 4000, 256, 0.5  # the long run: (D, K), steps, batch, factor on the rate
 SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, factor on the rate)
     "constant": (lambda t, lr, T: constant(t, lr), 0.5),
     "step_decay": (lambda t, lr, T: step_decay(t, lr, T / 3, 0.3), 1.0),
@@ -903,13 +898,13 @@ def draw(landscape, points, x_range, y_range, width=38, height=15):
 
 def report_paths(walks):
     """Two pairs of walks, drawn side by side."""
-    rosenbrock_map = ("Rosenbrock", "Adam", (-1.9, 1.9), (-0.8, 2.0))
-    quadratic_map = ("quadratic", "heavy ball, β = 0.9", (-2.2, 0.9), (-1.0, 1.0))
-    for surface, other, *ranges in (rosenbrock_map, quadratic_map):
-        shown = [name for name in ("SGD", other) if walks[name, surface] is not None]
+    rosenbrock_map = ("Rosenbrock", "heavy ball, β = 0.9", "Adam", (-1.9, 1.9), (-0.8, 2.0))
+    quadratic_map = ("quadratic", "SGD", "heavy ball, β = 0.9", (-2.2, 0.9), (-1.0, 1.0))
+    for surface, *names, x_range, y_range in (rosenbrock_map, quadratic_map):
+        shown = [name for name in names if walks[name, surface] is not None]
         titles = [f"{name}, {len(walks[name, surface]) - 1:,} steps" for name in shown]
         print(f"\n{surface}, from S to E: " + " | ".join(titles or ["nobody arrived"]))
-        maps = [draw(RACES[surface][0], walks[name, surface], *ranges) for name in shown]
+        maps = [draw(RACES[surface][0], walks[name, surface], x_range, y_range) for name in shown]
         for lines in zip(*maps):
             print("  " + "  |  ".join(lines).rstrip())
 
@@ -929,10 +924,10 @@ def report_language(text, fast, seed):
         losses = train(params, X, Y, make(params, lr), rate, steps, batch, seed, name)
         return params, losses[-steps // 5 :].mean() / bits
 
-    sizes, steps = ((16, 64), 25) if fast else ((16, 128), 600)
+    sizes, steps = ((16, 64), 25) if fast else ((16, 128), 300)
 
     def compete(title, rows):
-        print(f"\n{title}, the same {steps} batches of 128, bits per character")
+        print(f"\n{title}: the same {steps} batches of 128, bits/char")
         print(f"{'':23}rate   training   development   held-out")
         scores = {}
         for name, (make, lr, schedule) in rows.items():
@@ -945,10 +940,10 @@ def report_language(text, fast, seed):
         return min(scores, key=scores.get)
 
     rows = {name: (make, lr, "warmup_cosine") for name, (make, lr) in METHODS.items()}
-    best = compete("The language model of 14, warmup_cosine", rows)
+    best = compete("The language model, warmup_cosine", rows)
     make, lr = METHODS[best]
     rows = {name: (make, lr * factor, name) for name, (_, factor) in SCHEDULES.items()}
-    schedule = compete(f"Under {best}, the best on the development text", rows)
+    schedule = compete(f"{best}, the best on the development text", rows)
     sizes, steps, batch, factor = ((16, 64), 100, 128, 1) if fast else FINAL
     print(f"\n{best} and {schedule}, {sizes[1]} hidden units, all of the training text")
     X, Y = examples(ids[:cut], context)
@@ -977,7 +972,7 @@ def main(argv=None):
             raise ValueError(f"the text has {len(text)} characters; expected at least 250")
         print("Stage 4: ways down, measured")
         report_rates((100.0,) if args.fast else (100.0, 10000.0), args.seed)
-        report_paths(report_race(50 if args.fast else 1500))
+        report_paths(report_race(50 if args.fast else 800))
         report_language(text, args.fast, args.seed)
     except (OSError, ValueError) as error:
         parser.error(str(error))
