@@ -578,9 +578,10 @@ def fit_power_law(sizes, losses):
 def orthogonal(G):
     """About UVᵀ for a matrix G = UΣVᵀ."""
     X = (G.T if len(G) > G.shape[1] else G) / (np.linalg.norm(G) + 1e-7)
+    aI = 3.4445 * np.eye(len(X), dtype=X.dtype)
     for _ in range(5):
-        A = X @ X.T
-        X = 3.4445 * X + (2.0315 * (A @ A) - 4.7750 * A) @ X
+        A = X @ X.T  # X, AX and A²X have the powers 1, 3 and 5 of the singular values
+        X = (aI - 4.7750 * A + 2.0315 * (A @ A)) @ X
     return X.T if len(G) > G.shape[1] else X
 
 
@@ -603,8 +604,8 @@ def train(model, ids, steps, batch, learning_rate=0.02, label=None, seed=0):
                 p -= (rate * 0.1 * math.sqrt(max(p.shape))) * orthogonal(g + 0.95 * m)
             else:
                 m += 0.1 * (g - m)
-                v += 0.01 * (g * g - v)
-                p -= (rate / (1 - 0.9**step)) * m / (np.sqrt(v / (1 - 0.99**step)) + 1e-8)
+                v += 0.03 * (g * g - v)
+                p -= (rate / (1 - 0.9**step)) * m / (np.sqrt(v / (1 - 0.97**step)) + 1e-8)
         if label and step % 10 == 0:
             progress(f"  {label}: step {step} of {steps}, loss {np.mean(losses[-50:]):.3f} nats")
     return losses
@@ -695,9 +696,7 @@ def main(argv=None):
         line = f"   {name:12}{N:14,}{flops_per_token(config) / 1e9:12.2f}"
         line += f"{budget['training'] / 1e9:13.1f}{budget['kv_cache'] / 1e9:11.2f}"
         print(f"{line}{20 * N / 1e9:10,.1f} billion")
-    print(
-        "\n4. A scaling law: one layer, ever wider, all trained alike; the last size is predicted"
-    )
+    print("\n4. A scaling law: one layer, ever wider, trained alike; the last size is predicted")
     sizes, losses = [], []
     for C in (8, 12, 16, 24, 32, 48):
         model = Transformer(TransformerConfig("llama", len(vocab), 32, 1, 1, C), seed)
@@ -709,16 +708,16 @@ def main(argv=None):
     E, A, alpha = fit_power_law(sizes[:-1], losses[:-1])
     print(f"   The first five say L(N) = {E:.3f} + {A:.3g}/N^{alpha:.3f}. For the sixth that gives")
     print(f"   {E + A / sizes[-1] ** alpha:.3f} nats; measured: {losses[-1]:.3f}.")
-    config = TransformerConfig("llama", len(vocab), 32, 3, 2, 64)
+    config = TransformerConfig("llama", len(vocab), 64, 3, 2, 64)
     print(f"\n5. A llama of 3 layers and {count_params(config):,} weights, and what it writes")
     model = Transformer(config, seed)
-    train(model, ids[:n], 3 if fast else 700, 16, 0.02, "training", seed)
+    train(model, ids[:n], 3 if fast else 620, 16, 0.03, "training", seed)
     start = np.searchsorted(vocab, list("The Fox and the"))[None]
-    written = model.generate(start, 20 if fast else 300, 0.8, top_p=0.95, seed=seed)[0]
+    written = model.generate(start, 20 if fast else 240, 0.8, top_p=0.95, seed=seed)[0]
     progress("".join(vocab[i] for i in written), last=True)
     nats = held_out_loss(model, scored, n)
     line = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
-    line += f" | perplexity {math.exp(nats):.2f}   (stage 6, transformer, context 32)"
+    line += f" | perplexity {math.exp(nats):.2f}   (stage 6, transformer, context 64)"
     print(f"\nheld-out: {line}")
 
 
