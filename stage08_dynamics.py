@@ -5,18 +5,14 @@
 """Stage 8. Dynamics: why does training fail, and how do you see it?
 
 A broken run rarely crashes. It prints losses, they even fall, and something is wrong: the rate, the
-initialisation, the data, one line of one backward. This file treats a run as a doctor treats a
-patient. It derives what health looks like (the first loss, the size of a step, the state of the
-units, the curvature a rate can bear), builds a `Monitor` that takes these readings in one line of a
-training loop, and a function `diagnose` that sees nothing else and names the cause. Then it opens a
-clinic: twelve ways to break a run, each really trained, beside healthy controls.
+initialisation, the data, one line of one backward. This file derives what health looks like (the
+first loss, the size of a step, the state of the units, the curvature a rate can bear), takes these
+readings with a `Monitor`, one line of a training loop, and names the cause from them alone with
+`diagnose`. Then it opens a clinic: twelve ways to break a run, each really trained, and controls.
 
 Map: 1 the patient, 2 loss curves, 3 vital signs, 4 tests made on purpose, 5 gradient noise,
-6 curvature, 7 History and Monitor, 8 diagnose, 9 the clinic.
-
-Run:  python stage08_dynamics.py            the whole report, under a minute
-      python stage08_dynamics.py --fast     a smoke run
-      python stage08_dynamics.py --clinic   the clinic alone, at twenty seeds
+6 curvature, 7 History and Monitor, 8 diagnose, 9 the clinic. Run it as it is for the report (under
+a minute), with --fast for a smoke run, with --clinic for the clinic alone, at twenty seeds.
 
 Papers: Pascanu, Mikolov & Bengio (2013), On the difficulty of training recurrent neural networks.
 Smith (2017), Cyclical learning rates. McCandlish et al. (2018), An empirical model of large-batch
@@ -27,16 +23,16 @@ stability. Karpathy (2019), A recipe for training neural networks.
 import argparse
 import json
 import math
-import os
+import re
 import sys
 from collections import namedtuple
+from copy import copy as shallow_copy
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-
-DATA = Path(__file__).resolve().parent / "data"
 
 
 def require(ok, message):
@@ -47,15 +43,12 @@ def require(ok, message):
 
 # %% 1. The patient
 # A window x of T characters, the next character y, V characters in all. Each is looked up in a
-# table E; then one of two bodies, in which one and the same layer h = φ(x W + b) is applied
-# repeatedly:
-#   feed-forward   h₀ = [E[x₁], …, E[x_T]] side by side,   hₗ = φ(hₗ₋₁ Wₗ + bₗ)      along depth
-#   recurrent      h₀ = 0,   h_t = φ([E[x_t], h_t₋₁] W₁ + b₁)                        along time
+# table E. Layers hₗ = φ([feedₗ, hₗ₋₁] W + b) follow, in one of two bodies:
+#   feed-forward   layer 1 is fed all of E[x₁], …, E[x_T], later ones nothing; each has its own W
+#   recurrent      T layers that share one W; layer t is fed E[x_t]; h₀ = 0
 # and logits = h Wo + bo. The slope of φ can be read from h: tanh' = 1 - h², ReLU' = [h > 0].
 # Backward, with z = x W + b, that is zᵢⱼ = Σₖ xᵢₖ Wₖⱼ + bⱼ, and dz = dh ⊙ φ'(z):
 #   ∂L/∂xᵢₖ = Σⱼ dzᵢⱼ Wₖⱼ,  ∂L/∂Wₖⱼ = Σᵢ xᵢₖ dzᵢⱼ,  ∂L/∂bⱼ = Σᵢ dzᵢⱼ.
-
-
 def layer_forward(x, w, b, activation):
     """h = φ(x W + b) for x (B, K), W (K, C), b (C,); returns (h (B, C), cache)."""
     z = x @ w + b  # (B, C)
@@ -73,8 +66,6 @@ def layer_backward(dh, cache):
 # Cross-entropy with p = softmax(logits): L = -(1/B) Σᵢ ln pᵢ[yᵢ]. Since ln pᵢ[y] = logitᵢ[y] -
 # ln Σⱼ exp(logitᵢⱼ), ∂L/∂logitᵢⱼ = (pᵢⱼ - [j = yᵢ]) / B. Taking the row maximum off first leaves p
 # as it is and keeps exp from overflowing.
-
-
 def cross_entropy_forward(logits, y):
     """Mean -ln p[y] in nats for logits (B, V), y (B,); returns (loss, cache)."""
     z = logits - logits.max(1, keepdims=True)  # (B, V)
@@ -91,18 +82,13 @@ def cross_entropy_backward(cache):
 
 
 class LanguageModel:
-    """Predicts y (B,) from x (B, T).
-
-    The rest of the file needs of a model `.params`, a dict of arrays, `.loss_and_grads(x, y) ->
-    (loss, grads)` and, only for readings of its units, `.probe(x, y)`.
-    """
+    """Predicts y (B,) from x (B, T). The rest of the file needs `.params`, a dict of arrays,
+    `.loss_and_grads(x, y)` and, only for readings of its units, `.probe(x, y)`."""
 
     layer_backward = staticmethod(layer_backward)  # an attribute, so that the clinic can break it
 
-    def __init__(
-        self, vocab_size, context, width=32, depth=1, embed=8, activation="tanh", recurrent=False,
-        gain=1.0, seed=0, dtype=np.float64,
-    ):  # fmt: skip
+    def __init__(self, vocab_size, context, width=32, depth=1, embed=8, activation="tanh",
+                 recurrent=False, gain=1.0, seed=0, dtype=np.float64):  # fmt: skip
         sizes = (vocab_size, context, width, depth, embed)
         require(min(sizes) >= 1, f"expected sizes of at least 1, got {sizes}")
         require(activation in ("tanh", "relu"), f"expected 'tanh' or 'relu', got {activation!r}")
@@ -120,18 +106,21 @@ class LanguageModel:
         if recurrent:
             q = np.linalg.qr(rng.normal(size=(width, width)))[0]
             p["W1"] = np.concatenate([p["W1"], gain * q])  # (D + C, C)
-        p["Wo"] = 0.3 * rng.normal(size=(width, vocab_size)) / math.sqrt(width)
-        p["bo"] = np.zeros(vocab_size)
+        wo = 0.3 * rng.normal(size=(width, vocab_size)) / math.sqrt(width)
+        p |= {"Wo": wo, "bo": np.zeros(vocab_size)}
         self.params = {k: v.astype(dtype) for k, v in p.items()}
 
     def run(self, x, y):
         """(loss, grads, states, dstates) for x (B, T), y (B,): states by layer or by time."""
-        p, caches = self.params, []
-        e = p["E"][x]  # (B, T, D)
-        h = np.zeros((len(x), self.width), e.dtype) if self.recurrent else e.reshape(len(x), -1)
-        layers = [1] * x.shape[1] if self.recurrent else range(1, self.depth + 1)
-        for t, l in enumerate(layers):
-            inputs = np.concatenate([e[:, t], h], 1) if self.recurrent else h
+        p, e, caches = self.params, self.params["E"][x], []  # e (B, T, D)
+        if self.recurrent:
+            layers, feeds = [1] * x.shape[1], list(e.swapaxes(0, 1))  # T of (B, D)
+        else:
+            layers = range(1, self.depth + 1)
+            feeds = [e.reshape(len(x), -1)] + [e[:, 0, :0]] * (self.depth - 1)  # (B, T D), (B, 0)
+        h = np.zeros((len(x), self.width if self.recurrent else 0), e.dtype)
+        for l, feed in zip(layers, feeds):
+            inputs = np.concatenate([feed, h], 1)
             h, cache = layer_forward(inputs, p[f"W{l}"], p[f"b{l}"], self.activation)
             caches.append(cache)
         loss, cache = cross_entropy_forward(h @ p["Wo"] + p["bo"], y)  # logits (B, V)
@@ -139,16 +128,16 @@ class LanguageModel:
         dlogits = cross_entropy_backward(cache)
         grads = {k: np.zeros_like(v) for k, v in p.items()}
         grads["Wo"], grads["bo"] = h.T @ dlogits, dlogits.sum(0)
-        dh, de, dstates = dlogits @ p["Wo"].T, np.zeros_like(e), []
-        for t, l in reversed(list(enumerate(layers))):
+        dh, dfeeds, dstates = dlogits @ p["Wo"].T, [], []
+        for l, feed, cache in reversed(list(zip(layers, feeds, caches))):
             dstates.insert(0, dh)
-            dh, dw, db = self.layer_backward(dh, caches[t])
+            dinputs, dw, db = self.layer_backward(dh, cache)
             grads[f"W{l}"] += dw  # += : a recurrent weight is used T times
             grads[f"b{l}"] += db
-            if self.recurrent:
-                de[:, t], dh = dh[:, : e.shape[2]], dh[:, e.shape[2] :]
+            dfeed, dh = np.split(dinputs, [feed.shape[1]], axis=1)
+            dfeeds.insert(0, dfeed)
         # a character that occurs twice collects both:
-        np.add.at(grads["E"], x, de if self.recurrent else dh.reshape(e.shape))
+        np.add.at(grads["E"], x, np.concatenate(dfeeds, 1).reshape(e.shape))
         return loss, grads, [cache[2] for cache in caches], dstates
 
     def loss_and_grads(self, x, y):
@@ -157,9 +146,8 @@ class LanguageModel:
 
     def probe(self, x, y):
         """{name: (h, ∂L/∂h)}: (B, C) for each layer, or one pair (B, T, C) when recurrent."""
-        states, dstates = self.run(x, y)[2:]
-        if self.recurrent:
-            return {"h1": (np.stack(states, 1), np.stack(dstates, 1))}
+        both = self.run(x, y)[2:]
+        states, dstates = ([np.stack(s, 1)] for s in both) if self.recurrent else both
         return {f"h{l}": pair for l, pair in enumerate(zip(states, dstates), 1)}
 
 
@@ -181,17 +169,30 @@ class Optimizer:
             params[k] -= (learning_rate * m).astype(params[k].dtype)
 
 
+def training(model, batch, rates, kind="adam"):
+    """The loop of this file: yields (step, loss, grads, rate) after each update on batch()."""
+    optimizer = Optimizer(kind)
+    for t, rate in enumerate(map(float, rates)):
+        loss, grads = model.loss_and_grads(*batch())
+        optimizer.step(model.params, grads, rate)
+        yield t, loss, grads, rate
+
+
+def schedule(rate, steps, warmup, decay=True):
+    """Rates (steps,): a linear rise over `warmup` steps, then level, or falling towards 0."""
+    t = np.arange(steps)
+    return rate * np.minimum(1, (t + 1) / (warmup or 1)) * (1 - t / steps if decay else 1)
+
+
 # %% 2. The loss curve
 # Two lines belong in every loss plot, and both are known before the first step.
-#   uniform   knowing nothing, p = 1/V for every character: loss -ln(1/V) = ln V. A sane
-#             initialisation starts there, or slightly above: for logits that are Gaussian with
-#             variance s², E[exp z] = exp(s²/2), so the loss is about ln V + s²/2. A start at ln V +
-#             5 means s = √10: the model is confidently wrong and must first unlearn that.
+#   uniform   knowing nothing, p = 1/V for every character: loss -ln(1/V) = ln V. A sane start is
+#             there, or slightly above: for logits that are Gaussian with variance s², E[exp z] =
+#             exp(s²/2), so the loss is about ln V + s²/2. A start at ln V + 5 means s = √10: the
+#             model is confidently wrong and must first unlearn that.
 #   unigram   the best without looking at the input: if the targets have frequencies qc, a constant
 #             p has loss -Σ qc ln pc = H(q) + KL(q‖p) ≥ H(q) = -Σ qc ln qc (Gibbs). Output biases
 #             alone get there. Until a model is below H(q) it has learned nothing from its input.
-
-
 def unigram_entropy(y):
     """H(q) in nats for the frequencies q of the targets y."""
     q = np.unique(np.asarray(y), return_counts=True)[1] / len(y)
@@ -203,14 +204,13 @@ def check_initialization(model, x, y, vocab_size, tolerance=0.5):
     require(vocab_size >= 2, f"expected vocab_size >= 2, got {vocab_size}")
     loss, expected = float(model.loss_and_grads(x, y)[0]), math.log(vocab_size)
     excess = loss - expected
-    found = {"loss": loss, "expected": expected, "excess": excess}
-    return found | {"spread": math.sqrt(2 * max(excess, 0)), "ok": abs(excess) <= tolerance}
+    spread = math.sqrt(2 * max(excess, 0))
+    return {"loss": loss, "expected": expected, "excess": excess, "spread": spread,
+            "ok": abs(excess) <= tolerance}  # fmt: skip
 
 
 # Smoothing. s_t = β s_t₋₁ + (1-β) L_t from s₀ = 0 unrolls to s_t = (1-β) Σₖ βᵏ L_t₋ₖ (k = 0 … t-1),
 # whose weights sum to 1-βᵗ: divide by that. The average looks back about 1/(1-β) steps.
-
-
 def smooth(losses, beta=0.9):
     """Bias-corrected exponential moving average of a sequence, same length."""
     require(0 <= beta < 1, f"expected beta in [0, 1), got {beta}")
@@ -237,42 +237,38 @@ def early_stop(held_out, patience=3, min_delta=0.0):
 # %% 3. Vital signs
 # Gradients by layer: backward multiplies by W and φ' once per layer, so norms shrink or grow
 # geometrically with depth. Similar magnitudes from layer to layer are health.
-# Units: a ReLU at 0 on every example has slope 0 on every example, so its weights get no gradient
-# and it stays dead. A tanh at |h| > 0.97 has slope 1 - h² < 0.06: it hardly learns and passes
-# hardly anything back.
-# Updates: what matters about a step is its size relative to what it changes, r = ‖Δθ‖ / ‖θ‖. Adam's
+# Units: a ReLU at 0 on every example has slope 0 there, so its weights get no gradient and it stays
+# dead. A tanh at |h| > 0.97 has slope 1 - h² < 0.06: it hardly learns or passes anything back.
+# Updates: what matters is the size of a step relative to what it changes, r = ‖Δθ‖ / ‖θ‖. Adam's
 # first step is ±lr in every coordinate (m/√v = g/|g|), so r = lr / rms(θ). Later, where gradients
 # are mostly noise, m averages them, rms √((1-β₁)/(1+β₁)) = 0.23 of one, and v does not: the first
-# steps at a given rate are four times as long as the later ones. That is one reason why warmup
-# exists.
-
-
+# steps at a given rate are four times as long as later ones. One reason why warmup exists.
 def gradient_stats(grads):
     """{name: {'norm', 'rms', 'max', 'zeros'}}; zeros is the share of entries that are exactly 0."""
-    readings = {
-        "norm": np.linalg.norm,
-        "rms": lambda g: np.linalg.norm(g) / math.sqrt(max(np.size(g), 1)),
-        "max": lambda g: np.max(np.abs(g), initial=0),
-        "zeros": lambda g: np.sum(np.equal(g, 0)) / max(np.size(g), 1),
-    }
-    return {k: {r: float(f(g)) for r, f in readings.items()} for k, g in grads.items()}
+    stats = {}
+    for k, g in grads.items():
+        a, n = np.abs(g), max(np.size(g), 1)
+        norm = float(np.linalg.norm(a))
+        stats[k] = {"norm": norm, "rms": norm / math.sqrt(n), "max": float(a.max(initial=0))}
+        stats[k]["zeros"] = float(np.sum(a == 0)) / n
+    return stats
 
 
 def _by_unit(h):
     h = np.asarray(h)
     require(h.ndim >= 2 and h.size > 0, f"expected activations (examples, units), got {h.shape}")
-    return h.reshape(-1, h.shape[-1])
+    return np.abs(h.reshape(-1, h.shape[-1]))
 
 
 def dead_units(h):
     """Share of units that are exactly 0 on every example of h (..., C)."""
-    return float(np.mean(np.all(_by_unit(h) == 0, axis=0)))
+    return float(np.mean(_by_unit(h).max(0) == 0))
 
 
 def saturated_units(h, threshold=0.97):
     """Share of units with |h| > threshold on most examples, and never above the ceiling 1."""
     require(0 < threshold < 1, f"expected threshold between 0 and 1, got {threshold}")
-    a = np.abs(_by_unit(h))
+    a = _by_unit(h)
     return float(np.mean((np.mean(a > threshold, axis=0) > 0.5) & (a.max(0) <= 1)))
 
 
@@ -287,9 +283,8 @@ def update_ratios(before, after):
     require(before.keys() == after.keys(), f"expected names {list(before)}, got {list(after)}")
     ratios = {}
     for k, old in before.items():
-        shapes = np.shape(old), np.shape(after[k])
-        require(shapes[0] == shapes[1], f"{k}: expected shape {shapes[0]}, got {shapes[1]}")
-        size = np.linalg.norm(old)
+        old_shape, shape, size = np.shape(old), np.shape(after[k]), np.linalg.norm(old)
+        require(old_shape == shape, f"{k}: expected shape {old_shape}, got {shape}")
         ratios[k] = float(np.linalg.norm(after[k] - old) / size) if size > 0 else math.nan
     return ratios
 
@@ -300,43 +295,35 @@ def update_ratios(before, after):
 # array. At a kink of a ReLU the two differ and any slope between them is right, so the error is the
 # distance to the interval they span. A part of u along the gradient sees wrong lengths, a random
 # part sees what is missing. With ε = 1e-6 rounding in float64 leaves 1e-16/1e-6 = 1e-10.
-
-
 def gradient_check(model, x, y, rng, epsilon=1e-6):
     """{name: relative error of the analytic slope along one direction}, computed in float64."""
-    kept, errors = model.params, {}
-    try:
-        model.params = {k: v.astype(np.float64) for k, v in kept.items()}
-        loss, grads = model.loss_and_grads(x, y)
-        for k, w in list(model.params.items()):
-            u, g = rng.normal(size=w.shape), grads[k]
-            u = u / np.linalg.norm(u) + g / (np.linalg.norm(g) or 1.0)
-            slopes = []
-            for step in (epsilon, -epsilon):
-                model.params[k] = w + step * u
-                slopes.append((model.loss_and_grads(x, y)[0] - loss) / step)
-            model.params[k] = w
-            a, low, high = float(np.sum(u * g)), min(slopes), max(slopes)
-            distance = 0.0 if low <= a <= high else max(low - a, a - high)
-            errors[k] = distance / (abs(a) + max(abs(low), abs(high)) + 1e-6)
-    finally:
-        model.params = kept
+    twin, errors = shallow_copy(model), {}
+    twin.params = {k: v.astype(np.float64) for k, v in model.params.items()}
+    loss, grads = twin.loss_and_grads(x, y)
+    for k, w in list(twin.params.items()):
+        u, g, slopes = rng.normal(size=w.shape), grads[k], []
+        u = u / np.linalg.norm(u) + g / (np.linalg.norm(g) or 1.0)
+        for step in (epsilon, -epsilon):
+            twin.params[k] = w + step * u
+            slopes.append((twin.loss_and_grads(x, y)[0] - loss) / step)
+        twin.params[k] = w
+        a, low, high = float(np.sum(u * g)), min(slopes), max(slopes)
+        distance = 0.0 if low <= a <= high else max(low - a, a - high)
+        errors[k] = distance / (abs(a) + max(abs(low), abs(high)) + 1e-6)
     return errors
 
 
 # One batch. A model with more parameters than a small batch has characters can learn it by heart.
 # If it cannot, suspect model, loss or optimiser, not the data. The cheapest test there is.
-
-
 def overfit_one_batch(model, x, y, learning_rate=0.01, steps=300, target=0.1, kind="adam"):
     """Train on one batch until the loss is below target; (reached, losses). Changes the model."""
     require(len(x) == len(y) > 0, f"expected equally many x and y, not 0; got {len(x)}, {len(y)}")
     require(learning_rate > 0 and steps >= 1, f"expected both > 0, got {learning_rate}, {steps}")
-    optimizer, losses = Optimizer(kind), []
-    while len(losses) < steps and not (losses and losses[-1] < target):
-        loss, grads = model.loss_and_grads(x, y)
+    losses = []
+    for _, loss, _, _ in training(model, lambda: (x, y), [learning_rate] * steps, kind):
         losses.append(float(loss))
-        optimizer.step(model.params, grads, learning_rate)
+        if loss < target:
+            break
     return losses[-1] < target, losses
 
 
@@ -344,28 +331,23 @@ def overfit_one_batch(model, x, y, learning_rate=0.01, steps=300, target=0.1, ki
 # the smoothed loss is flat, falls, turns, explodes. Where it turns gain and damage cancel; we take
 # the rate at which 95 % of the fall was done, as the bottom itself is flat, and suggest a third of
 # it: curvature grows during training (section 6) and needs room. The report tests the advice.
-
-
-# rates tried, their smoothed losses, the suggested rate (or None) and the reason
-LRRange = namedtuple("LRRange", "rates losses suggested reason")
+LRRange = namedtuple("LRRange", "rates losses suggested reason")  # losses smoothed; suggested: None
 
 
 def lr_range_test(make_model, batches, low=1e-5, high=10.0, steps=120, beta=0.8, kind="adam"):
     """LRRange from training make_model() on batches (x, y), cycled, at rates low to high."""
-    batches = list(batches)
+    batches, rates, losses = list(batches), [], []
     require(batches, "expected at least one batch (x, y), got none")
     require(0 < low < high < math.inf, f"expected 0 < low < high, got {low}, {high}")
     require(steps >= 10, f"expected steps >= 10, got {steps}")
-    model, optimizer, rates, losses = make_model(), Optimizer(kind), [], []
-    s = smooth([], beta)
+    feed = cycle(batches)
+    run = training(make_model(), lambda: next(feed), np.geomspace(low, high, steps), kind)
     with np.errstate(all="ignore"):
-        for i, rate in enumerate(np.geomspace(low, high, steps)):
-            loss, grads = model.loss_and_grads(*batches[i % len(batches)])
+        for _, loss, _, rate in run:
             if not math.isfinite(loss):
                 break
-            rates.append(float(rate))
+            rates.append(rate)
             losses.append(float(loss))
-            optimizer.step(model.params, grads, rate)
             s = smooth(losses, beta)
             if s[-1] > s.min() + 0.5 + 0.5 * (s[0] - s.min()):
                 break  # half-way up again, and half a nat
@@ -373,11 +355,12 @@ def lr_range_test(make_model, batches, low=1e-5, high=10.0, steps=120, beta=0.8,
         return LRRange([], [], None, "the very first loss is not finite")
     fall = s[0] - s.min()
     knee = int(np.argmax(s <= s.min() + 0.05 * fall))
-    story = f"the smoothed loss went from {s[0]:.2f} to {s[knee]:.2f} at rate {rates[knee]:.2g}"
+    suggested, moral = rates[knee] / 3, "a third of the first rate"
     if fall < 0.02 * abs(s[0]):
-        return LRRange(rates, s.tolist(), None, story + ": it never fell, the rate is not to blame")
-    story += f" and to {s[-1]:.2f} at {rates[-1]:.2g}; a third of the first rate"
-    return LRRange(rates, s.tolist(), rates[knee] / 3, story)
+        suggested, moral = None, "it never fell, the rate is not to blame"
+    story = f"the smoothed loss went from {s[0]:.2f} to {s[knee]:.2f} at rate {rates[knee]:.2g}"
+    story += f" and to {s[-1]:.2f} at {rates[-1]:.2g}; {moral}"
+    return LRRange(rates, s.tolist(), suggested, story)
 
 
 # %% 5. Gradient noise and the critical batch size
@@ -386,43 +369,23 @@ def lr_range_test(make_model, batches, low=1e-5, high=10.0, steps=120, beta=0.8,
 #   E[ΔL] = -ε ‖G‖² + ½ ε² (GᵀHG + tr(HΣ)/B),    least at  ε = ‖G‖² / (GᵀHG + tr(HΣ)/B),
 # where it is -½ ‖G‖⁴ / (GᵀHG (1 + 𝓑/B)) with 𝓑 = tr(HΣ)/GᵀHG, or tr Σ/‖G‖² if H is like a multiple
 # of I. For B ≪ 𝓑 twice the batch is twice the progress per step; for B ≫ 𝓑 it is waste. 𝓑 is the
-# critical batch size. Two batch sizes b give two equations E‖G_b‖² = ‖G‖² + tr Σ/b for the two
-# unknowns.
-
-
-def flat_gradient(model, x, y):
-    """(gradient(θ) -> vector, θ): the gradient on (x, y), all parameters in one float64 vector."""
-    shapes = {k: v.shape for k, v in model.params.items()}
-    ends = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
-
-    def gradient(theta):
-        kept = model.params
-        pieces = zip(shapes.items(), np.split(theta, ends))
-        try:
-            model.params = {k: piece.reshape(shape) for (k, shape), piece in pieces}
-            grads = model.loss_and_grads(x, y)[1]
-        finally:
-            model.params = kept
-        return np.concatenate([grads[k].ravel() for k in shapes])
-
-    theta = np.concatenate([v.ravel() for v in model.params.values()]).astype(np.float64)
-    return gradient, theta
+# critical batch size. Two batch sizes b give two equations E‖G_b‖² = ‖G‖² + tr Σ/b in 2 unknowns.
+def flat(arrays):
+    """All arrays of a dict in one float64 vector."""
+    return np.concatenate([np.ravel(a) for a in arrays.values()]).astype(np.float64)
 
 
 def gradient_noise_scale(model, x, y, small=1):
-    """(tr Σ/‖G‖² or inf if ‖G‖² ≤ 0, tr Σ, ‖G‖²): batches of `small` against all of (x, y).
-
-    tr Σ and ‖G‖² are unbiased (McCandlish et al. 2018, appendix A).
-    """
+    """(tr Σ/‖G‖² or inf if ‖G‖² ≤ 0, tr Σ, ‖G‖²), the last two unbiased, from batches of `small`
+    against all of (x, y) (McCandlish et al. 2018, appendix A)."""
     pieces = len(x) // max(small, 1)
     require(len(x) == len(y), f"expected equally many x and y, got {len(x)}, {len(y)}")
     require(small >= 1 and pieces >= 2, f"expected two batches of {small} >= 1, got {len(x)} rows")
     total, squares, big = 0.0, 0.0, pieces * small
     for i in range(0, big, small):
-        gradient, theta = flat_gradient(model, x[i : i + small], y[i : i + small])
-        g = gradient(theta)
+        g = flat(model.loss_and_grads(x[i : i + small], y[i : i + small])[1])
         total, squares = total + g, squares + float(g @ g)
-    small_norm, big_norm = squares / pieces, float(np.sum((total / pieces) ** 2))
+    small_norm, big_norm = squares / pieces, float(np.sum(np.square(total / pieces)))
     trace = (small_norm - big_norm) / (1 / small - 1 / big)
     norm = (big * big_norm - small * small_norm) / (big - small)
     return trace / norm if norm > 0 else math.inf, trace, norm
@@ -432,12 +395,23 @@ def gradient_noise_scale(model, x, y, small=1):
 # Near a minimum the loss is a quadratic with Hessian H. Along an eigenvector with eigenvalue λ > 0
 # a step of gradient descent multiplies the distance to the minimum by 1 - lr·λ: it shrinks if
 # |1 - lr·λ| < 1, that is λ < 2/lr, and swings ever wider beyond. 2/lr is the sharpest curvature a
-# rate can bear. Networks go there by themselves: λ_max rises to 2/lr and hovers (Cohen et al.
-# 2021). H has n² entries; we need only products with it. g(θ±εv) = g ± εHv + ½ε²(…) ± O(ε³), hence
+# rate can bear. Networks go there by themselves: λ_max rises to 2/lr, hovers (Cohen et al. 2021).
+# H has n² entries; we need only products with it. g(θ±εv) = g ± εHv + ½ε²(…) ± O(ε³), hence
 #   Hv = (g(θ+εv) - g(θ-εv)) / 2ε + O(ε²):  two backward passes, nothing new to derive.
 # Power iteration: v = Σ cᵢeᵢ gives Hᵏv = Σ λᵢᵏ cᵢ eᵢ, in the end the direction of the largest |λ|.
-# If that λ is negative, repeat with H - λI: its eigenvalues λᵢ - λ are all ≥ 0 and the top one is
-# λ_max - λ.
+# If that λ is negative, repeat with H - λI: its eigenvalues λᵢ - λ are ≥ 0, the top one λ_max - λ.
+def flat_gradient(model, x, y):
+    """(gradient(θ) -> vector, θ): the gradient on (x, y) as a function of all parameters."""
+    twin, shapes = shallow_copy(model), {k: v.shape for k, v in model.params.items()}
+    ends = np.cumsum([math.prod(s) for s in shapes.values()])[:-1]
+
+    def gradient(theta):
+        pieces = zip(shapes.items(), np.split(theta, ends))
+        twin.params = {k: piece.reshape(shape) for (k, shape), piece in pieces}
+        grads = twin.loss_and_grads(x, y)[1]
+        return flat({k: grads[k] for k in shapes})
+
+    return gradient, flat(model.params)
 
 
 def top_hessian_eigenvalue(gradient, theta, iterations=200, tolerance=1e-5, epsilon=1e-4, seed=0):
@@ -467,27 +441,16 @@ def top_hessian_eigenvalue(gradient, theta, iterations=200, tolerance=1e-5, epsi
 # ratio. Now and then a probe: held-out loss, dead and saturated units, gradient check, and
 #   growth   in the recurrent body ∂L/∂h_t₋₁ = (∂L/∂h_t ⊙ φ') Wₕᵀ, T times the same matrix. If each
 #            factor stretches by γ, early states get γᵀ times the gradient of late ones (Pascanu et
-#            al. 2013):
-#            γ = (‖∂L/∂h₁‖ / ‖∂L/∂h_T‖)^(1/(T-1)).
+#            al. 2013): γ = (‖∂L/∂h₁‖ / ‖∂L/∂h_T‖)^(1/(T-1)).
 #   spread   two equal columns of W (both 0, say) make two units that compute the same, get the same
 #            gradient and stay equal. ‖W - mean column‖ / ‖W‖ = 0: all units are one unit.
 # And once an audit of the data, for the first rule is to look at the data before the model:
-#   determined[j]   how far x_j alone fixes y: the mutual information I(x_j; y) over H(y). Counts of
-#                   N pairs show some by chance; with y permuted we measure that, I₀, and report
-#                   (I - I₀)/(H - I₀): about 0 for independence, 1 for a copy.
-#   skip            the windows show how the stream goes from one character to the next (pairs x_j,
-#                   x_j₊₁) and to the next but one (x_j, x_j₊₂). If (x_T, y) obeys the second law
-#                   rather than the first, or none, a character was skipped: the mean gain in ln p,
-#                   in standard errors.
-
-
-def _information(a, b, size):
-    joint = np.bincount(a * size + b, minlength=size * size).reshape(size, size) / len(a)
-    expected = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
-    seen = joint > 0
-    return float((joint[seen] * np.log(joint[seen] / expected[seen])).sum())
-
-
+#   determined[j]   how far x_j alone fixes y: the mutual information I(x_j; y) over H(y). Counts
+#                   show some by chance, I₀ if y is permuted; (I - I₀)/(H - I₀) is about 0 for
+#                   independence, 1 for a copy.
+#   skip            the windows show how the stream goes from one character to the next (x_j, x_j₊₁)
+#                   and to the next but one (x_j, x_j₊₂). If (x_T, y) obeys the second law rather
+#                   than the first, or none, one was skipped: mean gain in ln p, in standard errors.
 def audit_data(x, y, vocab_size, seed=0):
     """{'uniform', 'unigram' (nats), 'determined' (a share per column), 'skip' (or None)}."""
     x, y = np.asarray(x), np.asarray(y)
@@ -496,20 +459,31 @@ def audit_data(x, y, vocab_size, seed=0):
     low, high = min(x.min(), y.min()), max(x.max(), y.max())
     require(0 <= low <= high < vocab_size, f"expected 0..{vocab_size - 1}, got {low}..{high}")
     rng, entropy, determined, skip = np.random.default_rng(seed), unigram_entropy(y), [], None
+    shape = vocab_size, vocab_size
+
+    def information(a, b):
+        joint = np.bincount(a * vocab_size + b, minlength=vocab_size**2).reshape(shape) / len(a)
+        independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
+        seen = joint > 0
+        return float((joint[seen] * np.log(joint[seen] / independent[seen])).sum())
+
     for column in x.T:
-        chance = np.mean([_information(column, rng.permutation(y), vocab_size) for _ in range(3)])
-        found = _information(column, y, vocab_size)
+        chance = np.mean([information(column, rng.permutation(y)) for _ in range(3)])
+        found = information(column, y)
         determined.append(float((found - chance) / max(entropy - chance, 1e-9)))
     if x.shape[1] >= 3:
         scores = [np.log(np.bincount(y, minlength=vocab_size)[y] / len(y))]  # obeying none
         for lag in (1, 2):
-            pairs = np.full((vocab_size, vocab_size), 0.5)
+            pairs = np.full(shape, 0.5)
             np.add.at(pairs, (x[:, :-lag], x[:, lag:]), 1.0)
             scores.append(np.log(pairs / pairs.sum(1, keepdims=True))[x[:, -1], y])
         gains = [scores[2] - other for other in scores[:2]]
         skip = min(float(g.mean() / (g.std() / math.sqrt(len(y)) + 1e-9)) for g in gains)
-    return {"uniform": math.log(vocab_size), "unigram": entropy, "determined": determined,
-            "skip": skip}  # fmt: skip
+    uniform = math.log(vocab_size)
+    return {"uniform": uniform, "unigram": entropy, "determined": determined, "skip": skip}
+
+
+SIGNS = ("dead", "saturated")  # the two readings of units
 
 
 @dataclass
@@ -527,8 +501,8 @@ class History:
     def record(self, step, loss, lr, norm, ratio=math.nan):
         """Append one step: its loss, learning rate, gradient norm and update ratio."""
         self.step.append(int(step))
-        for name, value in (("losses", loss), ("lr", lr), ("norms", norm), ("ratios", ratio)):
-            getattr(self, name).append(float(value))
+        for column, value in ("losses", loss), ("lr", lr), ("norms", norm), ("ratios", ratio):
+            getattr(self, column).append(float(value))
 
     def check(self):
         """ValueError unless the columns are equally long (`ratios` may be empty)."""
@@ -537,17 +511,19 @@ class History:
         require(len(set(lengths.values())) == 1, f"expected columns of equal length, got {lengths}")
 
     def save(self, path):
-        """Write JSON to a temporary name, then move it into place (nan is written NaN)."""
+        """Write JSON under a temporary name, then move it into place; nan becomes "NaN"."""
         self.check()
+        strict = json.loads(json.dumps(asdict(self)), parse_constant=str)  # JSON has no nan, no inf
         temporary = Path(f"{path}.tmp")
-        temporary.write_text(json.dumps(asdict(self)), encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.write_text(json.dumps(strict, allow_nan=False), encoding="utf-8")
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path):
         """Read what `save` wrote; ValueError if it is anything else."""
+        text = Path(path).read_text(encoding="utf-8")
         try:
-            history = cls(**json.loads(Path(path).read_text(encoding="utf-8")))
+            history = cls(**json.loads(re.sub(r'"(NaN|-?Infinity)"', r"\1", text)))
             history.check()
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: expected a saved History, got: {error}") from None
@@ -555,10 +531,8 @@ class History:
 
 
 class Monitor:
-    """Call it once a step, after the update: `monitor(step, loss, grads, lr)`; read `.history`.
-
-    train and held_out are samples (x, y); probes come first and then after every `every` steps.
-    """
+    """Call it after every update: `monitor(step, loss, grads, lr)`; then read `.history`. train and
+    held_out are samples (x, y); probes come first and then after every `every` steps."""
 
     def __init__(self, model, train, held_out, vocab_size, every=25, sample=64, seed=0):
         require(every >= 1 and sample >= 1, f"expected every, sample >= 1, got {every}, {sample}")
@@ -566,41 +540,36 @@ class Monitor:
         self.batch, self.rng = (train[0][:sample], train[1][:sample]), np.random.default_rng(seed)
         x, y = (np.concatenate(pair) for pair in zip(train, held_out))
         self.history = History(audit=audit_data(x, y, vocab_size, seed))
-        self.before = {k: v.copy() for k, v in model.params.items()}
+        self.before = {"θ": flat(model.params)}
         self.probe(-1)
 
     def __call__(self, step, loss, grads, lr):
+        after = {"θ": flat(self.model.params)}
         with np.errstate(all="ignore"):
-            norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
-            moved = size = 0.0
-            for k, old in self.before.items():
-                size += float(np.vdot(old, old))
-                np.subtract(self.model.params[k], old, out=old)
-                moved += float(np.vdot(old, old))
-                np.copyto(old, self.model.params[k])
-        self.history.record(step, loss, lr, norm, math.sqrt(moved / size) if size > 0 else math.nan)
+            ratio = update_ratios(self.before, after)["θ"]
+            self.history.record(step, loss, lr, np.linalg.norm(flat(grads)), ratio)
+        self.before = after
         if len(self.history.step) % self.every == 0:
             self.probe(step)
 
     def probe(self, step):
-        """Take the readings of section 7 now and append them to history.probes."""
-        model, reading = self.model, {"step": int(step)}
+        """Take the readings of this section now and append them to history.probes."""
+        model, norm = self.model, np.linalg.norm
         with np.errstate(all="ignore"):
-            reading["held_out"] = float(model.loss_and_grads(*self.held_out)[0])
-            stats = gradient_stats(model.loss_and_grads(*self.batch)[1])
-            reading["gradients"] = {k: s["norm"] for k, s in stats.items()}
-            reading["errors"] = gradient_check(model, *self.batch, self.rng)
-            reading["spread"] = {
-                k: float(np.linalg.norm(w - w.mean(1, keepdims=True)) / (np.linalg.norm(w) or 1.0))
-                for k, w in model.params.items() if w.ndim == 2 and w.shape[1] > 1
-            }  # fmt: skip
             pairs = model.probe(*self.batch) if hasattr(model, "probe") else {}
-            stats = activation_stats({k: h for k, (h, _) in pairs.items()})
-            for name in ("dead", "saturated"):
-                reading[name] = {k: s[name] for k, s in stats.items()}
+            units = activation_stats({k: h for k, (h, _) in pairs.items()})
+            grads = gradient_stats(model.loss_and_grads(*self.batch)[1])
+            reading = {
+                "step": int(step),
+                "held_out": float(model.loss_and_grads(*self.held_out)[0]),
+                "gradients": {k: s["norm"] for k, s in grads.items()},
+                "errors": gradient_check(model, *self.batch, self.rng),
+                "spread": {k: float(norm(w - w.mean(1, keepdims=True)) / (norm(w) or 1.0))
+                           for k, w in model.params.items() if w.ndim == 2 and w.shape[1] > 1},
+            } | {sign: {k: s[sign] for k, s in units.items()} for sign in SIGNS}  # fmt: skip
             for h, dh in pairs.values():
                 if h.ndim == 3 and h.shape[1] > 1:
-                    n = np.linalg.norm(dh, axis=(0, 2)) + 1e-300  # (T,)
+                    n = norm(dh, axis=(0, 2)) + 1e-300  # (T,)
                     reading["growth"] = float((n[0] / n[-1]) ** (1 / (len(n) - 1)))
         self.history.probes.append(reading)
 
@@ -610,7 +579,6 @@ class Monitor:
 # gradient; of the gradient; of the steps; and only then of the outcome. So the first finding names
 # the cause, later ones are symptoms. A missing reading is nan, and every comparison with nan is
 # False. The thresholds were set at seeds 100 to 117; the report's table is made at other seeds.
-
 REMEDIES = {  # in order of precedence
     "leak": "find how the answer gets into that input column: a mask, a slice, a feature",
     "off-by-one targets": "print inputs and targets side by side: y must follow the last input",
@@ -627,8 +595,6 @@ REMEDIES = {  # in order of precedence
     "no progress": "overfit_one_batch and gradient_check tell whether data or code is at fault",
     "healthy": "train on",
 }
-
-
 Finding = namedtuple("Finding", "name evidence remedy")  # evidence: a sentence with its numbers
 
 
@@ -660,7 +626,7 @@ def diagnose(history):
     # Before any gradient. One half: in a sane start hardly any unit is dead or saturated.
     spread, where = extreme(probes[-1].get("spread"), min)
     rule(spread < 1e-3, "zero init", f"the units of {where} still differ by only {spread:.0e}")
-    for sign, name in (("dead", "dead units"), ("saturated", "saturating init")):
+    for sign, name in zip(SIGNS, ("dead units", "saturating init")):
         share, where = extreme(probes[0].get(sign))
         rule(share > 0.5, name, f"{share:.0%} of the units of {where} {sign} before the first step")
     # The gradient. 1e-3: rounding leaves 1e-7, a wrong line 1e-2. The median, as luck can hide it.
@@ -676,7 +642,7 @@ def diagnose(history):
     unigram = audit.get("unigram", math.nan)
     above, deaf = end - unigram > 0.15, end > 0.97 * unigram
     peak = float(losses.max()) if np.isfinite(losses).all() else math.inf
-    lost = max([extreme(probes[-1].get(sign))[0] for sign in ("dead", "saturated")])
+    lost = max([extreme(probes[-1].get(sign))[0] for sign in SIGNS])
     struck = peak == math.inf or peak - start > 0.3 or (deaf and lost > 0.9 and not found)
     ratios = np.nan_to_num(np.asarray(history.ratios, float), nan=0, posinf=math.inf)
     longest, path = (ratios.max(), ratios.sum()) if len(ratios) else (math.nan, math.nan)
@@ -686,11 +652,10 @@ def diagnose(history):
     high = (struck and not curable) or (above and path > 5)
     rule(high, "rate too high", story + " of ‖θ‖")
     # Path Σr < 0.1: the weights cannot have moved by more than about a tenth of their size.
-    flat = n >= 10 and end > 0.98 * start
-    falling = flat and losses.min() < start and np.corrcoef(range(n), losses)[0, 1] < -0.5
+    stuck = n >= 10 and end > 0.98 * start
+    falling = stuck and losses.min() < start and np.corrcoef(range(n), losses)[0, 1] < -0.5
     story = f"loss {start:.2f} to {end:.2f}"
-    low = falling if math.isnan(path) else path < 0.1
-    low = low and not struck
+    low = (falling if math.isnan(path) else path < 0.1) and not struck
     rule(low, "rate too low", f"{story}; all steps together {path:.1g} of the weights")
 
     # Outcome. Half a nat behind and a quarter lost since the best, on one held-out sample: far
@@ -702,34 +667,27 @@ def diagnose(history):
     rule(over, "overfitting", f"{story}, {rise:.2f} above its best")
     deaf = deaf and held[-1] > 0.97 * unigram and not (above or struck) and path >= 0.1
     rule(deaf, "shuffled labels", f"{story}: at the unigram line {unigram:.2f}, inputs do not help")
-    rule(flat and not found, "no progress", story)
+    rule(stuck and not found, "no progress", story)
     rule(not found, "healthy", story)
     return found
 
 
 # %% 9. The clinic
-# Everything else about a broken run is drawn at random from what is healthy: task, body, depth,
-# width, activation, optimiser, rate, schedule. So are the controls, with traps among them: an
-# output layer that starts at 0 (as in zero init), a task whose loss really goes to 0 (as with a
-# leak), and, in one of five, the very runs of "no warmup", only with warmup.
-
+# All else about a broken run is drawn at random from what is healthy: task, body, depth, width,
+# activation, optimiser, rate, schedule. So are the controls, with traps among them: an output layer
+# that starts at 0 (as in zero init), a task whose loss really goes to 0 (as with a leak), and, in
+# one of five, the very runs of "no warmup", only with warmup.
 DISEASES = tuple(REMEDIES)[:-2]
 BOTH = ("healthy", "rate too low", "leak", "off-by-one targets", "shuffled labels", "backward bug")
 
 
 @lru_cache
-def corpus(name):
-    """(symbols (N,), their characters) of data/<name>.txt."""
-    text = (DATA / f"{name}.txt").read_text(encoding="utf-8")
-    characters = sorted(set(text))
-    index = {c: i for i, c in enumerate(characters)}
-    return np.array([index[c] for c in text]), characters
-
-
-def windows(symbols, context):
-    """(x (N, T), y (N,)): every run of T symbols, and the symbol after it."""
+def corpus(name, context):
+    """(x (N, T), y (N,), V): every run of T symbols of data/<name>.txt and the symbol after it."""
+    text = (Path(__file__).resolve().parent / "data" / f"{name}.txt").read_text(encoding="utf-8")
+    characters, symbols = np.unique([ord(c) for c in text], return_inverse=True)
     w = np.lib.stride_tricks.sliding_window_view(symbols, context + 1)
-    return w[:, :-1], w[:, -1]
+    return w[:, :-1], w[:, -1], len(characters)
 
 
 def sabotage(kind):
@@ -737,9 +695,8 @@ def sabotage(kind):
 
     def backward(dh, cache):
         dx, dw, db = layer_backward(dh, cache)
-        if kind == "slope":
-            return dh @ cache[1].T, cache[0].T @ dh, dh.sum(0)
-        return (-dx, dw, db) if kind == "sign" else (dx, dw, db / len(dh))
+        slopeless = dh @ cache[1].T, cache[0].T @ dh, dh.sum(0)
+        return {"slope": slopeless, "sign": (-dx, dw, db), "bias": (dx, dw, db / len(dh))}[kind]
 
     return backward
 
@@ -749,22 +706,22 @@ def clinic_run(name, seed, copy=0, steps=200):
     require(name in (*DISEASES, "healthy"), f"expected one of {DISEASES}, 'healthy'; got {name!r}")
     rng = np.random.default_rng([seed, tuple(REMEDIES).index(name), copy])
     steep = name == "no warmup" or (name == "healthy" and copy % 5 == 0)
-    exploding = name == "exploding recurrence"
+    exploding, saturating = name == "exploding recurrence", name == "saturating init"
     recurrent = exploding or (not steep and name in BOTH and rng.random() < 0.25)
     stream = steep or exploding or name in ("off-by-one targets", "overfitting")
     task = rng.choice(["stories", "names"] + ["sum"] * (not stream))
-    context = (3 if name == "leak" else 2) if task == "sum" else 8 if recurrent else 6
     relu = steep or exploding or name == "dead units" or rng.random() < 0.5
-    relu = relu and name != "saturating init"
     kind = "adam" if steep or rng.random() < 0.5 else "sgd"
 
     if task == "sum":  # y = first + last, modulo 3: no column alone says anything about y
-        x, size = rng.integers(3, size=(12000, context)), 3
+        size, context = 3, 3 if name == "leak" else 2
+        x = rng.integers(size, size=(12000, context))
         y = (x[:, 0] + x[:, -1]) % size
     else:
-        symbols, characters = corpus(task)
-        first, size = rng.integers(max(1, len(symbols) - 60000)), len(characters)
-        x, y = (a.copy() for a in windows(symbols[first : first + 60000], context))
+        context = 8 if recurrent else 6
+        x, y, size = corpus(task, context)
+        first, some = rng.integers(max(1, len(y) + context - 60000)), 60000 - context
+        x, y = (a[first : first + some].copy() for a in (x, y))
     if name == "off-by-one targets":  # the character after the next, or the last one seen
         x, y = (x[:-1], y[1:]) if rng.random() < 0.5 else (x, x[:, -1].copy())
     elif name == "shuffled labels":
@@ -776,21 +733,22 @@ def clinic_run(name, seed, copy=0, steps=200):
     rows = rng.permutation(n)[: rng.integers(32, 80) if name == "overfitting" else n]
     later = n + rng.permutation(len(y) - n)[:500]
 
-    gain = rng.uniform(2.5, 4) if exploding else 1
-    gain = rng.uniform(8, 20) if name == "saturating init" else gain
+    gain = rng.uniform(2.5, 4) if exploding else rng.uniform(8, 20) if saturating else 1
+    width, depth = int(rng.choice([24, 32, 48])), int(rng.integers(2 if steep else 1, 4))
+    embed, activation = int(rng.choice([8, 12])), "relu" if relu and not saturating else "tanh"
     model = LanguageModel(
-        size, context, int(rng.choice([24, 32, 48])), int(rng.integers(2 if steep else 1, 4)),
-        int(rng.choice([8, 12])), "relu" if relu else "tanh", recurrent, gain, [seed, copy],
-    )  # fmt: skip
+        size, context, width, depth, embed, activation, recurrent, gain, [seed, copy]
+    )
+    p = model.params
     if name == "zero init":  # or one small constant
         value = rng.choice([0, 0.02])
-        model.params = {k: np.full_like(w, value * (w.ndim > 1)) for k, w in model.params.items()}
+        model.params = {k: np.full_like(w, value * (w.ndim > 1)) for k, w in p.items()}
     elif name == "dead units":
-        model.params[f"b{rng.integers(1, model.depth + 1)}"] -= 30
+        p[f"b{rng.integers(1, model.depth + 1)}"] -= 30
     elif name == "backward bug":
         model.layer_backward = sabotage(rng.choice(["slope", "sign", "bias"]))
     elif name == "healthy" and rng.random() < 0.2:
-        model.params["Wo"][:] = 0
+        p["Wo"][:] = 0
 
     low, high = (0.15, 0.18) if steep else (4e-3, 2e-2) if kind == "adam" else (0.03, 0.15)
     if name == "rate too high":
@@ -798,22 +756,19 @@ def clinic_run(name, seed, copy=0, steps=200):
     factor = 0.002 if name == "rate too low" else 1
     rate = factor * math.exp(rng.uniform(math.log(low), math.log(high)))
     warmup = 0 if name == "no warmup" else 0.4 * steps if steep else rng.choice([0, 0.1 * steps])
-    decay = steep or rng.random() < 0.5
-    train, held_out = (x[rows[:3000]], y[rows[:3000]]), (x[later], y[later])
-    optimizer, monitor = Optimizer(kind), Monitor(model, train, held_out, size, max(1, steps // 6))
+    rates = schedule(rate, steps, warmup, decay=steep or rng.random() < 0.5)
+
+    def batch(rows):
+        return x[rows], y[rows]
+
+    monitor = Monitor(model, batch(rows[:3000]), batch(later), size, max(1, steps // 6))
     with np.errstate(all="ignore"):
-        for t in range(steps):
-            batch = rng.choice(rows, 64)
-            loss, grads = model.loss_and_grads(x[batch], y[batch])
-            lr = rate * min(1, (t + 1) / (warmup or 1)) * (1 - t / steps if decay else 1)
-            optimizer.step(model.params, grads, lr)
-            monitor(t, loss, grads, lr)
+        for reading in training(model, lambda: batch(rng.choice(rows, 64)), rates, kind):
+            monitor(*reading)
     return monitor.history
 
 
 # %% Demonstration
-
-
 def progress(message, last=False):
     """One line overwritten in place on a terminal; when piped, only the last message is printed."""
     if sys.stdout.isatty():
@@ -824,47 +779,27 @@ def progress(message, last=False):
 
 def clinic(names, seeds, controls):
     """Train and diagnose every run; print an example of each disease, then the confusion table."""
-    verdicts = (*DISEASES, "healthy", "no progress")
-    letters, table, ends, examples = "abcdefghijklmn", {}, {}, {}
+    verdicts, right, lines = (*DISEASES, "healthy", "no progress"), {}, []
+    letters = dict(zip(verdicts, "abcdefghijklmn"))
+    print(f"{'true cause':<21}the first finding at seed {seeds[0]}")
     for name in (*names, "healthy"):
-        table[name], ends[name] = dict.fromkeys(verdicts, 0), []
+        findings = []
         for seed in seeds:
-            progress(f"the clinic: {name}, seed {seed}")
             for copy in range(controls if name == "healthy" else 1):
-                history = clinic_run(name, seed, copy)
-                finding = diagnose(history)[0]
-                table[name][finding.name] += 1
-                examples.setdefault(name, finding)
-                ends[name].append(history.probes[-1]["held_out"] / history.audit["unigram"])
-    progress(f"clinic: seeds {seeds[0]} to {seeds[-1]} (thresholds: 100 to 117)", True)
-    print(f"\n{'true cause':<21}the first finding at seed {seeds[0]}")
-    for name, finding in examples.items():
-        print(f"{name:<21}{finding.name}: {finding.evidence}"[:100])
-    print(
-        "\nrows: truth; columns: first finding; at the right, median held-out loss / unigram line"
-    )
-    print(" " * 24 + "".join(f"{c:>4}" for c in letters))
-    for name, row in table.items():
-        cells = "".join(f"{row[v] or '.':>4}" for v in verdicts)
-        print(f"{letters[verdicts.index(name)]} {name:<22}{cells}{np.median(ends[name]):8.2f}")
-    right, sick = sum(table[n][n] for n in names), len(names) * len(seeds)
-    well, controls = table["healthy"]["healthy"], controls * len(seeds)
-    print("n no progress   (nan: more than half of the runs ended in nan)")
-    print(f"right cause:           {right} of {sick} ({right / sick:.1%})")
+                progress(f"{name}, seed {seed}")
+                findings.append(diagnose(clinic_run(name, seed, copy))[0])
+        progress(f"{name:<21}{findings[0].name}: {findings[0].evidence}"[:100], last=True)
+        counts = [sum(f.name == verdict for f in findings) for verdict in verdicts]
+        cells = "".join(f"{count or '.':>4}" for count in counts)
+        lines.append(f"{letters[name]} {name:<22}{cells}")
+        right[name] = counts[verdicts.index(name)]
+    print(f"\nSeeds {seeds[0]} to {seeds[-1]}; the thresholds were set at seeds 100 to 117.")
+    print("Rows: truth; columns: first finding; n: no progress.")
+    print("\n".join([" " * 24 + "".join(f"{c:>4}" for c in letters.values()), *lines]))
+    well, controls = right.pop("healthy"), controls * len(seeds)
+    sick, named = len(names) * len(seeds), sum(right.values())
+    print(f"right cause:           {named} of {sick} ({named / sick:.1%})")
     print(f"healthy found healthy: {well} of {controls} ({well / controls:.1%})")
-
-
-def train(model, batch, steps, rate, monitor=None):
-    """Adam with 5 % linear warmup and linear decay; the Monitor is one line of the loop."""
-    optimizer = Optimizer()
-    for t in range(steps):
-        loss, grads = model.loss_and_grads(*batch())
-        lr = rate * min(1, (t + 1) / (0.05 * steps)) * (1 - t / steps)
-        optimizer.step(model.params, grads, lr)
-        if monitor:
-            monitor(t, loss, grads, lr)
-        if t % 100 == 0:
-            progress(f"   step {t} of {steps}, loss {loss:.3f}")
 
 
 def main(argv=None):
@@ -874,31 +809,37 @@ def main(argv=None):
     parser.add_argument("--clinic", action="store_true", help="only the clinic, at twenty seeds")
     parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error(f"--seed must be at least 0, got {args.seed}")
+    seed, fast, context = args.seed, args.fast, 8
+    if seed < 0:
+        parser.error(f"--seed must be at least 0, got {seed}")
     try:
-        symbols, characters = corpus("stories")
-        corpus("names")
+        x, y, size = corpus("stories", context)
+        corpus("names", context)
     except OSError as error:
         parser.error(f"cannot read the corpus: {error}")
-    seed, fast = args.seed, args.fast
-    names = DISEASES[2::5] if fast else DISEASES
     if args.clinic:
-        return clinic(names, range(seed, seed + 20), 5)
+        return clinic(DISEASES, range(seed, seed + 20), 5)
 
-    size, context, split = len(characters), 8, int(0.9 * len(symbols))
-    x, y = windows(symbols[:split], context)
-    held_x, held_y = windows(symbols[split - context :], context)  # every held-out character once
-    rng = np.random.default_rng(seed)
+    split = int(0.9 * (len(y) + context)) - context  # every held-out character once
+    held_x, held_y, rng = x[split:], y[split:], np.random.default_rng(seed)
 
     def batch(rows=128):
-        chosen = rng.integers(len(y), size=rows)
+        chosen = rng.integers(split, size=rows)
         return x[chosen], y[chosen]
 
     def new_model(gain=1.0):
         return LanguageModel(size, context, 256, 1, 24, "relu", False, gain, seed, np.float32)
 
-    print(f"1. Before training: ln V = {math.log(size):.3f}, unigram line {unigram_entropy(y):.3f}")
+    def fit(model, steps, rate, monitor=None):
+        for reading in training(model, batch, schedule(rate, steps, 0.05 * steps)):
+            if monitor:
+                monitor(*reading)  # the one line
+            if reading[0] % 100 == 0:
+                progress(f"   step {reading[0]} of {steps}, loss {reading[1]:.3f}")
+        return model.loss_and_grads(*sample)[0]
+
+    line = unigram_entropy(y[:split])
+    print(f"1. Before training: ln V = {math.log(size):.3f}, unigram line {line:.3f}")
     for gain in (1, 3, 30):
         c = check_initialization(new_model(gain), *batch(), size)
         verdict = "sane" if c["ok"] else "NOT sane"
@@ -907,62 +848,53 @@ def main(argv=None):
     verdict = f"{'' if reached else 'NOT '}learned by heart in {len(losses)} steps"
     print(f"   one batch of 32: loss {losses[0]:.2f} to {losses[-1]:.2f}, {verdict}")
 
-    found = lr_range_test(new_model, [batch() for _ in range(30)], steps=20 if fast else 150)
     print("\n2. Learning-rate range test (Adam): rate, smoothed loss")
+    found = lr_range_test(new_model, [batch() for _ in range(30)], steps=20 if fast else 150)
     for i in np.linspace(0, len(found.rates) - 1, 12).astype(int):
         print(f"   {found.rates[i]:9.1e} {found.losses[i]:6.2f} {'#' * int(12 * found.losses[i])}")
     print(f"   {found.reason}")
-    some, few = rng.integers(len(held_y), size=1000), 3 if fast else 500
-    rate = found.suggested or 1e-3
+    some, few, rate = rng.integers(len(held_y), size=1000), 3 if fast else 500, found.suggested
+    sample, rate = (held_x[some], held_y[some]), rate or 1e-3
     for factor in (0.1, 1, 10):
-        model = new_model()
-        train(model, batch, few, factor * rate)
-        loss = model.loss_and_grads(held_x[some], held_y[some])[0]
+        loss = fit(new_model(), few, factor * rate)
         progress(f"   {few} steps at {factor:>4} x {rate:.2g}: held-out {loss:.3f}", last=True)
 
     print("\n3. Training with the Monitor")
     print("    step  loss  held-out     rate   |g|   update  dead   |g| in E, W1, Wo")
     model, steps, large = new_model(), 30 if fast else 5000, 256 if fast else 16384
     noise = [gradient_noise_scale(model, *batch(large), large // 64)[0]]
-    monitor = Monitor(model, batch(3000), (held_x[some], held_y[some]), size, steps // 6)
-    train(model, batch, steps, rate, monitor)
+    monitor = Monitor(model, batch(3000), sample, size, steps // 6)
+    fit(model, steps, rate, monitor)
     noise.append(gradient_noise_scale(model, *batch(large), large // 64)[0])
     history = monitor.history
     trend = smooth(history.losses, 0.98)
     for p in history.probes[1:]:
         t, norms = p["step"], "  ".join(f"{p['gradients'][k]:.2f}" for k in ("E", "W1", "Wo"))
-        row = f"   {t + 1:5d} {trend[t]:5.2f} {p['held_out']:9.2f}  {history.lr[t]:.1e} "
-        row += f"{history.norms[t]:5.2f}  {history.ratios[t]:.1e} {max(p['dead'].values()):5.0%}"
-        progress(f"{row}   {norms}", last=True)
+        print(f"   {t + 1:5d} {trend[t]:5.2f} {p['held_out']:9.2f}  {history.lr[t]:.1e} ", end="")
+        print(f"{history.norms[t]:5.2f}  {history.ratios[t]:.1e} {p['dead']['h1']:5.0%}   {norms}")
     for finding in diagnose(history):
         print(f"   diagnosis: {finding.name} ({finding.evidence}); {finding.remedy}")
     print(f"   critical batch size: {noise[0]:.2g} examples before training, {noise[1]:.2g} after")
 
-    print("\n4. The edge of stability: full-batch gradient descent, loss and top eigenvalue of H")
-    rates, stride, rows = (1.5, 2.0, 3.0), 4 if fast else 300, [f"   {'2/rate':>6}"]
-    rows += [f"   {i * stride:6d}" for i in range(6)]
-    for r in rates:
+    print("\n4. The edge of stability: full-batch gradient descent, top eigenvalue of H")
+    stride, few = 4 if fast else 300, (x[:192, 4:], y[:192])
+    print("   rate  2/rate   at step" + "".join(f"{i * stride:8d}" for i in range(6)) + "    loss")
+    for rate in (1.5, 2.0, 3.0):
         edge = LanguageModel(size, 4, 24, 1, 6, seed=seed)
-        rows[0] += f"{2 / r:16.2f}"
+        row, tries = f"   {rate:4} {2 / rate:7.2f}{'':10}", 20 if fast else 60
         for t in range(5 * stride + 1):
-            loss, grads = edge.loss_and_grads(x[:192, 4:], y[:192])
+            loss, grads = edge.loss_and_grads(*few)
             if t % stride == 0:
-                gradient, theta = flat_gradient(edge, x[:192, 4:], y[:192])
-                top, _ = top_hessian_eigenvalue(gradient, theta, 20 if fast else 60, 1e-3)
-                rows[t // stride + 1] += f"{loss:8.2f}{top:8.2f}"
-                progress(f"   rate {r}, step {t}")
+                row += f"{top_hessian_eigenvalue(*flat_gradient(edge, *few), tries, 1e-3)[0]:8.2f}"
+                progress(f"   rate {rate}, step {t}")
             for k, g in grads.items():
-                edge.params[k] -= r * g
-    progress("   step        loss     top  (three runs, at rates 1.5, 2 and 3)", last=True)
-    print("\n".join(rows))
+                edge.params[k] -= rate * g
+        progress(f"{row}{loss:8.2f}", last=True)
 
     print("\n5. Twelve diseases and their controls")
     seeds, controls = (1, 1) if fast else (3, 5)
-    clinic(names, range(seed, seed + seeds), controls)
-    nats = 0.0
-    for i in range(0, len(held_y), 4096):
-        piece = held_y[i : i + 4096]
-        nats += model.loss_and_grads(held_x[i : i + 4096], piece)[0] * len(piece) / len(held_y)
+    clinic(DISEASES[2::5] if fast else DISEASES, range(seed, seed + seeds), controls)
+    nats = model.loss_and_grads(held_x, held_y)[0]
     print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | ", end="")
     print(f"perplexity {math.exp(nats):.2f}   (stage 8, feed-forward, context {context})")
 
@@ -972,11 +904,10 @@ def main(argv=None):
 # 2. Smoothing without bias correction: the curve starts near 0 and seems to rise. (`smooth`)
 # 3. A gradient check in float32, or at a ReLU's kink: "bugs" that are none. (`gradient_check`)
 # 4. Calling a ReLU dead after one example; it must be 0 on all of a good sample. (`dead_units`)
-# 5. Keeping the last weights rather than the best: overfitting looks like a bad model.
-# (`early_stop`) 6. A lower rate for an early spike that warmup cures: slow for ever. (rule "no
-# warmup") 7. Reporting the largest |λ|: if it is negative it bounds no rate.
-# (`top_hessian_eigenvalue`) 8. Thresholds set on the runs that are reported: perfect tables, wrong
-# diagnoses. (section 8)
+# 5. Keeping the last weights, not the best: overfitting looks like a bad model. (`early_stop`)
+# 6. A lower rate for an early spike that warmup cures: slow for ever. (rule "no warmup")
+# 7. Taking a large negative λ for sharpness: it bounds no rate. (`top_hessian_eigenvalue`)
+# 8. Thresholds set on the runs that are reported: perfect tables, wrong diagnoses. (section 8)
 
 # %% Exercises
 #  1. Read: which rules of `diagnose` still work if only losses and rates were recorded? Try it.
@@ -985,7 +916,7 @@ def main(argv=None):
 #  4. Show that the bias-corrected average of a constant sequence is that constant at every step.
 #  5. Derive the 0.23 of section 3: the rms of m/√v when gradients are independent noise.
 #  6. Add "batch too small" to the clinic. Which reading names it? (section 5)
-#  7. Clip the gradient norm at 1 in `clinic_run`. Which diseases does it cure, which does it hide?
+#  7. Clip the gradient norm at 1 in `training`. Which diseases does it cure, which does it hide?
 #  8. Make the leak indirect: the answer plus 1, modulo V; then the sum of two columns. Found?
 #  9. With tanh, "exploding recurrence" turns into saturation. Plot growth against gain; say why.
 # 10. With heavy-ball momentum β the bound of section 6 is 2(1+β)/lr. Derive it, then measure λ.

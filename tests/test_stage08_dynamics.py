@@ -1,5 +1,6 @@
 """Stage 8: backwards against differences, readings against definitions, diagnose on real runs."""
 
+import json
 import math
 import re
 
@@ -271,6 +272,10 @@ def test_history_survives_saving_with_nan_and_inf(tmp_path):
         history.record(t, loss, 0.1, 1.0, 0.01)
     history.save(tmp_path / "h.json")
     assert History.load(tmp_path / "h.json") == history
+    json.loads((tmp_path / "h.json").read_text(), parse_constant=pytest.fail)  # strict JSON
+    history.record(3, 1.0, 0.1, 1.0)  # its ratio was not measured
+    history.save(tmp_path / "h.json")
+    assert math.isnan(History.load(tmp_path / "h.json").ratios[-1])
     assert [p.name for p in tmp_path.iterdir()] == ["h.json"]
 
 
