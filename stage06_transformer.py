@@ -708,16 +708,16 @@ def main(argv=None):
     E, A, alpha = fit_power_law(sizes[:-1], losses[:-1])
     print(f"   The first five say L(N) = {E:.3f} + {A:.3g}/N^{alpha:.3f}. For the sixth that gives")
     print(f"   {E + A / sizes[-1] ** alpha:.3f} nats; measured: {losses[-1]:.3f}.")
-    config = TransformerConfig("llama", len(vocab), 64, 3, 2, 64)
+    config = TransformerConfig("llama", len(vocab), 32, 3, 2, 64)
     print(f"\n5. A llama of 3 layers and {count_params(config):,} weights, and what it writes")
     model = Transformer(config, seed)
-    train(model, ids[:n], 3 if fast else 620, 16, 0.03, "training", seed)
+    train(model, ids[:n], 3 if fast else 600, 32, 0.03, "training", seed)
     start = np.searchsorted(vocab, list("The Fox and the"))[None]
     written = model.generate(start, 20 if fast else 240, 0.8, top_p=0.95, seed=seed)[0]
     progress("".join(vocab[i] for i in written), last=True)
     nats = held_out_loss(model, scored, n)
     line = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
-    line += f" | perplexity {math.exp(nats):.2f}   (stage 6, transformer, context 64)"
+    line += f" | perplexity {math.exp(nats):.2f}   (stage 6, transformer, context 32)"
     print(f"\nheld-out: {line}")
 
 
