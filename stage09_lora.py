@@ -11,17 +11,17 @@ The best known plug is LoRA: the update of a matrix is a product of two thin one
 This file derives it and its relatives, plugs each into one small GPT with a hand-written backward,
 and measures what each costs, what it learns, and what it makes the model forget.
 
-The map:  1 a small GPT with sockets    2 what full fine-tuning costs    3 LoRA and rsLoRA
-          4 DoRA    5 a base in 4 bits  6 adapters, prompts, prefixes, scales    7 files
-          8 training and scoring        then demonstration, common mistakes, exercises
+The map: 1 a small GPT with sockets, 2 what full fine-tuning costs, 3 LoRA and rsLoRA, 4 DoRA, 5 a
+base in 4 bits, 6 adapters, prompts, prefixes, scales, 7 files, 8 training; then the demonstration.
 
     python stage09_lora.py           pre-train on stories, adapt to verses in ten ways
     python stage09_lora.py --fast    the same in miniature, in about two seconds
 
-Papers: Houlsby et al. 2019, Parameter-Efficient Transfer Learning; Li & Liang 2021, Prefix-Tuning;
-Lester et al. 2021, The Power of Scale for Prompt Tuning; Hu et al. 2021, LoRA; Ben Zaken et al.
-2021, BitFit; Liu et al. 2022, Few-Shot Parameter-Efficient Fine-Tuning (IA³); Dettmers et al. 2023,
-QLoRA; Kalajdzievski 2023, rank-stabilized LoRA; Liu et al. 2024, DoRA."""
+Papers: Houlsby et al. 2019, Parameter-Efficient Transfer Learning for NLP; Li & Liang 2021,
+Prefix-Tuning; Lester et al. 2021, The Power of Scale for Parameter-Efficient Prompt Tuning; Hu et
+al. 2021, LoRA; Ben Zaken et al. 2021, BitFit; Liu et al. 2022, Few-Shot Parameter-Efficient
+Fine-Tuning (IA³); Dettmers et al. 2023, QLoRA; Kalajdzievski 2023, rsLoRA; Liu et al. 2024,
+DoRA."""
 
 import argparse
 import json
@@ -79,17 +79,18 @@ def linear_backward(dy, cache, need_dW=True):
 #     dxᵢ = Σⱼ aⱼ [r(1[i=j] - 1/C) + (xⱼ - mean)(-r²x̂ᵢ/C)] = r (aᵢ - mean(a) - x̂ᵢ mean(a x̂)).
 def layernorm_forward(x, weight, bias, eps=1e-5):
     """Rows of x (..., C) to mean 0 and variance 1, times weight (C,), plus bias (C,)."""
-    xhat = x - x.mean(-1, keepdims=True)
-    r = 1 / np.sqrt(np.square(xhat).mean(-1, keepdims=True) + eps)  # (..., 1)
+    mean = np.full(x.shape[-1], 1 / x.shape[-1], x.dtype)  # x @ mean is faster than x.mean(-1)
+    xhat = x - (x @ mean)[..., None]
+    r = 1 / np.sqrt((xhat * xhat @ mean)[..., None] + eps)  # (..., 1)
     xhat *= r
-    return xhat * weight + bias, (xhat, r, weight)
+    return xhat * weight + bias, (xhat, r, weight, mean)
 
 
 def layernorm_backward(dy, cache):
     """dx (..., C), dweight (C,), dbias (C,)."""
-    xhat, r, weight = cache
+    xhat, r, weight, mean = cache
     a = dy * weight
-    dx = r * (a - a.mean(-1, keepdims=True) - xhat * (a * xhat).mean(-1, keepdims=True))
+    dx = r * (a - (a @ mean)[..., None] - xhat * (a * xhat @ mean)[..., None])
     return dx, rows(dy * xhat).sum(0), rows(dy).sum(0)
 
 
@@ -98,8 +99,9 @@ def layernorm_backward(dy, cache):
 def gelu_forward(x):
     """GELU of x; the cache is its slope y', so the backward is dy times the cache."""
     c, k, xx = math.sqrt(2 / math.pi), 0.044715, x * x
-    t = np.tanh(c * x * (1 + k * xx))
-    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * k * xx)
+    t = np.tanh(x * (c + c * k * xx))
+    half = 0.5 + 0.5 * t
+    return x * half, half + x * (0.5 - 0.5 * t * t) * (c + 3 * c * k * xx)
 
 
 # Attention. sᵢⱼ = qᵢ·kⱼ/√D where i may see j, P = softmax of each row of s, y = Pv. Backward: a
@@ -181,36 +183,33 @@ def gpt_forward(params, idx, n_head, adapters=None):
     layers = [name.removesuffix(".ln_1.weight") for name in params if ".ln_1.w" in name]
     cache = {"model": (params, adapters, layers, n_head, idx)}
 
-    def at(place, x, layer=None, *weights):
-        """What is plugged in at this place, else the model's own layer, else nothing."""
+    def at(place, x):
+        """What is plugged in at this place, else the model's own layer, else x as it is."""
+        W, b = params.get(place), params.get(place.replace("weight", "bias"))
         if place in adapters:
             x, cache[place] = adapters[place].forward(x)
-        elif layer:
-            x, cache[place] = layer(x, *weights)
-        return x
-
-    def own(name, x):
-        """The linear layer or LayerNorm of this name."""
-        W, b = params[f"{name}.weight"], params[f"{name}.bias"]
-        if ".ln_" in name:
-            return at(name, x, layernorm_forward, W, b)
-        return at(f"{name}.weight", x, linear_forward, W) + b
+        elif ".ln_" in place:
+            x, cache[place] = layernorm_forward(x, W, b)
+        elif ".c_" in place:
+            x, cache[place] = linear_forward(x, W)
+        return x + b if ".c_" in place else x
 
     x = at("transformer.prompt", wte[idx] + wpe[:T])  # (B, P+T, C), P prompt vectors if any
     for h in layers:
-        qkv = own(f"{h}.attn.c_attn", own(f"{h}.ln_1", x))  # (B, P+T, 3C)
+        qkv = at(f"{h}.attn.c_attn.weight", at(f"{h}.ln_1.weight", x))  # (B, P+T, 3C)
         qkv = qkv.reshape(*x.shape[:2], 3, n_head, C // n_head).transpose(2, 0, 3, 1, 4)
         k, v = at(f"{h}.attn.kv", qkv[1:])  # (B, H, keys, D) each
         y, cache[f"{h}.attn"] = attention_forward(qkv[0], k, v)  # (B, H, P+T, D)
-        y = own(f"{h}.attn.c_proj", y.transpose(0, 2, 1, 3).reshape(x.shape))
+        y = at(f"{h}.attn.c_proj.weight", y.transpose(0, 2, 1, 3).reshape(x.shape))
         x = x + at(f"{h}.attn.adapter", y)
-        a, cache[f"{h}.mlp"] = gelu_forward(own(f"{h}.mlp.c_fc", own(f"{h}.ln_2", x)))
-        y = own(f"{h}.mlp.c_proj", at(f"{h}.mlp.act", a))  # a (B, P+T, 4C)
+        a, cache[f"{h}.mlp"] = gelu_forward(at(f"{h}.mlp.c_fc.weight", at(f"{h}.ln_2.weight", x)))
+        y = at(f"{h}.mlp.c_proj.weight", at(f"{h}.mlp.act", a))  # a (B, P+T, 4C)
         x = x + at(f"{h}.mlp.adapter", y)
-    x = own("transformer.ln_f", x)[:, -T:]  # the prompt itself predicts nothing
+    x = at("transformer.ln_f.weight", x)[:, -T:]  # the prompt itself predicts nothing
     for place in adapters:
         check(place in cache, f"adapter at {place!r}: the model has no such place")
-    return at("head", x, linear_forward, wte.T), cache  # tied: the embedding scores the tokens
+    logits, cache["head"] = linear_forward(x, wte.T)  # tied: the embedding scores the tokens
+    return logits, cache
 
 
 # The backward walks the same lines from the bottom up. A sum copies its gradient to both terms, so
@@ -220,36 +219,38 @@ def gpt_backward(dlogits, cache, trainable=()):
     """{name: gradient} of the base's `trainable` parameters and of "place:param" for every plug."""
     (params, adapters, layers, n_head, idx), grads = cache["model"], {}
 
-    def at(place, dy, layer=None, *weights, **options):
+    def at(place, dy):
+        """dx at this place; the gradients wanted on the way go into grads."""
+        b = place.replace("weight", "bias")
+        if ".c_" in place and b in trainable:
+            grads[b] = rows(dy).sum(0)
         if place in adapters:
             dy, found = adapters[place].backward(dy, cache[place])
             grads.update({f"{place}:{name}": g for name, g in found.items()})
-        elif layer:
-            dy, *found = layer(dy, cache[place], **options)
-            grads.update({name: g for name, g in zip(weights, found) if name in trainable})
+        elif ".ln_" in place:
+            dy, *found = layernorm_backward(dy, cache[place])
+            grads.update({name: g for name, g in zip((place, b), found) if name in trainable})
+        elif ".c_" in place:
+            dy, dW = linear_backward(dy, cache[place], place in trainable)
+            grads.update({place: dW} if place in trainable else {})
         return dy
-
-    def own(name, dy):
-        W, b = f"{name}.weight", f"{name}.bias"
-        if ".ln_" in name:
-            return at(name, dy, layernorm_backward, W, b)
-        grads.update({b: rows(dy).sum(0)} if b in trainable else {})
-        return at(W, dy, linear_backward, W, need_dW=W in trainable)
 
     wte, wpe = "transformer.wte.weight", "transformer.wpe.weight"
     dx, dhead = linear_backward(dlogits, cache["head"], wte in trainable)
-    prompt = cache["transformer.ln_f"][0].shape[1] - idx.shape[1]  # P vectors that predict nothing
-    dx = own("transformer.ln_f", np.pad(dx, ((0, 0), (prompt, 0), (0, 0))))
+    P = (
+        cache["transformer.ln_f.weight"][0].shape[1] - idx.shape[1]
+    )  # prompt vectors predict nothing
+    dx = at("transformer.ln_f.weight", np.pad(dx, ((0, 0), (P, 0), (0, 0))))
     for h in reversed(layers):
-        da = at(f"{h}.mlp.act", own(f"{h}.mlp.c_proj", at(f"{h}.mlp.adapter", dx)))
-        dx = dx + own(f"{h}.ln_2", own(f"{h}.mlp.c_fc", da * cache[f"{h}.mlp"]))
-        dy = own(f"{h}.attn.c_proj", at(f"{h}.attn.adapter", dx))
+        da = at(f"{h}.mlp.act", at(f"{h}.mlp.c_proj.weight", at(f"{h}.mlp.adapter", dx)))
+        dx = dx + at(f"{h}.ln_2.weight", at(f"{h}.mlp.c_fc.weight", da * cache[f"{h}.mlp"]))
+        dy = at(f"{h}.attn.c_proj.weight", at(f"{h}.attn.adapter", dx))
         dy = dy.reshape(*dy.shape[:2], n_head, -1).transpose(0, 2, 1, 3)
         dq, dk, dv = attention_backward(dy, cache[f"{h}.attn"])
         dkv = at(f"{h}.attn.kv", np.stack([dk, dv]))
         dqkv = np.concatenate([dq[None], dkv]).transpose(1, 3, 0, 2, 4)  # (B, P+T, 3, H, D)
-        dy = own(f"{h}.attn.c_attn", dqkv.reshape(*dx.shape[:2], -1))
-        dx = dx + own(f"{h}.ln_1", dy)
+        dy = at(f"{h}.attn.c_attn.weight", dqkv.reshape(*dx.shape[:2], -1))
+        dx = dx + at(f"{h}.ln_1.weight", dy)
     dx = at("transformer.prompt", dx)
     if wte in trainable:
         grads[wte] = dhead.T + np.eye(len(params[wte]), dtype=dx.dtype)[:, idx.ravel()] @ rows(dx)
@@ -323,18 +324,18 @@ class LoRALinear:
     """y = xW + s(xA)B over a frozen weight (in, out), s = alpha/rank or, with rslora, alpha/√rank.
 
     weight: a float matrix or its NF4 form, never modified. .params: {"A": (in, r), "B": (r, out)}.
-    Raises ValueError for a weight that is no float matrix, rank < 1, alpha not a finite number.
+    ValueError for a weight that is no float matrix, rank < 1, alpha not a finite number.
     """
 
     pair = lora_forward, lora_backward
 
     def __init__(self, weight, rank, alpha, seed=0, rslora=False):
         self.base = weight if isinstance(weight, NF4) else np.asarray(weight)
-        W, scalar = dense(self.base), isinstance(alpha, (int, float, np.number))
+        W, real = dense(self.base), isinstance(alpha, (int, float, np.integer, np.floating))
         matrix = W.ndim == 2 and W.size and W.dtype.kind == "f"
         check(matrix, f"weight must be a float matrix (in, out), not {W.dtype} {W.shape}")
         check_count(rank, "rank")
-        check(scalar and math.isfinite(alpha), f"alpha must be a finite number, not {alpha!r}")
+        check(real and math.isfinite(alpha), f"alpha must be a finite number, not {alpha!r}")
         self.rank, self.alpha, self.rslora, self.merged = int(rank), float(alpha), rslora, None
         self.scale = self.alpha / (math.sqrt(rank) if rslora else rank)
         A = np.random.default_rng(seed).normal(0, 1 / math.sqrt(len(W)), (len(W), rank))
@@ -433,10 +434,9 @@ class DoRALinear(LoRALinear):
 # numbers, divide each block by its largest |w|, store the nearest level. That is 4 + 32/64 = 4.5
 # bits a weight. Which levels? Trained weights look normal, so NF4 (Dettmers et al. 2023) takes
 # quantiles of the normal distribution, each about equally likely to be used: 7 below zero, 8 above,
-# and 0 itself, since a zero should come back exact, all scaled to end at -1 and 1. The last
-# quantile leaves a tail of δ, the mean of 1/32 and 1/30: half a cell of 16 and of 15. One weight's
-# error is at most absmax · (widest gap)/2; the demonstration measures the usual one, beside 15 even
-# steps. A and B stay in full precision and learn around it.
+# and 0 itself, all scaled to end at -1 and 1. The last leaves a tail of δ, the mean of 1/32 and
+# 1/30: half a cell of 16 and of 15. One weight's error is at most absmax · (widest gap)/2; the
+# demonstration measures the usual one. A and B stay in full precision and learn around it.
 EVEN = [np.linspace(0.5, 1 - (1 / 32 + 1 / 30) / 2, n + 1)[1:] for n in (7, 8)]  # in probability
 BELOW, ABOVE = ([NormalDist().inv_cdf(p) for p in even] for even in EVEN)
 LEVELS = np.array([*(-q for q in reversed(BELOW)), 0, *ABOVE]) / ABOVE[-1]
@@ -514,8 +514,7 @@ class PromptTuning:
     name, batch_axis = "prompt", 0
 
     def __init__(self, length, width, seed=0, dtype=np.float32, before=()):
-        shape = (*before, length, width)
-        for size in shape:
+        for size in (shape := (*before, length, width)):
             check_count(size, f"{self.name} size")
         self.params = {self.name: np.random.default_rng(seed).normal(0, 0.02, shape).astype(dtype)}
 
@@ -562,10 +561,8 @@ class IA3:
 # matrices are (in, out) even there, which the config calls fan_in_fan_out.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
-PREFIX, BROKEN = (
-    "base_model.model.",
-    (ValueError, KeyError, TypeError, AttributeError, RecursionError),
-)
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+PREFIX = "base_model.model."
 
 
 def write_file(path, data):
@@ -650,10 +647,9 @@ def load_adapter(directory, params):
         adapters[name] = layer(params[name], rank, alpha, rslora=rslora)
         for key, p in adapters[name].params.items():
             key = f"{module}.{PEFT_NAMES[key]}"
-            found = tensors.pop(PREFIX + key, np.zeros(0)).T
-            expected, shape = p.shape[::-1], found.shape[::-1]
-            check(shape == expected, f"{key}: expected {expected}, found {shape}")
-            p[...] = found
+            found = tensors.pop(PREFIX + key, np.zeros(0))
+            check(found.shape == p.T.shape, f"{key}: expected {p.T.shape}, found {found.shape}")
+            p[...] = found.T
     check(not tensors, f"{path.parent}: unexpected arrays {sorted(tensors)[:3]}")
     return adapters
 
@@ -677,8 +673,8 @@ def fit(params, ids, n_head, steps, learning_rate, rng, adapters=None, trainable
         loss, dlogits = cross_entropy(logits, ids[at + 1])
         grads = gpt_backward(dlogits, cache, trainable)
         norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
-        rate = min(1, t / max(1, steps // 10)) * (0.55 + 0.45 * math.cos(math.pi * t / steps))
-        rate *= learning_rate
+        rate = learning_rate * min(1, t / max(1, steps // 10))
+        rate *= 0.55 + 0.45 * math.cos(math.pi * t / steps)
         for name, p in tuned.items():
             (m, v), g = means[name], grads[name] * min(1, 1 / (norm + 1e-6))
             m += 0.1 * (g - m)
@@ -708,8 +704,8 @@ def score(params, ids, first, n_head, adapters=None):
 
 
 # %% Demonstration
-# The methods and their learning rates: for each the best of the three or four we tried, judged on
-# these same verses, so every row of the report is slightly optimistic.
+# The learning rate of each method is the best of the three or four we tried, judged on these same
+# verses, so every row of the report is slightly optimistic.
 METHODS = {
     "full fine-tuning": 2e-3, "LoRA": 1e-2, "rsLoRA": 5e-3, "DoRA": 1e-2, "LoRA on NF4 base": 1e-2,
     "Houlsby adapters": 2e-2, "prefix tuning": 6e-2, "prompt tuning": 6e-2, "BitFit": 3e-2,
@@ -719,11 +715,11 @@ METHODS = {
 
 def prepare(method, params, n_head, text, rank, seed):
     """(params, adapters, trainable) ready for `fit`; what will be trained is copied first."""
-    C = params["transformer.wte.weight"].shape[1]
+    wte, adapters, trainable = params["transformer.wte.weight"], {}, []
     layers = [name.removesuffix(".ln_1.weight") for name in params if ".ln_1.w" in name]
-    matrices = {n: p for n, p in params.items() if ".c_" in n and n.endswith("weight")}
-    adapters, trainable = {}, []
+    C = wte.shape[1]
     if "LoRA" in method or method == "DoRA":
+        matrices = {n: p for n, p in params.items() if ".c_" in n and n.endswith("weight")}
         if "NF4" in method:
             params = params | {n: quantize_nf4(p) for n, p in matrices.items()}
         layer = DoRALinear if method == "DoRA" else LoRALinear
@@ -738,7 +734,7 @@ def prepare(method, params, n_head, text, rank, seed):
             prefix.params["prefix"][...] = np.concatenate(cache[f"{h}.attn"][1:3])
     elif method == "prompt tuning":
         adapters["transformer.prompt"] = prompt = PromptTuning(8, C)
-        prompt.params["prompt"][...] = params["transformer.wte.weight"][text[:8]]
+        prompt.params["prompt"][...] = wte[text[:8]]
     elif method == "(IA)^3":
         adapters = {f"{h}.attn.kv": IA3((2, 1, n_head, 1, C // n_head)) for h in layers}
         adapters |= {f"{h}.mlp.act": IA3((4 * C,)) for h in layers}
@@ -768,11 +764,11 @@ def report(fast, seed):
     def adapt(method, rank=rank, ids=verses):
         """params, adapters, numbers trained, bits on verses before, seconds."""
         tuned, plugs, trainable = prepare(method, params, H, ids, rank, seed)
-        trained = [tuned[n] for n in trainable]
-        trained += [p for plug in plugs.values() for p in plug.params.values()]
+        count = sum(tuned[n].size for n in trainable)
+        count += sum(p.size for plug in plugs.values() for p in plug.params.values())
         (before,), rng = bits(tuned, plugs, [1]), np.random.default_rng([seed, 1])
         seconds = fit(tuned, ids, H, adapt_steps, METHODS[method], rng, plugs, trainable)
-        return tuned, plugs, sum(p.size for p in trained), before, seconds
+        return tuned, plugs, count, before, seconds
 
     seconds = fit(params, stories, H, steps, 8e-3, rng, {}, list(params), 16)
     base = bits(params)
@@ -799,8 +795,7 @@ def report(fast, seed):
         cuts = {n: low_rank(d, k) for n, d in updates.items()}
         noise = np.mean([low_rank(rng.normal(size=d.shape), k)[1] for d in updates.values()])
         (loss,) = bits(full | {n: params[n] + cut for n, (cut, _) in cuts.items()}, None, [1])
-        kept = np.mean([share for _, share in cuts.values()])
-        print(f"{k:>5}{kept:>13.1%}{noise:>18.1%}{loss:>9.3f}")
+        print(f"{k:>5}{np.mean([c[1] for c in cuts.values()]):>13.1%}{noise:>18.1%}{loss:>9.3f}")
 
     ranks = (1, rank, 4 * rank)
     print(f"\n{'verses after at rank':<22}" + "".join(f"{r:>8}" for r in ranks) + "   (α = 8)")
@@ -816,20 +811,21 @@ def report(fast, seed):
     print(f"\nFour bits: error of NF4 {nf4:.2%}, of 15 even steps {even:.2%} of the weights' norm;")
     print(f"the matrices take {q.packed.nbytes + q.absmax.nbytes:,} bytes instead of {W.nbytes:,}.")
 
-    text = verses[None, -T:]
-    apart, _ = gpt_forward(params, text, H, lora)
-    merged, _ = gpt_forward(params | {n: a.merge() for n, a in lora.items()}, text, H)
     with tempfile.TemporaryDirectory() as directory:
         save_adapter(directory, lora)
         stored = sum(f.stat().st_size for f in Path(directory).iterdir())
-        lora = load_adapter(directory, params)
-    same = np.array_equal(apart, gpt_forward(params, text, H, lora)[0])
-    print(f"Merged and plugged in, logits differ by at most {abs(apart - merged).max():.1e}.")
-    print(f"Saved as {stored:,} bytes and read: {'equal bit for bit' if same else 'DIFFERENT'}.")
+        loaded = load_adapter(directory, params)
+    merged = params | {n: a.merge() for n, a in lora.items()}
+    [a.unmerge() for a in lora.values()]
+    versions = (params, lora), (params, loaded), (merged, {})
+    apart, again, merged = (gpt_forward(p, verses[None, -T:], H, a)[0] for p, a in versions)
+    same = "equal bit for bit" if np.array_equal(apart, again) else "DIFFERENT"
+    print(f"Merged and plugged in, logits differ by at most {abs(apart - merged).max():.1e};")
+    print(f"saved as {stored:,} bytes and read back, they are {same}.")
 
     print("\nOne base, adapters swapped: held-out bits/char")
     print("adapter   stories  verses   names")
-    plugged = {"none": {}, "verses": lora, "names": adapt("LoRA", ids=names)[1]}
+    plugged = {"none": {}, "verses": loaded, "names": adapt("LoRA", ids=names)[1]}
     for name, plugs in plugged.items():
         print(f"{name:<9}" + "".join(f"{b:>8.3f}" for b in bits(params, plugs, (0, 1, 2))))
     nats = base[0] * math.log(2)
