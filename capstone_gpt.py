@@ -17,7 +17,7 @@ The two families in use today are built from one set of layers:
     llama   rotary positions, RMSNorm, SwiGLU, grouped queries        (Touvron et al. 2023)
 
 The map:  1 layers by hand      2 attention          3 the block        4 configuration
-          5 generation          6 checkpoints        7 the model        8 text and tokens
+          5 the draw            6 checkpoints        7 the model        8 text and tokens
           9 the optimizer      10 the yardstick     11 training        12 the gradient check
          13 the command line, then common mistakes, exercises and where this leads
 
@@ -67,6 +67,12 @@ HERE = Path(__file__).resolve().parent
 # elementwise chains walk over tiles of rows small enough to stay in the cache.
 
 
+def need(condition, message):
+    """Raise ValueError(message) unless the condition holds: how this file refuses bad input."""
+    if not condition:
+        raise ValueError(message)
+
+
 def tiles(rows, columns, floats=65536):
     """Slices that cut `rows` rows of `columns` numbers into pieces of about `floats` numbers."""
     step = max(1, floats // max(1, columns))
@@ -98,9 +104,8 @@ def linear_backward(dy, cache):
 
 
 # Embedding. y = W[i] picks row i, which is the linear layer for a one-hot input x. Its dW = xᵀdy
-# adds each dy to the row its token came from; a token met twice collects twice, so rows must be
-# *added*. With few different tokens the product with the one-hot x is fastest, with many a loop
-# over tokens.
+# adds each dy to the row its token came from; a token met twice collects twice: rows are *added*.
+# With few different tokens the product with the one-hot x is fastest, with many a loop over tokens.
 
 
 def embedding_forward(idx, W):
@@ -120,49 +125,14 @@ def embedding_backward(dy, cache):
     return dW
 
 
-# LayerNorm. For each row of C numbers
-#     μ = mean(x),   σ² = mean((x - μ)²),   r = 1/√(σ² + ε),   x̂ = (x - μ)r,   y = x̂γ + β.
-# Parameters first: dγ = Σₙ dy x̂ and dβ = Σₙ dy, over all rows n. For x let a = ∂L/∂x̂ = dy γ. Both
-# μ and r depend on every xᵢ: ∂μ/∂xᵢ = 1/C, and, as Σⱼ(xⱼ - μ) = 0 makes the change of μ drop out,
-# ∂σ²/∂xᵢ = 2(xᵢ - μ)/C. So ∂r/∂xᵢ = -½r³ · 2(xᵢ - μ)/C = -r² x̂ᵢ/C, and by the product rule
-#     ∂x̂ⱼ/∂xᵢ = r(1[i=j] - 1/C) + (xⱼ - μ)(-r² x̂ᵢ/C) = r(1[i=j] - 1/C - x̂ⱼx̂ᵢ/C)
-#     dxᵢ = Σⱼ aⱼ ∂x̂ⱼ/∂xᵢ = r( aᵢ - mean(a) - x̂ᵢ mean(a x̂) ):
-# a loses its mean and (exactly so for ε = 0) its component along x̂, the two directions that the
-# layer ignores. Both means are sums over a = dy γ, so products with γ/C.
-
-
-def layernorm_forward(x, weight, bias=None, eps=1e-5):
-    """Rows of x (..., C) to mean 0 and variance 1, times weight (C,), plus bias (C,) or None."""
-    C = x.shape[-1]
-    mean = x @ np.full(C, 1 / C, x.dtype)  # (...,)
-    xhat = x - mean[..., None]
-    r = 1 / np.sqrt(np.vecdot(xhat, xhat) / C + eps)  # (...,)
-    xhat *= r[..., None]
-    y = xhat * weight
-    if bias is not None:
-        y += bias
-    return y, (xhat, r, weight, bias)
-
-
-def layernorm_backward(dy, cache):
-    """dx (..., C), dweight (C,), dbias (C,) or None."""
-    xhat, r, weight, bias = cache
-    C = dy.shape[-1]
-    ones = np.ones(dy.size // C, dy.dtype)
-    product = dy * xhat
-    dweight = ones @ product.reshape(-1, C)
-    dbias = None if bias is None else ones @ dy.reshape(-1, C)
-    mean_a, mean_ax = dy @ (weight / C), product @ (weight / C)
-    dx = dy * weight
-    dx -= mean_a[..., None]
-    dx -= np.multiply(xhat, mean_ax[..., None], out=product)
-    dx *= r[..., None]
-    return dx, dweight, dbias
-
-
-# RMSNorm drops the mean: r = 1/√(mean(x²) + ε), x̂ = x r, y = x̂γ. Now ∂mean(x²)/∂xᵢ = 2xᵢ/C gives
-# ∂r/∂xᵢ = -½r³ · 2xᵢ/C = -r² x̂ᵢ/C as before, and without μ the term mean(a) is gone:
-#     dxᵢ = r( aᵢ - x̂ᵢ mean(a x̂) ).
+# RMSNorm. For each row of C numbers
+#     r = 1/√(mean(x²) + ε),   x̂ = x r,   y = x̂γ.
+# γ is scaled by x̂ in every row n, so dγ = Σₙ dy x̂. For x let a = ∂L/∂x̂ = dy γ. Every xᵢ moves r:
+# ∂mean(x²)/∂xᵢ = 2xᵢ/C, so ∂r/∂xᵢ = -½r³ · 2xᵢ/C = -r² x̂ᵢ/C, and by the product rule
+#     ∂x̂ⱼ/∂xᵢ = r 1[i=j] + xⱼ(-r² x̂ᵢ/C) = r(1[i=j] - x̂ⱼx̂ᵢ/C)
+#     dxᵢ = Σⱼ aⱼ ∂x̂ⱼ/∂xᵢ = r( aᵢ - x̂ᵢ mean(a x̂) ):
+# a loses (exactly so for ε = 0) its component along x̂, because the layer ignores the length of x.
+# With a = dy γ the mean is a product of dy x̂ with γ/C.
 
 
 def rmsnorm_forward(x, weight, eps=1e-5):
@@ -183,6 +153,30 @@ def rmsnorm_backward(dy, cache):
     dx -= np.multiply(xhat, mean_ax[..., None], out=product)
     dx *= r[..., None]
     return dx, dweight
+
+
+# LayerNorm also removes the mean, and adds a bias: with z = x - mean(x), whose mean square is the
+# variance of x, it is rmsnorm(z) + β. Again dβ = Σₙ dy. From dz to dx: ∂zⱼ/∂xᵢ = 1[i=j] - 1/C, so
+#     dxᵢ = Σⱼ dzⱼ (1[i=j] - 1/C) = dzᵢ - mean(dz).
+
+
+def layernorm_forward(x, weight, bias=None, eps=1e-5):
+    """Rows of x (..., C) to mean 0 and variance 1, times weight (C,), plus bias (C,) or None."""
+    mean = x @ np.full(x.shape[-1], 1 / x.shape[-1], x.dtype)  # (...,)
+    y, cache = rmsnorm_forward(x - mean[..., None], weight, eps)
+    if bias is not None:
+        y += bias
+    return y, (cache, bias)
+
+
+def layernorm_backward(dy, cache):
+    """dx (..., C), dweight (C,), dbias (C,) or None."""
+    cache, bias = cache
+    C = dy.shape[-1]
+    dx, dweight = rmsnorm_backward(dy, cache)
+    dx -= (dx @ np.full(C, 1 / C, dx.dtype))[..., None]
+    dbias = None if bias is None else np.ones(dy.size // C, dy.dtype) @ dy.reshape(-1, C)
+    return dx, dweight, dbias
 
 
 # GELU. x Φ(x), with Φ the normal distribution function, in GPT-2's tanh form:
@@ -223,9 +217,8 @@ def gelu_backward(dy, slope):
 
 
 # SwiGLU. y = silu(g)u, silu(g) = g s, s = 1/(1 + e⁻ᵍ) the sigmoid: one half of the input opens a
-# gate on the other. s' = e⁻ᵍ/(1 + e⁻ᵍ)² = s(1 - s), so silu' = s + g s(1 - s) = s + silu(g)(1 - s),
-# and
-#     dg = dy u silu'(g),   du = dy silu(g).
+# gate on the other. With s' = e⁻ᵍ/(1 + e⁻ᵍ)² = s(1 - s),
+#     silu'(g) = s + g s(1 - s) = s + silu(g)(1 - s),    dg = dy u silu'(g),    du = dy silu(g).
 # s is computed as ½(1 + tanh(g/2)), which cannot overflow and is the same: tanh(g/2) is
 # (e^(g/2) - e^(-g/2))/(e^(g/2) + e^(-g/2)) = (1 - e⁻ᵍ)/(1 + e⁻ᵍ) = 2s - 1.
 
@@ -254,16 +247,15 @@ def swiglu_backward(dy, cache):
     return dx.reshape(*dy.shape[:-1], 2 * F)
 
 
-# Dropout. Zero each number with probability p and divide the rest by 1 - p: the mean stays, E[y] =
-# x. It is a product with a random constant m, so dx = m dy.
+# Dropout. Zero each number with probability p and divide the rest by 1 - p, so that E[y] = x stays.
+# It is a product with a random constant m: dx = m dy.
 
 
 def dropout_forward(x, p, rng):
     """x with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p); rng None: x itself."""
     if rng is None or p == 0:
         return x, None
-    keep = rng.random(x.shape, dtype=np.float32) >= p
-    mask = keep * x.dtype.type(1 / (1 - p))
+    mask = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(1 / (1 - p))
     return x * mask, mask
 
 
@@ -280,10 +272,7 @@ def dropout_backward(dy, mask):
 
 
 def cross_entropy_forward(logits, targets):
-    """Mean negative log-likelihood of targets (...) under logits (..., V), in nats.
-
-    A target of -1 is ignored; with nothing left to predict the loss is 0.
-    """
+    """Mean nats of targets (...) under logits (..., V); -1 is ignored, with no target it is 0."""
     z = logits.reshape(-1, logits.shape[-1])
     targets = targets.ravel()
     kept = np.flatnonzero(targets != -1)
@@ -310,8 +299,9 @@ def cross_entropy_backward(dloss, cache):
 # RoPE. Position enters as a rotation. Channel pair (a, b) of a head turns by the angle pθᵢ at
 # position p, for i = 0 .. D/2 - 1 and θᵢ = theta^(-2i/D), slower for later pairs:
 #     (a, b) → (a cos - b sin, b cos + a sin), a matrix R(p) with the inverse R(-p) = R(p)ᵀ.
-# Turning by -α and then by β is turning by β - α: R(α)ᵀR(β) = R(β - α). So the score of a query q
-# at α and a key k at β, (R(α)q)·(R(β)k) = qᵀR(α)ᵀR(β)k = q·R(β - α)k, knows only their distance.
+# Turning by -α and then by β is turning by β - α. So the score of a query q at position α and a key
+# k at β knows only their distance:
+#     (R(α)q)·(R(β)k) = qᵀR(α)ᵀR(β)k = q·R(β - α)k.
 # The backward of y = Rx is dx = Rᵀdy, the rotation back. a and b are the two halves of the head
 # ("half-split"), as Hugging Face stores Llama's weights.
 
@@ -339,21 +329,19 @@ def rope_backward(dy, cache):
 
 
 # Causal attention. Every query qᵢ scores the keys of its own and earlier positions, the softmax
-# turns the scores into weights, the output is the weighted mean of the values:
-#     sᵢⱼ = qᵢ·kⱼ/√D for j ≤ i,   Eᵢⱼ = exp(sᵢⱼ - maxⱼ sᵢⱼ),   lᵢ = Σⱼ Eᵢⱼ,   Pᵢⱼ = Eᵢⱼ/lᵢ,
-#     yᵢ = Σⱼ Pᵢⱼ vⱼ
-# (1/√D: a sum of D products of unit variance has variance D; see stage 5.)
+# turns the scores into weights, the output is the weighted mean of the values. For j ≤ i
+#     sᵢⱼ = qᵢ·kⱼ/√D,   Eᵢⱼ = exp(sᵢⱼ - maxⱼ sᵢⱼ),   lᵢ = Σⱼ Eᵢⱼ,   Pᵢⱼ = Eᵢⱼ/lᵢ,   yᵢ = Σⱼ Pᵢⱼ vⱼ
+# (1/√D: a sum of D products of unit variance has variance D; see stage 5).
 #
 # Backward, from right to left. y = Pv is a linear layer twice over: dv = Pᵀdy and dPᵢⱼ = dyᵢ·vⱼ.
 # The softmax has ∂Pᵢⱼ/∂sᵢₖ = Pᵢⱼ(1[j=k] - Pᵢₖ), hence
 #     dsᵢₖ = Σⱼ dPᵢⱼ Pᵢⱼ (1[j=k] - Pᵢₖ) = Pᵢₖ (dPᵢₖ - δᵢ),
-#     δᵢ = Σⱼ Pᵢⱼ dPᵢⱼ = Σⱼ Pᵢⱼ dyᵢ·vⱼ = dyᵢ·yᵢ,
-# and s = qkᵀ/√D gives dq = ds k/√D and dk = dsᵀ q/√D. δ as dy·y is a sum over D instead of T
-# numbers.
+#     δᵢ = Σⱼ Pᵢⱼ dPᵢⱼ = Σⱼ Pᵢⱼ dyᵢ·vⱼ = dyᵢ·yᵢ,      a sum over D numbers instead of T,
+# and s = qkᵀ/√D gives dq = ds k/√D and dk = dsᵀq/√D.
 #
-# Nothing of size T×T need be divided by l. In the forward y = (E v)/l; in the backward let g =
-# dy/l, then ds = P(dP - δ) = (E/l)(dy vᵀ - δ) = E(g vᵀ - δ/l), with δ/l = g·y, and dv = Eᵀg. The
-# cached q is already divided by √D, so dk = dsᵀq needs no factor.
+# Nothing of size T×T need be divided by l. Forward, y = (E v)/l. Backward, let g = dy/l: then
+# ds = P(dP - δ) = (E/l)(dy vᵀ - δ) = E(g vᵀ - δ/l), with δ/l = g·y, and dv = Eᵀg. The cached q is
+# already divided by √D, so dk = dsᵀq needs no factor.
 #
 # Dropout on P multiplies Eᵢⱼ by a mask mᵢⱼ before the product with v, but leaves l alone; then
 # dP = m(dy vᵀ), and δ = dy·y still holds because y contains the same mask.
@@ -361,9 +349,7 @@ def rope_backward(dy, cache):
 # Queries go in blocks of 64: a block needs the keys up to its own end and no others, so the upper
 # triangle of zeros is mostly never computed. Grouped queries (GQA): H/Hkv query heads share a key
 # head; the axes are (B, Hkv, H/Hkv, T, D), and a shared key's gradient is the sum over its group.
-#
-# With a cache of past keys there are fewer queries than keys: the queries are the *last* Tq
-# positions.
+# With a cache of past keys there are fewer queries than keys: they are the *last* Tq positions.
 
 BLOCK = 64
 CAUSAL = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
@@ -426,6 +412,9 @@ def attention_backward(dy, cache):
 # p holds one block's weights as (in, out) matrices under names of our own; qkv stacks the three
 # projections side by side and llama's `up` stacks [gate, up], so each is one product. config is the
 # GPTConfig of section 4, which says the family (arch) and the sizes.
+#
+# When text is generated, the keys and values of a position never change once later tokens arrive,
+# so they are kept in kv: a new token costs one column of work instead of the whole window.
 
 
 def norm_forward(x, p, name, config):
@@ -442,11 +431,11 @@ def backward_into(grads, name, backward, dy, cache):
     return dx
 
 
-def block_forward(x, p, config, rope=None, rng=None, kv=None):
+def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
     """One transformer block on x (B, T, C): y (B, T, C).
 
     rope: cos and sin tables of these positions (llama). rng: draws dropout masks; None means none.
-    kv: a function (k, v) -> (k, v) that appends to a cache and returns past and present.
+    kv: keys and values (2, B, Hkv, size, D), `past` positions of which are filled; x adds its own.
     """
     B, T, C = x.shape
     H, Hkv, D = config.n_head, config.n_kv_head, config.head_size
@@ -457,12 +446,12 @@ def block_forward(x, p, config, rope=None, rng=None, kv=None):
     if rope:
         qk, _ = rope_forward(qk, *rope)
     q, k, v = (t.transpose(0, 2, 1, 3) for t in (qk[:, :, :H], qk[:, :, H:], v))  # (B, H, T, D)
-    if kv:
-        k, v = kv(k, v)
+    if kv is not None:
+        kv[0, :, :, past : past + T], kv[1, :, :, past : past + T] = k, v
+        k, v = kv[:, :, :, : past + T]
     a, attention = attention_forward(q, k, v, config.dropout, rng)
-    a, out = linear_forward(
-        a.transpose(0, 2, 1, 3).reshape(B, T, C), p["out.weight"], p.get("out.bias")
-    )
+    a = a.transpose(0, 2, 1, 3).reshape(B, T, C)
+    a, out = linear_forward(a, p["out.weight"], p.get("out.bias"))
     a, drop1 = dropout_forward(a, config.dropout, rng)
     x = x + a
     h, norm2 = norm_forward(x, p, "norm2", config)
@@ -495,7 +484,6 @@ def block_backward(dy, cache):
 
 # %% 4. Configuration
 
-
 FAMILIES = {  # GPT-2 124M and Llama-2 7B
     "gpt2": dict(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
     | dict(bias=True, tie_weights=True),
@@ -509,9 +497,9 @@ class GPTConfig:
     """The shape of a model. What is left None takes the value of GPT-2 124M or of Llama-2 7B.
 
     n_kv_head: key/value heads (llama; default n_head). n_hidden: MLP width (default: gpt2 4C; llama
-    8C/3, which gives its three matrices the weights of gpt2's two, rounded up to a multiple
-    of C/16). bias: gpt2 only; False is nanoGPT's bias-free variant. Raises ValueError for
-    combinations that are not a model.
+    8C/3, which gives its three matrices the weights of gpt2's two, rounded up to a multiple of
+    C/16). bias: gpt2 only; False is nanoGPT's bias-free variant. Raises ValueError for combinations
+    that are not a model.
     """
 
     arch: str = "gpt2"
@@ -529,48 +517,36 @@ class GPTConfig:
     rope_theta: float = 10000.0
 
     def __post_init__(self):
-        def need(condition, message):
-            if not condition:
-                raise ValueError(message)
-
-        arches = tuple(FAMILIES)
-        need(self.arch in arches, f"arch must be 'gpt2' or 'llama', not {self.arch!r}")
+        need(self.arch in [*FAMILIES], f"arch must be 'gpt2' or 'llama', not {self.arch!r}")
         for name, value in FAMILIES[self.arch].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        if self.n_kv_head is None:
-            self.n_kv_head = self.n_head
-        gpt2, C = self.arch == "gpt2", self.n_embd
-        if self.n_hidden is None and isinstance(C, (int, np.integer)):
+        gpt2, C, H = self.arch == "gpt2", self.n_embd, self.n_head
+        Hkv = self.n_kv_head = H if self.n_kv_head is None else self.n_kv_head
+        if self.n_hidden is None and isinstance(C, numbers.Integral):
             unit = max(1, C // 16)  # ⌈8C/3 / unit⌉ units: -(-a // b) rounds a/b up
             self.n_hidden = 4 * C if gpt2 else -(-8 * C // (3 * unit)) * unit
         for field in dataclasses.fields(self)[1:]:
-            value, kind = getattr(self, field.name), str(field.type).split(" ")[0]
-            if kind == "int":
-                whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-                need(
-                    whole and 0 < value,
-                    f"{field.name} must be a positive whole number, not {value!r}",
-                )
-                setattr(self, field.name, int(value))
-            elif kind == "bool":
-                need(isinstance(value, bool), f"{field.name} must be True or False, not {value!r}")
-            else:
-                need(
-                    isinstance(value, numbers.Real), f"{field.name} must be a number, not {value!r}"
-                )
-                setattr(self, field.name, float(value))
-        H, Hkv, size = self.n_head, self.n_kv_head, self.n_layer * self.n_embd**2
+            name, value = field.name, getattr(self, field.name)
+            kind = getattr(field.type, "__args__", [field.type])[0]  # the int of int | None
+            base, what, lowest, highest = {
+                int: (numbers.Integral, "a positive whole number", 1, 1e300),
+                bool: (bool, "True or False", False, True),
+                float: (numbers.Real, "a number", -1e300, 1e300),
+            }[kind]
+            right = isinstance(value, base) and isinstance(value, bool) == (kind is bool)
+            need(right and lowest <= value <= highest, f"{name} must be {what}, not {value!r}")
+            setattr(self, name, kind(value))
+        D, size = C // H, self.n_layer * C**2
         need(size < 1e12, f"n_layer={self.n_layer} with n_embd={C} is beyond any memory")
         need(C % H == 0, f"n_embd must be a multiple of n_head, not {C} with {H} heads")
         need(H % Hkv == 0, f"n_head must be a multiple of n_kv_head, not {H} and {Hkv}")
         need(not gpt2 or H == Hkv, f"gpt2 has no grouped queries: n_kv_head must be {H}, not {Hkv}")
         need(gpt2 or not self.bias, "llama has no biases: bias must be False")
-        need(gpt2 or C // H % 2 == 0, f"rotary positions need an even head size, not {C // H}")
+        need(gpt2 or D % 2 == 0, f"rotary positions need an even head size, not {D}")
         need(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
-        for name in ("norm_eps", "rope_theta"):
-            value = getattr(self, name)
-            need(0 < value < math.inf, f"{name} must be positive and finite, not {value}")
+        need(self.norm_eps > 0, f"norm_eps must be positive, not {self.norm_eps}")
+        need(self.rope_theta > 0, f"rope_theta must be positive, not {self.rope_theta}")
 
     @property
     def head_size(self):
@@ -578,139 +554,92 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
-# The names under which Hugging Face stores each weight, by the names the block uses. Where several
-# stand in a row they are neighbours in memory, and the block sees them as one matrix.
+# Every weight: our name, the name Hugging Face stores it under (* is the layer's number), and its
+# shape there, (in, out) for gpt2 and (out, in) for llama. K is the size of all key heads.
 
-TOP_NAMES = {  # embedding, positions, final norm, prefix of the layers
-    "gpt2": ("transformer.wte", "transformer.wpe", "transformer.ln_f", "transformer.h"),
-    "llama": ("model.embed_tokens", None, "model.norm", "model.layers"),
+LAYOUT = {
+    "gpt2": """
+        embedding  transformer.wte              V C
+        positions  transformer.wpe              T C
+        norm1      transformer.h.*.ln_1         C
+        qkv        transformer.h.*.attn.c_attn  C 3C
+        out        transformer.h.*.attn.c_proj  C C
+        norm2      transformer.h.*.ln_2         C
+        up         transformer.h.*.mlp.c_fc     C F
+        down       transformer.h.*.mlp.c_proj   F C
+        norm       transformer.ln_f             C
+        head       lm_head                      V C""",
+    "llama": """
+        embedding  model.embed_tokens                       V C
+        norm1      model.layers.*.input_layernorm           C
+        qkv        model.layers.*.self_attn.q_proj          C C
+        qkv        model.layers.*.self_attn.k_proj          K C
+        qkv        model.layers.*.self_attn.v_proj          K C
+        out        model.layers.*.self_attn.o_proj          C C
+        norm2      model.layers.*.post_attention_layernorm  C
+        up         model.layers.*.mlp.gate_proj             F C
+        up         model.layers.*.mlp.up_proj               F C
+        down       model.layers.*.mlp.down_proj             C F
+        norm       model.norm                               C
+        head       lm_head                                  V C""",
 }
-BLOCK_NAMES = {
-    "gpt2": {
-        "norm1": ["ln_1"], "qkv": ["attn.c_attn"], "out": ["attn.c_proj"],
-        "norm2": ["ln_2"], "up": ["mlp.c_fc"], "down": ["mlp.c_proj"],
-    },
-    "llama": {
-        "norm1": ["input_layernorm"], "out": ["self_attn.o_proj"],
-        "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        "norm2": ["post_attention_layernorm"],
-        "up": ["mlp.gate_proj", "mlp.up_proj"], "down": ["mlp.down_proj"],
-    },
-}  # fmt: skip
+
+
+def param_table(config):
+    """Rows (Hugging Face name, shape, layer or None, our name), all matrices before all vectors.
+
+    Matrices decay (section 9), vectors do not: each kind is one piece of memory.
+    """
+    C, rows = config.n_embd, []
+    size = {"C": C, "3C": 3 * C, "K": config.n_kv_head * config.head_size, "F": config.n_hidden}
+    size |= {"V": config.vocab_size, "T": config.block_size}
+    for layer in [None, *range(config.n_layer)]:
+        for line in LAYOUT[config.arch].strip().splitlines():
+            ours, theirs, *shape = line.split()
+            if ("*" in theirs) == (layer is None) or (ours == "head" and config.tie_weights):
+                continue
+            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in shape)
+            rows.append((f"{name}.weight", shape, layer, f"{ours}.weight"))
+            if config.bias and ours not in ("embedding", "positions", "head"):
+                rows.append((f"{name}.bias", shape[-1:], layer, f"{ours}.bias"))
+    return sorted(rows, key=lambda row: -len(row[1]))
 
 
 def param_shapes(config):
-    """{Hugging Face name: shape}: all matrices first (they decay, see section 9), then all vectors.
-
-    gpt2's matrices are (in, out), llama's (out, in), as in GPT2LMHeadModel and LlamaForCausalLM.
-    """
-    C, F, V = config.n_embd, config.n_hidden, config.vocab_size
-    kv = config.n_kv_head * config.head_size
-    embedding, positions, norm, layers = TOP_NAMES[config.arch]
-    sizes = {"qkv": [(C, C), (C, kv), (C, kv)], "out": [(C, C)], "down": [(F, C)]}  # (in, out)
-    sizes["up"] = [(C, F), (C, F)]
-    if config.arch == "gpt2":
-        sizes |= {"qkv": [(C, 3 * C)], "up": [(C, F)]}
-    matrices, vectors = {f"{embedding}.weight": (V, C)}, {}
-    if positions:
-        matrices[f"{positions}.weight"] = (config.block_size, C)
-    for i in range(config.n_layer):
-        for part, names in BLOCK_NAMES[config.arch].items():
-            for name, size in zip(names, sizes.get(part, [(C, C)])):
-                name = f"{layers}.{i}.{name}"
-                if part in sizes:
-                    matrices[f"{name}.weight"] = size if config.arch == "gpt2" else size[::-1]
-                else:
-                    vectors[f"{name}.weight"] = (C,)
-                if config.bias:
-                    vectors[f"{name}.bias"] = size[1:]
-    vectors[f"{norm}.weight"] = (C,)
-    if config.bias:
-        vectors[f"{norm}.bias"] = (C,)
-    if not config.tie_weights:
-        matrices["lm_head.weight"] = (V, C)
-    return matrices | vectors
+    """{Hugging Face name: shape}, as in GPT2LMHeadModel and LlamaForCausalLM."""
+    return {name: shape for name, shape, *_ in param_table(config)}
 
 
 class ParamDict(dict):
     """{Hugging Face name: array}, every array a view into one contiguous vector, `.flat`.
 
     `.blocks[i]` shows layer i under the names of block_forward, as (in, out) matrices, and `.top`
-    the rest: the same memory, transposed and joined where needed.
+    the rest: the same memory, where needed transposed and joined with the neighbour of one name.
     """
 
     def __init__(self, config, flat):
         super().__init__()
-        self.config, self.flat, ends, end = config, flat, {}, 0
-        for name, shape in param_shapes(config).items():
-            start, end = end, end + math.prod(shape)
-            self[name], ends[name] = flat[start:end].reshape(shape), (start, end)
-        self.decayed = sum(p.size for p in self.values() if p.ndim == 2)  # matrices come first
-        embedding, positions, norm, layers = TOP_NAMES[config.arch]
-        head = embedding if config.tie_weights else "lm_head"
-        self.top = {"embedding": self[f"{embedding}.weight"], "head": self[f"{head}.weight"]}
-        ours = {"positions": positions, "norm": norm}
-        for name, p in self.items():
-            module, _, kind = name.rpartition(".")
-            for part, theirs in ours.items():
-                if module == theirs:
-                    self.top[f"{part}.{kind}"] = p
+        self.config, self.flat, self.top, starts, end = config, flat, {}, {}, 0
         self.blocks = [{} for _ in range(config.n_layer)]
-        for i, block in enumerate(self.blocks):
-            for part, names in BLOCK_NAMES[config.arch].items():
-                for kind in ("weight", "bias"):
-                    where = [f"{layers}.{i}.{name}.{kind}" for name in names]
-                    if where[0] in self:  # from the first one's start to the last one's end
-                        joined = flat[ends[where[0]][0] : ends[where[-1]][1]]
-                        if part not in ("norm1", "norm2") and kind == "weight":
-                            joined = joined.reshape(-1, self[where[0]].shape[1])
-                            joined = joined if config.arch == "gpt2" else joined.T
-                        block[f"{part}.{kind}"] = joined
+        for name, shape, layer, ours in param_table(config):
+            start, end = end, end + math.prod(shape)
+            self[name] = flat[start:end].reshape(shape)
+            joined = flat[starts.setdefault((layer, ours), start) : end].reshape(-1, *shape[1:])
+            if layer is None:
+                self.top[ours] = joined
+            else:
+                self.blocks[layer][ours] = joined if config.arch == "gpt2" else joined.T
+        self.top.setdefault("head.weight", self.top["embedding.weight"])
+        self.decayed = sum(p.size for p in self.values() if p.ndim == 2)  # matrices come first
 
     def __reduce__(self):  # a copy or a pickle makes its own views into its own vector
         return ParamDict, (self.config, self.flat)
 
 
-# %% 5. Generation: the cache and the draw
+# %% 5. The draw
 #
-# A causal model's keys and values at a position never change once later tokens arrive, so they are
-# kept: a new token costs one column of work instead of the whole window. That holds until the
-# context is full. Then the window slides: every token moves one position back, its embedding and
-# all that follows from it change, and the window is computed anew.
-
-
-class KVCache:
-    """Keys and values of every layer for the first `length` positions of a context."""
-
-    def __init__(self, config, batch, size, dtype):
-        shape = (config.n_layer, batch, config.n_kv_head, size, config.head_size)
-        self.keys, self.values, self.length = np.empty(shape, dtype), np.empty(shape, dtype), 0
-
-    def layer(self, i):
-        """A function that appends k, v (B, Hkv, T, D) to layer i and returns all it holds."""
-
-        def append(k, v):
-            end = self.length + k.shape[2]
-            self.keys[i, :, :, self.length : end], self.values[i, :, :, self.length : end] = k, v
-            return self.keys[i, :, :, :end], self.values[i, :, :, :end]
-
-        return append
-
-
 # A draw inverts the distribution function: with F(i) = p₀ + ... + pᵢ and u uniform in [0, 1), the
 # smallest i with F(i) > u is token i exactly when F(i-1) ≤ u < F(i), an interval of length pᵢ.
-
-
-def check_sampling(temperature, top_k, top_p, seed=None):
-    """Raise ValueError unless temperature ≥ 0, top_k ≥ 1 or None, 0 < top_p ≤ 1 or None."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be 0 or more, not {temperature}")
-    if top_k is not None and not (top_k >= 1 and top_k == int(top_k)):
-        raise ValueError(f"top_k must be a whole number of at least 1, not {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
-    if isinstance(seed, int) and seed < 0:
-        raise ValueError(f"seed must be at least 0, not {seed}")
 
 
 def sample_token(logits, temperature, top_k, top_p, rng):
@@ -734,8 +663,7 @@ def sample_token(logits, temperature, top_k, top_p, rng):
 
 # %% 6. Checkpoints
 #
-# A checkpoint is a directory as Hugging Face lays it out, so transformers opens ours and we open
-# theirs.
+# A checkpoint is a directory as Hugging Face lays it out: transformers opens ours, we open theirs.
 #
 # safetensors: 8 bytes of little-endian header length N, N bytes of JSON {name: {dtype, shape,
 # data_offsets}}, then the arrays' raw bytes. It is read through a memory map, so an array costs
@@ -763,64 +691,59 @@ def write_safetensors(path, tensors, metadata=None):
         os.fsync(file.fileno())
 
 
+def parse_json(text, kind, complaint):
+    """The JSON value in text, str or bytes; ValueError(complaint) unless it is of that kind."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{complaint} ({error})") from None
+    need(isinstance(value, kind), complaint)
+    return value
+
+
+def read_json(path):
+    """A JSON object from a file; ValueError if it is missing or damaged."""
+    need(Path(path).is_file(), f"{path}: no such file")
+    return parse_json(Path(path).read_bytes(), dict, f"{path}: expected a JSON object")
+
+
 def read_safetensors(path):
     """({name: read-only array}, metadata) of a safetensors file; BF16 becomes float32.
 
     Raises ValueError naming the file when any length, offset, shape or type does not hold.
     """
-
-    def need(condition, what):
-        if not condition:
-            raise ValueError(f"{path}: damaged safetensors file: {what}")
-
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    size = os.path.getsize(path)
-    need(size >= 8, f"{size} bytes are too few")
+    need(Path(path).is_file(), f"{path}: no such file")
+    size, bad = os.path.getsize(path), f"{path}: damaged safetensors file:"
+    need(size >= 8, f"{bad} {size} bytes are too few")
     with open(path, "rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     start = 8 + int.from_bytes(data[:8], "little")
-    need(start <= size, f"a header of {start - 8} bytes in a file of {size}")
-    try:
-        header = json.loads(data[8:start])
-    except (ValueError, RecursionError):
-        header = None
-    need(isinstance(header, dict), "the header is not a JSON object")
+    need(start <= size, f"{bad} a header of {start - 8} bytes in a file of {size}")
+    header = parse_json(data[8:start], dict, f"{bad} the header is not a JSON object")
     metadata, tensors, spans = header.pop("__metadata__", {}), {}, []
-    need(isinstance(metadata, dict), "the metadata is not a JSON object")
+    need(isinstance(metadata, dict), f"{bad} the metadata is not a JSON object")
     for name, entry in header.items():
-        need(isinstance(entry, dict) and entry.get("dtype") in [*DTYPES], f"type of {name}")
+        known = isinstance(entry, dict) and entry.get("dtype") in [*DTYPES]
+        need(known, f"{bad} type of {name}")
         shape, offsets = entry.get("shape"), entry.get("data_offsets")
-        for numbers_ in (shape, offsets):
-            whole = isinstance(numbers_, list) and len(numbers_) <= 32
-            whole = whole and all(type(n) is int and 0 <= n <= size for n in numbers_)
-            need(whole, f"shape or offsets of {name}")
-        need(len(offsets) == 2 and offsets[0] <= offsets[1] <= size - start, f"offsets of {name}")
+        for ns in (shape, offsets):
+            right = isinstance(ns, list) and len(ns) <= 32
+            right = right and all(type(n) is int and 0 <= n <= size for n in ns)
+            need(right, f"{bad} shape or offsets of {name}")
+        right = len(offsets) == 2 and offsets[0] <= offsets[1] <= size - start
+        need(right, f"{bad} offsets of {name}")
         dtype, count = np.dtype(DTYPES[entry["dtype"]]), math.prod(shape)
-        length = offsets[1] - offsets[0]
-        need(length == count * dtype.itemsize, f"{name} is {shape} but has another length")
-        spans.append(offsets)
+        right = offsets[1] - offsets[0] == count * dtype.itemsize
+        need(right, f"{bad} {name} is {shape} but has another length")
         array = np.frombuffer(data, dtype, count, start + offsets[0]).reshape(shape)
         if entry["dtype"] == "BF16":  # the upper half of a float32
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = array
-    ends = [0, *(end for _, end in sorted(spans))]
-    tiled = [begin for begin, _ in sorted(spans)] == ends[:-1] and ends[-1] == size - start
-    need(tiled, f"the arrays do not fill its {size - start} bytes of data one after the other")
+        spans.append(offsets)
+    begins, ends = zip(*sorted(spans), (size - start, None))
+    right = begins == (0, *ends[:-1])  # each begins where the one before it ends
+    need(right, f"{bad} the arrays do not fill its {size - start} bytes one after the other")
     return tensors, metadata
-
-
-def read_json(path):
-    """A JSON object from a file; ValueError if it is missing or damaged."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object")
-    return value
 
 
 # config.json, field by field: our name for each of theirs, and the values that this file computes.
@@ -860,28 +783,25 @@ def config_to_json(config):
 def config_from_json(j):
     """The GPTConfig of a config.json; ValueError for anything this file does not compute."""
     arch = j.get("model_type")
-    if arch not in [*HF_FIELDS]:
-        raise ValueError(f"config.json: model_type must be gpt2 or llama, not {arch!r}")
+    known = arch in [*HF_FIELDS]
+    need(known, f"config.json: model_type must be gpt2 or llama, not {arch!r}")
+    fields = {} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' default
+    for theirs, ours in HF_FIELDS[arch].items():
+        if j.get(theirs) is not None:
+            fields[ours] = j[theirs]
+        optional = ours not in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+        need(optional or ours in fields, f"config.json lacks {theirs}")
     rope = j.get("rope_parameters") or j.get("rope_scaling") or {}  # transformers 5, transformers 4
-    fields = {ours: j.get(theirs) for theirs, ours in HF_FIELDS[arch].items()}
-    fields = {k: v for k, v in fields.items() if v is not None}
-    if not isinstance(rope, dict):
-        raise ValueError(f"config.json: rotary settings {rope!r} are not an object")
-    if arch == "llama":
-        fields.setdefault("norm_eps", 1e-6)  # transformers' default
+    need(isinstance(rope, dict), f"config.json: rotary settings {rope!r} are not an object")
+    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
+    need(plain, f"config.json: scaled rotary positions are not supported: {rope}")
     if "rope_theta" in rope:
         fields["rope_theta"] = rope["rope_theta"]
-    for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-        if name not in fields:
-            theirs = next(t for t, ours in HF_FIELDS[arch].items() if ours == name)
-            raise ValueError(f"config.json lacks {theirs}")
     config = GPTConfig(arch, **fields)
-    fixed = HF_FIXED[arch] | {"head_dim": config.head_size, "architectures": None}
-    for name, value in fixed.items():
-        if value is not None and j.get(name) not in (None, value):
-            raise ValueError(f"config.json: {name}={j[name]!r} is not supported, only {value!r}")
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise ValueError(f"config.json: scaled rotary positions are not supported: {rope}")
+    for name, value in (HF_FIXED[arch] | {"head_dim": config.head_size}).items():
+        found = None if name == "architectures" else j.get(name)
+        message = f"config.json: {name}={found!r} is not supported, only {value!r}"
+        need(found in (None, value), message)
     return config
 
 
@@ -901,8 +821,7 @@ def find_checkpoint(directory):
     """The directory to read; ValueError if it is none."""
     path, _, old = siblings(directory)
     found = path if path.is_dir() else old
-    if not found.is_dir():
-        raise ValueError(f"{directory}: no such checkpoint directory")
+    need(found.is_dir(), f"{directory}: no such checkpoint directory")
     return found
 
 
@@ -922,10 +841,10 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
     Other files that are there already are kept, but for the training state of older weights.
     """
     path, new, old = siblings(directory)
-    if path in (cwd := Path.cwd().resolve(), *cwd.parents):
-        raise ValueError(f"{directory}: give the checkpoint a directory of its own")
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{directory}: is a file, a checkpoint is a directory")
+    cwd = Path.cwd().resolve()
+    need(path not in (cwd, *cwd.parents), f"{directory}: give it a directory of its own")
+    free = path.is_dir() or not path.exists()
+    need(free, f"{directory}: is a file, a checkpoint is a directory")
     path.parent.mkdir(parents=True, exist_ok=True)
     if old.is_dir() and not path.is_dir():
         os.rename(old, path)  # an earlier writer died between its two renames
@@ -936,9 +855,9 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
     try:
         if path.is_dir():
-            written = ["model.safetensors*", "config.json", "training_state.*"]
-            written += ["tokenizer"] * bool(tokenizer)
-            shutil.copytree(path, new, symlinks=True, ignore=shutil.ignore_patterns(*written))
+            ours = ["model.safetensors*", "config.json", "training_state.*"]
+            ours += ["tokenizer"] * bool(tokenizer)
+            shutil.copytree(path, new, symlinks=True, ignore=shutil.ignore_patterns(*ours))
         else:
             new.mkdir()
         write_safetensors(new / "model.safetensors", tensors)
@@ -972,21 +891,17 @@ class GPT:
 
     Weights start as N(0, 0.02²); the two projections of each block that write into the residual
     stream are divided by √(2L): the stream is a sum of 2L such writes and its variance would grow
-    with depth (Radford et al. 2019). Norm weights start at 1, biases at 0. seed None leaves
-    all at 0, for weights that are about to be read from a file.
+    with depth (Radford et al. 2019). Norm weights start at 1, biases at 0. seed None leaves all at
+    0, for weights that are about to be read from a file.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
-        if np.dtype(dtype) not in (np.float32, np.float64):
-            raise ValueError(f"dtype must be float32 or float64, not {np.dtype(dtype)}")
-        self.config = config
-        total = sum(math.prod(shape) for shape in param_shapes(config).values())
-        self.params = ParamDict(config, np.zeros(total, np.dtype(dtype).type))
-        self.flat, self._rope = self.params.flat, None
-        if seed is None:  # the weights will be read from a file
-            return
-        rng = np.random.default_rng(seed)
-        for name, p in self.params.items():
+        dtype = np.dtype(dtype).type
+        need(dtype in (np.float32, np.float64), f"dtype must be float32 or float64, not {dtype.__name__}")
+        total = sum(map(math.prod, param_shapes(config).values()))
+        self.config, self.params = config, ParamDict(config, np.zeros(total, dtype))
+        self.flat, rng = self.params.flat, np.random.default_rng(seed)
+        for name, p in self.params.items() if seed is not None else ():
             if p.ndim == 2:
                 residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
                 std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
@@ -1010,53 +925,43 @@ class GPT:
         dW): 6. Attention's scores and weighted sums are two products of T×D per head: 12·L·C·T in
         all, as PaLM counts (Chowdhery et al. 2022, appendix B; the causal half is not taken off).
         """
-        c = self.config
-        weights = sum(p.size for block in self.params.blocks for p in block.values() if p.ndim == 2)
-        weights += self.params.top["head"].size
+        c, p = self.config, self.params
+        matrices = [w.size for block in p.blocks for w in block.values() if w.ndim == 2]
+        weights = sum(matrices) + p.top["head.weight"].size
         return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
 
     def _check(self, idx, name="idx", lowest=0):
-        idx = np.asarray(idx)
-        if idx.ndim != 2 or idx.dtype.kind not in "iu" or 0 in idx.shape:
-            what = f"{idx.dtype} {idx.shape}"
-            raise ValueError(f"{name} must be a (B, T) array of integers, not {what}")
-        low, high, V = idx.min(), idx.max(), self.config.vocab_size
-        if low < lowest or high >= V:
-            raise ValueError(f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
+        idx, V = np.asarray(idx), self.config.vocab_size
+        good = idx.ndim == 2 and idx.dtype.kind in "iu" and idx.size
+        need(good, f"{name} must be a (B, T) array of integers, not {idx.dtype} {idx.shape}")
+        low, high = idx.min(), idx.max()
+        good = lowest <= low and high < V
+        need(good, f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
         return idx.astype(np.int64)
 
-    def _forward(self, idx, rng=None, kv=None, keep=False):
+    def _forward(self, idx, rng=None, kv=None, past=0, keep=False):
         """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
-        c, p = self.config, self.params
-        start = kv.length if kv else 0
-        T = idx.shape[1]
-        if start + T > c.block_size:
-            raise ValueError(f"{start + T} tokens are more than block_size={c.block_size}")
-        x, embed = embedding_forward(idx, p.top["embedding"])
-        if "positions.weight" in p.top:
-            x, rope = x + p.top["positions.weight"][start : start + T], None
-        else:
-            rope = self._rope_tables(start, T)
+        c, p, end = self.config, self.params, past + idx.shape[1]
+        need(end <= c.block_size, f"{end} tokens are more than block_size={c.block_size}")
+        x, embed = embedding_forward(idx, p.top["embedding.weight"])
+        rope, caches = None, []
+        if c.arch == "gpt2":
+            x += p.top["positions.weight"][past:end]
+        else:  # the tables for the heads of q and k side by side
+            tables = rope_tables(np.arange(past, end), c.head_size, c.rope_theta, self.dtype)
+            rope = [np.repeat(table, c.n_head + c.n_kv_head, 1) for table in tables]
         x, drop = dropout_forward(x, c.dropout, rng)
-        caches = []
         for i, weights in enumerate(p.blocks):
-            x, cache = block_forward(x, weights, c, rope, rng, kv and kv.layer(i))
+            x, cache = block_forward(x, weights, c, rope, rng, None if kv is None else kv[i], past)
             if keep:
                 caches.append(cache)
         x, last = norm_forward(x, p.top, "norm", c)
         return x, (embed, drop, caches, last)
 
-    def _rope_tables(self, start, T):
-        """cos and sin for positions start..start+T-1, for the heads of q and k side by side."""
-        c = self.config
-        if self._rope is None:
-            self._rope = rope_tables(np.arange(c.block_size), c.head_size, c.rope_theta, self.dtype)
-        return [np.repeat(t[start : start + T], c.n_head + c.n_kv_head, 1) for t in self._rope]
-
     def logits(self, idx):
         """Scores of the next token after each position, (B, T) -> (B, T, V)."""
         x, _ = self._forward(self._check(idx))
-        return linear_forward(x, self.params.top["head"].T)[0]
+        return linear_forward(x, self.params.top["head.weight"].T)[0]
 
     def loss(self, idx, targets, rng=None):
         """Mean cross-entropy in nats of targets (B, T); -1 marks a target to ignore."""
@@ -1064,10 +969,10 @@ class GPT:
 
     def _loss(self, idx, targets, rng, keep):
         idx, targets = self._check(idx), self._check(targets, "targets", lowest=-1)
-        if idx.shape != targets.shape:
-            raise ValueError(f"idx {idx.shape} and targets {targets.shape} must have one shape")
+        same = idx.shape == targets.shape
+        need(same, f"idx {idx.shape} and targets {targets.shape} must have one shape")
         x, cache = self._forward(idx, rng, keep=keep)
-        logits, head = linear_forward(x, self.params.top["head"].T)
+        logits, head = linear_forward(x, self.params.top["head.weight"].T)
         loss, entropy = cross_entropy_forward(logits, targets)
         return loss, (*cache, head, entropy)
 
@@ -1077,45 +982,22 @@ class GPT:
         rng, a numpy Generator, draws the dropout masks; None switches dropout off.
         """
         loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
-        grads = ParamDict(self.config, np.zeros_like(self.flat))
+        grads, found = ParamDict(self.config, np.zeros_like(self.flat)), {}
         dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
-        norm, of_norm = layernorm_backward if self.config.arch == "gpt2" else rmsnorm_backward, {}
-        dx = backward_into(of_norm, "norm", norm, dx, last)
-        for name, value in of_norm.items():
+        norm = layernorm_backward if self.config.arch == "gpt2" else rmsnorm_backward
+        dx = backward_into(found, "norm", norm, dx, last)
+        for name, value in found.items():
             grads.top[name][...] = value
         for block, cache in zip(reversed(grads.blocks), reversed(caches)):
-            dx, of_block = block_backward(dx, cache)
-            for name, value in of_block.items():
+            dx, found = block_backward(dx, cache)
+            for name, value in found.items():
                 block[name][...] = value
         dx = dropout_backward(dx, drop)
         if "positions.weight" in grads.top:
             grads.top["positions.weight"][: dx.shape[1]] = dx.sum(0)
-        grads.top["embedding"][...] = embedding_backward(dx, embed)
-        grads.top["head"] += dhead.T  # when tied, the same memory: its two gradients add
+        grads.top["embedding.weight"][...] = embedding_backward(dx, embed)
+        grads.top["head.weight"] += dhead.T  # when tied, the same memory: its two gradients add
         return loss, grads
-
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
-        """Iterate over max_new_tokens arrays (B,): the next token of every row; see generate."""
-        idx, sampling = self._check(idx), (temperature, top_k, top_p)
-        check_sampling(*sampling, seed)
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be at least 0, not {max_new_tokens}")
-        return self._stream(idx, max_new_tokens, sampling, np.random.default_rng(seed))
-
-    def _stream(self, idx, max_new_tokens, sampling, rng):
-        size = self.config.block_size
-        kv = KVCache(self.config, len(idx), min(size, idx.shape[1] + max_new_tokens), self.dtype)
-        idx = fresh = idx[:, -size:]
-        for _ in range(max_new_tokens):
-            x, _ = self._forward(fresh, kv=kv)
-            kv.length += fresh.shape[1]
-            logits = x[:, -1] @ self.params.top["head"].T  # (B, V)
-            token = sample_token(logits, *sampling, rng)
-            yield token
-            idx = np.concatenate([idx, token[:, None]], 1)[:, -size:]
-            fresh = token[:, None]
-            if kv.length == size:  # full: the window slides
-                kv.length, fresh = 0, idx
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
         """Continue every row of idx (B, T): returns (B, T + max_new_tokens).
@@ -1126,6 +1008,32 @@ class GPT:
         """
         tokens = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed)
         return np.concatenate([self._check(idx), *(token[:, None] for token in tokens)], 1)
+
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
+        """Iterate over max_new_tokens arrays (B,): the next token of every row; see generate."""
+        idx, n, k, p = self._check(idx), max_new_tokens, top_k, top_p
+        need(n >= 0, f"max_new_tokens must be at least 0, not {n}")
+        need(0 <= temperature < math.inf, f"temperature must be 0 or more, not {temperature}")
+        whole = k is None or k >= 1 and k == int(k)
+        need(whole, f"top_k must be a whole number of at least 1, not {k}")
+        need(p is None or 0 < p <= 1, f"top_p must be above 0 and at most 1, not {p}")
+        need(not isinstance(seed, int) or seed >= 0, f"seed must be at least 0, not {seed}")
+        return self._stream(idx, n, (temperature, k, p, np.random.default_rng(seed)))
+
+    def _stream(self, idx, n, sampling):
+        c, past = self.config, 0
+        size = min(c.block_size, idx.shape[1] + n)
+        kv = np.empty((c.n_layer, 2, len(idx), c.n_kv_head, size, c.head_size), self.dtype)
+        idx = fresh = idx[:, -c.block_size :]
+        for _ in range(n):
+            x, _ = self._forward(fresh, kv=kv, past=past)
+            past += fresh.shape[1]
+            token = sample_token(x[:, -1] @ self.params.top["head.weight"].T, *sampling)  # (B,)
+            yield token
+            fresh = token[:, None]
+            idx = np.concatenate([idx, fresh], 1)[:, -c.block_size :]
+            if past == c.block_size:  # full: the window slides, every token moves one position
+                past, fresh = 0, idx  # back, and all that follows from it is computed anew
 
     def save_pretrained(self, directory):
         """Write config.json and model.safetensors; other files already there are kept.
@@ -1141,42 +1049,35 @@ class GPT:
         dtype: of the parameters; None is float64 for a float64 file and float32 otherwise. Raises
         ValueError for files that are damaged or describe another kind of model.
         """
-        directory = find_checkpoint(directory)
+        directory, tensors, files = find_checkpoint(directory), {}, ["model.safetensors"]
         config = config_from_json(read_json(directory / "config.json"))
-        index = directory / "model.safetensors.index.json"  # large models come in several files
-        files = ["model.safetensors"]
-        if index.exists():
+        index = directory / "model.safetensors.index.json"
+        if index.exists():  # large models come in several files
             where = read_json(index).get("weight_map")
             files = [*where.values()] if isinstance(where, dict) else [None]
-            if not all(isinstance(name, str) and Path(name).name == name for name in files):
-                raise ValueError(f"{index}: weight_map must name files of this directory")
-            files = sorted(set(files))
-        tensors = {}
-        for name in files:
+            plain = all(isinstance(name, str) and Path(name).name == name for name in files)
+            need(plain, f"{index}: weight_map must name files of this directory")
+        for name in sorted(set(files)):
             tensors |= read_safetensors(directory / name)[0]
         gpt2 = config.arch == "gpt2"
-        if (
-            gpt2 and "wte.weight" in tensors
-        ):  # the base model's names, as in the original GPT-2 files
+        if gpt2 and "wte.weight" in tensors:  # the names of the original GPT-2 files
             tensors = {f"transformer.{name}": t for name, t in tensors.items()}
         if dtype is None:
-            dtype = (
-                np.float64 if any(t.dtype == np.float64 for t in tensors.values()) else np.float32
-            )
+            double = any(t.dtype == np.float64 for t in tensors.values())
+            dtype = np.float64 if double else np.float32
         model = cls(config, seed=None, dtype=dtype)
         for name, p in model.params.items():
-            if name not in tensors:
-                raise ValueError(f"{directory}: the weights lack {name}")
-            if tensors[name].shape != p.shape:
-                found = tensors[name].shape
-                raise ValueError(f"{directory}: {name} is {found}, config.json makes it {p.shape}")
-            p[...] = tensors.pop(name)
+            need(name in tensors, f"{directory}: the weights lack {name}")
+            t = tensors.pop(name)
+            fits = t.shape == p.shape
+            need(fits, f"{directory}: {name} is {t.shape}, config.json makes it {p.shape}")
+            p[...] = t
         for name, t in tensors.items():  # all else must be without effect on the logits
             buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
             tied_head = name == "lm_head.weight" and config.tie_weights
             zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(t)
-            if not (buffer or tied_head or zero_bias):
-                raise ValueError(f"{directory}: {name} has no place in this model")
+            idle = buffer or tied_head or zero_bias
+            need(idle, f"{directory}: {name} has no place in this model")
         return model
 
 
@@ -1195,9 +1096,8 @@ class CharTokenizer:
     def encode(self, text):
         """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
         unknown = sorted(set(text) - self.ids.keys())
-        if unknown:
-            names = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-            raise ValueError(f"characters the model was not trained on: {names}")
+        names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
+        need(not unknown, f"characters the model was not trained on: {names}")
         return np.array([self.ids[c] for c in text], dtype=np.int64)
 
     def decode(self, ids):
@@ -1212,38 +1112,31 @@ class CharTokenizer:
 def load_tokenizer(directory):
     """The tokenizer of a checkpoint; the place where a tokenizer.json of stage 7 will be read."""
     path = find_checkpoint(directory) / "tokenizer"
-    if not path.is_file():
-        raise ValueError(f"{directory}: no tokenizer file, so text cannot be turned into tokens")
-    try:
-        characters = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        characters = None
-    if not isinstance(characters, str) or not characters:
-        raise ValueError(f"{path}: damaged tokenizer file, expected a JSON string of characters")
+    lost = f"{directory}: no tokenizer file, so text cannot be turned into tokens"
+    bad = f"{path}: damaged tokenizer file, expected a JSON string of characters"
+    need(path.is_file(), lost)
+    characters = parse_json(path.read_bytes(), str, bad)
+    need(characters, bad)
     return CharTokenizer(characters)
 
 
 def load(directory):
     """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
     model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
-    V = model.config.vocab_size
-    if tokenizer.vocab_size != V:
-        raise ValueError(f"{directory}: {tokenizer.vocab_size} characters for a vocabulary of {V}")
+    n, V = tokenizer.vocab_size, model.config.vocab_size
+    need(n == V, f"{directory}: {n} characters for a vocabulary of {V}")
     return model, tokenizer
 
 
 def read_text(path):
     """A UTF-8 text file; ValueError if it is missing, empty or something else."""
+    need(Path(path).exists(), f"{path}: no such file")
+    need(not Path(path).is_dir(), f"{path}: a directory, expected a text file")
     try:
         text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n")
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: a directory, expected a text file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (at byte {error.start})") from None
-    if not text:
-        raise ValueError(f"{path}: the file is empty")
+    need(text, f"{path}: the file is empty")
     return text
 
 
@@ -1375,7 +1268,7 @@ SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's w
     "tie_weights": (True, None, "one matrix for the embedding and the head"),
     "batch_size": (16, 1, "sequences in a batch"),
     "gradient_accumulation_steps": (1, 1, "batches whose gradients are averaged for one update"),
-    "max_iters": (2200, 1, "updates"),
+    "max_iters": (2600, 1, "updates"),
     "learning_rate": (2.5e-3, 1e-30, "peak learning rate"),
     "min_lr": (1e-4, 0, "learning rate at the end of the cosine"),
     "warmup_iters": (100, 0, "updates of linear warmup"),
