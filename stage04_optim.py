@@ -27,6 +27,8 @@ optimizer, new norm". Updates and defaults are torch.optim's (benchmarks/check_o
 """
 
 import argparse
+import functools
+import inspect
 import math
 import numbers
 import sys
@@ -164,12 +166,12 @@ def rastrigin(points):
 # %% 6. What all optimizers share
 #
 # Parameters are a dict of arrays, updated in place; gradients a dict with the same keys. Methods
-# differ only in what they remember of each array (their slots) and in their update: the base class
-# checks, counts and stores, and each method below is its derivation's last line.
+# differ only in their update, and in what it remembers of each array: its arguments after p and g,
+# zero at first. The base class checks, counts and stores; an update is its derivation's last line.
 
 RANGES = {  # of every number that an optimizer or a schedule is given
     "lr": "(0, inf)",
-    **dict.fromkeys(["momentum", "alpha"], "[0, 1)"),
+    **dict.fromkeys(["momentum", "alpha", "betas"], "[0, 1)"),
     **dict.fromkeys(["step", "weight_decay", "eps", "min_lr", "warmup_steps"], "[0, inf)"),
     **dict.fromkeys(["max_norm", "clip_value"], "(0, inf]"),
     **dict.fromkeys(["total_steps", "decay_steps", "cycle_steps", "step_size"], "[1, inf)"),
@@ -182,12 +184,10 @@ def check_number(name, value, interval=None):
     """ValueError unless value is a real number in the interval, by default that of RANGES."""
     interval = interval or RANGES[name]
     low, high = map(float, interval[1:-1].split(","))
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        if low < value < high or value == (low if interval[0] == "[" else None):
-            return
-        if interval[-1] == "]" and value == high:
-            return
-    raise ValueError(f"{name} is {value!r}; expected a number in {interval}")
+    ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not (low < value < high or value in ends):
+        raise ValueError(f"{name} is {value!r}; expected a number in {interval}")
 
 
 def check_integer(name, value, least=0):
@@ -196,15 +196,15 @@ def check_integer(name, value, least=0):
         raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
 
 
-def check_like(what, given, params):
-    """ValueError unless `given` has the keys of params, and each of its arrays the same shape."""
-    if not isinstance(given, dict) or given.keys() != params.keys():
+def check_like(what, given, model):
+    """ValueError unless the dict `given` has the keys of model, and each value the same shape."""
+    if not isinstance(given, dict) or given.keys() != model.keys():
         names = list(given) if isinstance(given, dict) else type(given).__name__
-        raise ValueError(f"{what} are {names}; expected {list(params)}, one for each parameter")
-    for name, p in params.items():
-        if np.shape(given[name]) != p.shape:
-            shape = np.shape(given[name])
-            raise ValueError(f"{what}[{name!r}] has shape {shape}; expected {p.shape}")
+        raise ValueError(f"{what} are {names}; expected {list(model)}, one for each parameter")
+    for name, shape in ((name, np.shape(value)) for name, value in model.items()):
+        if np.shape(given[name]) != shape:
+            wrong = f"{what}[{name!r}] has shape {np.shape(given[name])}"
+            raise ValueError(f"{wrong}; expected {shape}")
 
 
 class Optimizer:
@@ -214,7 +214,6 @@ class Optimizer:
     parameter that is not such an array, lr <= 0, or a setting out of its range.
     """
 
-    slots = ()  # what the method remembers of each parameter, zero at first
     decoupled = False  # weight decay: False through the gradient (section 7), True past it (9)
 
     def __init__(self, params, lr, **settings):
@@ -224,19 +223,17 @@ class Optimizer:
             if not isinstance(p, np.ndarray) or not np.issubdtype(p.dtype, np.floating):
                 kind = getattr(p, "dtype", type(p).__name__)
                 raise ValueError(f"params[{name!r}] is {kind}; expected a floating-point array")
-        check_number("lr", lr)
-        for name, value in settings.items():
-            if name == "betas":
-                if np.shape(value) != (2,):
-                    raise ValueError(f"betas are {value!r}; expected two numbers in [0, 1)")
-                for beta in value:
-                    check_number("betas", beta, "[0, 1)")
-            elif name in RANGES:
+        settings = {"lr": lr, **settings}
+        if np.shape(settings.get("betas", (0, 0))) != (2,):
+            raise ValueError(f"betas are {settings['betas']!r}; expected two numbers in [0, 1)")
+        for name in settings.keys() & RANGES.keys():
+            for value in settings[name] if name == "betas" else [settings[name]]:
                 check_number(name, value)
+        self.params, self.t, self.settings = params, 0, list(settings)
+        for name, value in settings.items():
             setattr(self, name, value)
-        self.params, self.lr, self.t = params, lr, 0
-        self.settings = ("lr", *settings)
-        self.state = {s: {k: np.zeros_like(p) for k, p in params.items()} for s in self.slots}
+        _, _, *slots = inspect.signature(self.update).parameters  # what update takes after p and g
+        self.state = {s: {k: np.zeros_like(p) for k, p in params.items()} for s in slots}
 
     @property
     def lr(self):
@@ -258,7 +255,7 @@ class Optimizer:
                 p *= 1 - self.lr * self.weight_decay
             elif self.weight_decay:
                 g = g + self.weight_decay * p
-            self.update(p, g, *(self.state[slot][name] for slot in self.slots))
+            self.update(p, g, *(kept[name] for kept in self.state.values()))
 
     def state_dict(self):
         """All that a resumed run needs besides the parameters, as copies."""
@@ -268,24 +265,21 @@ class Optimizer:
 
     def load_state_dict(self, saved):
         """Go on where state_dict() was taken, exactly. A misfit is a ValueError, and no change."""
-        own, parts = self.state_dict(), ("settings", "state")
-        fits = isinstance(saved, dict) and saved.keys() == own.keys()
-        if not fits or any(list(saved[k]) != list(own[k]) for k in parts):
-            parts = {k: list(own[k]) for k in parts}
-            raise ValueError(f"the state has other keys; expected {list(own)} with {parts}")
+        own = self.state_dict()
+        if not isinstance(saved, dict) or saved.keys() != own.keys():
+            raise ValueError(f"the state has other keys; expected {list(own)}")
         if saved["optimizer"] != own["optimizer"]:
             raise ValueError(f"it is of {saved['optimizer']!r}; expected {own['optimizer']!r}")
         check_integer("t", saved["t"])
-        for slot, kept in saved["state"].items():
-            check_like(slot, kept, self.params)
-        check_number("lr", saved["settings"]["lr"], "[0, inf)")
-        type(self)(self.params, **{**saved["settings"], "lr": 1.0})  # raises if one is out of range
-        for name, value in saved["settings"].items():
-            setattr(self, name, value)
-        self.t = int(saved["t"])
-        for slot, kept in self.state.items():
+        check_like("settings", saved["settings"], own["settings"])
+        check_like("state", saved["state"], own["state"])
+        for slot, kept in own["state"].items():
+            check_like(slot, saved["state"][slot], kept)
             for name, array in kept.items():
-                array[...] = saved["state"][slot][name]
+                array[...] = saved["state"][slot][name]  # own is a copy, in this dtype
+        fresh = type(self)(self.params, **{**saved["settings"], "lr": 1.0})  # checks the settings
+        fresh.lr, fresh.t, fresh.state = saved["settings"]["lr"], int(saved["t"]), own["state"]
+        vars(self).update(vars(fresh))
 
 
 # %% 7. Momentum, and Nesterov's look ahead
@@ -342,8 +336,6 @@ def proven_rates(mu, Lambda):
 class SGD(Optimizer):
     """Gradient descent; with momentum > 0 the heavy ball, or Nesterov's method."""
 
-    slots = ("b",)
-
     def __init__(self, params, lr, momentum=0, nesterov=False, weight_decay=0):
         settings = dict(momentum=momentum, nesterov=nesterov)
         super().__init__(params, lr, weight_decay=weight_decay, **settings)
@@ -377,8 +369,6 @@ class SGD(Optimizer):
 class AdaGrad(Optimizer):
     """Every coordinate's rate divided by the root of the sum of its squared gradients."""
 
-    slots = ("s",)
-
     def __init__(self, params, lr=1e-2, eps=1e-10, weight_decay=0):
         super().__init__(params, lr, eps=eps, weight_decay=weight_decay)
 
@@ -389,8 +379,6 @@ class AdaGrad(Optimizer):
 
 class RMSprop(Optimizer):
     """Every coordinate's rate divided by a moving root mean square of its gradients."""
-
-    slots = ("v",)
 
     def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0):
         super().__init__(params, lr, alpha=alpha, eps=eps, weight_decay=weight_decay)
@@ -430,8 +418,6 @@ class RMSprop(Optimizer):
 
 class Adam(Optimizer):
     """Momentum over root mean square, both corrected for starting at zero; weight_decay is L2."""
-
-    slots = ("m", "v")
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
         super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
@@ -473,7 +459,7 @@ class AdamW(Adam):
 class Lion(Optimizer):
     """The sign of a momentum (Chen et al. 2023); decoupled weight decay."""
 
-    slots, decoupled = ("m",), True
+    decoupled = True
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0):
         super().__init__(params, lr, betas=betas, weight_decay=weight_decay)
@@ -529,7 +515,7 @@ def orthogonalize(G, steps=5, eps=1e-7):
 class Muon(Optimizer):
     """Orthogonalized momentum (Jordan et al. 2024), for weight matrices. ValueError for others."""
 
-    slots, decoupled = ("B",), True
+    decoupled = True
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5):
         settings = dict(momentum=momentum, nesterov=nesterov, ns_steps=ns_steps)
@@ -590,15 +576,15 @@ def clip_grad_value(grads, clip_value):
 # a model taken, at any time: decay whenever you want one.
 
 
-def check_schedule(**values):
+def check_schedule(given):
     """ValueError unless all are in their RANGES, min_lr <= lr, and the parts fit the whole."""
-    for name, value in values.items():
+    for name, value in given.items():
         check_number(name, value)
-    if values.get("min_lr", 0) > values["lr"]:
-        raise ValueError(f"min_lr is {values['min_lr']}; expected at most lr = {values['lr']}")
-    parts = values.get("warmup_steps", 0) + values.get("decay_steps", 0)
-    if parts > values.get("total_steps", math.inf):
-        raise ValueError(f"total_steps is {values['total_steps']}; expected at least {parts}")
+    if given.get("min_lr", 0) > given["lr"]:
+        raise ValueError(f"min_lr is {given['min_lr']}; expected at most lr = {given['lr']}")
+    parts = given.get("warmup_steps", 0) + given.get("decay_steps", 0)
+    if parts > given.get("total_steps", math.inf):
+        raise ValueError(f"total_steps is {given['total_steps']}; expected at least {parts}")
 
 
 def half_cosine(high, low, u):
@@ -608,32 +594,31 @@ def half_cosine(high, low, u):
 
 def constant(step, lr):
     """The same rate at every step."""
-    check_schedule(step=step, lr=lr)
+    check_schedule(locals())  # all arguments, by name
     return lr
 
 
 def step_decay(step, lr, step_size, gamma=0.1):
     """lr·γⁿ after n whole periods of step_size steps: a staircase."""
-    check_schedule(step=step, lr=lr, step_size=step_size, gamma=gamma)
+    check_schedule(locals())
     return lr * gamma ** (step // step_size)
 
 
 def exponential_decay(step, lr, gamma):
     """lr·γᵗ: the same percentage off at every step."""
-    check_schedule(step=step, lr=lr, gamma=gamma)
+    check_schedule(locals())
     return lr * gamma**step
 
 
 def linear_decay(step, lr, total_steps, min_lr=0.0):
     """A straight line from lr at step 0 to min_lr at total_steps, and min_lr from there on."""
-    check_schedule(step=step, lr=lr, total_steps=total_steps, min_lr=min_lr)
+    check_schedule(locals())
     return min_lr + (lr - min_lr) * max(0.0, 1 - step / total_steps)
 
 
 def warmup_cosine(step, lr, warmup_steps, total_steps, min_lr=0.0):
     """A line from lr/(warmup_steps + 1) to lr at warmup_steps, then half a cosine to min_lr."""
-    whole = dict(warmup_steps=warmup_steps, total_steps=total_steps)
-    check_schedule(step=step, lr=lr, min_lr=min_lr, **whole)
+    check_schedule(locals())
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
     return half_cosine(lr, min_lr, (step - warmup_steps) / max(1e-9, total_steps - warmup_steps))
@@ -641,21 +626,16 @@ def warmup_cosine(step, lr, warmup_steps, total_steps, min_lr=0.0):
 
 def cosine_restarts(step, lr, cycle_steps, cycle_mult=1, min_lr=0.0):
     """Half cosines from lr to min_lr, each cycle_mult times as long as the one before (SGDR)."""
-    check_schedule(step=step, lr=lr, cycle_steps=cycle_steps, cycle_mult=cycle_mult, min_lr=min_lr)
+    check_schedule(locals())
     while cycle_mult > 1 and step >= cycle_steps:
         step, cycle_steps = step - cycle_steps, cycle_steps * cycle_mult
     return half_cosine(lr, min_lr, step % cycle_steps / cycle_steps)
 
 
 def one_cycle(step, lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
-    """Half a cosine up to lr in pct_start of the steps, one down in the rest (Smith 2018).
-
-    From lr/div_factor to lr to lr/(div_factor·final_div_factor) at the last step, total_steps - 1.
-    """
-    check_schedule(step=step, lr=lr, total_steps=total_steps, pct_start=pct_start)
-    check_schedule(lr=lr, div_factor=div_factor, final_div_factor=final_div_factor)
-    first, last = lr / div_factor, total_steps - 1
-    peak = max(0.0, pct_start * total_steps - 1)
+    """Half a cosine up to lr in pct_start of the steps, one down in the rest (Smith 2018)."""
+    check_schedule(locals())
+    first, last, peak = lr / div_factor, total_steps - 1, max(0.0, pct_start * total_steps - 1)
     if step < peak:
         return half_cosine(first, lr, step / peak)
     return half_cosine(lr, first / final_div_factor, (step - peak) / max(1e-9, last - peak))
@@ -663,8 +643,7 @@ def one_cycle(step, lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_f
 
 def wsd(step, lr, warmup_steps, total_steps, decay_steps, min_lr=0.0):
     """Warmup, stable, decay: a line up, lr, and a line to min_lr in the last decay_steps."""
-    lengths = dict(warmup_steps=warmup_steps, total_steps=total_steps, decay_steps=decay_steps)
-    check_schedule(step=step, lr=lr, min_lr=min_lr, **lengths)
+    check_schedule(locals())
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
     return min_lr + (lr - min_lr) * min(1.0, max(0.0, (total_steps - step) / decay_steps))
@@ -771,7 +750,7 @@ def muon_and_adamw(params, lr):
     return [Muon(hidden, lr, weight_decay=0.01), AdamW(rest, 0.2 * lr)]
 
 
-METHODS = {  # name: (optimizers for params and a rate, rate tuned on the development text)
+METHODS = {  # name: (optimizers for params and a rate, its rate)
     "SGD": (lambda P, lr: [SGD(P, lr)], 2.0),
     "heavy ball, β = 0.9": (lambda P, lr: [SGD(P, lr, 0.9)], 0.3),
     "Nesterov, β = 0.9": (lambda P, lr: [SGD(P, lr, 0.9, True)], 0.4),
@@ -781,8 +760,7 @@ METHODS = {  # name: (optimizers for params and a rate, rate tuned on the develo
     "AdamW": (lambda P, lr: [AdamW(P, lr)], 0.012),
     "Lion": (lambda P, lr: [Lion(P, lr)], 0.004),
     "Muon + AdamW": (muon_and_adamw, 0.04),
-}
-FINAL = (16, 512), 4000, 256, 0.5  # the long run: (D, K), steps, batch, factor on the rate
+}  # rates swept by factors of two at 600 steps, by a script that is not in this repository
 SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, factor on the rate)
     "constant": (lambda t, lr, T: constant(t, lr), 0.5),
     "step_decay": (lambda t, lr, T: step_decay(t, lr, T / 3, 0.3), 1.0),
@@ -792,6 +770,13 @@ SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, 
     "cosine_restarts": (lambda t, lr, T: cosine_restarts(t, lr, T / 3, 2), 1.0),
     "one_cycle": (lambda t, lr, T: one_cycle(t, lr, T), 1.0),
     "wsd": (lambda t, lr, T: wsd(t, lr, T / 20, T, T / 2), 1.0),
+}
+FINAL = (16, 512), 4000, 256, 0.5  # the long run: (D, K), steps, batch, factor on the rate
+RACES = {  # landscape: (function, start, the height to get below)
+    "quadratic": (quadratic, (-2.0, 0.7), 1e-4),
+    "Rosenbrock": (rosenbrock, (-1.2, 1.0), 0.01),
+    "saddle": (saddle, (0.3, 1e-3), -0.249),
+    "Rastrigin": (rastrigin, (2.2, -1.7), 0.5),
 }
 
 # %% Demonstration
@@ -804,21 +789,18 @@ def report_rates(kappas, seed):
     print("\nProven and measured: distance to the minimum, per step, on ½(x² + κy²)")
     print("  κ       method                η        β    proven ρ   measured   steps to 10⁻⁶")
     for kappa in kappas:
+        half = int(40 * math.sqrt(kappa))
         for name, (lr, beta, rho) in proven_rates(1.0, kappa).items():
-            params, distances = {"x": np.array([1.0, 1.0])}, []
+            params, far = {"x": np.ones(2)}, []
             walker = SGD(params, lr, beta, nesterov=name == "Nesterov")
-            half = int(40 * math.sqrt(kappa))
             for _ in range(2 * half):
                 walker.step({"x": quadratic(params["x"], kappa)[1]})
-                distances.append(float(np.linalg.norm(params["x"])))
-            measured = (distances[-1] / distances[-half]) ** (1 / (half - 1))
+                far.append(np.linalg.norm(params["x"]))
+            measured = (far[-1] / far[-half]) ** (1 / (half - 1))
             steps = f"{math.log(1e-6) / math.log(rho):,.0f}" if rho < 1 else "diverges"
-            print(f"  {kappa:<7,.0f} {name:15} {lr:9.3g} {beta:8.4f} ", end="")
-            print(f"{rho:11.5f} {measured:10.5f} {steps:>15}")
-    print(
-        "  √κ in place of κ: see the last column. (A double root shrinks like t·ρᵗ: a bit slower.)"
-    )
-
+            row = f"  {kappa:<7,.0f} {name:15} {lr:9.3g} {beta:8.4f} {rho:11.5f} {measured:10.5f}"
+            print(f"{row} {steps:>15}")
+    print("  √κ in place of κ: the last column. (A double root shrinks like t·ρᵗ: a bit slower.)")
     print("\nNoise: variance of x on ½x², gradient noise of variance 1/B, 4,000 walkers")
     print("      η     B    proven   measured")
     rng = np.random.default_rng(seed)
@@ -831,14 +813,6 @@ def report_rates(kappas, seed):
     print("  Four times the batch at four times the rate hovers about as high: η/B counts.")
 
 
-RACES = {  # landscape: (function, start, the height to get below)
-    "quadratic": (quadratic, (-2.0, 0.7), 1e-4),
-    "Rosenbrock": (rosenbrock, (-1.2, 1.0), 0.01),
-    "saddle": (saddle, (0.3, 1e-3), -0.249),
-    "Rastrigin": (rastrigin, (2.2, -1.7), 0.5),
-}
-
-
 def walk(landscape, start, target, make, lr, limit):
     """The points (steps + 1, 2) of a walk to below target, in at most `limit` steps; or None."""
     params = {"x": np.array([start])}  # (1, 2): a matrix of one row, so that Muon takes it
@@ -848,36 +822,30 @@ def walk(landscape, start, target, make, lr, limit):
         if height[0] < target:
             return np.array(points)
         if not abs(height[0]) < 1e6:
-            return None
+            break
         optimizer.step({"x": slope})
         points.append(params["x"][0].copy())
-    return None
 
 
 def report_race(limit):
-    """Every method on every landscape at its best rate; returns {(name, surface): walk}."""
+    """Every method on every landscape at its best rate; returns {(name, surface): walk or None}."""
     print(f"\nThe race: steps to the goal, (at the best of 13 rates), within {limit:,} steps")
     print(f"  {'':20}" + "".join(f"{name:>16}" for name in RACES))
+    racers = {name: make for name, (make, _) in METHODS.items() if name[-5:] != "AdamW"}
+    racers["Muon"] = lambda P, lr: [Muon(P, lr, weight_decay=0)]  # AdamW walks nearly like Adam
     walks = {}
-    for name, (make, _) in METHODS.items():
-        if name == "AdamW":
-            continue  # without much decay it walks like Adam
-        if name == "Muon + AdamW":  # a point is a matrix of one row, and there is no rest
-            name, make = "Muon", lambda P, lr: [Muon(P, lr, weight_decay=0)]
+    for name, make in racers.items():
         line = f"  {name:20}"
         for surface, race in RACES.items():
-            best, within = None, limit
+            best, walks[name, surface] = limit, None
             for lr in 10 ** (np.arange(2, -11, -1) / 3):
-                points = walk(*race, make, float(lr), within)
-                if points is not None:
-                    best, within = (lr, points), len(points) - 2  # the next must need fewer
-            walks[name, surface] = best[1] if best else None
-            line += f"{f'{len(best[1]) - 1:,} ({best[0]:.2g})' if best else '-':>16}"
+                if (points := walk(*race, make, float(lr), best)) is not None:
+                    best, best_lr, walks[name, surface] = len(points) - 2, lr, points
+            found = walks[name, surface] is not None  # the next rate had to need fewer steps
+            line += f"{f'{best + 1:,} ({best_lr:.2g})' if found else '-':>16}"
         print(line)
     print("  A dash: not reached. The bowl lies along the axes: one scale for each makes it round.")
-    print(
-        "  Rastrigin is luck: a rate that jumps well. To Muon a point is one row: it goes by g/‖g‖."
-    )
+    print("  Rastrigin is luck: a rate that jumps well. To Muon a point is one row: it goes g/‖g‖.")
     return walks
 
 
@@ -887,8 +855,7 @@ def draw(landscape, points, x_range, y_range, width=38, height=15):
     heights = landscape(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (height, width)
     bands = np.floor(2 * np.log(heights - heights.min() + 0.05)).astype(int) % 2
     grid = np.where(bands, ".", " ")
-    marks = [*(["o"] * len(points)), "S", "E"]
-    for (px, py), mark in zip([*points, points[0], points[-1]], marks):
+    for (px, py), mark in zip([*points, points[0], points[-1]], "o" * len(points) + "SE"):
         column = round((px - x[0]) / (x[-1] - x[0]) * (width - 1))
         row = round((py - y[0]) / (y[-1] - y[0]) * (height - 1))
         if 0 <= column < width and 0 <= row < height:
@@ -897,14 +864,14 @@ def draw(landscape, points, x_range, y_range, width=38, height=15):
 
 
 def report_paths(walks):
-    """Two pairs of walks, drawn side by side."""
+    """Two pairs of walks, drawn side by side, as far as they arrived."""
     rosenbrock_map = ("Rosenbrock", "heavy ball, β = 0.9", "Adam", (-1.9, 1.9), (-0.8, 2.0))
     quadratic_map = ("quadratic", "SGD", "heavy ball, β = 0.9", (-2.2, 0.9), (-1.0, 1.0))
     for surface, *names, x_range, y_range in (rosenbrock_map, quadratic_map):
-        shown = [name for name in names if walks[name, surface] is not None]
-        titles = [f"{name}, {len(walks[name, surface]) - 1:,} steps" for name in shown]
-        print(f"\n{surface}, from S to E: " + " | ".join(titles or ["nobody arrived"]))
-        maps = [draw(RACES[surface][0], walks[name, surface], x_range, y_range) for name in shown]
+        shown = {name: walks[name, surface] for name in names if walks[name, surface] is not None}
+        titles = [f"{name}, {len(points) - 1:,} steps" for name, points in shown.items()]
+        print(f"\n{surface}, from S to E: " + (" | ".join(titles) or "nobody arrived"))
+        maps = [draw(RACES[surface][0], points, x_range, y_range) for points in shown.values()]
         for lines in zip(*maps):
             print("  " + "  |  ".join(lines).rstrip())
 
@@ -915,28 +882,27 @@ def report_language(text, fast, seed):
     ids = np.array([symbols.index(c) for c in text])
     cut = int(0.9 * len(ids))
     tune = int(0.9 * cut)  # the last tenth of the training text decides; held-out text only reports
-    development, held_out = ids[tune - context : cut], ids[cut - context :]
-    X, Y = examples(ids[:tune], context)
+    parts = ids[tune - context : cut], ids[cut - context :]
 
-    def fit(sizes, steps, batch, make, lr, schedule, name=None):
+    def fit(end, make, lr, schedule, sizes, steps, batch, name=None):
+        """Bits on the batches of the last fifth, the development text and the held-out text."""
         params = nlm_init(len(symbols), context, *sizes, np.random.default_rng(seed))
-        rate = lambda t, lr: SCHEDULES[schedule][0](t, lr, steps)  # noqa: E731
-        losses = train(params, X, Y, make(params, lr), rate, steps, batch, seed, name)
-        return params, losses[-steps // 5 :].mean() / bits
-
-    sizes, steps = ((16, 64), 25) if fast else ((16, 128), 300)
+        rate = functools.partial(SCHEDULES[schedule][0], T=steps)
+        data = examples(ids[:end], context)
+        losses = train(params, *data, make(params, lr), rate, steps, batch, seed, name)
+        nats = [losses[-steps // 5 :].mean(), *(nlm_score(part, params, context) for part in parts)]
+        return np.array(nats) / bits
 
     def compete(title, rows):
-        print(f"\n{title}: the same {steps} batches of 128, bits/char")
+        size = ((16, 64), 25, 128) if fast else ((16, 128), 300, 128)
+        print(f"\n{title}: the same {size[1]} batches of {size[2]}, bits/char")
         print(f"{'':23}rate   training   development   held-out")
         scores = {}
         for name, (make, lr, schedule) in rows.items():
             progress(f"  {name} ...")
-            params, training = fit(sizes, steps, 128, make, lr, schedule)
-            parts = [nlm_score(part, params, context) / bits for part in (development, held_out)]
-            clear = "\r" if sys.stdout.isatty() else ""
-            print(f"{clear}  {name:19}{lr:6.2g} {training:10.3f} {parts[0]:13.3f} {parts[1]:10.3f}")
-            scores[name] = parts[0]
+            a, scores[name], b = fit(tune, make, lr, schedule, *size)
+            row = f"  {name:19}{lr:6.2g} {a:10.3f} {scores[name]:13.3f} {b:10.3f}"
+            progress(row, last=True)
         return min(scores, key=scores.get)
 
     rows = {name: (make, lr, "warmup_cosine") for name, (make, lr) in METHODS.items()}
@@ -944,16 +910,12 @@ def report_language(text, fast, seed):
     make, lr = METHODS[best]
     rows = {name: (make, lr * factor, name) for name, (_, factor) in SCHEDULES.items()}
     schedule = compete(f"{best}, the best on the development text", rows)
-    sizes, steps, batch, factor = ((16, 64), 100, 128, 1) if fast else FINAL
-    print(f"\n{best} and {schedule}, {sizes[1]} hidden units, all of the training text")
-    X, Y = examples(ids[:cut], context)
+    *size, factor = ((16, 64), 100, 128, 1) if fast else FINAL
+    print(f"\n{best} and {schedule}, {size[0][1]} hidden units, all of the training text")
     lr *= SCHEDULES[schedule][1] * factor
-    params, _ = fit(sizes, steps, batch, make, lr, schedule, "stories")
-    nats = nlm_score(held_out, params, context)
-    print(
-        f"\nheld-out: {nats:.3f} nats/char | {nats / bits:.3f} bits/char | "
-        f"perplexity {math.exp(nats):.2f}   (stage 4, the neural n-gram under {best})"
-    )
+    score = fit(cut, make, lr, schedule, *size, "stories")[2]
+    numbers = f"{score * bits:.3f} nats/char | {score:.3f} bits/char | perplexity {2**score:.2f}"
+    print(f"\nheld-out: {numbers}   (stage 4, the neural n-gram under {best})")
 
 
 def main(argv=None):
@@ -964,9 +926,8 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of every random choice [0]")
     parser.add_argument("--text", default=DATA / "stories.txt", help="what to learn [the stories]")
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error(f"--seed is {args.seed}; expected 0 or more")
     try:
+        check_integer("--seed", args.seed)
         text = Path(args.text).read_text(encoding="utf-8")[: 40000 if args.fast else None]
         if len(text) < 250:
             raise ValueError(f"the text has {len(text)} characters; expected at least 250")
