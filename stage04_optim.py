@@ -4,21 +4,14 @@
 # ///
 """Stage 4: descend. A gradient says which way is down; how should one walk?
 
-Training is a search for the lowest point of a landscape with thousands of dimensions, of which we
+Training searches for the lowest point of a landscape with thousands of dimensions, of which we
 only feel the slope under our feet, and that through noise. Every method here answers one question:
 given the slopes so far, which step now? Gradient descent takes the slope as it is; momentum
 remembers; AdaGrad, RMSprop and Adam give each coordinate its own scale; Lion and Muon ask again
-what "steepest" means. Each is derived, then raced: on landscapes one can draw, against the rates
-that theory proves, and on the language model of stage 3.
-
-  Theory:  1 the problem   2 steepest descent   3 a proven rate   4 noise and batches   5 landscapes
-  Methods: 6 what all share   7 momentum, Nesterov   8 AdaGrad, RMSprop   9 Adam, AdamW
-           10 Lion   11 Muon
-  Craft:   12 clipping   13 schedules   14 the language model   15 training it
-
-Prints measured rates against proven ones, noise against batch size, a race on four landscapes with
-drawn paths, the language model under nine optimizers and eight schedules, and the best pair
-trained longer (under a minute; --fast: a smoke run, --seed N, --text FILE).
+what "steepest" means. Sections 1-5 are theory, 6-11 methods, 12-15 craft. Each method is derived,
+then raced: on landscapes one can draw, against rates that theory proves, and on the language model
+of stage 3 under nine optimizers and eight schedules, of which the best pair is trained longer.
+Takes under a minute; --fast: a smoke run, --seed N, --text FILE.
 
 Rests on: Polyak (1964), heavy ball; Nesterov (1983); Duchi, Hazan, Singer (2011), AdaGrad;
 Tieleman, Hinton (2012), RMSprop; Kingma, Ba (2015), Adam; Loshchilov, Hutter (2017, 2019), SGDR and
@@ -39,9 +32,7 @@ import numpy as np
 # %% 1. The problem
 #
 # A model has parameters θ, a list of d numbers. Example i costs ℓᵢ(θ), and we want to
-#
 #     minimise  L(θ) = (1/N)·Σᵢ ℓᵢ(θ)    over θ in ℝᵈ.
-#
 # In stage 3, ℓᵢ = -ln P(next letter | context). Algebra solves ∇L = 0 for straight lines and little
 # else; a grid of 10 values for each of 30,000 numbers has 10³⁰⁰⁰⁰ points. What we can afford is
 # g = ∇L(θ) at one place at a time: about two more evaluations, whatever d is (stage 2). So we walk,
@@ -50,18 +41,12 @@ import numpy as np
 # %% 2. Steepest descent: what the gradient promises
 #
 # Taylor: near θ the landscape is a plane, plus something that shrinks with the square of the step,
-#
 #     L(θ + δ) = L(θ) + g·δ + O(‖δ‖²).
-#
 # Among all steps of length ‖δ‖ = r, g·δ = ‖g‖·r·cos(angle) ≥ -‖g‖·r is smallest for
 # δ = -r·g/‖g‖: straight against the gradient (Cauchy-Schwarz). Hence
-#
 #     θ ← θ - η·g,    η > 0 the learning rate.
-#
 # How large may η be? Let no direction curve more than Λ: L(θ+δ) ≤ L(θ) + g·δ + ½Λ‖δ‖². At δ = -ηg:
-#
 #     L(θ - ηg) ≤ L(θ) - η·(1 - ½ηΛ)·‖g‖².
-#
 # Every step with 0 < η < 2/Λ goes down (if g ≠ 0), and the bound is best at η = 1/Λ. Added up
 # there over T steps, Σ‖gₜ‖²/(2Λ) ≤ L(θ₀) - min L: the smallest ‖gₜ‖² is at most
 # 2Λ·(L(θ₀) - min L)/T, so the slope dies away on any landscape of bounded curvature. ∎
@@ -72,15 +57,11 @@ import numpy as np
 # Near a minimum θ*, Taylor's next term makes the landscape a bowl. Turn the axes along its
 # eigenvectors and put θ* at 0: L = ½·Σᵢ λᵢ·xᵢ², with gradient λᵢxᵢ and curvatures
 # 0 < μ = min λ ≤ λᵢ ≤ max λ = Λ. Gradient descent treats every coordinate on its own:
-#
 #     xᵢ ← xᵢ - ηλᵢxᵢ = (1 - ηλᵢ)·xᵢ.
-#
 # So after t steps xᵢ = (1 - ηλᵢ)ᵗ·xᵢ(0): it converges if and only if all |1 - ηλᵢ| < 1, that is
 # 0 < η < 2/Λ, and it converges like ρᵗ with ρ = max |1 - ηλᵢ|, attained at an end: λ = μ or Λ.
 # As η grows, |1 - ημ| falls and |1 - ηΛ| rises once past zero; the larger is least where they meet:
-#
 #     1 - ημ = ηΛ - 1    ⟹    η = 2/(Λ + μ),    ρ = (Λ - μ)/(Λ + μ) = (κ - 1)/(κ + 1),    κ = Λ/μ.
-#
 # κ is the condition number: how elongated the bowl is. Since ln((κ+1)/(κ-1)) ≥ 2/κ (ln's series:
 # 2·(1/κ + 1/(3κ³) + ...)), t = ½κ·ln(1/ε) steps are enough to shrink the distance to ε times
 # itself: ρᵗ ≤ e^(-2t/κ) = ε. ∎ The steep direction dictates η, the flat one has to live with it.
@@ -90,13 +71,9 @@ import numpy as np
 # The gradient over a random batch of B examples is right on average; if one example's has variance
 # σ², the mean of B independent ones has σ²/B. Four times the work halves the error, no more. What
 # does noise n, with mean 0 and variance σ²/B, do to a walk along one axis of the bowl?
-#
 #     x ← (1 - ηλ)x - ηn,    so    Var(x) ← (1 - ηλ)²·Var(x) + η²σ²/B.
-#
 # It settles where both sides agree. 1 - (1 - ηλ)² = ηλ(2 - ηλ), hence
-#
 #     Var(x) = ησ² / (B·λ·(2 - ηλ)) ≈ (η/B)·σ²/(2λ)    for small η.
-#
 # With a constant rate SGD does not arrive: it hovers in a cloud whose size depends on η/B. A larger
 # batch shrinks the cloud, and so does a smaller η, but that is slow: so large first, small later.
 #
@@ -114,19 +91,18 @@ def noise_floor(lr, curvature, noise_variance, batch_size):
 def accumulated(loss_and_grads, X, Y, micro_batch):
     """Loss and gradients of the whole batch (X, Y), at most micro_batch examples at a time.
 
-    loss_and_grads(X, Y) must return the mean loss of its examples and a dict of its gradients.
+    loss_and_grads(X, Y) returns the mean loss of its examples and a dict of its gradients.
     """
     if len(X) != len(Y) or len(X) == 0:
         raise ValueError(f"{len(X)} contexts and {len(Y)} targets; expected as many, at least one")
-    check_integer("micro_batch", micro_batch, least=1)
+    check("micro_batch", micro_batch)
     total, sums = 0.0, {}
     for i in range(0, len(X), micro_batch):
-        x, y = X[i : i + micro_batch], Y[i : i + micro_batch]
-        share = len(x) / len(X)  # the last piece may be smaller
-        loss, grads = loss_and_grads(x, y)
+        piece = slice(i, i + micro_batch)  # the last piece may be smaller
+        share = len(X[piece]) / len(X)
+        loss, grads = loss_and_grads(X[piece], Y[piece])
         total += share * loss
-        for name, g in grads.items():
-            sums[name] = sums.get(name, 0) + share * g
+        sums = {name: sums.get(name, 0) + share * g for name, g in grads.items()}
     return total, sums
 
 
@@ -169,31 +145,27 @@ def rastrigin(points):
 # differ only in their update, and in what it remembers of each array: its arguments after p and g,
 # zero at first. The base class checks, counts and stores; an update is its derivation's last line.
 
-RANGES = {  # of every number that an optimizer or a schedule is given
+RANGES = {  # of every number that is given below
     "lr": "(0, inf)",
     **dict.fromkeys(["momentum", "alpha", "betas"], "[0, 1)"),
     **dict.fromkeys(["step", "weight_decay", "eps", "min_lr", "warmup_steps"], "[0, inf)"),
     **dict.fromkeys(["max_norm", "clip_value"], "(0, inf]"),
     **dict.fromkeys(["total_steps", "decay_steps", "cycle_steps", "step_size"], "[1, inf)"),
     **dict.fromkeys(["cycle_mult", "div_factor", "final_div_factor"], "[1, inf)"),
-    **{"gamma": "(0, 1]", "pct_start": "[0, 1]"},
+    **{"gamma": "(0, 1]", "pct_start": "[0, 1]", "micro_batch": "integer [1, inf)"},
+    **{"ns_steps": "integer [1, inf)", "steps": "integer [0, inf)", "t": "integer [0, inf)"},
 }
 
 
-def check_number(name, value, interval=None):
-    """ValueError unless value is a real number in the interval, by default that of RANGES."""
-    interval = interval or RANGES[name]
+def check(name, value, wanted=None):
+    """ValueError unless value is a real number, or an integer, in its interval (see RANGES)."""
+    _, integer, interval = (wanted or RANGES[name]).rpartition("integer ")
     low, high = map(float, interval[1:-1].split(","))
     ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not real or not (low < value < high or value in ends):
-        raise ValueError(f"{name} is {value!r}; expected a number in {interval}")
-
-
-def check_integer(name, value, least=0):
-    """ValueError unless value is an integer of at least `least`."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+    fits = isinstance(value, numbers.Integral if integer else numbers.Real)
+    if not fits or isinstance(value, bool) or not (low < value < high or value in ends):
+        kind = "an integer" if integer else "a number"
+        raise ValueError(f"{name} is {value!r}; expected {kind} in {interval}")
 
 
 def check_like(what, given, model):
@@ -201,10 +173,9 @@ def check_like(what, given, model):
     if not isinstance(given, dict) or given.keys() != model.keys():
         names = list(given) if isinstance(given, dict) else type(given).__name__
         raise ValueError(f"{what} are {names}; expected {list(model)}, one for each parameter")
-    for name, shape in ((name, np.shape(value)) for name, value in model.items()):
-        if np.shape(given[name]) != shape:
-            wrong = f"{what}[{name!r}] has shape {np.shape(given[name])}"
-            raise ValueError(f"{wrong}; expected {shape}")
+    for name, value in given.items():
+        if np.shape(value) != (shape := np.shape(model[name])):
+            raise ValueError(f"{what}[{name!r}] has shape {np.shape(value)}; expected {shape}")
 
 
 class Optimizer:
@@ -223,27 +194,20 @@ class Optimizer:
             if not isinstance(p, np.ndarray) or not np.issubdtype(p.dtype, np.floating):
                 kind = getattr(p, "dtype", type(p).__name__)
                 raise ValueError(f"params[{name!r}] is {kind}; expected a floating-point array")
-        settings = {"lr": lr, **settings}
-        if np.shape(settings.get("betas", (0, 0))) != (2,):
-            raise ValueError(f"betas are {settings['betas']!r}; expected two numbers in [0, 1)")
-        for name in settings.keys() & RANGES.keys():
-            for value in settings[name] if name == "betas" else [settings[name]]:
-                check_number(name, value)
-        self.params, self.t, self.settings = params, 0, list(settings)
-        for name, value in settings.items():
+        check("lr", lr)
+        self.params, self.t, self.settings = params, 0, ["lr", *settings]
+        for name, value in {"lr": lr, **settings}.items():
             setattr(self, name, value)
         _, _, *slots = inspect.signature(self.update).parameters  # what update takes after p and g
         self.state = {s: {k: np.zeros_like(p) for k, p in params.items()} for s in slots}
 
-    @property
-    def lr(self):
-        """The learning rate; assign to it to follow a schedule (which may end at 0)."""
-        return self._lr
-
-    @lr.setter
-    def lr(self, value):
-        check_number("lr", value, "[0, inf)")
-        self._lr = value
+    def __setattr__(self, name, value):
+        """Every setting is checked on assignment; lr may follow a schedule, down to 0."""
+        if name == "betas" and np.shape(value) != (2,):
+            raise ValueError(f"betas are {value!r}; expected two numbers in [0, 1)")
+        for number in value if name == "betas" else [value] * (name in RANGES):
+            check(name, number, "[0, inf)" if name == "lr" else None)
+        super().__setattr__(name, value)
 
     def step(self, grads):
         """One update of every parameter, in place. ValueError: keys or shapes do not match."""
@@ -270,7 +234,6 @@ class Optimizer:
             raise ValueError(f"the state has other keys; expected {list(own)}")
         if saved["optimizer"] != own["optimizer"]:
             raise ValueError(f"it is of {saved['optimizer']!r}; expected {own['optimizer']!r}")
-        check_integer("t", saved["t"])
         check_like("settings", saved["settings"], own["settings"])
         check_like("state", saved["state"], own["state"])
         for slot, kept in own["state"].items():
@@ -278,7 +241,7 @@ class Optimizer:
             for name, array in kept.items():
                 array[...] = saved["state"][slot][name]  # own is a copy, in this dtype
         fresh = type(self)(self.params, **{**saved["settings"], "lr": 1.0})  # checks the settings
-        fresh.lr, fresh.t, fresh.state = saved["settings"]["lr"], int(saved["t"]), own["state"]
+        fresh.lr, fresh.t, fresh.state = saved["settings"]["lr"], saved["t"], own["state"]
         vars(self).update(vars(fresh))
 
 
@@ -286,27 +249,19 @@ class Optimizer:
 #
 # In a long valley the slope across flips its sign with every step and the slope along it stays.
 # A sum of past gradients cancels the first and piles up the second (Polyak's heavy ball):
-#
 #     b ← βb + g,    θ ← θ - ηb.
-#
 # Under a constant g, b grows to g·(1 + β + β² + ...) = g/(1 - β): ten times the step at β = 0.9.
 # Why it is faster: ηbₜ is minus the last step, so θₜ₊₁ = θₜ - ηgₜ + β(θₜ - θₜ₋₁). In the bowl,
 # where g = λx, xₜ = zᵗ solves that if
-#
 #     z² - (1 + β - ηλ)·z + β = 0.
-#
 # If the two roots are complex they are conjugates with product β, so |z| = √β, whatever λ is: all
 # directions shrink alike. They are complex (or one double root) iff (1 + β - ηλ)² ≤ 4β, that is
 # (1 - √β)² ≤ ηλ ≤ (1 + √β)². Let the two ends be ημ and ηΛ; divide: √κ = (1 + √β)/(1 - √β), so
-#
 #     √β = ρ = (√κ - 1)/(√κ + 1),    η = (1 + √β)²/Λ = (2/(√Λ + √μ))².
-#
 # √κ where gradient descent had κ: a valley of 10,000 costs like one of 100. ∎
 #
 # NESTEROV takes the slope where momentum is about to carry us, φ - ηβb, not where we are, φ:
-#
 #     b ← βb + g(φ - ηβb),    φ ← φ - ηb.
-#
 # Let θ = φ - ηβb be the point where we take gradients. With the new b′, θ′ = φ - ηb′ - ηβb′, and
 # φ = θ + ηβb = θ + η(b′ - g), as βb = b′ - g. Together: θ′ = θ - η·(g + βb′).
 #
@@ -337,8 +292,8 @@ class SGD(Optimizer):
     """Gradient descent; with momentum > 0 the heavy ball, or Nesterov's method."""
 
     def __init__(self, params, lr, momentum=0, nesterov=False, weight_decay=0):
-        settings = dict(momentum=momentum, nesterov=nesterov)
-        super().__init__(params, lr, weight_decay=weight_decay, **settings)
+        options = dict(momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+        super().__init__(params, lr, **options)
         if nesterov and momentum == 0:
             raise ValueError("momentum is 0; nesterov=True expected a number above 0")
 
@@ -355,14 +310,11 @@ class SGD(Optimizer):
 # The best η depends on curvature, and coordinates differ. Stretch one, x = c·x̃: its gradient in x̃
 # is c·g, so the step -η·c·g in x̃ moves x by -ηc²·g. Units matter, and they should not. AdaGrad
 # divides by the root of the sum of all squares so far, and c cancels in g/√s:
-#
 #     s ← s + g²,    θ ← θ - η·g/(√s + ε)        (entry by entry; ε only prevents 0/0).
-#
 # The first step is η·sign(g), whatever the units; under gradients of constant size it is η/√t at
 # step t: a schedule for free, right for convex problems (Duchi et al. bound the regret by O(√T)).
 # In networks s grows on and learning dies. RMSprop forgets: in its moving average a square that is
 # k steps old counts (1 - α)αᵏ,
-#
 #     v ← αv + (1 - α)g²,    θ ← θ - η·g/(√v + ε).
 
 
@@ -392,27 +344,19 @@ class RMSprop(Optimizer):
 # %% 9. Adam, and AdamW
 #
 # Momentum and RMSprop together: a moving average m of g over one of g²,
-#
 #     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g².
-#
 # Both start at 0, so both are too small at first. By how much? Unroll, and let E[gᵢ] be the same
 # in all steps:
-#
 #     mₜ = (1 - β₁)·Σ_{i=1..t} β₁ᵗ⁻ⁱ·gᵢ,    E[mₜ] = E[g]·(1 - β₁)·Σ_{k=0..t-1} β₁ᵏ = E[g]·(1 - β₁ᵗ),
-#
 # since (1 - β)(1 + β + ... + βᵗ⁻¹) telescopes to 1 - βᵗ. The same for v with E[g²]. So divide:
-#
 #     m̂ = m/(1 - β₁ᵗ),    v̂ = v/(1 - β₂ᵗ),    θ ← θ - η·m̂/(√v̂ + ε).
-#
 # At t = 1, m̂ = g and v̂ = g²: a step of η·sign(g); uncorrected, (1 - β₁)/√(1 - β₂) = 3.2 times that
 # at the usual betas. So η has a meaning: about how far a coordinate moves. And a loss multiplied by
 # c > 0 multiplies m by c and v by c²: at ε = 0 exactly the same walk.
 #
 # AdamW. With L2 the decay wθ passes through m̂/√v̂ like the rest of the gradient: a weight with
 # large gradients is decayed less, one with small ones more, and w loses its meaning. Decouple it:
-#
 #     θ ← (1 - ηw)·θ,    then Adam's step, of the loss alone.
-#
 # For plain SGD the two are the same: θ - η(g + wθ) = (1 - ηw)θ - ηg. For Adam they are not.
 
 
@@ -444,15 +388,11 @@ class AdamW(Adam):
 # %% 10. Lion: steepest when length is the largest entry
 #
 # Section 2 asked for the best step of length r. Measure length by the largest entry instead:
-#
 #     minimise g·δ subject to |δᵢ| ≤ η for all i:    δᵢ = -η·sign(gᵢ),    g·δ = -η·Σ|gᵢ|,
-#
 # each term being as small as it can be. ∎ A step of signs: Adam's first, and Adam's at β₁ = β₂ = 0.
 # Lion, which Chen et al. found by a program search, takes the sign of a momentum, and mixes more
 # of the present gradient into the step (β₁) than into the memory (β₂):
-#
 #     c = β₁m + (1 - β₁)g,    θ ← (1 - ηw)θ - η·sign(c),    m ← β₂m + (1 - β₂)g.
-#
 # One slot where Adam has two. Every entry moves by a full η, so rates are 3-10 times below Adam's.
 
 
@@ -475,21 +415,16 @@ class Lion(Optimizer):
 #
 # A weight matrix is no list: it multiplies vectors. Its natural length is the most it stretches
 # one, ‖Δ‖ = max ‖Δv‖/‖v‖, its largest singular value. With G = U·S·Vᵀ = Σ σᵢuᵢvᵢᵀ (SVD, σᵢ > 0):
-#
 #     ⟨G, Δ⟩ = Σ GⱼₖΔⱼₖ = Σᵢ σᵢ·uᵢᵀΔvᵢ ≥ -Σᵢ σᵢ·‖Δ‖,    equality for Δ = -‖Δ‖·U·Vᵀ,
-#
 # because |uᵀΔv| ≤ ‖Δv‖ ≤ ‖Δ‖ for unit u, v, and uᵢᵀ(UVᵀ)vᵢ = 1. ∎ So: keep the directions of G,
 # set all singular values to 1. What a gradient says loudly and what it whispers get the same step.
 #
 # An SVD is slow. But an odd polynomial acts on singular values alone: X·Xᵀ = U·S²·Uᵀ, so
-#
 #     aX + b(XXᵀ)X + c(XXᵀ)²X = U·(aS + bS³ + cS⁵)·Vᵀ:    σ ← aσ + bσ³ + cσ⁵, matrix products only.
-#
 # Dividing by the root of the sum of squares puts all σ into [0, 1] (‖G‖² = Σσᵢ²). The classical
 # (15, -10, 3)/8 converges to 1 but lifts a small σ by 15/8 only; Muon's coefficients lift it by
 # 3.44, and in five rounds all but the tiniest are near 1 (about 0.7 to 1.2), which is enough. The
 # rest: momentum as a moving average, Nesterov's step, decay, a factor √max(1, rows/columns):
-#
 #     B ← μB + (1 - μ)G,  O = orthogonalize((1 - μ)G + μB),  W ← (1 - ηw)W - η·√max(1, r/c)·O.
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c, from Jordan et al. 2024
@@ -502,7 +437,7 @@ def orthogonalize(G, steps=5, eps=1e-7):
     """
     if np.ndim(G) != 2:
         raise ValueError(f"G has shape {np.shape(G)}; expected a matrix")
-    check_integer("steps", steps)
+    check("steps", steps)
     a, b, c = NEWTON_SCHULZ
     X = G.T if G.shape[0] > G.shape[1] else G  # X·Xᵀ is the smaller of the two products
     X = X / max(np.linalg.norm(X), eps)
@@ -520,11 +455,10 @@ class Muon(Optimizer):
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5):
         settings = dict(momentum=momentum, nesterov=nesterov, ns_steps=ns_steps)
         super().__init__(params, lr, weight_decay=weight_decay, **settings)
-        check_integer("ns_steps", ns_steps, least=1)
         for name, p in params.items():
             if p.ndim != 2:
-                wanted = "expected a matrix; use AdamW for biases, gains and other shapes"
-                raise ValueError(f"params[{name!r}] has shape {p.shape}; {wanted}")
+                wrong = f"params[{name!r}] has shape {p.shape}; expected a matrix"
+                raise ValueError(f"{wrong}; use AdamW for biases, gains and other shapes")
 
     def update(self, p, g, B):
         mu = self.momentum
@@ -538,9 +472,7 @@ class Muon(Optimizer):
 #
 # One bad batch can have a gradient a thousand times the usual and undo an hour. Clipping by norm
 # keeps the direction and caps the length n, taken over all gradients together, not each array:
-#
 #     g ← g·min(1, max_norm/(n + 10⁻⁶)).
-#
 # That is the nearest point of the ball ‖g‖ ≤ max_norm (but for torch's 10⁻⁶). Clipping by value
 # caps each entry: simpler, and it turns the direction.
 
@@ -550,7 +482,7 @@ def clip_grad_norm(grads, max_norm):
 
     Returns the norm before clipping (a float); max_norm = inf only measures. ValueError: not > 0.
     """
-    check_number("max_norm", max_norm)
+    check("max_norm", max_norm)
     norm = math.hypot(*(np.linalg.norm(g.astype(np.float64).ravel()) for g in grads.values()))
     scale = max_norm / (norm + 1e-6)
     if scale < 1:
@@ -561,7 +493,7 @@ def clip_grad_norm(grads, max_norm):
 
 def clip_grad_value(grads, clip_value):
     """Cut every entry of the gradients to [-clip_value, clip_value], in place. ValueError: <= 0."""
-    check_number("clip_value", clip_value)
+    check("clip_value", clip_value)
     for g in grads.values():
         np.clip(g, -clip_value, clip_value, out=g)
 
@@ -579,7 +511,7 @@ def clip_grad_value(grads, clip_value):
 def check_schedule(given):
     """ValueError unless all are in their RANGES, min_lr <= lr, and the parts fit the whole."""
     for name, value in given.items():
-        check_number(name, value)
+        check(name, value)
     if given.get("min_lr", 0) > given["lr"]:
         raise ValueError(f"min_lr is {given['min_lr']}; expected at most lr = {given['lr']}")
     parts = given.get("warmup_steps", 0) + given.get("decay_steps", 0)
@@ -695,16 +627,14 @@ def nlm_backward(dloss, cache):
     return {"C": Et @ dx, "H": x.T @ da, "d": da.sum(0), "U": h.T @ dz, "b": dz.sum(0)}
 
 
-def nlm_score(ids, params, context):
-    """Mean nats per id, over every id that has a full context before it."""
-    X, Y = examples(ids, context)
-    parts = [slice(i, i + 4096) for i in range(0, len(X), 4096)]
-    return sum(nlm_forward(X[s], Y[s], params)[0] * len(Y[s]) for s in parts) / len(Y)
-
-
 def examples(ids, context):
     """All (context, next id) pairs: X (N, context), Y (N,) with N = len(ids) - context."""
     return np.lib.stride_tricks.sliding_window_view(ids[:-1], context), ids[context:]
+
+
+def nlm_score(ids, params, context):
+    """Mean nats per id, over every id that has a full context before it."""
+    return nlm_forward(*examples(ids, context), params)[0]
 
 
 # %% 15. Training it
@@ -730,8 +660,8 @@ def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, nam
             optimizer.step({key: grads[key] for key in optimizer.params})
         if name and (step % 200 == 0 or step == steps - 1):
             recent = losses[max(0, step - 499) : step + 1].mean() / math.log(2)
-            message = f"  {name}: step {step + 1:,} of {steps:,}, training loss {recent:.3f} bits"
-            progress(message, step == steps - 1)
+            done = f"{name}: step {step + 1:,} of {steps:,}"
+            progress(f"  {done}, training loss {recent:.3f} bits", step == steps - 1)
     return losses
 
 
@@ -814,35 +744,34 @@ def report_rates(kappas, seed):
 
 
 def walk(landscape, start, target, make, lr, limit):
-    """The points (steps + 1, 2) of a walk to below target, in at most `limit` steps; or None."""
+    """The points of a walk to below target, in at most `limit` steps; [] if it does not arrive."""
     params = {"x": np.array([start])}  # (1, 2): a matrix of one row, so that Muon takes it
-    (optimizer,), points = make(params, lr), [params["x"][0].copy()]
+    (optimizer,), points = make(params, lr), []
     for _ in range(limit + 1):
+        points.append(params["x"][0].copy())
         height, slope = landscape(params["x"])
         if height[0] < target:
-            return np.array(points)
+            return points
         if not abs(height[0]) < 1e6:
             break
         optimizer.step({"x": slope})
-        points.append(params["x"][0].copy())
+    return []
 
 
 def report_race(limit):
-    """Every method on every landscape at its best rate; returns {(name, surface): walk or None}."""
+    """Every method on every landscape at its best rate; returns {(name, surface): points}."""
     print(f"\nThe race: steps to the goal, (at the best of 13 rates), within {limit:,} steps")
     print(f"  {'':20}" + "".join(f"{name:>16}" for name in RACES))
     racers = {name: make for name, (make, _) in METHODS.items() if name[-5:] != "AdamW"}
     racers["Muon"] = lambda P, lr: [Muon(P, lr, weight_decay=0)]  # AdamW walks nearly like Adam
-    walks = {}
+    walks, rates = {}, 10 ** (np.arange(2, -11, -1) / 3)
     for name, make in racers.items():
         line = f"  {name:20}"
         for surface, race in RACES.items():
-            best, walks[name, surface] = limit, None
-            for lr in 10 ** (np.arange(2, -11, -1) / 3):
-                if (points := walk(*race, make, float(lr), best)) is not None:
-                    best, best_lr, walks[name, surface] = len(points) - 2, lr, points
-            found = walks[name, surface] is not None  # the next rate had to need fewer steps
-            line += f"{f'{best + 1:,} ({best_lr:.2g})' if found else '-':>16}"
+            tries = [(walk(*race, make, float(lr), limit), lr) for lr in rates]
+            best, lr = min((t for t in tries if t[0]), key=lambda t: len(t[0]), default=([], 0))
+            line += f"{f'{len(best) - 1:,} ({lr:.2g})' if best else '-':>16}"
+            walks[name, surface] = best
         print(line)
     print("  A dash: not reached. The bowl lies along the axes: one scale for each makes it round.")
     print("  Rastrigin is luck: a rate that jumps well. To Muon a point is one row: it goes g/‖g‖.")
@@ -868,7 +797,7 @@ def report_paths(walks):
     rosenbrock_map = ("Rosenbrock", "heavy ball, β = 0.9", "Adam", (-1.9, 1.9), (-0.8, 2.0))
     quadratic_map = ("quadratic", "SGD", "heavy ball, β = 0.9", (-2.2, 0.9), (-1.0, 1.0))
     for surface, *names, x_range, y_range in (rosenbrock_map, quadratic_map):
-        shown = {name: walks[name, surface] for name in names if walks[name, surface] is not None}
+        shown = {name: walks[name, surface] for name in names if walks[name, surface]}
         titles = [f"{name}, {len(points) - 1:,} steps" for name, points in shown.items()]
         print(f"\n{surface}, from S to E: " + (" | ".join(titles) or "nobody arrived"))
         maps = [draw(RACES[surface][0], points, x_range, y_range) for points in shown.values()]
@@ -901,8 +830,7 @@ def report_language(text, fast, seed):
         for name, (make, lr, schedule) in rows.items():
             progress(f"  {name} ...")
             a, scores[name], b = fit(tune, make, lr, schedule, *size)
-            row = f"  {name:19}{lr:6.2g} {a:10.3f} {scores[name]:13.3f} {b:10.3f}"
-            progress(row, last=True)
+            progress(f"  {name:19}{lr:6.2g} {a:10.3f} {scores[name]:13.3f} {b:10.3f}", True)
         return min(scores, key=scores.get)
 
     rows = {name: (make, lr, "warmup_cosine") for name, (make, lr) in METHODS.items()}
@@ -927,7 +855,7 @@ def main(argv=None):
     parser.add_argument("--text", default=DATA / "stories.txt", help="what to learn [the stories]")
     args = parser.parse_args(argv)
     try:
-        check_integer("--seed", args.seed)
+        check("--seed", args.seed, "integer [0, inf)")
         text = Path(args.text).read_text(encoding="utf-8")[: 40000 if args.fast else None]
         if len(text) < 250:
             raise ValueError(f"the text has {len(text)} characters; expected at least 250")
@@ -969,9 +897,8 @@ def main(argv=None):
 # %% Where this leads
 #
 # GPT-3 and Llama were trained by AdamW at β₂ = 0.95 with clipping at norm 1, warmup and a cosine;
-# Kimi K2 by Muon. Stage 6 and the capstone use the same recipe, and stage 8 shows what training
-# looks like when a piece of it is missing. But no optimizer can see past the window of 8 letters:
-# stage 5 lifts that limit.
+# Kimi K2 by Muon. Stage 6 and the capstone follow; stage 8 takes pieces away to see what breaks.
+# But no optimizer can see past the window of 8 letters: stage 5 lifts that limit.
 
 if __name__ == "__main__":
     main()
