@@ -896,10 +896,10 @@ class GPT:
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
-        dtype = np.dtype(dtype).type
-        need(dtype in (np.float32, np.float64), f"dtype must be float32 or float64, not {dtype.__name__}")
+        dtype = np.dtype(dtype)
+        need(dtype in (np.float32, np.float64), f"dtype must be float32 or float64, not {dtype}")
         total = sum(map(math.prod, param_shapes(config).values()))
-        self.config, self.params = config, ParamDict(config, np.zeros(total, dtype))
+        self.config, self.params = config, ParamDict(config, np.zeros(total, dtype.type))
         self.flat, rng = self.params.flat, np.random.default_rng(seed)
         for name, p in self.params.items() if seed is not None else ():
             if p.ndim == 2:
@@ -1150,8 +1150,8 @@ def split_text(text, tokenizer):
 #
 # AdamW. Two running means over the steps, of the gradient and of its square,
 #     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g²,
-# both started at 0 and so too small by the factors 1 - β₁ᵗ and 1 - β₂ᵗ at step t. With those
-# divided out,
+# both started at 0 and so too small by the factors 1 - β₁ᵗ and 1 - β₂ᵗ at step t. Divided by them,
+# which a hat marks, they make the update
 #     w ← w - η λ w - η m̂/(√v̂ + ε):
 # each weight moves by about η whatever its gradient's scale, and decays towards 0 apart from it. In
 # code the corrections fold into two scalars, m̂/(√v̂ + ε) = m √(1-β₂ᵗ)/(1-β₁ᵗ) / (√v + ε√(1-β₂ᵗ)),
@@ -1210,14 +1210,11 @@ def ngram_nats(train, held_out, vocab_size, order=5):
     """Mean nats per token of held_out (n,) under an `order`-gram counter fitted to train."""
     ids = np.concatenate([train, held_out]).astype(np.int64)
     n, p = len(train), np.full(len(held_out), 1 / vocab_size)
-    context = np.zeros(
-        len(ids), np.int64
-    )  # a number for the tokens before each one: at first, none
+    context = np.zeros(len(ids), np.int64)  # numbers the tokens before each one: at first, none
     for _ in range(order):
         gram = np.unique(context * vocab_size + ids, return_inverse=True)[1]
         c, N = np.bincount(gram[:n], minlength=gram.max() + 1), np.bincount(context[:n])
-        first = np.unique(gram[:n], return_index=True)[1]
-        U = np.bincount(context[:n][first])
+        U = np.bincount(context[:n][np.unique(gram[:n], return_index=True)[1]])
         N, U = (np.append(a, np.zeros(len(ids) + 1 - len(a)))[context[n:]] for a in (N, U))
         seen = N > 0  # an unseen context has nothing to add
         p[seen] = ((c[gram[n:]] + U * p) / np.maximum(N + U, 1))[seen]
@@ -1231,8 +1228,8 @@ def evaluate(model, ids, first, stride, max_windows=None):
     Windows of block_size tokens move on by `stride` and score their last `stride` targets: a token
     sees at least block_size - stride tokens before it. max_windows takes that many, evenly spaced.
     """
-    ends = np.minimum(np.arange(first, len(ids), stride) + stride, len(ids))
     starts = np.arange(first, len(ids), stride)
+    ends = np.minimum(starts + stride, len(ids))
     if max_windows and len(ends) > max_windows:
         chosen = np.linspace(0, len(ends) - 1, max_windows).round().astype(int)
         starts, ends = starts[chosen], ends[chosen]
@@ -1245,12 +1242,19 @@ def evaluate(model, ids, first, stride, max_windows=None):
     return nats, int((ends - starts).sum())
 
 
+def held_out_nats(model, split, stride, max_windows=None):
+    """Nats per held-out character; the first ones may look back into the training text."""
+    train, held, chars = split
+    ids = np.concatenate([train[-model.config.block_size :], held])
+    nats, tokens = evaluate(model, ids, len(ids) - len(held), stride, max_windows)
+    return nats / tokens * len(held) / chars
+
+
 # %% 11. Training
 #
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
 # a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
-# what the uninterrupted one would have. The state to keep is the weights, AdamW's m and v, and the
-# step.
+# what the uninterrupted one would have. What is kept: the weights, AdamW's m and v, and the step.
 
 SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's where it has one
     "data": (str(HERE / "data" / "stories.txt"), None, "a UTF-8 text; its last tenth is held out"),
@@ -1301,12 +1305,13 @@ def check_settings(settings):
     """Raise ValueError for a training setting of the wrong type or size."""
     for name, (default, smallest, _) in SETTINGS.items():
         value, kind = settings[name], type(default)
-        if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
-        below = 1 if name in ("beta1", "beta2", "dropout") else math.inf
-        if smallest is not None and not smallest <= value < below:
+        right = type(value) is kind or (kind is float and type(value) is int)
+        need(right, f"{name} must be of type {kind.__name__}, not {value!r}")
+        if smallest is not None:
+            below = 1 if name in ("beta1", "beta2", "dropout") else math.inf
             what = "positive" if 0 < smallest < 1 else f"at least {smallest}"
-            raise ValueError(f"{name} must be {what} and below {below}, not {value}")
+            inside = smallest <= value < below
+            need(inside, f"{name} must be {what} and below {below}, not {value}")
 
 
 def draw_batch(ids, block_size, batch_size, rng):
@@ -1329,9 +1334,9 @@ class Diverged(Exception):
     """A loss or a gradient that is not finite, with what to try."""
 
     def __init__(self, step, loss, norm, rate):
-        numbers_ = f"loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.2e}"
+        measured = f"loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.2e}"
         advice = "try a lower --learning_rate or more --warmup_iters"
-        super().__init__(f"not finite at step {step}: {numbers_}; {advice}")
+        super().__init__(f"not finite at step {step}: {measured}; {advice}")
 
 
 class Run:
@@ -1350,12 +1355,10 @@ class Run:
             fields = {name: s[name] for name in MODEL_SETTINGS}
             fields |= {name: s[name] or None for name in ("n_kv_head", "n_hidden")}
             self.model = GPT(GPTConfig(vocab_size=self.tokenizer.vocab_size, **fields), s["seed"])
-        self.train_ids, self.held_ids, self.held_chars = split_text(text, self.tokenizer)
-        self.text_crc = zlib.crc32(text.encode())
-        n, T = len(self.train_ids), self.model.config.block_size
-        if n <= T:
-            hint = f"; use a longer text or a --block_size below {n}" if n > 1 else ""
-            raise ValueError(f"{s['data']}: {n} tokens are too few for a block of {T}{hint}")
+        self.split, self.text_crc = split_text(text, self.tokenizer), zlib.crc32(text.encode())
+        n, T = len(self.split[0]), self.model.config.block_size
+        hint = f"; use a longer text or a --block_size below {n}" if n > 1 else ""
+        need(n > T, f"{s['data']}: {n} tokens are too few for a block of {T}{hint}")
         decay, clip = s["weight_decay"], s["grad_clip"]
         self.optimizer = AdamW(self.model.params, (s["beta1"], s["beta2"]), 1e-8, decay, clip)
 
@@ -1364,26 +1367,23 @@ class Run:
         """The run as its last checkpoint left it, with some settings changed if wished."""
         last = find_checkpoint(Path(out_dir) / "last")
         state = read_json(last / "training_state.json")
-        fixed = sorted(changes.keys() & {"seed", *MODEL_SETTINGS})
-        if fixed:
-            raise ValueError(f"a resumed run keeps its {', '.join(fixed)}; start a new one instead")
+        fixed = ", ".join(sorted(changes.keys() & {"seed", *MODEL_SETTINGS}))
+        need(not fixed, f"a resumed run keeps its {fixed}; start a new one instead")
         try:
             settings = {name: state["settings"][name] for name in SETTINGS} | changes
-            step, total, count, crc = (state[key] for key in ("step", "sum", "count", "text"))
-            best = math.inf if state["best"] is None else float(state["best"])
-            if not (type(step) is type(count) is int and step >= 0 and count >= 0):
-                raise ValueError
-            total = float(total)
+            step, count, crc, total = (state[k] for k in ("step", "count", "text", "sum"))
+            total, best = float(total), float("inf" if state["best"] is None else state["best"])
+            need(type(step) is type(count) is int and min(step, count) >= 0, "")
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{last}: training_state.json is not that of a run") from None
         run = cls(settings | {"out_dir": str(out_dir)}, resumed=last)
-        if crc != run.text_crc:
-            raise ValueError(f"{run.settings['data']} is not the text this run was trained on")
+        same = crc == run.text_crc
+        need(same, f"{run.settings['data']} is not the text this run was trained on")
         run.step, run.best, run.sum, run.count, run.optimizer.t = step, best, total, count, step
         tensors, _ = read_safetensors(last / "training_state.safetensors")
         for name, view in run.moments().items():
-            if name not in tensors or tensors[name].shape != view.shape:
-                raise ValueError(f"{last}: training_state.safetensors lacks {name}")
+            fits = name in tensors and tensors[name].shape == view.shape
+            need(fits, f"{last}: training_state.safetensors lacks {name}")
             view[...] = tensors[name]
         run.forget_metrics()
         return run
@@ -1393,8 +1393,7 @@ class Run:
         path, kept = self.out / "metrics.jsonl", []
         for line in path.read_text().splitlines() if path.exists() else []:
             try:
-                if json.loads(line)["step"] <= self.step:
-                    kept.append(line + "\n")
+                kept += [line + "\n"] * (json.loads(line)["step"] <= self.step)
             except (ValueError, KeyError, TypeError):
                 continue
         path.with_suffix(".new").write_text("".join(kept))
@@ -1402,16 +1401,16 @@ class Run:
 
     def moments(self):
         """AdamW's m and v as named tensors."""
-        kinds = {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}
-        named = {kind: ParamDict(self.model.config, flat) for kind, flat in kinds.items()}
+        config, o = self.model.config, self.optimizer
+        named = {"exp_avg": ParamDict(config, o.m), "exp_avg_sq": ParamDict(config, o.v)}
         return {f"{kind}.{name}": t for kind, ts in named.items() for name, t in ts.items()}
 
     def save(self):
         """Write the checkpoint `last`: the model and all it takes to go on."""
-        progress = {"step": self.step, "best": self.best if self.best < math.inf else None}
-        progress |= {"sum": self.sum, "count": self.count, "text": self.text_crc}
-        progress |= {"settings": self.settings}
-        write_checkpoint(self.out / "last", self.model, self.tokenizer, self.moments(), progress)
+        state = {"step": self.step, "best": self.best if self.best < math.inf else None}
+        state |= {"sum": self.sum, "count": self.count, "text": self.text_crc}
+        state |= {"settings": self.settings}
+        write_checkpoint(self.out / "last", self.model, self.tokenizer, self.moments(), state)
 
     def update(self):
         """One step: (gradient norm, learning rate); Diverged instead of a bad step."""
@@ -1419,7 +1418,7 @@ class Run:
         rng = np.random.default_rng((s["seed"], self.step))
         total, gradient, micro = 0.0, 0.0, s["gradient_accumulation_steps"]
         for _ in range(micro):
-            batch = draw_batch(self.train_ids, self.model.config.block_size, s["batch_size"], rng)
+            batch = draw_batch(self.split[0], self.model.config.block_size, s["batch_size"], rng)
             loss, grads = self.model.loss_and_grads(*batch, rng)
             total += loss / micro
             gradient = grads.flat if micro == 1 else gradient + grads.flat / micro
@@ -1431,11 +1430,13 @@ class Run:
         self.step, self.sum, self.count = self.step + 1, self.sum + total, self.count + 1
         return norm, rate
 
-    def evaluate(self, stride, max_windows=None):
-        """Nats per held-out character; the first ones may look back into the training text."""
-        ids = np.concatenate([self.train_ids[-self.model.config.block_size :], self.held_ids])
-        nats, tokens = evaluate(self.model, ids, len(ids) - len(self.held_ids), stride, max_windows)
-        return nats / tokens * len(self.held_ids) / self.held_chars
+    def held_out(self, batches, norm=0.0, rate=0.0):
+        """Nats per held-out character on fixed batches; Diverged if they are not finite."""
+        stride, windows = self.model.config.block_size, batches * self.settings["batch_size"]
+        loss = held_out_nats(self.model, self.split, stride, windows)
+        if not math.isfinite(loss):
+            raise Diverged(self.step, loss, norm, rate)
+        return loss
 
     def sample(self, length, seed):
         """A text of `length` tokens from the start of a line."""
@@ -1447,6 +1448,7 @@ class Run:
         """Train to max_iters; Ctrl-C stops after the step at hand. True if it went to the end."""
         s, started, first, interrupted = self.settings, time.time(), self.step, []
         tokens = s["batch_size"] * s["gradient_accumulation_steps"] * self.model.config.block_size
+        norm, rate = 0.0, 0.0
         handler = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
         print("  step     train  held-out  bits/char   tokens/s  time left   (losses in nats)")
         try:
@@ -1458,32 +1460,28 @@ class Run:
                 left = round((s["max_iters"] - self.step) * tokens / speed)
                 pace = f"{speed:9,.0f}  {left // 60:6d}:{left % 60:02d}"
                 if self.step % s["eval_interval"] == 0 or self.step == s["max_iters"]:
-                    self.checkpoint(
-                        pace, learning_rate=rate, grad_norm=norm, tokens_per_second=speed
-                    )
+                    self.checkpoint(pace, norm, rate, speed)
                 elif sys.stdout.isatty() and self.step % 10 == 0:
                     row = f"\r{self.step:6d}  {self.sum / self.count:8.4f}{'':21}  {pace}"
                     print(row, end="", flush=True)
         finally:
             signal.signal(signal.SIGINT, handler)
         if self.step < s["max_iters"]:
-            if not math.isfinite(self.evaluate(self.model.config.block_size, s["batch_size"])):
-                raise Diverged(self.step, math.nan, norm, rate)
+            self.held_out(1, norm, rate)
             self.save()
             print(f"\nstopped after step {self.step} and saved; to go on:")
             print(f"    python capstone_gpt.py train --resume {shlex.quote(str(self.out))}")
         return self.step >= s["max_iters"]
 
-    def checkpoint(self, pace="", **measured):
+    def checkpoint(self, pace="", norm=0.0, rate=0.0, speed=None):
         """Evaluate, print and record a row, save; now and then show a sample."""
         s, trained = self.settings, self.sum / self.count if self.count else None
-        loss = self.evaluate(self.model.config.block_size, s["eval_iters"] * s["batch_size"])
-        if not math.isfinite(loss):
-            norm, rate = measured.get("grad_norm", 0.0), measured.get("learning_rate", 0.0)
-            raise Diverged(self.step, loss, norm, rate)
+        loss = self.held_out(s["eval_iters"], norm, rate)
         row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
         print("\r" * sys.stdout.isatty() + f"{row}  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}")
-        record = {"step": self.step, "train_loss": trained, "held_out_loss": loss} | measured
+        record = {"step": self.step, "train_loss": trained, "held_out_loss": loss}
+        if speed:
+            record |= {"learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed}
         self.sum, self.count = 0.0, 0
         with open(self.out / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -1502,21 +1500,21 @@ class Run:
 # in float64 good to ten digits. Every parameter of a tiny model of each family is wiggled, dropout
 # included (the same seed draws the same masks), one target masked, queries grouped.
 
+CHECKED = {
+    "gpt2": dict(arch="gpt2"),
+    "gpt2, no bias": dict(arch="gpt2", bias=False, tie_weights=False),
+    "llama": dict(arch="llama", n_kv_head=2),
+}
+
 
 def gradcheck(h=1e-5):
     """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
-    rows = []
-    for label, options in {
-        "gpt2": {"arch": "gpt2"},
-        "gpt2, no bias": {"arch": "gpt2", "bias": False, "tie_weights": False},
-        "llama": {"arch": "llama", "n_kv_head": 2},
-    }.items():
-        config = GPTConfig(
-            vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2, **options
-        )
+    rows, sizes = [], dict(vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2)
+    for label, options in CHECKED.items():
+        config = GPTConfig(**options, **sizes)
         model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
         model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
-        idx, targets = rng.integers(0, 7, (2, 5)), rng.integers(0, 7, (2, 5))
+        idx, targets = rng.integers(0, 7, (2, 2, 5))
         targets[0, 0] = -1
         _, grads = model.loss_and_grads(idx, targets, np.random.default_rng(1))
         numeric = ParamDict(config, np.empty_like(model.flat))
@@ -1525,8 +1523,7 @@ def gradcheck(h=1e-5):
             up = model.loss(idx, targets, np.random.default_rng(1))
             model.flat[i] = w - h
             down = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i] = w
-            numeric.flat[i] = (up - down) / (2 * h)
+            model.flat[i], numeric.flat[i] = w, (up - down) / (2 * h)
         for name, g in grads.items():
             scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
             rows.append((label, name, g.shape, np.linalg.norm(g - numeric[name]) / scale))
@@ -1536,19 +1533,17 @@ def gradcheck(h=1e-5):
 # %% 13. The command line
 
 
+def latest_run():
+    """The run in out/ that was saved last, smoke runs only if there is no other."""
+    saved = {path: path.stat().st_mtime for path in Path("out").glob("*/last/config.json")}
+    need(saved, "no run in out/ yet: train one first, or name a directory")
+    return max(saved, key=lambda path: ("-fast" not in path.parts[1], saved[path])).parent.parent
+
+
 def checkpoint_of(source):
     """The checkpoint DIR means: itself or a run's `best`; without DIR that of the latest run."""
     run = Path(source or latest_run())
     return run / "best" if (run / "best").is_dir() else run
-
-
-def latest_run():
-    """The run in out/ that was saved last, smoke runs only if there is no other."""
-    runs = [path.parent.parent for path in Path("out").glob("*/last/config.json")]
-    if not runs:
-        raise ValueError("no run in out/ yet: train one first, or name a directory")
-    saved = {run: (run / "last" / "config.json").stat().st_mtime for run in runs}
-    return max(runs, key=lambda run: ("-fast" not in run.name, saved[run]))
 
 
 def held_out_line(nats, what):
@@ -1560,23 +1555,20 @@ def held_out_line(nats, what):
 
 def new_run(settings):
     """A Run in a directory of its own, which no other run has or gets."""
-    name, fast = Path(settings["data"]).stem, settings["max_iters"] == PRESETS["fast"]["max_iters"]
-    out, n = Path(settings["out_dir"] or Path("out", name + "-fast" * fast)), 1
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, a run needs a directory")
-    if settings["out_dir"] and any(
-        (out / x).exists() for x in ("last", ".last.old", "config.json")
-    ):
-        raise ValueError(f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
+    given, fast = settings["out_dir"], settings["max_iters"] == PRESETS["fast"]["max_iters"]
+    name, n = Path(settings["data"]).stem + "-fast" * fast, 1
+    out = Path(given or f"out/{name}")
+    need(out.is_dir() or not out.exists(), f"{out} is a file, a run needs a directory")
+    used = given and any((out / x).exists() for x in ("last", ".last.old", "config.json"))
+    need(not used, f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
     run = Run(settings)
-    while not settings["out_dir"]:
+    while True:
         try:
-            out.mkdir(parents=True)
+            out.mkdir(parents=True, exist_ok=bool(given))
             break
         except FileExistsError:
             n += 1
-            out = out.with_name(f"{name}{'-fast' * fast}-{n}")
-    out.mkdir(parents=True, exist_ok=True)
+            out = out.with_name(f"{name}-{n}")
     run.out, settings["out_dir"] = out, str(out)
     return run
 
@@ -1589,16 +1581,15 @@ def train_command(args):
         run = new_run(settings | PRESETS[args.preset or "stories"] | given)
     else:
         out = Path(args.resume or given.get("out_dir") or latest_run())
-        if args.preset or given.pop("out_dir", str(out)) != str(out):
-            raise ValueError(f"--resume {out} goes on with its own settings in its own directory")
-        out = out.parent if (out / "training_state.json").exists() else out
-        run = Run.resume(out, given)
+        own = not args.preset and given.pop("out_dir", str(out)) == str(out)
+        need(own, f"--resume {out} goes on with its own settings in its own directory")
+        run = Run.resume(out.parent if (out / "training_state.json").exists() else out, given)
     keep_freed_memory()
-    c, n = run.model.config, len(run.train_ids) + len(run.held_ids)
+    c, s, (train, held, chars) = run.model.config, run.settings, run.split
     what = f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {c.block_size}"
-    print(f"data   {run.settings['data']}: {n:,} tokens, {c.vocab_size} distinct")
+    print(f"data   {s['data']}: {len(train) + len(held):,} tokens, {c.vocab_size} distinct")
     print(f"model  {what}: {run.model.num_params():,} parameters")
-    print(f"run    {run.out}: {run.settings['max_iters']:,} steps, {run.step:,} done\n")
+    print(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
     try:
         if not run.train():
             return 0
@@ -1607,17 +1598,15 @@ def train_command(args):
         print(f"\ncapstone_gpt.py: {error}. {kept}", file=sys.stderr)
         return 1
     run.model = GPT.from_pretrained(run.out / "best")
-    counted = ngram_nats(run.train_ids, run.held_ids, c.vocab_size)
-    counted *= len(run.held_ids) / run.held_chars
     print(f"\na sample of {run.out / 'best'}, the checkpoint with the lowest held-out loss:\n")
-    print(f"{run.sample(500, run.settings['seed'])}\n")
+    print(f"{run.sample(500, s['seed'])}\n")
     print(f"more of it: python capstone_gpt.py sample --from {shlex.quote(str(run.out))}\n")
     if args.preset == "fast":
         print("(a smoke run: too short to beat the counter)")
+    counted = ngram_nats(train, held, c.vocab_size) * len(held) / chars
+    nats = held_out_nats(run.model, run.split, max(1, c.block_size // 2))
     print(f"5-gram:   {held_out_line(counted, 'counted, Witten-Bell smoothing')}")
-    print(
-        f"held-out: {held_out_line(run.evaluate(max(1, c.block_size // 2)), 'capstone, ' + what)}"
-    )
+    print(f"held-out: {held_out_line(nats, 'capstone, ' + what)}")
     return 0
 
 
@@ -1625,8 +1614,7 @@ def sample_command(args):
     """Text from a checkpoint, shown as it is made."""
     model, tokenizer = load(checkpoint_of(args.source))
     prompt = tokenizer.encode(args.prompt or tokenizer.start)[None]
-    if args.num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, not {args.num_samples}")
+    need(args.num_samples >= 1, f"num_samples must be at least 1, not {args.num_samples}")
     for i in range(args.num_samples):
         seed = None if args.seed is None else args.seed + i
         sampling = (args.temperature, args.top_k, args.top_p, seed)
@@ -1642,13 +1630,10 @@ def eval_command(args):
     """The held-out line of a checkpoint."""
     directory = checkpoint_of(args.source)
     model, tokenizer = load(directory)
-    train, held, chars = split_text(read_text(args.data), tokenizer)
-    ids = np.concatenate([train[-model.config.block_size :], held])
-    first = max(1, len(ids) - len(held))
-    if first >= len(ids):
-        raise ValueError(f"{args.data}: too short to hold anything out")
-    nats, _ = evaluate(model, ids, first, max(1, model.config.block_size // 2))
-    print(f"held-out: {held_out_line(nats / chars, f'capstone, {directory}')}")
+    split = split_text(read_text(args.data), tokenizer)
+    need(len(split[0]), f"{args.data}: too short to hold anything out")
+    nats = held_out_nats(model, split, max(1, model.config.block_size // 2))
+    print(f"held-out: {held_out_line(nats, f'capstone, {directory}')}")
     return 0
 
 
@@ -1684,51 +1669,53 @@ def boolean(text):
     return text.lower() == "true"
 
 
-def build_parser():
-    """The command line: train, sample, eval, gradcheck."""
-    text = "A GPT in NumPy. Without a command: train.\n\n" + __doc__[__doc__.index("    python") :]
-    text = text[: text.index("\n\nPapers")]
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="capstone_gpt.py", description=text, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", parser_class=Parser, required=True)
+SOURCE = {"from": (str, "", "DIR", "a run or checkpoint [the latest run]")}
+SAMPLE_FLAGS = SOURCE | {  # flag: (type, default, placeholder, what it is)
+    "prompt": (str, "", "TEXT", "the text to continue"),
+    "num_samples": (int, 1, "N", "how many texts [1]"),
+    "max_new_tokens": (int, 500, "N", "tokens each [500]"),
+    "temperature": (float, 0.8, "X", "0: the likeliest [0.8]"),
+    "top_k": (int, None, "K", "draw from the K likeliest"),
+    "top_p": (float, None, "P", "draw from the likeliest that reach P"),
+    "seed": (int, None, "N", "fixes the draw [a new one each time]"),
+}
+EVAL_FLAGS = SOURCE | {"data": (str, SETTINGS["data"][0], "FILE", "its last tenth is scored")}
 
-    def command(function, *flags):
-        text = function.__doc__.split("\n")[0]
-        name = function.__name__.removesuffix("_command")
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(function=function, parser=sub)
-        for flag, options in flags:
-            sub.add_argument(f"--{flag}", **options)
 
-    source = (
-        "from",
-        dict(dest="source", metavar="DIR", help="a run or checkpoint [the latest run]"),
-    )
-    settings = []
+def train_flags():
+    """SETTINGS as flags; what is not given is left to the preset."""
     for name, (default, _, text) in SETTINGS.items():
         kind = boolean if isinstance(default, bool) else type(default)
         shown = f" [{Path(default).name if name == 'data' else default}]" if default != "" else ""
         value = {"data": "FILE", "out_dir": "DIR"}.get(name, "N" if kind is int else "X")
-        options = dict(type=kind, default=argparse.SUPPRESS, metavar=value, help=text + shown)
-        settings.append((name, options))
-    resume = dict(nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
-    fast = dict(dest="preset", action="store_const", const="fast", help="a smoke run of seconds")
-    preset = dict(choices=PRESETS, help="a set of defaults [stories]")
-    command(train_command, ("preset", preset), ("fast", fast), ("resume", resume), *settings)
-    command(
-        sample_command,
-        source,
-        ("prompt", dict(default="", help="the text to continue")),
-        ("num_samples", dict(type=int, default=1, metavar="N", help="how many texts [1]")),
-        ("max_new_tokens", dict(type=int, default=500, metavar="N", help="tokens each [500]")),
-        ("temperature", dict(type=float, default=0.8, metavar="X", help="0: the likeliest [0.8]")),
-        ("top_k", dict(type=int, metavar="K", help="draw from the K likeliest")),
-        ("top_p", dict(type=float, metavar="P", help="draw from the likeliest that reach P")),
-        ("seed", dict(type=int, metavar="N", help="fixes the draw [a new one each time]")),
-    )
-    data = dict(default=SETTINGS["data"][0], metavar="FILE", help="its last tenth is scored")
-    command(eval_command, source, ("data", data))
-    command(gradcheck_command)
+        yield name, (kind, argparse.SUPPRESS, value, text + shown)
+
+
+def build_parser():
+    """The command line: train, sample, eval, gradcheck."""
+    text = __doc__[__doc__.index("    python") : __doc__.index("\n\nPapers")]
+    text = f"A GPT in NumPy. Without a command: train.\n\n{text}"
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="capstone_gpt.py", description=text, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", parser_class=Parser, required=True)
+    for function, flags in {
+        train_command: dict(train_flags()),
+        sample_command: SAMPLE_FLAGS,
+        eval_command: EVAL_FLAGS,
+        gradcheck_command: {},
+    }.items():
+        name, text = function.__name__.removesuffix("_command"), function.__doc__
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(function=function, parser=sub)
+        if function is train_command:
+            latest = dict(nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
+            smoke = dict(dest="preset", const="fast", help="a smoke run of seconds")
+            sub.add_argument("--preset", choices=PRESETS, help="a set of defaults [stories]")
+            sub.add_argument("--fast", action="store_const", **smoke)
+            sub.add_argument("--resume", **latest)
+        for flag, (kind, default, value, text) in flags.items():
+            options = dict(type=kind, default=default, metavar=value, help=text)
+            sub.add_argument(f"--{flag}", dest={"from": "source"}.get(flag, flag), **options)
     return parser
 
 
@@ -1756,10 +1743,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         print()
         return 130
-    except MemoryError:
-        print("capstone_gpt.py: not enough memory for this model and batch", file=sys.stderr)
-        return 2
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
+        if isinstance(error, MemoryError):
+            error = "not enough memory for this model and batch"
         print(f"capstone_gpt.py: {error}", file=sys.stderr)
         return 2
 
@@ -1782,24 +1768,19 @@ def main(argv=None):
 
 # %% Exercises
 #
-#  1. Print the shapes at every line of block_forward for B=2, T=3, C=8, H=2. Which array is the
-#     largest?
-#  2. Set the tie_weights setting to False. What happens to the parameter count and the held-out
-#     loss?
-#  3. Break one backward by a factor of 1.01. Which rows of the gradient check notice, and why
-#     those?
-#  4. Derive the backward of y = x Wᵀ for W (out, in) and show that linear_backward with W.T gives
-#     it.
+#  1. Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
+#  2. Train with --tie_weights False. What happens to the parameter count and the held-out loss?
+#  3. Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
+#  4. Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives it.
 #  5. Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
 #  6. Train on data/names.txt with a block of 16. How many of 100 sampled names are in the file?
 #  7. Replace GELU by ReLU², forward and backward, and run the gradient check.
 #  8. Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
-#  9. Write the sliding window so that llama keeps its cache when it slides. Why may the text
-#     differ?
+#  9. Let llama keep its cache when the window slides. Why may the text differ?
 # 10. Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
 # 11. Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
-# 12. Which of two changes lowers the held-out loss more at equal seconds: twice the channels or
-#     twice the steps? Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
+# 12. Which lowers the held-out loss more at equal seconds, twice the channels or twice the steps?
+#     Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
 
 # %% Where this leads
 #
