@@ -172,17 +172,16 @@ def check_like(what, given, model):
     """ValueError unless the dict `given` has the keys of model, and each value the same shape."""
     if not isinstance(given, dict) or given.keys() != model.keys():
         names = list(given) if isinstance(given, dict) else type(given).__name__
-        raise ValueError(f"{what} are {names}; expected {list(model)}, one for each parameter")
+        raise ValueError(f"{what} are {names}; expected {list(model)}")
     for name, value in given.items():
         if np.shape(value) != (shape := np.shape(model[name])):
             raise ValueError(f"{what}[{name!r}] has shape {np.shape(value)}; expected {shape}")
 
 
 class Optimizer:
-    """What all methods share: step(grads), lr, state_dict(), load_state_dict(state).
+    """What all methods share. params: a dict of floating-point arrays, changed in place by step().
 
-    params: a dict of floating-point arrays, which step() changes in place. ValueError: no params, a
-    parameter that is not such an array, lr <= 0, or a setting out of its range.
+    ValueError: no params, one that is no such array, lr <= 0, or a setting out of its range.
     """
 
     decoupled = False  # weight decay: False through the gradient (section 7), True past it (9)
@@ -478,10 +477,7 @@ class Muon(Optimizer):
 
 
 def clip_grad_norm(grads, max_norm):
-    """Scale the dict of gradients in place to a joint norm of at most max_norm.
-
-    Returns the norm before clipping (a float); max_norm = inf only measures. ValueError: not > 0.
-    """
+    """Scale the gradients in place to a joint norm of at most max_norm; returns the norm before."""
     check("max_norm", max_norm)
     norm = math.hypot(*(np.linalg.norm(g.astype(np.float64).ravel()) for g in grads.values()))
     scale = max_norm / (norm + 1e-6)
@@ -505,7 +501,7 @@ def clip_grad_value(grads, clip_value):
 # fall. Early, Adam's v rests on few gradients and the landscape bends most, so it should rise from
 # small: warmup. Half a cosine, ½(1 + cos πu) for u from 0 to 1, is a way down that is flat at both
 # ends. WSD (warmup, stable, decay) stays up and falls only at the end, so a run can be stopped, and
-# a model taken, at any time: decay whenever you want one.
+# a model taken, at any time: decay whenever you want one. One cycle is Smith's (2018).
 
 
 def check_schedule(given):
@@ -565,7 +561,7 @@ def cosine_restarts(step, lr, cycle_steps, cycle_mult=1, min_lr=0.0):
 
 
 def one_cycle(step, lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
-    """Half a cosine up to lr in pct_start of the steps, one down in the rest (Smith 2018)."""
+    """Half cosines from lr/div_factor to lr (at pct_start) to lr/div_factor/final_div_factor."""
     check_schedule(locals())
     first, last, peak = lr / div_factor, total_steps - 1, max(0.0, pct_start * total_steps - 1)
     if step < peak:
@@ -583,10 +579,10 @@ def wsd(step, lr, warmup_steps, total_steps, decay_steps, min_lr=0.0):
 
 # %% 14. The language model to race on
 #
-# Stage 3's network, unchanged in kind: the embeddings x of the last letters, side by side, into
-# h = tanh(d + x·H), into scores z = b + h·U, into softmax. Its backward in one glance (derived in
-# stage 3): dz = (p - y)/N, then through each product a·w as da = dy·wᵀ, dw = aᵀ·dy, through tanh
-# as 1 - h², and an embedding row gets the sum over its uses.
+# Stage 3's network: embeddings x of the last letters, side by side, into h = tanh(d + x·H), into
+# scores z = b + h·U, into softmax. Its backward (derived there): dz = (p - y)/N, then through each
+# product a·w as da = dy·wᵀ, dw = aᵀ·dy, through tanh as 1 - h², and an embedding row gets the sum
+# over its uses.
 
 
 def nlm_init(vocab_size, context, n_embd, n_hidden, rng, dtype=np.float32):
@@ -634,7 +630,9 @@ def examples(ids, context):
 
 def nlm_score(ids, params, context):
     """Mean nats per id, over every id that has a full context before it."""
-    return nlm_forward(*examples(ids, context), params)[0]
+    X, Y = examples(ids, context)
+    parts = [slice(i, i + 4096) for i in range(0, len(X), 4096)]  # memory: not all at once
+    return sum(nlm_forward(X[s], Y[s], params)[0] * len(Y[s]) for s in parts) / len(Y)
 
 
 # %% 15. Training it
@@ -660,8 +658,8 @@ def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, nam
             optimizer.step({key: grads[key] for key in optimizer.params})
         if name and (step % 200 == 0 or step == steps - 1):
             recent = losses[max(0, step - 499) : step + 1].mean() / math.log(2)
-            done = f"{name}: step {step + 1:,} of {steps:,}"
-            progress(f"  {done}, training loss {recent:.3f} bits", step == steps - 1)
+            text = f"  {name}: step {step + 1:,} of {steps:,}, training loss {recent:.3f} bits"
+            progress(text, step == steps - 1)
     return losses
 
 
@@ -690,7 +688,7 @@ METHODS = {  # name: (optimizers for params and a rate, its rate)
     "AdamW": (lambda P, lr: [AdamW(P, lr)], 0.012),
     "Lion": (lambda P, lr: [Lion(P, lr)], 0.004),
     "Muon + AdamW": (muon_and_adamw, 0.04),
-}  # rates swept by factors of two at 600 steps, by a script that is not in this repository
+}  # rates swept by factors of two at 600 steps, with a script that is not in this repository
 SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, factor on the rate)
     "constant": (lambda t, lr, T: constant(t, lr), 0.5),
     "step_decay": (lambda t, lr, T: step_decay(t, lr, T / 3, 0.3), 1.0),
@@ -764,14 +762,16 @@ def report_race(limit):
     print(f"  {'':20}" + "".join(f"{name:>16}" for name in RACES))
     racers = {name: make for name, (make, _) in METHODS.items() if name[-5:] != "AdamW"}
     racers["Muon"] = lambda P, lr: [Muon(P, lr, weight_decay=0)]  # AdamW walks nearly like Adam
-    walks, rates = {}, 10 ** (np.arange(2, -11, -1) / 3)
+    walks = {}
     for name, make in racers.items():
         line = f"  {name:20}"
         for surface, race in RACES.items():
-            tries = [(walk(*race, make, float(lr), limit), lr) for lr in rates]
-            best, lr = min((t for t in tries if t[0]), key=lambda t: len(t[0]), default=([], 0))
-            line += f"{f'{len(best) - 1:,} ({lr:.2g})' if best else '-':>16}"
-            walks[name, surface] = best
+            best, result = [], "-"
+            for lr in 10 ** (np.arange(2, -11, -1) / 3):
+                within = len(best) - 2 if best else limit  # the next must need fewer steps
+                if points := walk(*race, make, float(lr), within):
+                    best, result = points, f"{len(points) - 1:,} ({lr:.2g})"
+            line, walks[name, surface] = f"{line}{result:>16}", best
         print(line)
     print("  A dash: not reached. The bowl lies along the axes: one scale for each makes it round.")
     print("  Rastrigin is luck: a rate that jumps well. To Muon a point is one row: it goes g/‖g‖.")
@@ -794,9 +794,11 @@ def draw(landscape, points, x_range, y_range, width=38, height=15):
 
 def report_paths(walks):
     """Two pairs of walks, drawn side by side, as far as they arrived."""
-    rosenbrock_map = ("Rosenbrock", "heavy ball, β = 0.9", "Adam", (-1.9, 1.9), (-0.8, 2.0))
-    quadratic_map = ("quadratic", "SGD", "heavy ball, β = 0.9", (-2.2, 0.9), (-1.0, 1.0))
-    for surface, *names, x_range, y_range in (rosenbrock_map, quadratic_map):
+    pairs = [
+        ("Rosenbrock", "heavy ball, β = 0.9", "Adam", (-1.9, 1.9), (-0.8, 2.0)),
+        ("quadratic", "SGD", "heavy ball, β = 0.9", (-2.2, 0.9), (-1.0, 1.0)),
+    ]
+    for surface, *names, x_range, y_range in pairs:
         shown = {name: walks[name, surface] for name in names if walks[name, surface]}
         titles = [f"{name}, {len(points) - 1:,} steps" for name, points in shown.items()]
         print(f"\n{surface}, from S to E: " + (" | ".join(titles) or "nobody arrived"))
