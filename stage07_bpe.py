@@ -5,23 +5,20 @@
 """Stage 7: tokenize. What are the symbols a language model reads and writes?
 
 Stages 1 to 6 predicted characters and paid for every letter; words would be longer steps, but no
-list of words is complete. So learn the symbols: begin with the 256 bytes, which can write anything,
-and add frequent sequences of bytes until the budget, the vocabulary size, is spent:
+list of words is complete. So begin with the 256 bytes, which can write anything, and learn frequent
+sequences of bytes until the budget, the vocabulary size, is spent:
 
     CharTokenizer       one token per character                       (the baseline)
     BPETokenizer        merge the commonest pair, again and again     (GPT-2/3/4, Llama 3, Qwen)
     WordPieceTokenizer  merge by a likelihood ratio, encode greedily  (BERT)
     UnigramTokenizer    a probability for each piece, prune, Viterbi  (T5, ALBERT)
 
-All share one face, and decode(encode(text)) == text for any text. They save tokenizer.json as the
-Hugging Face tokenizers library reads it; BPE adds GPT-2's vocab.json and merges.txt. Run it bare
-for the report (--fast, --seed N), or with the commands train FILE --vocab-size N --out DIR,
-encode DIR [TEXT], decode DIR [ID ...].
+All share one face and Hugging Face's files; decode(encode(text)) == text for any text. Run it bare
+for the report (--fast, --seed N), or with one of the commands train, encode and decode (--help).
 
-Rests on: Gage 1994, A New Algorithm for Data Compression; Sennrich et al. 2016, Neural Machine
-Translation of Rare Words with Subword Units; Radford et al. 2019, Language Models are Unsupervised
-Multitask Learners; Schuster, Nakajima 2012, Japanese and Korean Voice Search; Kudo 2018, Subword
-Regularization; Chen, Goodman 1998, An Empirical Study of Smoothing Techniques.
+Rests on: Gage 1994, A New Algorithm for Data Compression; Sennrich 2016, Neural Machine Translation
+of Rare Words with Subword Units; Radford 2019, Language Models are Unsupervised Multitask Learners;
+Schuster, Nakajima 2012, Japanese and Korean Voice Search; Kudo 2018, Subword Regularization.
 """
 
 import argparse
@@ -34,13 +31,13 @@ import sys
 import time
 import unicodedata
 from collections import Counter, defaultdict
-from itertools import combinations, groupby
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 # %% 1. The problem
-# A model sees integers, and each integer has its row in the embedding. Three simple choices:
+# A model sees integers, each with its row in the embedding. Three simple choices:
 #   characters  some 150,000 in Unicode, a hundred in English; sequences are long
 #   words       short sequences, but "foxlike" is <unknown>, and every misspelling wants a row
 #   bytes       256 symbols write everything (UTF-8); longest sequences: 3 a character in Chinese
@@ -49,12 +46,10 @@ import numpy as np
 
 # %% 2. Bytes, and an alphabet to write them in
 # UTF-8 writes a code point in one to four bytes. A Python string may also hold lone surrogates
-# (U+D800..U+DFFF, halves of UTF-16 pairs); UTF-8 has no bytes for them, so they are refused.
-#
-# Token files are text, but a token may be half a character. GPT-2 writes bytes in 256 printable
+# (U+D800..U+DFFF, halves of UTF-16 pairs); UTF-8 has no bytes for them, so they are refused. Token
+# files are text, but a token may be half a character, so GPT-2 writes bytes in 256 printable
 # characters: those that print in Latin-1 stand for themselves, the 68 others take U+0100 and on,
 # in order. A space (0x20, the 33rd of those) becomes Ġ, a newline Ċ, and é (C3 A9) Ã©.
-
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
 BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
@@ -85,21 +80,16 @@ def check_text(text):
 # %% 3. Pre-tokens: what no merge reaches across
 # Left alone, a merging method learns "dog." and "dog," and "dog!" as three tokens. So the text is
 # first cut into pre-tokens (a word with the space before it, a run of digits, of punctuation), and
-# tokens are learned inside them. It is faster too: a million characters hold few thousand different
-# pre-tokens. Training works on their counts, encoding remembers each one's ids.
-#
-# Below are the patterns of GPT-2 and GPT-4 in their own notation: \p{L} is "letter", \p{N} "number
-# of any kind" (½ and Ⅷ too), \s Unicode's White_Space. Python's re has no \p; its \s also takes
-# U+001C..U+001F; so the classes are spelled out as ranges of code points from unicodedata. (Letters
-# that Unicode added after your Python was built are none to it.) With \s+(?!\S) a run of blanks
-# gives back its last one, to lead the next word. GPT-4's adds: contractions in either case, any one
-# mark may lead a word, digits by threes, line ends close a run of blanks.
-
+# tokens are learned inside them. Below are the patterns of GPT-2 and GPT-4: \p{L} is "letter",
+# \p{N} "number of any kind" (½, Ⅷ), \s White_Space. Python's re has no \p, and its \s also takes
+# U+001C..U+001F; so splitter spells the classes out as ranges of code points. With \s+(?!\S) a run
+# of blanks gives back its last one, to lead the next word. GPT-4 adds: contractions in either case,
+# any one mark to lead a word, digits by threes, line ends close a run.
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    None: None,  # the whole text is one pre-token
+    None: "(?s:.+)",  # the whole text is one pre-token
 }
 
 
@@ -122,8 +112,6 @@ def splitter(pattern, ascii_only):
 
 def pretokenize(text, pattern="gpt2"):
     """The pre-tokens of text; joined they are the text. pattern: "gpt2", "gpt4" or None."""
-    if pattern is None:
-        return [text] if text else []
     return splitter(pattern, text.isascii()).findall(text)
 
 
@@ -145,11 +133,9 @@ def count_words(text, pattern="gpt2", specials=()):
 
 # %% 4. The face all tokenizers share
 # Special tokens such as <|endoftext|> mark the ends of documents. Ordinary text must never produce
-# one: whoever can type the mark into a prompt could forge it. So they have ids of their own, after
-# all others (as GPT-2's), and encode takes them for plain characters unless told otherwise.
-class fills:
-    """A method that fills a tokenizer: on an object it fills that one, on the class a new one."""
-
+# one, or whoever can type the mark could forge it: they have ids of their own, after all others,
+# and encode takes them for plain characters unless told otherwise.
+class fills:  # decorates a method that fills its tokenizer, or a new one if called on the class
     def __init__(self, method):
         self.method = method
 
@@ -158,36 +144,26 @@ class fills:
 
 
 class Tokenizer:
-    """What the four share; a fresh one knows the 256 bytes (id = byte) and already works.
-
-    vocab: {id: bytes}, specials included. special_tokens: {text: id}. pattern: see pretokenize.
-    """
-
-    model_type = None  # its name in tokenizer.json
+    """What the four share; a fresh one knows the 256 bytes (id = byte) and already works."""
 
     def __init__(self):
-        self.vocab = {byte: bytes([byte]) for byte in range(256)}
-        self.special_tokens, self.pattern, self.merges = {}, "gpt2", {}
+        self.vocab = {byte: bytes([byte]) for byte in range(256)}  # id -> bytes, also of specials
+        self.special_tokens, self.pattern, self.merges = {}, "gpt2", {}  # text -> id, ., pair -> id
         self._prepare()
 
     def _prepare(self):
         special = set(self.special_tokens.values())
         self.ids = {token: i for i, token in self.vocab.items() if i not in special}
-        self.longest, self._cache = max(map(len, self.ids)), {}
+        self.vocab_size, self.longest, self._cache = len(self.vocab), max(map(len, self.ids)), {}
+        self._ranks = {merge[0]: (rank, *merge) for rank, merge in enumerate(self.merges.items())}
         if missing := [byte for byte in range(256) if bytes([byte]) not in self.ids]:
             raise ValueError(f"no token for the bytes {missing}: expected all 256")
-
-    @property
-    def vocab_size(self):
-        """Number of ids: bytes, learned tokens, specials."""
-        return len(self.vocab)
 
     @fills
     def train(self, text, vocab_size=1 << 21, pattern="gpt2", special_tokens=()):
         """Learn up to vocab_size tokens (bytes and specials count) from a str or iterable of str.
 
-        Fewer come out when the text offers no more. Returns the tokenizer. ValueError for a size
-        below 256 + specials, an unknown pattern, a bad special token, a lone surrogate.
+        Returns the tokenizer. ValueError for a bad argument and for a lone surrogate.
         """
         specials = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
         least = 256 + len(specials)
@@ -217,8 +193,8 @@ class Tokenizer:
         known = set(self.special_tokens)
         allowed = {"none": set(), "all": known}.get(str(allowed_special), allowed_special)
         if isinstance(allowed, str) or not set(allowed) <= known:
-            expected = f'"none", "all" or a set out of {sorted(known)}'
-            raise ValueError(f"allowed_special {allowed_special!r}: expected {expected}")
+            expected = f'expected "none", "all" or a set out of {sorted(known)}'
+            raise ValueError(f"allowed_special {allowed_special!r}: {expected}")
         ids, cache = [], self._cache
         for n, chunk in enumerate(cut_specials(text, allowed)):
             if n % 2:
@@ -243,26 +219,11 @@ class Tokenizer:
         """The text of the ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def _files(self):  # tokenizer.json: cut, write bytes in the alphabet, model, and back
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-        pre = {**byte_level, "use_regex": self.pattern == "gpt2"}
-        if self.pattern == "gpt4":
-            split = {"type": "Split", "behavior": "Isolated", "invert": False}
-            split["pattern"] = {"Regex": PATTERNS["gpt4"]}
-            pre = {"type": "Sequence", "pretokenizers": [split, pre]}
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-        flags["special"] = True
-        added = [{"id": i, "content": text, **flags} for text, i in self.special_tokens.items()]
-        parts = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
-        parts |= {"version": "1.0", "added_tokens": added, "pre_tokenizer": pre}
-        parts |= {"decoder": byte_level, "model": {"type": self.model_type, **self._model()}}
-        return {"tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1)}
-
     def save(self, directory):
         """Write the files into a directory, made if need be; each appears whole or not at all."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files().items():
+        for name, content in to_files(self).items():
             temporary = directory / f".{name}.part"
             temporary.write_bytes(content.encode())
             temporary.replace(directory / name)
@@ -272,67 +233,43 @@ class Tokenizer:
         """Read a saved directory and return the tokenizer; ValueError if its files do not fit."""
         fresh = type(self)()
         try:
-            fresh._fill(fresh._parts(Path(directory)))
+            fill_from_files(fresh, Path(directory))
         except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
-            what = f"{self.model_type} tokenizer with 256 bytes"
-            raise ValueError(f"{directory}: {error!r}: expected the files of a {what}") from None
+            what = f"expected the files of a {self.model_type} tokenizer"
+            raise ValueError(f"{directory}: {error!r}: {what}") from None
         self.__dict__ = fresh.__dict__
         return self
-
-    def _parts(self, directory):
-        return json.loads((directory / "tokenizer.json").read_bytes())
-
-    def _fill(self, parts):
-        model, pre = parts["model"], parts["pre_tokenizer"]
-        if model["type"] != self.model_type or model.get("ignore_merges") or parts["normalizer"]:
-            raise ValueError(f"{model['type']} model, or one with a normalizer or ignore_merges")
-        *splits, last = pre.get("pretokenizers", [pre])
-        self.pattern = "gpt2" if last.get("use_regex", True) else None
-        if [split["pattern"]["Regex"] for split in splits] == [PATTERNS["gpt4"]]:
-            splits, self.pattern = [], self.pattern or "gpt4"
-        if splits or last["type"] != "ByteLevel" or last["add_prefix_space"]:
-            raise ValueError(f"pre_tokenizer {pre}")
-        self.special_tokens = {token["content"]: token["id"] for token in parts["added_tokens"]}
-        pieces = self._read_model(model)
-        self.vocab = {i: from_alphabet(t) for t, i in pieces if t not in self.special_tokens}
-        self.vocab |= {i: special.encode() for special, i in self.special_tokens.items()}
-        self._prepare()
 
 
 # %% 5. Byte-pair encoding
 # Gage's trick from data compression: give the most frequent pair of neighbours a symbol of its own,
-# write it everywhere instead of the pair, repeat. The list of merges, in order, is the tokenizer.
-# The textbook loop recounts all pairs before each merge, over words (pre-tokens) weighted by their
-# counts. Ties: of equally frequent pairs, the lexicographically smallest pair of ids goes first.
+# write it everywhere instead of the pair, repeat. The merges, in order, are the tokenizer. Counts
+# are taken inside pre-tokens; ties: the lexicographically smallest pair of ids goes first.
 def textbook_merges(words, n_merges):
     """BPE by its definition: {word: count} -> [(pair, its count when merged)]. Slow."""
-    pieces, merges = [(list(word), times) for word, times in words.items()], []
+    texts, merges = {word: word.decode("latin-1") for word in words}, []  # a character for each id
     for new in range(256, 256 + n_merges):
         counts = Counter()
-        for ids, times in pieces:
-            for pair in zip(ids, ids[1:]):
-                counts[pair] += times
+        for word, text in texts.items():
+            for pair in zip(text, text[1:]):
+                counts[pair] += words[word]
         if not counts:
             break
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
-        merges.append((best, counts[best]))
-        for ids, _ in pieces:
-            for i in range(len(ids)):  # from left to right: a a a -> X a, never a X
-                if tuple(ids[i : i + 2]) == best:
-                    ids[i : i + 2] = [new]
+        a, b = best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(((ord(a), ord(b)), counts[best]))
+        texts = {word: text.replace(a + b, chr(new)) for word, text in texts.items()}
     return merges
 
 
-# A thousand merges read the words a thousand times, yet one merge touches little. When (a, b)
-# becomes X inside  … l a b r …  of a word that occurs w times, the table of pair counts changes by
+# That reads every word again for each merge, yet one merge touches little. When (a, b) becomes X
+# inside  … l a b r …  of a word that occurs w times, the table of pair counts changes by
 #       (l, a) −w    (a, b) −w    (b, r) −w    (l, X) +w    (X, r) +w        and nothing else.
-# So keep each pair's count and the places where it stands, and the words as linked lists, in which
-# two neighbours become one in O(1). A place may go stale, its symbols eaten by another merge: one
-# look shows it. The best pair comes from a heap of (−score, pair), whose order is the tie rule. A
-# count rises only in the step that creates one of its two symbols; there the pair is pushed. Later
-# it only falls, so an entry may promise too much, never too little: a popped entry that is out of
-# date is pushed again with its true score. A merge shortens the text by one symbol per valid place,
-# so all merges together visit O(n) of them for n bytes of different words, even of a single letter.
+# So keep each pair's count and its places, and the words as linked lists, in which two neighbours
+# become one in O(1). A place may go stale, its symbols eaten by another merge: one look shows it.
+# The best pair comes from a heap of (−score, pair), whose order is the tie rule. A count rises only
+# when one of its two symbols is created; then the pair is pushed. Later it only falls: an entry may
+# promise too much, never too little, and popped out of date it is pushed again with its true score.
+# A merge shortens the text at each valid place: all of them visit O(n) in n bytes of words.
 def merge_places(row, places, pair, new):
     """Make the pair one symbol where it still stands; yield (before, place, after) of each."""
     (ids, before, after), (a, b) = row, pair
@@ -346,11 +283,7 @@ def merge_places(row, places, pair, new):
 
 
 def learn_merges(words, n_merges, min_count=None):
-    """{word: count} -> [(pair, score)] in order of merging; the new ids are 256, 257, ...
-
-    Score: count(ab), as in textbook_merges. With min_count it is count(ab) / (count(a)·count(b))
-    among pairs that stand min_count times; when none is left, min_count is halved.
-    """
+    """{word: count} -> [(pair, score)]; score: count(ab), or by min_count as in section 6."""
     ids, weight = [], []  # all words in a row, each followed by −1, which is in no pair
     for word, count in words.items():
         ids += [*word, -1]
@@ -364,65 +297,54 @@ def learn_merges(words, n_merges, min_count=None):
             places[pair].append(i)
 
     def score(pair):
-        if min_count is None or pairs[pair] < min_count:
-            return 0 if min_count else pairs[pair]
-        return pairs[pair] / (total[pair[0]] * total[pair[1]])
+        n, (a, b) = pairs[pair], pair
+        if not min_count or n < min_count:
+            return n - (min_count or 0)  # too rare a pair scores below zero: behind all others
+        return n / (total[a] * total[b])
 
-    heap, changed, merges = [], set(pairs), []
-    while len(merges) < n_merges:
-        for pair in changed:
-            heapq.heappush(heap, (-score(pair), pair))
-        if not heap:
-            break
+    heap, merges = [(-score(pair), pair) for pair in pairs], []
+    heapq.heapify(heap)
+    while heap and len(merges) < n_merges:
         promised, pair = heapq.heappop(heap)
         best = score(pair)
-        changed = {pair} if 0 < best < -promised else ()
-        if best != -promised:
-            continue  # out of date
-        if not best:  # no pair is left, or none that stands min_count times
-            heap, min_count = [], min_count and min_count // 2
-            changed = [pair for pair in pairs if min_count and pairs[pair]]
+        if best != -promised:  # out of date
+            if pairs[pair]:
+                heapq.heappush(heap, (-best, pair))
             continue
         (a, b), new = pair, 256 + len(merges)
         merges.append((pair, best))
-        lefts, rights = defaultdict(list), defaultdict(list)  # neighbour -> places of the new pair
+        moves = defaultdict(list)  # (pair lost, pair gained) -> places of the one gained
         for h, i, k in merge_places(row, places.pop(pair), pair, new):
-            lefts[ids[h]].append(h)
-            rights[ids[k]].append(i)
-        changes = [((l, a), (l, new), at) for l, at in lefts.items() if l >= 0]
-        changes += [((b, r), (new, r), at) for r, at in rights.items() if r >= 0]
-        for lost, gained, at in changes:
-            w = sum(map(weight.__getitem__, at))
-            pairs[lost] -= w
-            pairs[gained] += w
-            places[gained] += at
+            total[new] += weight[i]
+            moves[(ids[h], a), (ids[h], new)].append(h)
+            moves[(b, ids[k]), (new, ids[k])].append(i)
         del pairs[pair]
-        changed = {gained for _, gained, _ in changes}
+        changed = {gained for _, gained in moves if -1 not in gained}
+        for (lost, gained), at in moves.items():
+            if -1 not in gained:
+                w = sum([weight[i] for i in at])
+                pairs[lost] -= w
+                pairs[gained] += w
+                places[gained] += at
         if min_count:  # count(a) and count(b) fall: every pair they stand in has a new score
-            total[new] = sum(weight[i] for at in rights.values() for i in at)
             total[a] -= total[new]
             total[b] -= total[new]
             changed |= {p for p in pairs if (a in p or b in p) and pairs[p] >= min_count}
+        for pair in changed:
+            if pairs[pair]:
+                heapq.heappush(heap, (-score(pair), pair))
     return merges
 
 
-# No two tokens are the same bytes: wherever a string stands with token boundaries at both ends, it
-# went through the same merges in the same order, since a merge acts wherever its pair stands; so
-# the pair that made it one token is always the same. (Files name a token by its string.)
-#
+# No two tokens are the same bytes (files name a token by its string): wherever a string stands with
+# token boundaries at both ends, the same merges went through it in the same order.
 # Encoding replays the merges: of all neighbours that form a known pair, merge those learned first
-# (lowest rank), from left to right, until none is left. Searching them anew each time is quick for
-# a word but O(n²) for n bytes; for long pre-tokens, places kept per rank, a heap of the ranks and
-# the linked list make it O(n log n).
+# (lowest rank), from left to right, until none is left. Searching them anew each time is O(n²) for
+# n bytes; the places of each pair, a heap of ranks and the linked list make it O(n log n).
 class BPETokenizer(Tokenizer):
     """Byte-level BPE, as GPT-2's. merges: {(left id, right id): new id} in order of rank."""
 
     model_type = "BPE"
-
-    def _prepare(self):
-        super()._prepare()
-        self._made = list(self.merges.items())  # rank -> (pair, new id)
-        self._ranks = {pair: rank for rank, pair in enumerate(self.merges)}
 
     def _learn(self, words, size):
         for new, ((a, b), _) in enumerate(learn_merges(words, size - 256), start=256):
@@ -430,85 +352,43 @@ class BPETokenizer(Tokenizer):
             self.vocab[new] = self.vocab[a] + self.vocab[b]
 
     def _encode_word(self, word):
-        ids, ranks = [self.ids[word[i : i + 1]] for i in range(len(word))], self._ranks
-        while len(word) < 64:
-            found = [ranks.get(pair, math.inf) for pair in zip(ids, ids[1:])]
-            rank = min(found, default=math.inf)
-            if rank == math.inf:
-                return ids
-            i = found.index(rank)
-            ids[i : i + 2] = [self._made[rank][1]]
-        ids.append(-1)  # which has no merge
-        row, places = (ids, list(range(-1, len(word))), list(range(1, len(word) + 2))), {}
+        ids, ranks = [self.ids[bytes([byte])] for byte in word] + [-1], self._ranks
+        row = ids, list(range(-1, len(word))), list(range(1, len(word) + 2))  # ids, before, after
+        places = defaultdict(list)  # (rank, pair, new id) -> places of the pair
         for i, pair in enumerate(zip(ids, ids[1:])):
             if pair in ranks:
-                places.setdefault(ranks[pair], []).append(i)
+                places[ranks[pair]].append(i)
         heap = sorted(places)
         while heap:
-            rank = heapq.heappop(heap)
-            for h, i, k in merge_places(row, places.pop(rank), *self._made[rank]):
-                for left, right in ((h, i), (i, k)):
-                    pair = ids[left], ids[right]
+            merge = heapq.heappop(heap)
+            for h, i, k in merge_places(row, places.pop(merge), *merge[1:]):
+                for at, pair in ((h, (ids[h], ids[i])), (i, (ids[i], ids[k]))):
                     if pair in ranks:
                         if ranks[pair] not in places:
                             heapq.heappush(heap, ranks[pair])
-                        places.setdefault(ranks[pair], []).append(left)
+                        places[ranks[pair]].append(at)
         return [i for i in ids if i >= 0]
-
-    def _model(self):
-        vocab = {to_alphabet(token): i for token, i in self.ids.items()} | self.special_tokens
-        name = {i: token for token, i in vocab.items()}
-        return {"vocab": vocab, "merges": [[name[a], name[b]] for a, b in self.merges]}
-
-    def _files(self):
-        model = self._model()
-        merges = ["#version: 0.2", *map(" ".join, model["merges"]), ""]
-        vocab = json.dumps(model["vocab"], ensure_ascii=False)
-        return {**super()._files(), "vocab.json": vocab, "merges.txt": "\n".join(merges)}
-
-    def _parts(self, directory):
-        if (directory / "tokenizer.json").exists():
-            return super()._parts(directory)
-        # GPT-2's two files: the pattern is GPT-2's, the specials are the tokens no merge makes
-        vocab = json.loads((directory / "vocab.json").read_bytes())
-        lines = (directory / "merges.txt").read_bytes().decode().replace("\r", "").split("\n")
-        merges = [line.split(" ") for line in lines if line and line[:8] != "#version"]
-        made = {left + right for left, right in merges} | CHAR_TO_BYTE.keys()
-        added = [{"content": token, "id": i} for token, i in vocab.items() if token not in made]
-        parts = {"model": {"type": "BPE", "vocab": vocab, "merges": merges}, "normalizer": None}
-        pre = {"type": "ByteLevel", "add_prefix_space": False}
-        return {**parts, "pre_tokenizer": pre, "added_tokens": added}
-
-    def _read_model(self, model):
-        vocab = model["vocab"]
-        for merge in model["merges"]:
-            left, right = merge.split(" ") if isinstance(merge, str) else merge
-            self.merges[vocab[left], vocab[right]] = vocab[left + right]
-        return vocab.items()
 
 
 # %% 6. WordPiece, and the longest match
-# BPE asks which pair is frequent; but " t" and "e" meet often since both are everywhere. WordPiece
-# asks which pair is together more often than chance. Let tokens be independent, p(t) = count(t)/N.
-# Each place where a, b becomes ab changes the log-likelihood of the text by
+# " t" and "e" meet often just because both are everywhere. WordPiece asks which pair is together
+# more often than by chance. Let tokens be independent, p(t) = count(t)/N. Each place where a, b
+# becomes ab changes the log-likelihood of the text by
 #       log p(ab) − log p(a) − log p(b)  =  log [ N · count(ab) / (count(a)·count(b)) ],
 # and N is the same for all candidates: merge the largest count(ab)/(count(a)·count(b)). That is
-# the gain *per place*: two letters seen once, together, score 1, which nothing beats, so on real
-# text the bare ratio buys oddities (report). Hence a pair must stand as often as a token does on
-# average, N/V times; when such pairs run out, half as often, and so on. Encoding forgets the
-# merges and takes the longest token that fits, again and again: one pass, but greedy. (BERT drops
-# the spaces and marks pieces that *continue* a word with ##; here a word's first piece carries
-# its space, which says the same and loses nothing, so continuing_subword_prefix is empty.)
+# the gain *per place*: two letters seen once, together, score 1, which nothing beats, so the bare
+# ratio buys oddities. Hence a pair must stand as often as a token does on average, N/V times; when
+# none is left, the commonest of the others is next. Encoding forgets the merges and takes the
+# longest token that fits, again and again: one pass, but greedy. (BERT drops the spaces and marks
+# pieces that *continue* a word with ##; here a word's first piece carries its space.)
 class WordPieceTokenizer(Tokenizer):
     """WordPiece: merges chosen by likelihood ratio, text encoded by the longest match."""
 
     model_type = "WordPiece"
-    min_count = None  # None: N/V, as above; 1: the bare ratio
 
     def _learn(self, words, size):
         symbols = sum(len(word) * count for word, count in words.items())
-        min_count = max(1, self.min_count or symbols // size)
-        for (a, b), _ in learn_merges(words, size - 256, min_count):
+        for (a, b), _ in learn_merges(words, size - 256, min_count=max(1, symbols // size)):
             self.vocab[len(self.vocab)] = self.vocab[a] + self.vocab[b]
 
     def _encode_word(self, word):
@@ -520,16 +400,6 @@ class WordPieceTokenizer(Tokenizer):
             out.append(self.ids[word[i:j]])
             i = j
         return out
-
-    def _model(self):
-        vocab = {to_alphabet(token): i for token, i in self.ids.items()}
-        limits = {"unk_token": "[UNK]", "max_input_chars_per_word": 10**9}
-        return {"vocab": vocab, "continuing_subword_prefix": "", **limits}
-
-    def _read_model(self, model):
-        if model["continuing_subword_prefix"]:
-            raise ValueError("continuing_subword_prefix is not empty")
-        return model["vocab"].items()
 
 
 class CharTokenizer(WordPieceTokenizer):
@@ -544,30 +414,26 @@ class CharTokenizer(WordPieceTokenizer):
 
 
 # %% 7. Unigram: a probability for every piece
-# BPE builds up and never reconsiders. Unigram starts with far too many pieces, fits a probability
-# to each, and drops those that the text misses least. A word x can be cut in many ways s, and
-#       P(x) = Σ_s P(s, x),    P(s, x) = Π_{t∈s} p(t).
+# Unigram starts with far too many pieces, fits a probability to each, and drops those that the text
+# misses least. A word x can be cut in many ways s: P(x) = Σ_s P(s, x),  P(s, x) = Π_{t∈s} p(t).
 # Which cut was used is hidden. EM maximises Σ_x count(x)·log P(x) by repeating two steps:
 #   E  c(t) = expected number of uses of t, each cut of x weighted by P(s|x) = P(s, x)/P(x)
 #   M  p(t) = c(t) / Σ_u c(u)
 # Why it climbs: for any weights q(s) that sum to one, Jensen's inequality gives
 #       log P(x) = log Σ_s q(s)·P(s, x)/q(s)  ≥  Σ_s q(s)·log [P(s, x)/q(s)],
-# with equality at q(s) = P(s|x). E makes this bound touch. M raises it: Σ_t c(t)·log p(t) under
+# with equality at q(s) = P(s|x): E makes this bound touch. M raises it: Σ_t c(t)·log p(t) under
 # Σ_t p(t) = 1 is largest where c(t)/p(t) = λ for every t (Lagrange), which is p ∝ c.
-#
-# A word of n bytes has 2ⁿ⁻¹ cuts, but the sum over them takes n steps. Let α_j be the log of the
-# total probability of x[:j] over all its cuts. The last piece is x[i:j] for some i < j, so
+# A word of n bytes has 2ⁿ⁻¹ cuts, but n steps sum over them. Let α_j be the log of the total
+# probability of x[:j] over all its cuts. The last piece is x[i:j] for some i < j, so
 #       α_0 = 0,    α_j = log Σ_i exp(α_i + log p(x[i:j])),    log P(x) = α_n,
 # and given a boundary at j, the piece that ends there begins at i with probability
 #       P(i | j) = exp(α_i + log p(x[i:j]) − α_j).                                           (★)
-# From the end: γ_j = P(boundary at j | x), γ_n = 1; the piece x[i:j] is used with probability
-# γ_j·P(i|j), which goes to c(x[i:j]) and to γ_i. (It is backpropagation: c(t) = ∂α_n/∂log p(t).)
-# Drawing i from (★) instead, from the end to the start, samples a cut from P(s|x) exactly: subword
-# regularisation shows a model many spellings of one word. A temperature divides all log p. With a
-# maximum in place of the sum, the same recursion finds the best cut (Viterbi): that is encode.
+# From the end: γ_j = P(boundary at j | x), γ_n = 1; x[i:j] is used with probability γ_j·P(i|j),
+# which goes to c(x[i:j]) and to γ_i (backpropagation: c(t) = ∂α_n/∂log p(t)). Drawing i from (★)
+# instead samples a cut from P(s|x): subword regularisation shows a model many spellings of a word.
+# With a maximum in place of the sum, the recursion finds the best cut (Viterbi), as encode does.
 def log_sum(terms):
-    """log Σ exp(term), the largest taken out so that nothing overflows."""
-    top = max(terms)
+    top = max(terms)  # taken out so that nothing overflows
     return top + math.log(sum([math.exp(term - top) for term in terms]))
 
 
@@ -601,18 +467,15 @@ def viterbi(word, score, longest):
     best, arcs = forward(word, score, longest, total=max)
     pieces, j = [], len(word)
     while j:
-        i, piece, _ = next(arc for arc in arcs[j] if best[arc[0]] + arc[2] == best[j])
+        j, piece, _ = next(arc for arc in arcs[j] if best[arc[0]] + arc[2] == best[j])
         pieces.append(piece)
-        j = i
     return best[-1], pieces[::-1]
 
 
-# Pruning. Without t, each of its c(t) uses can be written as t's best cut t₁…t_m into other pieces,
-# so the log-likelihood falls by about
-#       loss(t) = c(t) · (log p(t) − Σ_k log p(t_k)),
-# less if the cuts shift elsewhere and the next EM refits p. Keep the three quarters of largest loss
-# (and all single bytes), fit again, and repeat until the vocabulary fits.
-
+# Pruning. Without t, its c(t) uses can be written as t's best cut t₁…t_m into other pieces, so the
+# log-likelihood falls by about  loss(t) = c(t) · (log p(t) − Σ_k log p(t_k)),  less if the cuts
+# shift elsewhere and the next EM refits p. Keep the three quarters of largest loss (and all single
+# bytes), fit again, and repeat until the vocabulary fits.
 MAX_PIECE, MAX_WORD, SEEDS = 16, 256, 4  # bytes of a seed, bytes of a word in EM, seeds per token
 
 
@@ -620,36 +483,31 @@ class UnigramTokenizer(Tokenizer):
     """The unigram tokenizer. score: {piece: log p}, in the order of the ids."""
 
     model_type = "Unigram"
-
     score = {bytes([byte]): -math.log(256) for byte in range(256)}  # until trained
 
     def _learn(self, words, size):
-        chunks, counts = Counter(), Counter({bytes([byte]): 0.0 for byte in range(256)})
+        chunks, counts = Counter(), Counter()
         for word, times in words.items():
-            for i in range(0, len(word), MAX_WORD):
-                chunks[word[i : i + MAX_WORD]] += times
-        for word, times in chunks.items():
-            for i, j in combinations(range(len(word) + 1), 2):
-                if j - i <= MAX_PIECE:
+            for i in range(len(word)):
+                if i % MAX_WORD == 0:
+                    chunks[word[i : i + MAX_WORD]] += times
+                for j in range(i + 1, min(i + MAX_PIECE, len(word)) + 1):
                     counts[word[i:j]] += times
-        keep, repeated = list(counts)[:256], [p for p, n in counts.items() if n > 1 and len(p) > 1]
-        keep += sorted(repeated, key=lambda p: (-counts[p] * len(p), p))[: SEEDS * size]
+        seeds = [t for t, n in counts.items() if n > 1 and len(t) > 1]
+        keep = [*self.ids, *sorted(seeds, key=lambda t: (-counts[t] * len(t), t))[: SEEDS * size]]
         while True:
             for _ in range(2):  # M, E, M, E; the floor keeps unseen bytes above p = 0
-                floored = {piece: max(counts[piece], 0.01) for piece in keep}
-                norm = math.log(sum(floored.values()))
-                score = {piece: math.log(c) - norm for piece, c in floored.items()}
+                total = sum(max(counts[t], 0.01) for t in keep)
+                score = {t: math.log(max(counts[t], 0.01) / total) for t in keep}
                 counts, _ = expected_counts(chunks, score, MAX_PIECE)
             if len(keep) <= size:
                 break
             loss = {}
-            for piece in keep[256:]:
-                log_p = score.pop(piece)
-                loss[piece] = counts[piece] * (log_p - viterbi(piece, score, MAX_PIECE)[0])
-                score[piece] = log_p
-            ranked = sorted(loss, key=lambda piece: (-loss[piece], piece))
+            for t in keep[256:]:  # its best cut into shorter pieces
+                loss[t] = counts[t] * (score[t] - viterbi(t, score, len(t) - 1)[0])
+            ranked = sorted(loss, key=lambda t: (-loss[t], t))
             keep[256:] = ranked[: max(size, len(keep) * 3 // 4) - 256]
-        keep[256:] = sorted(keep[256:], key=lambda piece: (-score[piece], piece))
+        keep[256:] = sorted(keep[256:], key=lambda t: (-score[t], t))
         self.score = {piece: round(score[piece], 9) for piece in keep}  # nine digits, as saved
         self.vocab = dict(enumerate(keep))
 
@@ -668,20 +526,77 @@ class UnigramTokenizer(Tokenizer):
             while j:
                 p = np.exp([alpha[i] + log_p - alpha[j] for i, _, log_p in arcs[j]])  # (★)
                 j, piece, _ = arcs[j][rng.choice(len(p), p=p / p.sum())]
-                pieces.append(piece)
-            out += [self.ids[piece] for piece in pieces[::-1]]
+                pieces.append(self.ids[piece])
+            out += pieces[::-1]
         return out
 
-    def _model(self):
-        vocab = [[to_alphabet(piece), log_p] for piece, log_p in self.score.items()]
-        return {"unk_id": None, "vocab": vocab, "byte_fallback": False}
 
-    def _read_model(self, model):
-        self.score = {from_alphabet(token): log_p for token, log_p in model["vocab"]}
-        return [(token, i) for i, (token, _) in enumerate(model["vocab"])]
+# %% 8. Files
+# tokenizer.json holds everything; GPT-2 came as vocab.json (token -> id) and merges.txt (by rank).
+def to_files(tokenizer):
+    """{file name: content}: tokenizer.json, and for BPE vocab.json and merges.txt."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    pre = {**byte_level, "use_regex": tokenizer.pattern == "gpt2"}
+    if tokenizer.pattern == "gpt4":
+        split = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}, "invert": False}
+        pre = {"type": "Sequence", "pretokenizers": [{**split, "behavior": "Isolated"}, pre]}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags["special"], specials, files = True, tokenizer.special_tokens, {}
+    vocab = {to_alphabet(token): i for token, i in tokenizer.ids.items()} | specials
+    model = {"type": tokenizer.model_type, "vocab": vocab}
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+    parts |= {"version": "1.0", "pre_tokenizer": pre, "decoder": byte_level, "model": model}
+    parts["added_tokens"] = [{"id": i, "content": text, **flags} for text, i in specials.items()]
+    if model["type"] == "BPE":
+        name = {i: token for token, i in vocab.items()}
+        model["merges"] = [[name[a], name[b]] for a, b in tokenizer.merges]
+        files["vocab.json"] = json.dumps(vocab, ensure_ascii=False)
+        files["merges.txt"] = "\n".join(["#version: 0.2", *map(" ".join, model["merges"]), ""])
+    elif model["type"] == "WordPiece":
+        model |= {"unk_token": "[UNK]", "continuing_subword_prefix": ""}
+        model["max_input_chars_per_word"] = 10**9
+    else:
+        model |= {"unk_id": None, "byte_fallback": False}
+        model["vocab"] = [[to_alphabet(piece), p] for piece, p in tokenizer.score.items()]
+    return {**files, "tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1)}
 
 
-# %% 8. Comparing tokenizers: compression, and bits per character
+def fill_from_files(tokenizer, directory):
+    """Fill a fresh tokenizer from its files; an error if they are of another kind."""
+    if (directory / "tokenizer.json").exists() or tokenizer.model_type != "BPE":
+        parts = json.loads((directory / "tokenizer.json").read_bytes())
+        model, pre, added = parts["model"], parts["pre_tokenizer"], parts["added_tokens"]
+    else:  # GPT-2's two: the pattern is GPT-2's, the specials are the tokens no merge makes
+        vocab = json.loads((directory / "vocab.json").read_bytes())
+        lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
+        merges = [line.split(" ") for line in lines if line and line[:8] != "#version"]
+        made = {left + right for left, right in merges} | CHAR_TO_BYTE.keys()
+        added = [{"content": token, "id": i} for token, i in vocab.items() if token not in made]
+        parts, pre = {"normalizer": None}, {"type": "ByteLevel", "add_prefix_space": False}
+        model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    odd = [key for key in ("ignore_merges", "continuing_subword_prefix") if model.get(key)]
+    if model["type"] != tokenizer.model_type or odd or parts["normalizer"]:
+        raise ValueError(f"{model['type']} model, {odd}, normalizer {parts['normalizer']}")
+    *splits, last = pre.get("pretokenizers", [pre])
+    tokenizer.pattern = "gpt2" if last.get("use_regex", True) else None
+    if [split["pattern"]["Regex"] for split in splits] == [PATTERNS["gpt4"]]:
+        splits, tokenizer.pattern = [], tokenizer.pattern or "gpt4"
+    if splits or last["type"] != "ByteLevel" or last["add_prefix_space"]:
+        raise ValueError(f"pre_tokenizer {pre}")
+    vocab = model["vocab"]
+    if model["type"] == "Unigram":
+        tokenizer.score = {from_alphabet(token): log_p for token, log_p in vocab}
+        vocab = {token: i for i, (token, _) in enumerate(vocab)}
+    for merge in model.get("merges", ()):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        tokenizer.merges[vocab[left], vocab[right]] = vocab[left + right]
+    special = tokenizer.special_tokens = {token["content"]: token["id"] for token in added}
+    tokenizer.vocab = {i: from_alphabet(t) for t, i in vocab.items() if t not in special}
+    tokenizer.vocab |= {i: text.encode() for text, i in special.items()}
+    tokenizer._prepare()
+
+
+# %% 9. Comparing tokenizers: compression, and bits per character
 def compare(tokenizers, text):
     """{name: measures on text} for a dict name -> tokenizer; a list's names are 0, 1, ..."""
     check_text(text)
@@ -698,36 +613,31 @@ def compare(tokenizers, text):
 
 
 # Never compare models by loss per *token* when their tokens differ: a longer token carries more
-# surprise. Divide −log P(text) by what no tokenizer changes, the number of characters. (P counts
-# the text cut as encode cuts it; other cuts have some probability too: an upper bound, if close.)
-# The model: interpolated Kneser-Ney, the best that only counts. With n(h, w) occurrences of w after
-# the context h, n(h) = Σ_w n(h, w), and h' the context without its oldest token,
-#       P(w|h) = [ max(n(h, w) − D, 0) + D·(number of kinds of w seen after h)·P(w|h') ] / n(h):
-# D is taken from every kind of successor and shared out by P(w|h'), so the sum over w is one. In
-# P(w|h') a count is the number of *different* tokens seen before (h', w): a word that follows one
-# other word only should not be guessed elsewhere. Below the empty context stands 1/V. With n₁
-# sequences seen once and n₂ twice, D = n₁/(n₁ + 2·n₂) (Ney, Essen, Kneser 1994), here with +1 and
-# +2, which keep it inside (0, 1).
+# surprise. Divide −log P(text) by the number of characters. (P counts one cut of the text; others
+# have some probability too: an upper bound.) The model is interpolated Kneser-Ney (stage 1): with
+# n(h, w) occurrences of w after the context h, n(h) = Σ_w n(h, w), h' = h without its first token,
+#       P(w|h) = [ max(n(h, w) − D, 0) + D·(number of kinds of w seen after h)·P(w|h') ] / n(h).
+# In P(w|h'), n counts the *different* tokens seen before (h', w); below the empty context is 1/V.
+# With n₁ sequences seen once, n₂ twice, D = (n₁ + 1)/(n₁ + 2·n₂ + 2), after Ney et al. 1994.
 def kneser_ney_nats(train, test, vocab_size, order):
     """−log P(test) in nats, every token predicted once from the order − 1 before it."""
-    levels, counts = [], Counter(zip(*(train[i:] for i in range(order))))
-    for _ in range(order):
-        once, twice = (sum(n == m for n in counts.values()) for m in (1, 2))
-        discount = (once + 1) / (once + 2 * twice + 2)
-        total, kinds = Counter(), Counter()
-        for gram, n in counts.items():
-            total[gram[:-1]] += n
+    n, total, kinds, D = {}, Counter(), Counter(), {}
+    counts = Counter(zip(*(train[i:] for i in range(order))))
+    for k in range(order, 0, -1):  # k tokens: h and w
+        once, twice = (list(counts.values()).count(m) for m in (1, 2))
+        D[k] = (once + 1) / (once + 2 * twice + 2)
+        for gram, times in counts.items():
+            total[gram[:-1]] += times
             kinds[gram[:-1]] += 1
-        levels.insert(0, (counts, total, kinds, discount))
+        n.update(counts)
         counts = Counter(gram[1:] for gram in counts)
     row, nats = train[len(train) - order + 1 :] + test, 0.0
     for t in range(order - 1, len(row)):
         p = 1 / vocab_size
-        for k, (counts, total, kinds, discount) in enumerate(levels):
-            gram, h = tuple(row[t - k : t + 1]), tuple(row[t - k : t])
-            if h not in total:
-                break  # an unseen context: so are all longer ones
-            p = (max(counts.get(gram, 0) - discount, 0) + discount * kinds[h] * p) / total[h]
+        for k in range(1, order + 1):
+            gram = tuple(row[t - k + 1 : t + 1])
+            if (h := gram[:-1]) in total:  # an unseen context leaves p as it is
+                p = (max(n.get(gram, 0) - D[k], 0) + D[k] * kinds[h] * p) / total[h]
         nats -= math.log(p)
     return nats
 
@@ -739,127 +649,94 @@ def show(tokenizer, text):
     return "|".join(p.decode(errors="backslashreplace") for p in pieces).replace(" ", "·")
 
 
-def progress(message, last=False):
-    """One line overwritten in place on a terminal; when piped, only the last message."""
-    if sys.stdout.isatty():
-        print(f"\r{message:<78}", end="\n" if last else "", flush=True)
-    elif last:
-        print(message, flush=True)
-
-
 def report(fast, seed):
     """What tokenization does to the stories; the last line is the held-out score."""
-    text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text(encoding="utf-8")
-    text = text[: 24_000 if fast else None]
+    rng = np.random.default_rng(seed)
+    n, order, end = (20, 3, 24_000) if fast else (100, 7, None)
+    sizes = (320, 512) if fast else (512, 1024, 2048, 4096)
+    text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text("utf-8")[:end]
     train, held_out = text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
-    words, n, order, sizes = count_words(train), 100, 7, (512, 1024, 2048, 4096)
-    if fast:
-        n, order, sizes = 20, 3, (320, 512)
+    words, bpe, made, nats = count_words(train), BPETokenizer(), {}, {}
     print(f"Learning from {len(train):,} characters, {len(words):,} different pre-tokens")
+    print("\n1. The first merges of BPE, and how often the pair stood there (· is a space)")
     t0, slow, t1 = time.perf_counter(), textbook_merges(words, n), time.perf_counter()
     same, t2 = learn_merges(words, n) == slow, time.perf_counter()
-    print("\n1. The first merges of BPE, and how often the pair stood there (· is a space)")
-    token = BPETokenizer.train(train, 256 + n).vocab
+    names = [t.decode().replace(" ", "·") for t in [*bpe.train(train, 276).vocab.values()][256:]]
     for row in range(5):
-        cells = [(i, token[256 + i].decode().replace(" ", "·")) for i in range(row, 20, 5)]
-        print("".join(f"   {256 + i} {string:5}{slow[i][1]:6}" for i, string in cells))
+        print("".join(f"   {256 + i} {names[i]:5}{slow[i][1]:6}" for i in range(row, 20, 5)))
     print(f"   {n} merges: textbook {t1 - t0:.2f} s, fast {t2 - t1:.2f} s; same: {same}\n")
-
-    wanted = {"characters": (CharTokenizer, 256)} | {f"BPE {V}": (BPETokenizer, V) for V in sizes}
-    for kind in (WordPieceTokenizer, UnigramTokenizer):
-        wanted[f"{kind.model_type} {sizes[1]}"] = kind, sizes[1]
-    made, nats = {}, {}
-    for name, (kind, V) in wanted.items():
-        progress(f"training and scoring {name}")
-        made[name] = tokenizer = kind.train(train, V)
+    kinds = {"characters": CharTokenizer} | {f"BPE {V}": BPETokenizer for V in sizes}
+    kinds |= {f"WordPiece {sizes[1]}": WordPieceTokenizer, f"Unigram {sizes[1]}": UnigramTokenizer}
+    for name, kind in kinds.items():
+        print(f"training {name:15}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        made[name] = tokenizer = kind.train(train, int(name.split()[-1]) if " " in name else 256)
         ids, test = tokenizer.encode(train), tokenizer.encode(held_out)
         nats[name] = kneser_ney_nats(ids, test, tokenizer.vocab_size, order) / len(held_out)
-    progress(f"trained and scored {len(made)} tokenizers", last=True)
     print("\n2. One sentence in four tokenizers, and a word cut at random (temperature 3)")
-    for name in ("characters", *(name for name in made if name.endswith(f" {sizes[1]}"))):
-        print(f"   {name:16}{show(made[name], 'Grandmother untied the foxes.')}")
-    rng, unigram = np.random.default_rng(seed), made[name]
-    cuts = [unigram.sample("gardening", rng, temperature=3) for _ in range(4)]
-    print(" " * 19 + "   ".join("|".join(unigram.decode([i]) for i in cut) for cut in cuts))
-
+    for name in made:
+        if name.endswith(("characters", f" {sizes[1]}")):
+            print(f"   {name:16}{show(made[name], 'Grandmother untied the foxes.')}")
+    cuts = [tokenizer.sample("gardening", rng, temperature=3) for _ in range(4)]
+    print(" " * 19 + "   ".join("|".join(tokenizer.decode([i]) for i in cut) for cut in cuts))
     print(f"\n3. Held-out text, and one model over it (Kneser-Ney, {order - 1} tokens of context)")
     print("   tokenizer       tokens  chars/token  embedding, C = 128  attention pairs  bits/char")
-    measures = compare(made, held_out)
-    for name, row in measures.items():
-        pairs = (row["tokens"] / measures["characters"]["tokens"]) ** 2
+    for name, row in compare(made, held_out).items():
         cost = f"{row['tokens']:7}{row['chars_per_token']:13.2f}{row['vocab_size'] * 128:20,}"
+        pairs = (row["tokens"] / len(held_out)) ** 2  # characters are the measure
         print(f"   {name:15}{cost}{pairs:17.1%}{nats[name] / math.log(2):11.3f}")
-    (bare := WordPieceTokenizer()).min_count = 1
-    odd = bare.train(train, sizes[1]).encode(held_out)
-    ratio = len(held_out) / len(odd)
-    print(f"   (WordPiece {sizes[1]} by the bare ratio: {ratio:.2f} chars/token)")
-
-    print("\n4. Numbers, in BPE 512 trained on 4,000 random ones with either pattern")
+    name = f"BPE {sizes[-1]}"
+    print(f"\n4. Rare words and other scripts in {name}, which has read English stories only")
+    for word in "garden gardening photosynthesis château αλεπού лиса 狐狸 🦊".split():
+        count = f"{len(word):2} characters {len(made[name].encode(' ' + word)):3} tokens"
+        print(f"   {count}   {show(made[name], ' ' + word)}")
+    print("   and numbers, in BPE 512 trained on 4,000 random ones with either pattern")
     numbers = " ".join(str(int(10**x)) for x in rng.uniform(0, 7, 4000))
     for pattern in ("gpt2", "gpt4"):
-        tokenizer = BPETokenizer.train(numbers, 512, pattern)
-        print(f"   {pattern}  {show(tokenizer, '1234 12345 123456 1234567 2024')}")
-    name, largest = f"BPE {sizes[-1]}", made[f"BPE {sizes[-1]}"]
-    print(f"\n5. Rare words and other scripts in {name}, which has read English stories only")
-    for word in "garden gardening photosynthesis château αλεπού лиса 狐狸 🦊".split():
-        n = len(largest.encode(" " + word))
-        print(f"   {len(word):2} characters {n:3} tokens   {show(largest, ' ' + word)}")
-    least, best = min((n, name) for name, n in nats.items())
-    score = f"{least:.3f} nats/char | {least / math.log(2):.3f} bits/char"
-    what = f"(stage 7, Kneser-Ney over {best})"
-    print(f"\nheld-out: {score} | perplexity {math.exp(least):.2f}   {what}")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):  # one line and exit status 2
-        self.exit(2, f"{self.prog}: {message}\n")
+        tokens = show(bpe.train(numbers, 512, pattern), "1234 12345 123456 1234567 2024")
+        print(f"   {pattern}  {tokens}")
+    nat, name = min((n, name) for name, n in nats.items())
+    score = f"{nat:.3f} nats/char | {nat / math.log(2):.3f} bits/char"
+    score += f" | perplexity {math.exp(nat):.2f}   (stage 7, Kneser-Ney over {name})"
+    print(f"\nheld-out: {score}")
 
 
 def main(argv=None):
     """The report, or one of the commands train, encode and decode."""
-    parser = Parser(description="Tokenizers. Without a command: the report on data/stories.txt.")
+    usage = "train FILE --vocab-size N --out DIR, encode DIR [TEXT] or decode DIR [ID ...]"
+    parser = argparse.ArgumentParser(description=f"The report on data/stories.txt, or {usage}.")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
+    parser.add_argument("command", nargs="?", choices=("train", "encode", "decode"))
+    parser.add_argument("given", nargs="*", help="its arguments, or TEXT and IDs by stdin")
+    parser.add_argument("--vocab-size", type=int, metavar="N")
+    parser.add_argument("--out", metavar="DIR")
     parser.add_argument("--fast", action="store_true", help="a smoke run of the report")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices (default 0)")
-    commands = parser.add_subparsers(dest="command")
-    command = commands.add_parser("train", help="learn BPE from a UTF-8 file and save it")
-    command.add_argument("file")
-    command.add_argument("--vocab-size", type=int, required=True)
-    command.add_argument("--out", required=True, metavar="DIR")
-    command.add_argument("--pattern", choices=("gpt2", "gpt4", "none"), default="gpt2")
-    command.add_argument("--special", action="append", default=[], metavar="TOKEN")
-    for name, what in (("encode", "TEXT"), ("decode", "ID")):
-        command = commands.add_parser(name, help=f"of {what}s, given or on standard input")
-        command.add_argument("dir")
-        command.add_argument("given", nargs="*", metavar=what)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    if args.command and not args.given or args.command == "train" and not args.out:
+        parser.error(f"expected {usage}")
     try:
-        if args.command is None:
-            report(args.fast, args.seed)
-        elif args.command == "train":
-            text = Path(args.file).read_bytes().decode()
-            pattern = {"none": None}.get(args.pattern, args.pattern)
-            tokenizer = BPETokenizer.train(text, args.vocab_size, pattern, args.special)
+        if not args.command:
+            return report(args.fast, args.seed)
+        source, given = args.given[0], " ".join(args.given[1:])
+        if args.command == "train":
+            text = Path(source).read_bytes().decode()
+            tokenizer = BPETokenizer.train(text, args.vocab_size)
             tokenizer.save(args.out)
             print(f"{tokenizer.vocab_size} tokens from {len(text):,} characters -> {args.out}")
+        elif args.command == "encode":
+            print(*BPETokenizer.load(source).encode(given or sys.stdin.read()))
         else:
-            tokenizer, given = BPETokenizer.load(args.dir), " ".join(args.given) or sys.stdin.read()
-            if args.command == "encode":
-                print(*tokenizer.encode(given))
-            else:
-                print(tokenizer.decode(map(int, given.split())))
+            print(BPETokenizer.load(source).decode(map(int, (given or sys.stdin.read()).split())))
     except (ValueError, LookupError, OSError) as error:
         parser.error(str(error))
 
 
 # %% Common mistakes
 # 1. Loss per token compared across vocabularies: the bigger looks worse. report() divides by chars.
-# 2. No rule for ties: merges differ from run to run. The heap of learn_merges holds (−score, pair).
-# 3. Merging "a a a" from the right, or updating one neighbour only: counts drift from the recounted
-#    ones. merge_places goes from left to right, `changes` holds both sides.
-# 4. Python's \s and \w for Unicode's: "\x1c" or "½" is cut elsewhere than in GPT-2, ids differ on
-#    rare text only. splitter spells the classes out.
-# 5. Decoding token by token: half an emoji is no UTF-8, becomes U+FFFD. decode joins bytes first.
-# 6. User text encoded with specials allowed: users can end the document. The default is "none".
+# 2. Merging "a a a" from the right: counts drift. merge_places goes from left to right.
+# 3. Python's \s and \w for Unicode's: on rare text ("½", "\x1c") ids differ. See splitter.
+# 4. Decoding token by token: half an emoji is no UTF-8, becomes U+FFFD. decode joins bytes first.
+# 5. User text encoded with specials allowed: users can end the document. The default is "none".
 
 # %% Exercises
 #  1. Reading: merge "hug pug hugs" three times by hand; then run textbook_merges.
@@ -869,7 +746,7 @@ def main(argv=None):
 #  5. Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
 #  6. Train BPE with pattern=None on the verses. Which tokens cross words? Are there fewer a line?
 #  7. BPE-dropout (Provilkov 2020): leave out each merge in _encode_word with probability 0.1.
-#  8. Score by the gain of the whole text, count(ab)·log ratio, instead of the ratio. Bits per char?
+#  8. Give learn_merges min_count=1 in WordPiece. What becomes of chars/token and bits/char? Why?
 #  9. How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
 # 10. Cut numbers into threes from the right; does stage 3 learn additions better?
 # 11. Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a character?
@@ -877,8 +754,7 @@ def main(argv=None):
 
 # %% Where this leads
 # The capstone reads a directory saved here and trains on its ids. GPT-2 to GPT-4, Llama 3 and Qwen
-# use this very BPE, with more text and 50,000 to 200,000 tokens. The next stage returns to training
-# and asks why it fails.
+# use this very BPE, with 50,000 to 200,000 tokens. The next stage asks why training fails.
 
 if __name__ == "__main__":
     sys.exit(main())
