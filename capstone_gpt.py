@@ -135,10 +135,10 @@ def embedding_backward(dy, cache):
 # With a = dy γ the mean is a product of dy x̂ with γ/C.
 
 
-def rmsnorm_forward(x, weight, eps=1e-5):
-    """Rows of x (..., C) to root mean square 1, times weight (C,)."""
+def rmsnorm_forward(x, weight, eps=1e-5, out=None):
+    """Rows of x (..., C) to root mean square 1, times weight (C,); x̂ goes to `out`, which may be x."""
     r = 1 / np.sqrt(np.vecdot(x, x) / x.shape[-1] + eps)  # (...,)
-    xhat = x * r[..., None]
+    xhat = np.multiply(x, r[..., None], out=out)
     return xhat * weight, (xhat, r, weight)
 
 
@@ -162,8 +162,8 @@ def rmsnorm_backward(dy, cache):
 
 def layernorm_forward(x, weight, bias=None, eps=1e-5):
     """Rows of x (..., C) to mean 0 and variance 1, times weight (C,), plus bias (C,) or None."""
-    mean = x @ np.full(x.shape[-1], 1 / x.shape[-1], x.dtype)  # (...,)
-    y, cache = rmsnorm_forward(x - mean[..., None], weight, eps)
+    z = x - (x @ np.full(x.shape[-1], 1 / x.shape[-1], x.dtype))[..., None]
+    y, cache = rmsnorm_forward(z, weight, eps, out=z)
     if bias is not None:
         y += bias
     return y, (cache, bias)
@@ -391,9 +391,7 @@ def attention_backward(dy, cache):
         g = dy[:, :, rows].reshape(block) / l  # (B, Hkv, G, n, D)
         delta = np.vecdot(g, y[:, :, rows].reshape(block))[..., None]  # δ/l
         ds = g @ v[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, G, n, end)
-        EV = E if mask is None else E * mask
-        if mask is not None:
-            ds *= mask
+        EV, ds = dropout_backward(E, mask), dropout_backward(ds, mask)
         ds -= delta
         ds *= E
         dq[..., rows, :] = ds @ k[..., :end, :]
@@ -749,20 +747,14 @@ def read_safetensors(path):
 # config.json, field by field: our name for each of theirs, and the values that this file computes.
 
 HF_FIELDS = {
-    "gpt2": {
-        "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
-        "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_hidden", "bias": "bias",
-        "resid_pdrop": "dropout", "layer_norm_epsilon": "norm_eps",
-        "tie_word_embeddings": "tie_weights",
-    },
-    "llama": {
-        "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
-        "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
-        "num_key_value_heads": "n_kv_head", "intermediate_size": "n_hidden",
-        "attention_dropout": "dropout", "rope_theta": "rope_theta", "rms_norm_eps": "norm_eps",
-        "tie_word_embeddings": "tie_weights",
-    },
-}  # fmt: skip
+    "gpt2": dict(vocab_size="vocab_size", n_positions="block_size", n_layer="n_layer")
+    | dict(n_head="n_head", n_embd="n_embd", n_inner="n_hidden", bias="bias")
+    | dict(resid_pdrop="dropout", layer_norm_epsilon="norm_eps", tie_word_embeddings="tie_weights"),
+    "llama": dict(vocab_size="vocab_size", max_position_embeddings="block_size")
+    | dict(num_hidden_layers="n_layer", num_attention_heads="n_head", hidden_size="n_embd")
+    | dict(num_key_value_heads="n_kv_head", intermediate_size="n_hidden", rope_theta="rope_theta")
+    | dict(attention_dropout="dropout", rms_norm_eps="norm_eps", tie_word_embeddings="tie_weights"),
+}
 HF_FIXED = {
     "gpt2": {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
     | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
@@ -791,7 +783,7 @@ def config_from_json(j):
             fields[ours] = j[theirs]
         optional = ours not in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
         need(optional or ours in fields, f"config.json lacks {theirs}")
-    rope = j.get("rope_parameters") or j.get("rope_scaling") or {}  # transformers 5, transformers 4
+    rope = j.get("rope_parameters") or j.get("rope_scaling") or {}  # transformers 5 and 4
     need(isinstance(rope, dict), f"config.json: rotary settings {rope!r} are not an object")
     plain = rope.get("rope_type", rope.get("type", "default")) == "default"
     need(plain, f"config.json: scaled rotary positions are not supported: {rope}")
@@ -840,9 +832,9 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
     state: {name: array} for training_state.safetensors; settings: a dict for training_state.json.
     Other files that are there already are kept, but for the training state of older weights.
     """
-    path, new, old = siblings(directory)
-    cwd = Path.cwd().resolve()
-    need(path not in (cwd, *cwd.parents), f"{directory}: give it a directory of its own")
+    (path, new, old), cwd = siblings(directory), Path.cwd().resolve()
+    alone = path not in (cwd, *cwd.parents)
+    need(alone, f"{directory}: give the checkpoint a directory of its own")
     free = path.is_dir() or not path.exists()
     need(free, f"{directory}: is a file, a checkpoint is a directory")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -887,12 +879,10 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
 class GPT:
     """A decoder-only transformer: tokens (B, T) to logits over the next token (B, T, V).
 
-    .params: {name: array}, views into the one vector .flat.
-
-    Weights start as N(0, 0.02²); the two projections of each block that write into the residual
-    stream are divided by √(2L): the stream is a sum of 2L such writes and its variance would grow
-    with depth (Radford et al. 2019). Norm weights start at 1, biases at 0. seed None leaves all at
-    0, for weights that are about to be read from a file.
+    .params is {name: array}, views into the one vector .flat. Weights start as N(0, 0.02²); the two
+    projections of each block that write into the residual stream are divided by √(2L): the stream
+    is a sum of 2L such writes and its variance would grow with depth (Radford et al. 2019). Norm
+    weights start at 1, biases at 0; with seed None all at 0, about to be read from a file.
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
@@ -1036,18 +1026,15 @@ class GPT:
                 past, fresh = 0, idx  # back, and all that follows from it is computed anew
 
     def save_pretrained(self, directory):
-        """Write config.json and model.safetensors; other files already there are kept.
-
-        Atomic: whoever reads, or is killed, at any instant finds the old one or the new one whole.
-        """
+        """Write config.json and model.safetensors atomically; other files there are kept."""
         write_checkpoint(directory, self)
 
     @classmethod
     def from_pretrained(cls, directory, dtype=None):
-        """Read a checkpoint written here or by transformers (gpt2 and llama models).
+        """Read a gpt2 or llama checkpoint written here or by transformers.
 
-        dtype: of the parameters; None is float64 for a float64 file and float32 otherwise. Raises
-        ValueError for files that are damaged or describe another kind of model.
+        dtype None is float64 for a float64 file and float32 otherwise. Raises ValueError for files
+        that are damaged or describe another kind of model.
         """
         directory, tensors, files = find_checkpoint(directory), {}, ["model.safetensors"]
         config = config_from_json(read_json(directory / "config.json"))
@@ -1112,9 +1099,8 @@ class CharTokenizer:
 def load_tokenizer(directory):
     """The tokenizer of a checkpoint; the place where a tokenizer.json of stage 7 will be read."""
     path = find_checkpoint(directory) / "tokenizer"
-    lost = f"{directory}: no tokenizer file, so text cannot be turned into tokens"
+    need(path.is_file(), f"{directory}: no tokenizer file, so text cannot be turned into tokens")
     bad = f"{path}: damaged tokenizer file, expected a JSON string of characters"
-    need(path.is_file(), lost)
     characters = parse_json(path.read_bytes(), str, bad)
     need(characters, bad)
     return CharTokenizer(characters)
@@ -1407,9 +1393,9 @@ class Run:
 
     def save(self):
         """Write the checkpoint `last`: the model and all it takes to go on."""
-        state = {"step": self.step, "best": self.best if self.best < math.inf else None}
-        state |= {"sum": self.sum, "count": self.count, "text": self.text_crc}
-        state |= {"settings": self.settings}
+        best = self.best if self.best < math.inf else None
+        state = dict(step=self.step, best=best, sum=self.sum, count=self.count, text=self.text_crc)
+        state["settings"] = self.settings
         write_checkpoint(self.out / "last", self.model, self.tokenizer, self.moments(), state)
 
     def update(self):
@@ -1479,9 +1465,9 @@ class Run:
         loss = self.held_out(s["eval_iters"], norm, rate)
         row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
         print("\r" * sys.stdout.isatty() + f"{row}  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}")
-        record = {"step": self.step, "train_loss": trained, "held_out_loss": loss}
+        record = dict(step=self.step, train_loss=trained, held_out_loss=loss)
         if speed:
-            record |= {"learning_rate": rate, "grad_norm": norm, "tokens_per_second": speed}
+            record |= dict(learning_rate=rate, grad_norm=norm, tokens_per_second=speed)
         self.sum, self.count = 0.0, 0
         with open(self.out / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
@@ -1500,18 +1486,15 @@ class Run:
 # in float64 good to ten digits. Every parameter of a tiny model of each family is wiggled, dropout
 # included (the same seed draws the same masks), one target masked, queries grouped.
 
-CHECKED = {
-    "gpt2": dict(arch="gpt2"),
-    "gpt2, no bias": dict(arch="gpt2", bias=False, tie_weights=False),
-    "llama": dict(arch="llama", n_kv_head=2),
-}
-
 
 def gradcheck(h=1e-5):
     """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
     rows, sizes = [], dict(vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2)
-    for label, options in CHECKED.items():
-        config = GPTConfig(**options, **sizes)
+    for label, config in {
+        "gpt2": GPTConfig("gpt2", **sizes),
+        "gpt2, no bias": GPTConfig("gpt2", bias=False, tie_weights=False, **sizes),
+        "llama": GPTConfig("llama", n_kv_head=2, **sizes),
+    }.items():
         model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
         model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
         idx, targets = rng.integers(0, 7, (2, 2, 5))
@@ -1598,8 +1581,8 @@ def train_command(args):
         print(f"\ncapstone_gpt.py: {error}. {kept}", file=sys.stderr)
         return 1
     run.model = GPT.from_pretrained(run.out / "best")
-    print(f"\na sample of {run.out / 'best'}, the checkpoint with the lowest held-out loss:\n")
-    print(f"{run.sample(500, s['seed'])}\n")
+    print(f"\na sample of {run.out / 'best'}, the checkpoint with the lowest held-out loss:")
+    print(f"\n{run.sample(500, s['seed'])}\n")
     print(f"more of it: python capstone_gpt.py sample --from {shlex.quote(str(run.out))}\n")
     if args.preset == "fast":
         print("(a smoke run: too short to beat the counter)")
