@@ -136,7 +136,7 @@ def embedding_backward(dy, cache):
 
 
 def rmsnorm_forward(x, weight, eps=1e-5, out=None):
-    """Rows of x (..., C) to root mean square 1, times weight (C,); x̂ goes to `out`, which may be x."""
+    """Rows of x (..., C) to root mean square 1, times weight (C,); out: where x̂ goes, even x."""
     r = 1 / np.sqrt(np.vecdot(x, x) / x.shape[-1] + eps)  # (...,)
     xhat = np.multiply(x, r[..., None], out=out)
     return xhat * weight, (xhat, r, weight)
