@@ -135,9 +135,7 @@ def count_words(text, pattern="gpt2", specials=()):
 # Special tokens such as <|endoftext|> mark the ends of documents. Ordinary text must never produce
 # one, or whoever can type the mark could forge it: they have ids of their own, after all others,
 # and encode takes them for plain characters unless told otherwise.
-class fills:
-    """Decorates a method that fills its tokenizer, or a new one if called on the class."""
-
+class fills:  # decorates a method that fills its tokenizer, or a new one if called on the class
     def __init__(self, method):
         self.method = method
 
@@ -354,21 +352,21 @@ class BPETokenizer(Tokenizer):
             self.vocab[new] = self.vocab[a] + self.vocab[b]
 
     def _encode_word(self, word):
-        ids, ranks = [self.ids[bytes([byte])] for byte in word] + [-1], self._ranks
+        ids, ranks = [self.ids[word[i : i + 1]] for i in range(len(word))] + [-1], self._ranks
         row = ids, list(range(-1, len(word))), list(range(1, len(word) + 2))  # ids, before, after
-        places = defaultdict(list)  # (rank, pair, new id) -> places of the pair
+        places = defaultdict(list)  # pair -> places
         for i, pair in enumerate(zip(ids, ids[1:])):
             if pair in ranks:
-                places[ranks[pair]].append(i)
-        heap = sorted(places)
+                places[pair].append(i)
+        heap = sorted([ranks[pair] for pair in places])  # (rank, pair, new id)
         while heap:
-            merge = heapq.heappop(heap)
-            for h, i, k in merge_places(row, places.pop(merge), *merge[1:]):
-                for at, pair in ((h, (ids[h], ids[i])), (i, (ids[i], ids[k]))):
-                    if pair in ranks:
-                        if ranks[pair] not in places:
-                            heapq.heappush(heap, ranks[pair])
-                        places[ranks[pair]].append(at)
+            _, pair, new = heapq.heappop(heap)
+            for h, i, k in merge_places(row, places.pop(pair), pair, new):
+                for at, near in ((h, (ids[h], new)), (i, (new, ids[k]))):
+                    if near in ranks:
+                        if near not in places:
+                            heapq.heappush(heap, ranks[near])
+                        places[near].append(at)
         return [i for i in ids if i >= 0]
 
 
@@ -435,7 +433,6 @@ class CharTokenizer(WordPieceTokenizer):
 # instead samples a cut from P(s|x): subword regularisation shows a model many spellings of a word.
 # With a maximum in place of the sum, the recursion finds the best cut (Viterbi), as encode does.
 def log_sum(terms):
-    """log Σ eᵗ over the terms t."""
     top = max(terms)  # taken out so that nothing overflows
     return top + math.log(sum([math.exp(term - top) for term in terms]))
 
