@@ -1541,7 +1541,7 @@ def new_run(settings):
     given, fast = settings["out_dir"], settings["max_iters"] == PRESETS["fast"]["max_iters"]
     name, n = Path(settings["data"]).stem + "-fast" * fast, 1
     out = Path(given or f"out/{name}")
-    need(out.is_dir() or not out.exists(), f"{out} is a file, a run needs a directory")
+    need(not out.is_file(), f"{out} is a file, a run needs a directory")
     used = given and any((out / x).exists() for x in ("last", ".last.old", "config.json"))
     need(not used, f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
     run = Run(settings)

@@ -135,7 +135,9 @@ def count_words(text, pattern="gpt2", specials=()):
 # Special tokens such as <|endoftext|> mark the ends of documents. Ordinary text must never produce
 # one, or whoever can type the mark could forge it: they have ids of their own, after all others,
 # and encode takes them for plain characters unless told otherwise.
-class fills:  # decorates a method that fills its tokenizer, or a new one if called on the class
+class fills:
+    """Decorates a method that fills its tokenizer, or a new one if called on the class."""
+
     def __init__(self, method):
         self.method = method
 
@@ -433,6 +435,7 @@ class CharTokenizer(WordPieceTokenizer):
 # instead samples a cut from P(s|x): subword regularisation shows a model many spellings of a word.
 # With a maximum in place of the sum, the recursion finds the best cut (Viterbi), as encode does.
 def log_sum(terms):
+    """log Σ eᵗ over the terms t."""
     top = max(terms)  # taken out so that nothing overflows
     return top + math.log(sum([math.exp(term - top) for term in terms]))
 

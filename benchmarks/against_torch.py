@@ -3,8 +3,8 @@
     python benchmarks/against_torch.py [--rounds 5] [--steps 10]
 
 Both start from the same weights, so the losses are compared as well as the times. The machine's own
-matrix product speed is printed with the result: cores of shared machines change speed within seconds,
-which is why the two take turns and medians are shown. Needs torch; says so and stops without it.
+matrix product speed is printed with the result: shared cores change speed within seconds, which is
+why the two take turns and medians are shown. Needs torch; says so and stops without it.
 """
 
 import argparse

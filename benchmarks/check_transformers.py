@@ -3,7 +3,7 @@
     python benchmarks/check_transformers.py
 
 Every variant is given random weights, saved here, opened there, saved there in float32, float16 and
-bfloat16, and opened here again. Needs torch and transformers; says so and stops where they are absent.
+bfloat16, and opened here again. Needs torch and transformers; says so and stops without them.
 """
 
 import sys

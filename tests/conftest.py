@@ -43,8 +43,8 @@ def relative_error(a, b):
 def assert_gradients(forward, inputs, analytic, tolerance=1e-6, h=1e-5):
     """Every analytic[i] equals the central difference of Σ w·forward() in inputs[i].
 
-    forward() reads the arrays in `inputs` and returns an array or a scalar; analytic(dy) returns the
-    gradients in the order of the inputs for an upstream gradient dy shaped like the output.
+    forward() reads the arrays in `inputs` and returns an array or a scalar; analytic(dy) returns
+    the gradients in the order of the inputs for an upstream gradient dy shaped like the output.
     """
     w = np.random.default_rng(1).normal(size=np.shape(forward()))
     for i, (x, grad) in enumerate(zip(inputs, analytic(w))):
