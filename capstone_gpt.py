@@ -1536,10 +1536,9 @@ def held_out_line(nats, what):
     return f"{faces} | perplexity {math.exp(min(nats, 700)):.2f}   ({what})"
 
 
-def new_run(settings):
+def new_run(settings, suffix=""):
     """A Run in a directory of its own, which no other run has or gets."""
-    given, fast = settings["out_dir"], settings["max_iters"] == PRESETS["fast"]["max_iters"]
-    name, n = Path(settings["data"]).stem + "-fast" * fast, 1
+    given, name, n = settings["out_dir"], Path(settings["data"]).stem + suffix, 1
     out = Path(given or f"out/{name}")
     need(not out.is_file(), f"{out} is a file, a run needs a directory")
     used = given and any((out / x).exists() for x in ("last", ".last.old", "config.json"))
@@ -1561,7 +1560,8 @@ def train_command(args):
     given = {name: value for name, value in vars(args).items() if name in SETTINGS}
     if args.resume is None:
         settings = {name: default for name, (default, _, _) in SETTINGS.items()}
-        run = new_run(settings | PRESETS[args.preset or "stories"] | given)
+        suffix = "-fast" if args.preset == "fast" else ""  # a smoke run is not the run to sample
+        run = new_run(settings | PRESETS[args.preset or "stories"] | given, suffix)
     else:
         out = Path(args.resume or given.get("out_dir") or latest_run())
         own = not args.preset and given.pop("out_dir", str(out)) == str(out)
