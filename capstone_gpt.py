@@ -552,6 +552,203 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
+# %% 5. The model
+
+
+class GPT:
+    """A decoder-only transformer: tokens (B, T) to logits over the next token (B, T, V).
+
+    .params is {name: array}, views into the one vector .flat. Weights start as N(0, 0.02²); the two
+    projections of each block that write into the residual stream are divided by √(2L): the stream
+    is a sum of 2L such writes and its variance would grow with depth (Radford et al. 2019). Norm
+    weights start at 1, biases at 0; with seed None all at 0, about to be read from a file.
+    """
+
+    def __init__(self, config, seed=0, dtype=np.float32):
+        dtype = np.dtype(dtype)
+        need(dtype in (np.float32, np.float64), f"dtype must be float32 or float64, not {dtype}")
+        total = sum(map(math.prod, param_shapes(config).values()))
+        self.config, self.params = config, ParamDict(config, np.zeros(total, dtype.type))
+        self.flat, rng = self.params.flat, np.random.default_rng(seed)
+        for name, p in self.params.items() if seed is not None else ():
+            if p.ndim == 2:
+                residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
+                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                p[...] = rng.normal(0, std, p.shape)
+            elif name.endswith("weight"):
+                p[...] = 1
+
+    @property
+    def dtype(self):
+        """The parameters' dtype, and so that of every activation."""
+        return self.flat.dtype
+
+    def num_params(self):
+        """Number of parameters; a tied head counts once."""
+        return self.flat.size
+
+    def flops_per_token(self):
+        """Floating-point operations to train on one token at full context, forward and backward.
+
+        A weight in a product costs a multiply and an add forward, and twice that backward (dx and
+        dW): 6. Attention's scores and weighted sums are two products of T×D per head: 12·L·C·T in
+        all, as PaLM counts (Chowdhery et al. 2022, appendix B; the causal half is not taken off).
+        """
+        c, p = self.config, self.params
+        matrices = [w.size for block in p.blocks for w in block.values() if w.ndim == 2]
+        weights = sum(matrices) + p.top["head.weight"].size
+        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
+
+    def _check(self, idx, name="idx", lowest=0):
+        idx, V = np.asarray(idx), self.config.vocab_size
+        good = idx.ndim == 2 and idx.dtype.kind in "iu" and idx.size
+        need(good, f"{name} must be a (B, T) array of integers, not {idx.dtype} {idx.shape}")
+        low, high = idx.min(), idx.max()
+        good = lowest <= low and high < V
+        need(good, f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
+        return idx.astype(np.int64)
+
+    def _forward(self, idx, rng=None, kv=None, past=0, keep=False):
+        """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
+        c, p, end = self.config, self.params, past + idx.shape[1]
+        need(end <= c.block_size, f"{end} tokens are more than block_size={c.block_size}")
+        x, embed = embedding_forward(idx, p.top["embedding.weight"])
+        rope, caches = None, []
+        if c.arch == "gpt2":
+            x += p.top["positions.weight"][past:end]
+        else:  # the tables for the heads of q and k side by side
+            tables = rope_tables(np.arange(past, end), c.head_size, c.rope_theta, self.dtype)
+            rope = [np.repeat(table, c.n_head + c.n_kv_head, 1) for table in tables]
+        x, drop = dropout_forward(x, c.dropout, rng)
+        for i, weights in enumerate(p.blocks):
+            x, cache = block_forward(x, weights, c, rope, rng, None if kv is None else kv[i], past)
+            if keep:
+                caches.append(cache)
+        x, last = norm_forward(x, p.top, "norm", c)
+        return x, (embed, drop, caches, last)
+
+    def logits(self, idx):
+        """Scores of the next token after each position, (B, T) -> (B, T, V)."""
+        x, _ = self._forward(self._check(idx))
+        return linear_forward(x, self.params.top["head.weight"].T)[0]
+
+    def loss(self, idx, targets, rng=None):
+        """Mean cross-entropy in nats of targets (B, T); -1 marks a target to ignore."""
+        return self._loss(idx, targets, rng, keep=False)[0]
+
+    def _loss(self, idx, targets, rng, keep):
+        idx, targets = self._check(idx), self._check(targets, "targets", lowest=-1)
+        same = idx.shape == targets.shape
+        need(same, f"idx {idx.shape} and targets {targets.shape} must have one shape")
+        x, cache = self._forward(idx, rng, keep=keep)
+        logits, head = linear_forward(x, self.params.top["head.weight"].T)
+        loss, entropy = cross_entropy_forward(logits, targets)
+        return loss, (*cache, head, entropy)
+
+    def loss_and_grads(self, idx, targets, rng=None):
+        """The loss and {name: ∂loss/∂parameter}, the gradients views into one vector, `.flat`.
+
+        rng, a numpy Generator, draws the dropout masks; None switches dropout off.
+        """
+        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
+        grads, found = ParamDict(self.config, np.zeros_like(self.flat)), {}
+        dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
+        norm = layernorm_backward if self.config.arch == "gpt2" else rmsnorm_backward
+        dx = backward_into(found, "norm", norm, dx, last)
+        for name, value in found.items():
+            grads.top[name][...] = value
+        for block, cache in zip(reversed(grads.blocks), reversed(caches)):
+            dx, found = block_backward(dx, cache)
+            for name, value in found.items():
+                block[name][...] = value
+        dx = dropout_backward(dx, drop)
+        if "positions.weight" in grads.top:
+            grads.top["positions.weight"][: dx.shape[1]] = dx.sum(0)
+        grads.top["embedding.weight"][...] = embedding_backward(dx, embed)
+        grads.top["head.weight"] += dhead.T  # when tied, the same memory: its two gradients add
+        return loss, grads
+
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
+        """Continue every row of idx (B, T): returns (B, T + max_new_tokens).
+
+        temperature 0 takes the most likely token; top_k keeps the k most likely; top_p the fewest
+        whose probabilities reach p. Each token sees the block_size tokens before it. The same seed
+        gives the same text.
+        """
+        tokens = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed)
+        return np.concatenate([self._check(idx), *(token[:, None] for token in tokens)], 1)
+
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
+        """Iterate over max_new_tokens arrays (B,): the next token of every row; see generate."""
+        idx, n, k, p = self._check(idx), max_new_tokens, top_k, top_p
+        need(n >= 0, f"max_new_tokens must be at least 0, not {n}")
+        need(0 <= temperature < math.inf, f"temperature must be 0 or more, not {temperature}")
+        whole = k is None or k >= 1 and k == int(k)
+        need(whole, f"top_k must be a whole number of at least 1, not {k}")
+        need(p is None or 0 < p <= 1, f"top_p must be above 0 and at most 1, not {p}")
+        need(not isinstance(seed, int) or seed >= 0, f"seed must be at least 0, not {seed}")
+        return self._stream(idx, n, (temperature, k, p, np.random.default_rng(seed)))
+
+    def _stream(self, idx, n, sampling):
+        c, past = self.config, 0
+        size = min(c.block_size, idx.shape[1] + n)
+        kv = np.empty((c.n_layer, 2, len(idx), c.n_kv_head, size, c.head_size), self.dtype)
+        idx = fresh = idx[:, -c.block_size :]
+        for _ in range(n):
+            x, _ = self._forward(fresh, kv=kv, past=past)
+            past += fresh.shape[1]
+            token = sample_token(x[:, -1] @ self.params.top["head.weight"].T, *sampling)  # (B,)
+            yield token
+            fresh = token[:, None]
+            idx = np.concatenate([idx, fresh], 1)[:, -c.block_size :]
+            if past == c.block_size:  # full: the window slides, every token moves one position
+                past, fresh = 0, idx  # back, and all that follows from it is computed anew
+
+    def save_pretrained(self, directory):
+        """Write config.json and model.safetensors atomically; other files there are kept."""
+        write_checkpoint(directory, self)
+
+    @classmethod
+    def from_pretrained(cls, directory, dtype=None):
+        """Read a gpt2 or llama checkpoint written here or by transformers.
+
+        dtype None is float64 for a float64 file and float32 otherwise. Raises ValueError for files
+        that are damaged or describe another kind of model.
+        """
+        directory, tensors, files = find_checkpoint(directory), {}, ["model.safetensors"]
+        config = config_from_json(read_json(directory / "config.json"))
+        index = directory / "model.safetensors.index.json"
+        if index.exists():  # large models come in several files
+            where = read_json(index).get("weight_map")
+            files = [*where.values()] if isinstance(where, dict) else [None]
+            plain = all(isinstance(name, str) and Path(name).name == name for name in files)
+            need(plain, f"{index}: weight_map must name files of this directory")
+        for name in sorted(set(files)):
+            tensors |= read_safetensors(directory / name)[0]
+        gpt2 = config.arch == "gpt2"
+        if gpt2 and "wte.weight" in tensors:  # the names of the original GPT-2 files
+            tensors = {f"transformer.{name}": t for name, t in tensors.items()}
+        if dtype is None:
+            double = any(t.dtype == np.float64 for t in tensors.values())
+            dtype = np.float64 if double else np.float32
+        model = cls(config, seed=None, dtype=dtype)
+        for name, p in model.params.items():
+            need(name in tensors, f"{directory}: the weights lack {name}")
+            t = tensors.pop(name)
+            fits = t.shape == p.shape
+            need(fits, f"{directory}: {name} is {t.shape}, config.json makes it {p.shape}")
+            p[...] = t
+        for name, t in tensors.items():  # all else must be without effect on the logits
+            buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
+            tied_head = name == "lm_head.weight" and config.tie_weights
+            zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(t)
+            idle = buffer or tied_head or zero_bias
+            need(idle, f"{directory}: {name} has no place in this model")
+        return model
+
+
+# %% 6. Names and shapes
+#
 # Every weight: our name, the name Hugging Face stores it under (* is the layer's number), and its
 # shape there, (in, out) for gpt2 and (out, in) for llama. K is the size of all key heads.
 
@@ -634,7 +831,40 @@ class ParamDict(dict):
         return ParamDict, (self.config, self.flat)
 
 
-# %% 5. The draw
+# %% 7. The gradient check
+#
+# The definition of the derivative is the referee: (L(w + h) - L(w - h)) / 2h is ∂L/∂w up to O(h²),
+# in float64 good to ten digits. Every parameter of a tiny model of each family is wiggled, dropout
+# included (the same seed draws the same masks), one target masked, queries grouped.
+
+
+def gradcheck(h=1e-5):
+    """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
+    rows, sizes = [], dict(vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2)
+    for label, config in {
+        "gpt2": GPTConfig("gpt2", **sizes),
+        "gpt2, no bias": GPTConfig("gpt2", bias=False, tie_weights=False, **sizes),
+        "llama": GPTConfig("llama", n_kv_head=2, **sizes),
+    }.items():
+        model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
+        model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
+        idx, targets = rng.integers(0, 7, (2, 2, 5))
+        targets[0, 0] = -1
+        _, grads = model.loss_and_grads(idx, targets, np.random.default_rng(1))
+        numeric = ParamDict(config, np.empty_like(model.flat))
+        for i, w in enumerate(model.flat.copy()):
+            model.flat[i] = w + h
+            up = model.loss(idx, targets, np.random.default_rng(1))
+            model.flat[i] = w - h
+            down = model.loss(idx, targets, np.random.default_rng(1))
+            model.flat[i], numeric.flat[i] = w, (up - down) / (2 * h)
+        for name, g in grads.items():
+            scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
+            rows.append((label, name, g.shape, np.linalg.norm(g - numeric[name]) / scale))
+    return rows
+
+
+# %% 8. The draw
 #
 # A draw inverts the distribution function: with F(i) = p₀ + ... + pᵢ and u uniform in [0, 1), the
 # smallest i with F(i) > u is token i exactly when F(i-1) ≤ u < F(i), an interval of length pᵢ.
@@ -659,7 +889,184 @@ def sample_token(logits, temperature, top_k, top_p, rng):
     return np.take_along_axis(order, (cdf <= u).sum(-1, keepdims=True), -1)[:, 0]
 
 
-# %% 6. Checkpoints
+# %% 9. Text and tokens
+
+
+class CharTokenizer:
+    """One token per character: the sorted distinct characters of a text are the vocabulary."""
+
+    def __init__(self, characters):
+        self.characters = "".join(sorted(set(characters)))
+        self.ids = {c: i for i, c in enumerate(self.characters)}
+        self.vocab_size = len(self.characters)
+        self.start = "\n" if "\n" in self.ids else self.characters[0]  # what an empty prompt means
+
+    def encode(self, text):
+        """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
+        unknown = sorted(set(text) - self.ids.keys())
+        names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
+        need(not unknown, f"characters the model was not trained on: {names}")
+        return np.array([self.ids[c] for c in text], dtype=np.int64)
+
+    def decode(self, ids):
+        """The text of token ids (T,)."""
+        return "".join(self.characters[i] for i in ids)
+
+    def save(self, directory):
+        """Write the vocabulary to the file `tokenizer`, as a JSON string."""
+        Path(directory, "tokenizer").write_text(json.dumps(self.characters) + "\n")
+
+
+def load_tokenizer(directory):
+    """The tokenizer of a checkpoint; the place where a tokenizer.json of stage 7 will be read."""
+    path = find_checkpoint(directory) / "tokenizer"
+    need(path.is_file(), f"{directory}: no tokenizer file, so text cannot be turned into tokens")
+    bad = f"{path}: damaged tokenizer file, expected a JSON string of characters"
+    characters = parse_json(path.read_bytes(), str, bad)
+    need(characters, bad)
+    return CharTokenizer(characters)
+
+
+def load(directory):
+    """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
+    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
+    n, V = tokenizer.vocab_size, model.config.vocab_size
+    need(n == V, f"{directory}: {n} characters for a vocabulary of {V}")
+    return model, tokenizer
+
+
+def read_text(path):
+    """A UTF-8 text file; ValueError if it is missing, empty or something else."""
+    need(Path(path).exists(), f"{path}: no such file")
+    need(not Path(path).is_dir(), f"{path}: a directory, expected a text file")
+    try:
+        text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (at byte {error.start})") from None
+    need(text, f"{path}: the file is empty")
+    return text
+
+
+def split_text(text, tokenizer):
+    """Token ids to train on, ids held out (the last tenth of the text), characters held out."""
+    n = int(0.9 * len(text))
+    return tokenizer.encode(text[:n]), tokenizer.encode(text[n:]), len(text) - n
+
+
+# %% 10. The optimizer
+#
+# AdamW. Two running means over the steps, of the gradient and of its square,
+#     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g²,
+# both started at 0 and so too small by the factors 1 - β₁ᵗ and 1 - β₂ᵗ at step t. Divided by them,
+# which a hat marks, they make the update
+#     w ← w - η λ w - η m̂/(√v̂ + ε):
+# each weight moves by about η whatever its gradient's scale, and decays towards 0 apart from it. In
+# code the corrections fold into two scalars, m̂/(√v̂ + ε) = m √(1-β₂ᵗ)/(1-β₁ᵗ) / (√v + ε√(1-β₂ᵗ)),
+# and clipping (g is scaled down when its norm exceeds a limit) into a third. Matrices decay; norm
+# weights and biases do not.
+
+
+class AdamW:
+    """AdamW on one flat parameter vector (Loshchilov & Hutter 2019), clipping by norm included."""
+
+    def __init__(self, params, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, grad_clip=1.0):
+        self.params, self.betas, self.eps = params, betas, eps
+        self.weight_decay, self.grad_clip, self.t = weight_decay, grad_clip, 0
+        self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
+
+    def step(self, g, norm, learning_rate):
+        """Update the parameters in place by the gradient vector g, whose norm is given."""
+        self.t += 1
+        beta1, beta2 = self.betas
+        scale = min(1.0, self.grad_clip / norm) if self.grad_clip and norm else 1.0
+        correction = math.sqrt(1 - beta2**self.t)
+        rate, eps = learning_rate * correction / (1 - beta1**self.t), self.eps * correction
+        for tile in tiles(len(g), 1):
+            w, m, v, d = self.params.flat[tile], self.m[tile], self.v[tile], g[tile] * scale
+            m *= beta1
+            m += (1 - beta1) * d
+            v *= beta2
+            d *= d
+            d *= 1 - beta2
+            v += d
+            w[: max(0, self.params.decayed - tile.start)] *= 1 - learning_rate * self.weight_decay
+            np.sqrt(v, out=d)
+            d += eps
+            np.divide(m, d, out=d)
+            d *= rate
+            w -= d
+
+
+def warmup_cosine(step, peak, floor, warmup, decay):
+    """Learning rate: linear to peak over `warmup` steps, then half a cosine to floor at `decay`."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, decay - warmup))
+    return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
+
+
+# %% 11. The training step
+
+
+def draw_batch(ids, block_size, batch_size, rng):
+    """Inputs and targets (B, T): random windows of ids, the targets one token later."""
+    at = rng.integers(0, len(ids) - block_size, (batch_size, 1)) + np.arange(block_size)
+    return ids[at], ids[at + 1]
+
+
+# %% 12. The yardstick
+#
+# Before a network earns its place it must beat counting. With c(h, w) the times w followed the
+# context h, N(h) = Σ c(h, w) and U(h) the number of *different* w seen after h, Witten-Bell
+# smoothing (stage 1) reserves U/(N + U) for what the next shorter context h' says:
+#     p(w | h) = (c(h, w) + U(h) p(w | h')) / (N(h) + U(h)),    p(w | no context at all) = 1/V.
+
+
+def ngram_nats(train, held_out, vocab_size, order=5):
+    """Mean nats per token of held_out (n,) under an `order`-gram counter fitted to train."""
+    ids = np.concatenate([train, held_out]).astype(np.int64)
+    n, p = len(train), np.full(len(held_out), 1 / vocab_size)
+    context = np.zeros(len(ids), np.int64)  # numbers the tokens before each one: at first, none
+    for _ in range(order):
+        gram = np.unique(context * vocab_size + ids, return_inverse=True)[1]
+        c, N = np.bincount(gram[:n], minlength=gram.max() + 1), np.bincount(context[:n])
+        U = np.bincount(context[:n][np.unique(gram[:n], return_index=True)[1]])
+        N, U = (np.append(a, np.zeros(len(ids) + 1 - len(a)))[context[n:]] for a in (N, U))
+        seen = N > 0  # an unseen context has nothing to add
+        p[seen] = ((c[gram[n:]] + U * p) / np.maximum(N + U, 1))[seen]
+        context = np.concatenate([[gram.max() + 1], gram[:-1]])  # one token longer
+    return float(-np.log(p).mean())
+
+
+def evaluate(model, ids, first, stride, max_windows=None):
+    """Summed nats and number of the tokens ids[first:], each predicted exactly once.
+
+    Windows of block_size tokens move on by `stride` and score their last `stride` targets: a token
+    sees at least block_size - stride tokens before it. max_windows takes that many, evenly spaced.
+    """
+    starts = np.arange(first, len(ids), stride)
+    ends = np.minimum(starts + stride, len(ids))
+    if max_windows and len(ends) > max_windows:
+        chosen = np.linspace(0, len(ends) - 1, max_windows).round().astype(int)
+        starts, ends = starts[chosen], ends[chosen]
+    T = min(model.config.block_size, int(ends.min()) - 1)
+    nats, batch = 0.0, max(1, 8192 // T)
+    for i in range(0, len(ends), batch):
+        at = ends[i : i + batch, None] - T + np.arange(T)  # positions of the targets (B, T)
+        targets = np.where(at >= starts[i : i + batch, None], ids[at], -1)
+        nats += model.loss(ids[at - 1], targets) * int((targets != -1).sum())
+    return nats, int((ends - starts).sum())
+
+
+def held_out_nats(model, split, stride, max_windows=None):
+    """Nats per held-out character; the first ones may look back into the training text."""
+    train, held, chars = split
+    ids = np.concatenate([train[-model.config.block_size :], held])
+    nats, tokens = evaluate(model, ids, len(ids) - len(held), stride, max_windows)
+    return nats / tokens * len(held) / chars
+
+
+# %% 13. Checkpoints
 #
 # A checkpoint is a directory as Hugging Face lays it out: transformers opens ours, we open theirs.
 #
@@ -873,370 +1280,7 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
         shutil.rmtree(old)
 
 
-# %% 7. The model
-
-
-class GPT:
-    """A decoder-only transformer: tokens (B, T) to logits over the next token (B, T, V).
-
-    .params is {name: array}, views into the one vector .flat. Weights start as N(0, 0.02²); the two
-    projections of each block that write into the residual stream are divided by √(2L): the stream
-    is a sum of 2L such writes and its variance would grow with depth (Radford et al. 2019). Norm
-    weights start at 1, biases at 0; with seed None all at 0, about to be read from a file.
-    """
-
-    def __init__(self, config, seed=0, dtype=np.float32):
-        dtype = np.dtype(dtype)
-        need(dtype in (np.float32, np.float64), f"dtype must be float32 or float64, not {dtype}")
-        total = sum(map(math.prod, param_shapes(config).values()))
-        self.config, self.params = config, ParamDict(config, np.zeros(total, dtype.type))
-        self.flat, rng = self.params.flat, np.random.default_rng(seed)
-        for name, p in self.params.items() if seed is not None else ():
-            if p.ndim == 2:
-                residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
-                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
-                p[...] = rng.normal(0, std, p.shape)
-            elif name.endswith("weight"):
-                p[...] = 1
-
-    @property
-    def dtype(self):
-        """The parameters' dtype, and so that of every activation."""
-        return self.flat.dtype
-
-    def num_params(self):
-        """Number of parameters; a tied head counts once."""
-        return self.flat.size
-
-    def flops_per_token(self):
-        """Floating-point operations to train on one token at full context, forward and backward.
-
-        A weight in a product costs a multiply and an add forward, and twice that backward (dx and
-        dW): 6. Attention's scores and weighted sums are two products of T×D per head: 12·L·C·T in
-        all, as PaLM counts (Chowdhery et al. 2022, appendix B; the causal half is not taken off).
-        """
-        c, p = self.config, self.params
-        matrices = [w.size for block in p.blocks for w in block.values() if w.ndim == 2]
-        weights = sum(matrices) + p.top["head.weight"].size
-        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
-
-    def _check(self, idx, name="idx", lowest=0):
-        idx, V = np.asarray(idx), self.config.vocab_size
-        good = idx.ndim == 2 and idx.dtype.kind in "iu" and idx.size
-        need(good, f"{name} must be a (B, T) array of integers, not {idx.dtype} {idx.shape}")
-        low, high = idx.min(), idx.max()
-        good = lowest <= low and high < V
-        need(good, f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
-        return idx.astype(np.int64)
-
-    def _forward(self, idx, rng=None, kv=None, past=0, keep=False):
-        """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
-        c, p, end = self.config, self.params, past + idx.shape[1]
-        need(end <= c.block_size, f"{end} tokens are more than block_size={c.block_size}")
-        x, embed = embedding_forward(idx, p.top["embedding.weight"])
-        rope, caches = None, []
-        if c.arch == "gpt2":
-            x += p.top["positions.weight"][past:end]
-        else:  # the tables for the heads of q and k side by side
-            tables = rope_tables(np.arange(past, end), c.head_size, c.rope_theta, self.dtype)
-            rope = [np.repeat(table, c.n_head + c.n_kv_head, 1) for table in tables]
-        x, drop = dropout_forward(x, c.dropout, rng)
-        for i, weights in enumerate(p.blocks):
-            x, cache = block_forward(x, weights, c, rope, rng, None if kv is None else kv[i], past)
-            if keep:
-                caches.append(cache)
-        x, last = norm_forward(x, p.top, "norm", c)
-        return x, (embed, drop, caches, last)
-
-    def logits(self, idx):
-        """Scores of the next token after each position, (B, T) -> (B, T, V)."""
-        x, _ = self._forward(self._check(idx))
-        return linear_forward(x, self.params.top["head.weight"].T)[0]
-
-    def loss(self, idx, targets, rng=None):
-        """Mean cross-entropy in nats of targets (B, T); -1 marks a target to ignore."""
-        return self._loss(idx, targets, rng, keep=False)[0]
-
-    def _loss(self, idx, targets, rng, keep):
-        idx, targets = self._check(idx), self._check(targets, "targets", lowest=-1)
-        same = idx.shape == targets.shape
-        need(same, f"idx {idx.shape} and targets {targets.shape} must have one shape")
-        x, cache = self._forward(idx, rng, keep=keep)
-        logits, head = linear_forward(x, self.params.top["head.weight"].T)
-        loss, entropy = cross_entropy_forward(logits, targets)
-        return loss, (*cache, head, entropy)
-
-    def loss_and_grads(self, idx, targets, rng=None):
-        """The loss and {name: ∂loss/∂parameter}, the gradients views into one vector, `.flat`.
-
-        rng, a numpy Generator, draws the dropout masks; None switches dropout off.
-        """
-        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
-        grads, found = ParamDict(self.config, np.zeros_like(self.flat)), {}
-        dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
-        norm = layernorm_backward if self.config.arch == "gpt2" else rmsnorm_backward
-        dx = backward_into(found, "norm", norm, dx, last)
-        for name, value in found.items():
-            grads.top[name][...] = value
-        for block, cache in zip(reversed(grads.blocks), reversed(caches)):
-            dx, found = block_backward(dx, cache)
-            for name, value in found.items():
-                block[name][...] = value
-        dx = dropout_backward(dx, drop)
-        if "positions.weight" in grads.top:
-            grads.top["positions.weight"][: dx.shape[1]] = dx.sum(0)
-        grads.top["embedding.weight"][...] = embedding_backward(dx, embed)
-        grads.top["head.weight"] += dhead.T  # when tied, the same memory: its two gradients add
-        return loss, grads
-
-    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
-        """Continue every row of idx (B, T): returns (B, T + max_new_tokens).
-
-        temperature 0 takes the most likely token; top_k keeps the k most likely; top_p the fewest
-        whose probabilities reach p. Each token sees the block_size tokens before it. The same seed
-        gives the same text.
-        """
-        tokens = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed)
-        return np.concatenate([self._check(idx), *(token[:, None] for token in tokens)], 1)
-
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
-        """Iterate over max_new_tokens arrays (B,): the next token of every row; see generate."""
-        idx, n, k, p = self._check(idx), max_new_tokens, top_k, top_p
-        need(n >= 0, f"max_new_tokens must be at least 0, not {n}")
-        need(0 <= temperature < math.inf, f"temperature must be 0 or more, not {temperature}")
-        whole = k is None or k >= 1 and k == int(k)
-        need(whole, f"top_k must be a whole number of at least 1, not {k}")
-        need(p is None or 0 < p <= 1, f"top_p must be above 0 and at most 1, not {p}")
-        need(not isinstance(seed, int) or seed >= 0, f"seed must be at least 0, not {seed}")
-        return self._stream(idx, n, (temperature, k, p, np.random.default_rng(seed)))
-
-    def _stream(self, idx, n, sampling):
-        c, past = self.config, 0
-        size = min(c.block_size, idx.shape[1] + n)
-        kv = np.empty((c.n_layer, 2, len(idx), c.n_kv_head, size, c.head_size), self.dtype)
-        idx = fresh = idx[:, -c.block_size :]
-        for _ in range(n):
-            x, _ = self._forward(fresh, kv=kv, past=past)
-            past += fresh.shape[1]
-            token = sample_token(x[:, -1] @ self.params.top["head.weight"].T, *sampling)  # (B,)
-            yield token
-            fresh = token[:, None]
-            idx = np.concatenate([idx, fresh], 1)[:, -c.block_size :]
-            if past == c.block_size:  # full: the window slides, every token moves one position
-                past, fresh = 0, idx  # back, and all that follows from it is computed anew
-
-    def save_pretrained(self, directory):
-        """Write config.json and model.safetensors atomically; other files there are kept."""
-        write_checkpoint(directory, self)
-
-    @classmethod
-    def from_pretrained(cls, directory, dtype=None):
-        """Read a gpt2 or llama checkpoint written here or by transformers.
-
-        dtype None is float64 for a float64 file and float32 otherwise. Raises ValueError for files
-        that are damaged or describe another kind of model.
-        """
-        directory, tensors, files = find_checkpoint(directory), {}, ["model.safetensors"]
-        config = config_from_json(read_json(directory / "config.json"))
-        index = directory / "model.safetensors.index.json"
-        if index.exists():  # large models come in several files
-            where = read_json(index).get("weight_map")
-            files = [*where.values()] if isinstance(where, dict) else [None]
-            plain = all(isinstance(name, str) and Path(name).name == name for name in files)
-            need(plain, f"{index}: weight_map must name files of this directory")
-        for name in sorted(set(files)):
-            tensors |= read_safetensors(directory / name)[0]
-        gpt2 = config.arch == "gpt2"
-        if gpt2 and "wte.weight" in tensors:  # the names of the original GPT-2 files
-            tensors = {f"transformer.{name}": t for name, t in tensors.items()}
-        if dtype is None:
-            double = any(t.dtype == np.float64 for t in tensors.values())
-            dtype = np.float64 if double else np.float32
-        model = cls(config, seed=None, dtype=dtype)
-        for name, p in model.params.items():
-            need(name in tensors, f"{directory}: the weights lack {name}")
-            t = tensors.pop(name)
-            fits = t.shape == p.shape
-            need(fits, f"{directory}: {name} is {t.shape}, config.json makes it {p.shape}")
-            p[...] = t
-        for name, t in tensors.items():  # all else must be without effect on the logits
-            buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
-            tied_head = name == "lm_head.weight" and config.tie_weights
-            zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(t)
-            idle = buffer or tied_head or zero_bias
-            need(idle, f"{directory}: {name} has no place in this model")
-        return model
-
-
-# %% 8. Text and tokens
-
-
-class CharTokenizer:
-    """One token per character: the sorted distinct characters of a text are the vocabulary."""
-
-    def __init__(self, characters):
-        self.characters = "".join(sorted(set(characters)))
-        self.ids = {c: i for i, c in enumerate(self.characters)}
-        self.vocab_size = len(self.characters)
-        self.start = "\n" if "\n" in self.ids else self.characters[0]  # what an empty prompt means
-
-    def encode(self, text):
-        """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
-        unknown = sorted(set(text) - self.ids.keys())
-        names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
-        need(not unknown, f"characters the model was not trained on: {names}")
-        return np.array([self.ids[c] for c in text], dtype=np.int64)
-
-    def decode(self, ids):
-        """The text of token ids (T,)."""
-        return "".join(self.characters[i] for i in ids)
-
-    def save(self, directory):
-        """Write the vocabulary to the file `tokenizer`, as a JSON string."""
-        Path(directory, "tokenizer").write_text(json.dumps(self.characters) + "\n")
-
-
-def load_tokenizer(directory):
-    """The tokenizer of a checkpoint; the place where a tokenizer.json of stage 7 will be read."""
-    path = find_checkpoint(directory) / "tokenizer"
-    need(path.is_file(), f"{directory}: no tokenizer file, so text cannot be turned into tokens")
-    bad = f"{path}: damaged tokenizer file, expected a JSON string of characters"
-    characters = parse_json(path.read_bytes(), str, bad)
-    need(characters, bad)
-    return CharTokenizer(characters)
-
-
-def load(directory):
-    """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
-    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
-    n, V = tokenizer.vocab_size, model.config.vocab_size
-    need(n == V, f"{directory}: {n} characters for a vocabulary of {V}")
-    return model, tokenizer
-
-
-def read_text(path):
-    """A UTF-8 text file; ValueError if it is missing, empty or something else."""
-    need(Path(path).exists(), f"{path}: no such file")
-    need(not Path(path).is_dir(), f"{path}: a directory, expected a text file")
-    try:
-        text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (at byte {error.start})") from None
-    need(text, f"{path}: the file is empty")
-    return text
-
-
-def split_text(text, tokenizer):
-    """Token ids to train on, ids held out (the last tenth of the text), characters held out."""
-    n = int(0.9 * len(text))
-    return tokenizer.encode(text[:n]), tokenizer.encode(text[n:]), len(text) - n
-
-
-# %% 9. The optimizer
-#
-# AdamW. Two running means over the steps, of the gradient and of its square,
-#     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g²,
-# both started at 0 and so too small by the factors 1 - β₁ᵗ and 1 - β₂ᵗ at step t. Divided by them,
-# which a hat marks, they make the update
-#     w ← w - η λ w - η m̂/(√v̂ + ε):
-# each weight moves by about η whatever its gradient's scale, and decays towards 0 apart from it. In
-# code the corrections fold into two scalars, m̂/(√v̂ + ε) = m √(1-β₂ᵗ)/(1-β₁ᵗ) / (√v + ε√(1-β₂ᵗ)),
-# and clipping (g is scaled down when its norm exceeds a limit) into a third. Matrices decay; norm
-# weights and biases do not.
-
-
-class AdamW:
-    """AdamW on one flat parameter vector (Loshchilov & Hutter 2019), clipping by norm included."""
-
-    def __init__(self, params, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, grad_clip=1.0):
-        self.params, self.betas, self.eps = params, betas, eps
-        self.weight_decay, self.grad_clip, self.t = weight_decay, grad_clip, 0
-        self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
-
-    def step(self, g, norm, learning_rate):
-        """Update the parameters in place by the gradient vector g, whose norm is given."""
-        self.t += 1
-        beta1, beta2 = self.betas
-        scale = min(1.0, self.grad_clip / norm) if self.grad_clip and norm else 1.0
-        correction = math.sqrt(1 - beta2**self.t)
-        rate, eps = learning_rate * correction / (1 - beta1**self.t), self.eps * correction
-        for tile in tiles(len(g), 1):
-            w, m, v, d = self.params.flat[tile], self.m[tile], self.v[tile], g[tile] * scale
-            m *= beta1
-            m += (1 - beta1) * d
-            v *= beta2
-            d *= d
-            d *= 1 - beta2
-            v += d
-            w[: max(0, self.params.decayed - tile.start)] *= 1 - learning_rate * self.weight_decay
-            np.sqrt(v, out=d)
-            d += eps
-            np.divide(m, d, out=d)
-            d *= rate
-            w -= d
-
-
-def warmup_cosine(step, peak, floor, warmup, decay):
-    """Learning rate: linear to peak over `warmup` steps, then half a cosine to floor at `decay`."""
-    if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, decay - warmup))
-    return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
-
-
-# %% 10. The yardstick
-#
-# Before a network earns its place it must beat counting. With c(h, w) the times w followed the
-# context h, N(h) = Σ c(h, w) and U(h) the number of *different* w seen after h, Witten-Bell
-# smoothing (stage 1) reserves U/(N + U) for what the next shorter context h' says:
-#     p(w | h) = (c(h, w) + U(h) p(w | h')) / (N(h) + U(h)),    p(w | no context at all) = 1/V.
-
-
-def ngram_nats(train, held_out, vocab_size, order=5):
-    """Mean nats per token of held_out (n,) under an `order`-gram counter fitted to train."""
-    ids = np.concatenate([train, held_out]).astype(np.int64)
-    n, p = len(train), np.full(len(held_out), 1 / vocab_size)
-    context = np.zeros(len(ids), np.int64)  # numbers the tokens before each one: at first, none
-    for _ in range(order):
-        gram = np.unique(context * vocab_size + ids, return_inverse=True)[1]
-        c, N = np.bincount(gram[:n], minlength=gram.max() + 1), np.bincount(context[:n])
-        U = np.bincount(context[:n][np.unique(gram[:n], return_index=True)[1]])
-        N, U = (np.append(a, np.zeros(len(ids) + 1 - len(a)))[context[n:]] for a in (N, U))
-        seen = N > 0  # an unseen context has nothing to add
-        p[seen] = ((c[gram[n:]] + U * p) / np.maximum(N + U, 1))[seen]
-        context = np.concatenate([[gram.max() + 1], gram[:-1]])  # one token longer
-    return float(-np.log(p).mean())
-
-
-def evaluate(model, ids, first, stride, max_windows=None):
-    """Summed nats and number of the tokens ids[first:], each predicted exactly once.
-
-    Windows of block_size tokens move on by `stride` and score their last `stride` targets: a token
-    sees at least block_size - stride tokens before it. max_windows takes that many, evenly spaced.
-    """
-    starts = np.arange(first, len(ids), stride)
-    ends = np.minimum(starts + stride, len(ids))
-    if max_windows and len(ends) > max_windows:
-        chosen = np.linspace(0, len(ends) - 1, max_windows).round().astype(int)
-        starts, ends = starts[chosen], ends[chosen]
-    T = min(model.config.block_size, int(ends.min()) - 1)
-    nats, batch = 0.0, max(1, 8192 // T)
-    for i in range(0, len(ends), batch):
-        at = ends[i : i + batch, None] - T + np.arange(T)  # positions of the targets (B, T)
-        targets = np.where(at >= starts[i : i + batch, None], ids[at], -1)
-        nats += model.loss(ids[at - 1], targets) * int((targets != -1).sum())
-    return nats, int((ends - starts).sum())
-
-
-def held_out_nats(model, split, stride, max_windows=None):
-    """Nats per held-out character; the first ones may look back into the training text."""
-    train, held, chars = split
-    ids = np.concatenate([train[-model.config.block_size :], held])
-    nats, tokens = evaluate(model, ids, len(ids) - len(held), stride, max_windows)
-    return nats / tokens * len(held) / chars
-
-
-# %% 11. Training
+# %% 14. Training runs
 #
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
 # a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
@@ -1298,12 +1342,6 @@ def check_settings(settings):
             what = "positive" if 0 < smallest < 1 else f"at least {smallest}"
             inside = smallest <= value < below
             need(inside, f"{name} must be {what} and below {below}, not {value}")
-
-
-def draw_batch(ids, block_size, batch_size, rng):
-    """Inputs and targets (B, T): random windows of ids, the targets one token later."""
-    at = rng.integers(0, len(ids) - block_size, (batch_size, 1)) + np.arange(block_size)
-    return ids[at], ids[at + 1]
 
 
 def keep_freed_memory():
@@ -1480,40 +1518,7 @@ class Run:
         sys.stdout.flush()
 
 
-# %% 12. The gradient check
-#
-# The definition of the derivative is the referee: (L(w + h) - L(w - h)) / 2h is ∂L/∂w up to O(h²),
-# in float64 good to ten digits. Every parameter of a tiny model of each family is wiggled, dropout
-# included (the same seed draws the same masks), one target masked, queries grouped.
-
-
-def gradcheck(h=1e-5):
-    """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
-    rows, sizes = [], dict(vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2)
-    for label, config in {
-        "gpt2": GPTConfig("gpt2", **sizes),
-        "gpt2, no bias": GPTConfig("gpt2", bias=False, tie_weights=False, **sizes),
-        "llama": GPTConfig("llama", n_kv_head=2, **sizes),
-    }.items():
-        model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
-        model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
-        idx, targets = rng.integers(0, 7, (2, 2, 5))
-        targets[0, 0] = -1
-        _, grads = model.loss_and_grads(idx, targets, np.random.default_rng(1))
-        numeric = ParamDict(config, np.empty_like(model.flat))
-        for i, w in enumerate(model.flat.copy()):
-            model.flat[i] = w + h
-            up = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i] = w - h
-            down = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i], numeric.flat[i] = w, (up - down) / (2 * h)
-        for name, g in grads.items():
-            scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
-            rows.append((label, name, g.shape, np.linalg.norm(g - numeric[name]) / scale))
-    return rows
-
-
-# %% 13. The command line
+# %% 15. The command line
 
 
 def latest_run():
