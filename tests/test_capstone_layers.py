@@ -84,7 +84,7 @@ def test_activations_survive_huge_inputs(pair):
 
 def test_rope_turns_pairs_and_scores_depend_on_distance_only(rng):
     q, k = rng.normal(size=(2, 1, 3, 6)), rng.normal(size=(2, 1, 3, 6))
-    cos, sin = gpt.rope_tables(np.arange(20), 6, 10000.0, np.float64)
+    cos, sin = gpt.rope_tables(np.arange(20), gpt.rope_frequencies(6, 10000.0), np.float64)
 
     def score(a, b):
         turned = [
@@ -180,7 +180,8 @@ def test_block(rng, arch, n_kv_head):
     model = gpt.GPT(config, dtype=np.float64)
     model.flat[:] = rng.normal(0, 0.5, model.flat.size)
     weights = model.params.blocks[0]
-    rope = gpt.rope_tables(np.arange(3), 4, 10000.0, np.float64) if arch == "llama" else None
+    frequencies = gpt.rope_frequencies(4, 10000.0)
+    rope = gpt.rope_tables(np.arange(3), frequencies, np.float64) if arch == "llama" else None
     x = rng.normal(size=(2, 3, 8))
 
     def backward(dy):
