@@ -289,11 +289,15 @@ def swiglu_backward(dy, cache):
 # It is a product with a random constant m: dx = m dy.
 
 
-def dropout_forward(x, p, rng):
-    """x with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p); rng None: x itself."""
-    if rng is None or p == 0:
+def dropout_forward(x, p, rngs):
+    """x (B, ...) with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p).
+
+    rngs: B generators, one draws each sequence's mask; None switches dropout off.
+    """
+    if rngs is None or p == 0:
         return x, None
-    mask = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(1 / (1 - p))
+    uniform = np.stack([rng.random(x.shape[1:], dtype=np.float32) for rng in rngs])
+    mask = (uniform >= p) * x.dtype.type(1 / (1 - p))
     return x * mask, mask
 
 
@@ -373,10 +377,10 @@ BLOCK = 64
 CAUSAL = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
 
 
-def attention_forward(q, k, v, p=0.0, rng=None):
+def attention_forward(q, k, v, p=0.0, rngs=None):
     """Causal attention of q (B, H, Tq, D) over k, v (B, Hkv, Tk, D), Hkv dividing H, Tq ≤ Tk.
 
-    p and rng drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
+    p and rngs drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
     """
     B, H, Tq, D = q.shape
     Hkv, Tk = k.shape[1:3]
@@ -393,7 +397,7 @@ def attention_forward(q, k, v, p=0.0, rng=None):
         E -= E.max(-1, keepdims=True)
         np.exp(E, out=E)
         l = (E @ np.ones(end, E.dtype))[..., None]  # (B, Hkv, H/Hkv, n, 1)
-        masked_E, mask = dropout_forward(E, p, rng)
+        masked_E, mask = dropout_forward(E, p, rngs)
         y[:, :, rows] = ((masked_E @ v[..., :end, :]) / l).reshape(B, H, n, D)
         blocks.append((rows, end, E, mask, l))
     return y, (q, k, v, y, blocks)
@@ -497,10 +501,10 @@ def norm_backward(dy, cache, config):
     return *rmsnorm_backward(dy, cache), None
 
 
-def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
+def block_forward(x, p, config, rope=None, rngs=None, kv=None, past=0):
     """One transformer block on x (B, T, C): y (B, T, C).
 
-    rope: the two tables of these positions (llama). rng: draws dropout masks; None means none.
+    rope: the two tables of these positions (llama). rngs: B generators that draw dropout masks.
     kv: keys and values (2, B, Hkv, size, D), `past` positions of which are filled; x adds its own.
     """
     B, T, C = x.shape
@@ -517,16 +521,16 @@ def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
         kv[0, :, :, past : past + T] = k
         kv[1, :, :, past : past + T] = v
         k, v = kv[:, :, :, : past + T]
-    h, attention = attention_forward(q, k, v, config.dropout, rng)
+    h, attention = attention_forward(q, k, v, config.dropout, rngs)
     h = h.transpose(0, 2, 1, 3).reshape(B, T, C)
     h, out = linear_forward(h, p["out.weight"], p.get("out.bias"))
-    h, drop1 = dropout_forward(h, config.dropout, rng)
+    h, drop1 = dropout_forward(h, config.dropout, rngs)
     x = x + h
     h, norm2 = norm_forward(x, p, "norm2", config)
     h, up = linear_forward(h, p["up.weight"], p.get("up.bias"))
     h, act = gelu_forward(h) if config.arch == "gpt2" else swiglu_forward(h)
     h, down = linear_forward(h, p["down.weight"], p.get("down.bias"))
-    h, drop2 = dropout_forward(h, config.dropout, rng)
+    h, drop2 = dropout_forward(h, config.dropout, rngs)
     h += x
     return h, (norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config)
 
@@ -713,7 +717,7 @@ class GPT:
             raise ValueError(f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
         return idx.astype(np.int64)
 
-    def _forward(self, idx, rng=None, kv=None, past=0, keep=False):
+    def _forward(self, idx, rngs=None, kv=None, past=0, keep=False):
         """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
         c, p, end = self.config, self.params, past + idx.shape[1]
         need(end <= c.block_size, f"{end} tokens are more than block_size={c.block_size}")
@@ -725,9 +729,9 @@ class GPT:
             frequencies = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
             tables = rope_tables(np.arange(past, end), frequencies, self.dtype)
             rope = [np.repeat(table, c.n_head + c.n_kv_head, 1) for table in tables]
-        x, drop = dropout_forward(x, c.dropout, rng)
+        x, drop = dropout_forward(x, c.dropout, rngs)
         for i, weights in enumerate(p.blocks):
-            x, cache = block_forward(x, weights, c, rope, rng, None if kv is None else kv[i], past)
+            x, cache = block_forward(x, weights, c, rope, rngs, None if kv is None else kv[i], past)
             if keep:
                 caches.append(cache)
         x, last = norm_forward(x, p.top, "norm", c)
@@ -738,25 +742,25 @@ class GPT:
         x, _ = self._forward(self._check(idx))
         return linear_forward(x, self.params.top["head.weight"].T)[0]
 
-    def loss(self, idx, targets, rng=None):
+    def loss(self, idx, targets, rngs=None):
         """Mean cross-entropy in nats of targets (B, T); -1 marks a target to ignore."""
-        return self._loss(idx, targets, rng, keep=False)[0]
+        return self._loss(idx, targets, rngs, keep=False)[0]
 
-    def _loss(self, idx, targets, rng, keep):
+    def _loss(self, idx, targets, rngs, keep):
         idx, targets = self._check(idx), self._check(targets, "targets", lowest=-1)
         if idx.shape != targets.shape:
             raise ValueError(f"idx {idx.shape} and targets {targets.shape} must have one shape")
-        x, cache = self._forward(idx, rng, keep=keep)
+        x, cache = self._forward(idx, rngs, keep=keep)
         logits, head = linear_forward(x, self.params.top["head.weight"].T)
         loss, entropy = cross_entropy_forward(logits, targets)
         return loss, (*cache, head, entropy)
 
-    def loss_and_grads(self, idx, targets, rng=None):
+    def loss_and_grads(self, idx, targets, rngs=None):
         """The loss and {name: ∂loss/∂parameter}, the gradients views into one vector, `.flat`.
 
-        rng, a numpy Generator, draws the dropout masks; None switches dropout off.
+        rngs, one numpy Generator a sequence, draw the dropout masks; None switches dropout off.
         """
-        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
+        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rngs, keep=True)
         grads = ParamDict(self.config, np.zeros_like(self.flat))
         top = grads.top
         dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
@@ -945,30 +949,39 @@ class ParamDict(dict):
 # included (the same seed draws the same masks), one target masked, queries grouped.
 
 
-def gradcheck(h=1e-5):
-    """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
-    rows, sizes = [], dict(vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2)
-    for label, config in {
-        "gpt2": GPTConfig("gpt2", **sizes),
-        "gpt2, no bias": GPTConfig("gpt2", bias=False, tie_weights=False, **sizes),
-        "llama": GPTConfig("llama", n_kv_head=2, **sizes),
-    }.items():
-        model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
-        model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
-        idx, targets = rng.integers(0, 7, (2, 2, 5))
-        targets[0, 0] = -1
-        _, grads = model.loss_and_grads(idx, targets, np.random.default_rng(1))
-        numeric = ParamDict(config, np.empty_like(model.flat))
-        for i, w in enumerate(model.flat.copy()):
-            model.flat[i] = w + h
-            up = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i] = w - h
-            down = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i], numeric.flat[i] = w, (up - down) / (2 * h)
-        for name, g in grads.items():
-            scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
-            rows.append((label, name, g.shape, np.linalg.norm(g - numeric[name]) / scale))
-    return rows
+def gradcheck_model(config, h=1e-5):
+    """Rows (parameter, shape, relative error), one for every parameter tensor of a small model."""
+    model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
+    model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
+    idx, targets = rng.integers(0, config.vocab_size, (2, 2, config.block_size))
+    targets[0, 0] = -1
+
+    def generators():
+        return [np.random.default_rng(1), np.random.default_rng(2)]
+
+    _, grads = model.loss_and_grads(idx, targets, generators())
+    numeric = ParamDict(config, np.empty_like(model.flat))
+    for i, w in enumerate(model.flat.copy()):
+        model.flat[i] = w + h
+        up = model.loss(idx, targets, generators())
+        model.flat[i] = w - h
+        down = model.loss(idx, targets, generators())
+        model.flat[i] = w
+        numeric.flat[i] = (up - down) / (2 * h)
+    for name, g in grads.items():
+        scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
+        yield name, g.shape, np.linalg.norm(g - numeric[name]) / scale
+
+
+def gradcheck():
+    """Rows (model, parameter, shape, relative error) for a tiny model of each family."""
+    sizes = {"vocab_size": 7, "block_size": 5, "n_layer": 2, "n_head": 4, "n_embd": 8}
+    models = {
+        "gpt2": GPTConfig("gpt2", dropout=0.2, **sizes),
+        "gpt2, no bias": GPTConfig("gpt2", dropout=0.2, bias=False, tie_weights=False, **sizes),
+        "llama": GPTConfig("llama", dropout=0.2, n_kv_head=2, **sizes),
+    }
+    return [(label, *row) for label, config in models.items() for row in gradcheck_model(config)]
 
 
 # %% 9. The draw
@@ -1112,23 +1125,30 @@ def warmup_cosine(step, peak, floor, warmup, decay):
 # All of the above in one loop: windows of text, loss and gradient, one step of the optimizer. The
 # gradient of a mean is the mean of the gradients, so a batch too large for the memory is taken in
 # pieces of one size, whose gradients are averaged.
+#
+# Every sequence has a generator of its own, seeded with the run's seed, the step and its place in
+# the step's batch. It draws where the window begins and then the dropout masks. So a step is the
+# same whatever came before it, and whoever computes it: a run can stop and go on.
 
 
-def draw_batch(ids, block_size, batch_size, rng):
-    """Inputs and targets (B, T): random windows of ids, the targets one token later."""
-    at = rng.integers(0, len(ids) - block_size, (batch_size, 1)) + np.arange(block_size)
-    return ids[at], ids[at + 1]
+def draw_batch(ids, block_size, batch_size, seed, step, first=0):
+    """Sequences first, first + 1, ... of a step: inputs, targets (B, T), their B generators."""
+    places = range(first, first + batch_size)
+    rngs = [np.random.default_rng((seed, step, place)) for place in places]
+    starts = np.array([rng.integers(len(ids) - block_size) for rng in rngs])
+    at = starts[:, None] + np.arange(block_size)  # (B, T)
+    return ids[at], ids[at + 1], rngs  # a target is the token one place later
 
 
-def training_step(model, optimizer, batches, rng, learning_rate):
-    """One update from the mean over batches, an iterable of (idx, targets) (B, T) each.
+def training_step(model, optimizer, batches, learning_rate):
+    """One update from the mean over batches, an iterable of what draw_batch returns.
 
     Returns the mean loss in nats and the norm of the gradient. If either is not finite, raises
-    FloatingPointError and changes nothing. rng draws the dropout masks.
+    FloatingPointError and changes nothing.
     """
     losses, gradient = [], None
-    for idx, targets in batches:
-        loss, grads = model.loss_and_grads(idx, targets, rng)
+    for idx, targets, rngs in batches:
+        loss, grads = model.loss_and_grads(idx, targets, rngs)
         losses.append(loss)
         if gradient is None:
             gradient = grads.flat
@@ -1566,20 +1586,18 @@ class Run:
 
     def update(self):
         """One step: (gradient norm, learning rate); Diverged instead of a bad step."""
-        s = self.settings
-        rng = np.random.default_rng((s["seed"], self.step))
-        total, gradient, micro = 0.0, 0.0, s["gradient_accumulation_steps"]
-        for _ in range(micro):
-            batch = draw_batch(self.split[0], self.model.config.block_size, s["batch_size"], rng)
-            loss, grads = self.model.loss_and_grads(*batch, rng)
-            total += loss / micro
-            gradient = grads.flat if micro == 1 else gradient + grads.flat / micro
-        norm, decay = math.sqrt(gradient @ gradient), s["lr_decay_iters"] or s["max_iters"]
+        s, B, T = self.settings, self.settings["batch_size"], self.model.config.block_size
+        decay = s["lr_decay_iters"] or s["max_iters"]
         rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise Diverged(self.step, total, norm, rate)
-        self.optimizer.step(gradient, norm, rate)
-        self.step, self.sum, self.count = self.step + 1, self.sum + total, self.count + 1
+        batches = (
+            draw_batch(self.split[0], T, B, s["seed"], self.step, piece * B)
+            for piece in range(s["gradient_accumulation_steps"])
+        )
+        try:
+            loss, norm = training_step(self.model, self.optimizer, batches, rate)
+        except FloatingPointError as error:
+            raise Diverged(self.step, math.nan, math.nan, rate) from error
+        self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
         return norm, rate
 
     def held_out(self, batches, norm=0.0, rate=0.0):
