@@ -894,17 +894,20 @@ LAYOUT = {
 def param_table(config):
     """Rows (Hugging Face name, shape, layer or None, our name), all matrices before all vectors.
 
-    Matrices decay (section 9), vectors do not: each kind is one piece of memory.
+    Matrices decay (section 11), vectors do not: each kind is one piece of memory.
     """
     C, rows = config.n_embd, []
     size = {"C": C, "3C": 3 * C, "K": config.n_kv_head * config.head_size, "F": config.n_hidden}
     size |= {"V": config.vocab_size, "T": config.block_size}
     for layer in [None, *range(config.n_layer)]:
         for line in LAYOUT[config.arch].strip().splitlines():
-            ours, theirs, *shape = line.split()
-            if ("*" in theirs) == (layer is None) or (ours == "head" and config.tie_weights):
+            ours, theirs, *letters = line.split()
+            belongs_to_a_layer = "*" in theirs
+            if belongs_to_a_layer != (layer is not None):
                 continue
-            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in shape)
+            if ours == "head" and config.tie_weights:
+                continue
+            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in letters)
             rows.append((f"{name}.weight", shape, layer, f"{ours}.weight"))
             if config.bias and ours not in ("embedding", "positions", "head"):
                 rows.append((f"{name}.bias", shape[-1:], layer, f"{ours}.bias"))
@@ -930,7 +933,8 @@ class ParamDict(dict):
         for name, shape, layer, ours in param_table(config):
             start, end = end, end + math.prod(shape)
             self[name] = flat[start:end].reshape(shape)
-            joined = flat[starts.setdefault((layer, ours), start) : end].reshape(-1, *shape[1:])
+            first = starts.setdefault((layer, ours), start)  # q, k and v are one name: one matrix
+            joined = flat[first:end].reshape(-1, *shape[1:])
             if layer is None:
                 self.top[ours] = joined
             else:
