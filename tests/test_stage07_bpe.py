@@ -276,6 +276,21 @@ def test_files_carry_everything(trained, tmp_path, rng):
     assert not list((tmp_path / "a" / "b").glob(".*"))
 
 
+def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
+    BPETokenizer.train(SMALL, 300).save(tmp_path)
+    tokenizer, seen = BPETokenizer(), []  # small enough to stay in Python's buffer unless flushed
+    old = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    new = stage.to_files(tokenizer)["tokenizer.json"]
+
+    def fsync(number):
+        seen.append((os.fstat(number).st_size, (tmp_path / "tokenizer.json").read_text("utf-8")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    tokenizer.save(tmp_path, ["tokenizer.json"])
+    assert seen == [(len(new.encode()), old)]
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == new
+
+
 def test_special_tokens_are_plain_text_unless_allowed(trained):
     end, longer = trained.special_tokens["<|end|>"], trained.special_tokens["<|end|>x"]
     text = "a<|end|>b<|end|>xx"
