@@ -728,7 +728,7 @@ def build_parser():
     what = "Without a command: the report on data/stories.txt."
     parser = CommandLine(prog="stage07_bpe.py", description=what)
     parser.add_argument("--fast", action="store_true", help="a smoke run of the report [no]")
-    parser.add_argument("--seed", type=int, default=0, help="of the report's random choices [0]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the report [0]")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     what = "learn byte-pair tokens from a text and write them to DIR/tokenizer.json"
