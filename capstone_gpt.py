@@ -34,9 +34,12 @@ Units; Shazeer 2020, GLU Variants Improve Transformer; Su et al. 2021, RoFormer;
 """
 
 import argparse
+import codecs
 import ctypes
 import dataclasses
 import difflib
+import hashlib
+import itertools
 import json
 import math
 import mmap
@@ -46,6 +49,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -1016,54 +1020,130 @@ def draw_batch(ids, block_size, batch_size, rng):
 
 # %% 12. The yardstick
 #
-# Before a network earns its place it must beat counting. With c(h, w) the times w followed the
-# context h, N(h) = Σ c(h, w) and U(h) the number of *different* w seen after h, Witten-Bell
-# smoothing (stage 1) reserves U/(N + U) for what the next shorter context h' says:
-#     p(w | h) = (c(h, w) + U(h) p(w | h')) / (N(h) + U(h)),    p(w | no context at all) = 1/V.
+# A network is judged by tokens it has not seen, each predicted once from those before it. It looks
+# at block_size tokens at a time. If such windows stood side by side, the first token of each would
+# be predicted from nothing; so they overlap, and only the last `stride` targets of each count. Ids
+# may be a file on disk: what a long text needs in memory at once does not grow with it.
+
+LOGITS = 1 << 22  # floats of logits computed at once in an evaluation (or those of one window)
 
 
-def ngram_nats(train, held_out, vocab_size, order=5):
-    """Mean nats per token of held_out (n,) under an `order`-gram counter fitted to train."""
-    ids = np.concatenate([train, held_out]).astype(np.int64)
-    n, p = len(train), np.full(len(held_out), 1 / vocab_size)
-    context = np.zeros(len(ids), np.int64)  # numbers the tokens before each one: at first, none
-    for _ in range(order):
-        gram = np.unique(context * vocab_size + ids, return_inverse=True)[1]
-        c, N = np.bincount(gram[:n], minlength=gram.max() + 1), np.bincount(context[:n])
-        U = np.bincount(context[:n][np.unique(gram[:n], return_index=True)[1]])
-        N, U = (np.append(a, np.zeros(len(ids) + 1 - len(a)))[context[n:]] for a in (N, U))
-        seen = N > 0  # an unseen context has nothing to add
-        p[seen] = ((c[gram[n:]] + U * p) / np.maximum(N + U, 1))[seen]
-        context = np.concatenate([[gram.max() + 1], gram[:-1]])  # one token longer
-    return float(-np.log(p).mean())
-
-
-def evaluate(model, ids, first, stride, max_windows=None):
+def evaluate(model, ids, first, block_size, stride, max_windows=None):
     """Summed nats and number of the tokens ids[first:], each predicted exactly once.
 
     Windows of block_size tokens move on by `stride` and score their last `stride` targets: a token
-    sees at least block_size - stride tokens before it. max_windows takes that many, evenly spaced.
+    sees the block_size - stride tokens before it or more, or all there are. max_windows takes that
+    many windows, evenly spaced. ids (n,) are integers, in memory or mapped; first is at least 1.
     """
-    starts = np.arange(first, len(ids), stride)
-    ends = np.minimum(starts + stride, len(ids))
-    if max_windows and len(ends) > max_windows:
-        chosen = np.linspace(0, len(ends) - 1, max_windows).round().astype(int)
-        starts, ends = starts[chosen], ends[chosen]
-    T = min(model.config.block_size, int(ends.min()) - 1)
-    nats, batch = 0.0, max(1, 8192 // T)
-    for i in range(0, len(ends), batch):
-        at = ends[i : i + batch, None] - T + np.arange(T)  # positions of the targets (B, T)
-        targets = np.where(at >= starts[i : i + batch, None], ids[at], -1)
-        nats += model.loss(ids[at - 1], targets) * int((targets != -1).sum())
-    return nats, int((ends - starts).sum())
+    need(first >= 1, "the first token of a text has nothing before it to be predicted from")
+    T, windows = min(block_size, len(ids) - 1), range(first, len(ids), stride)
+    if max_windows and len(windows) > max_windows:
+        chosen = np.linspace(0, len(windows) - 1, max_windows).round().astype(int)
+        windows = [windows[i] for i in chosen]
+    nats, tokens, V = 0.0, 0, model.config.vocab_size
+    batch = max(1, min(8192, LOGITS // V) // max(1, T))
+    for i in range(0, len(windows), batch):
+        start = np.array(windows[i : i + batch])[:, None]  # (B, 1) the first target that counts
+        end = np.minimum(start + stride, len(ids))
+        at = np.maximum(end - T, 1) + np.arange(T)  # (B, T) positions of all targets
+        counts = (start <= at) & (at < end)
+        targets = np.where(counts, ids[at].astype(np.int64), -1)
+        n = int(counts.sum())
+        nats, tokens = nats + model.loss(ids[at - 1], targets) * n, tokens + n
+    return nats, tokens
 
 
-def held_out_nats(model, split, stride, max_windows=None):
-    """Nats per held-out character; the first ones may look back into the training text."""
-    train, held, chars = split
-    ids = np.concatenate([train[-model.config.block_size :], held])
-    nats, tokens = evaluate(model, ids, len(ids) - len(held), stride, max_windows)
-    return nats / tokens * len(held) / chars
+# Before a network earns its place it must beat counting. Let c(h, w) be how often the token w came
+# after the context h in the training text, N(h) = Σ c(h, w) how often anything did, and U(h) how
+# many *different* tokens did. The share c/N leaves nothing for what never came after h. But grams
+# (h, w) that came r times in one text come about r - D times in another, with much the same D < 1
+# for every r (Church & Gale 1991). So take D off each of the U(h) counts, and let what that frees,
+# D U(h), go where the context h' says, h without its first token:
+#     p(w | h) = (max(c(h, w) - D, 0) + D U(h) p(w | h')) / N(h),    p(w | no context at all) = 1/V.
+# The first terms add up to N(h) - D U(h), the second to D U(h): the sum over w is 1. An h that was
+# never seen leaves all to h'.
+#
+# How large is D? Take one token out of the text and let the rest predict it. If its gram came once,
+# it is now new and its chance in proportion to D; if twice, to 1 - D. With n₁ grams seen once and
+# n₂ twice, that makes D^n₁ (1 - D)^(2n₂), largest where the slope of its logarithm is 0: n₁/D =
+# 2n₂/(1 - D), hence D = n₁/(n₁ + 2n₂). With 1 more above and 2 more below, D is strictly between 0
+# and 1 for any text. Grams of every length have their own.
+#
+# Should h' count as h does? "Francisco" is frequent, but only after "San", where the longer context
+# has it covered. The shorter one is asked when the longer one fails: how likely is w after
+# something *new*? As likely as it has come after many *different* tokens. So for all contexts but
+# the longest, c(h', w) is the number of different tokens v that came before (h', w); stage 1
+# derives that only so each token stays as frequent as it is. N and U are sums over these c. This is
+# Kneser-Ney smoothing (Kneser & Ney 1995). Three tokens a, b, c, the text a b a b, grams of 2:
+#     c(a, b) = 2, c(b, a) = 1                                 n₁ = 1, n₂ = 1, D = 2/5
+#     c(b) = 1, as b came twice but after a alone; c(a) = 1    n₁ = 2, n₂ = 0, D = 3/4
+#     p(b) = (1 - 3/4 + 3/4 · 2 · 1/3) / 2 = 0.375             p(a) = 0.375, p(c) = 0.25
+#     p(b | a) = (2 - 2/5 + 2/5 · 1 · 0.375) / 2 = 0.875       p(a | a) = 0.075, p(c | a) = 0.05
+#     p(a | b) = (1 - 2/5 + 2/5 · 1 · 0.375) / 1 = 0.75        p(b | b) = 0.15, p(c | b) = 0.1
+
+
+def count_grams(ids, vocab_size, order):
+    """A list over k = 1 ... order of (keys, c, N, U, D) for the grams of k tokens in ids (n,).
+
+    A gram's number is its place in the sorted keys, its key (number of its context) · V + (its last
+    token). The last key is no gram's: its number, with c = 0, stands for all that were not seen.
+    """
+    keys, grams = [np.zeros(1, np.int64)], [np.zeros(len(ids) + 1, np.int64)]  # no token: one gram
+    for k in range(1, order + 1):  # grams[k] (n - k + 1,): the gram that ends at each token
+        key = grams[-1][:-1] * vocab_size + ids[k - 1 :]
+        key, gram = np.unique(key, return_inverse=True)
+        keys, grams = [*keys, key], [*grams, gram]
+    levels, c = [], np.bincount(grams[order], minlength=len(keys[order]))
+    for k in range(order, 0, -1):
+        context, contexts = keys[k] // vocab_size, len(keys[k - 1]) + 1
+        N, U = np.bincount(context, c, contexts), np.bincount(context[c > 0], minlength=contexts)
+        once, twice = (c == 1).sum(), (c == 2).sum()
+        D = (once + 1) / (once + 2 * twice + 2)
+        levels.insert(0, (np.append(keys[k], np.iinfo(np.int64).max), np.append(c, 0), N, U, D))
+        shorter = np.zeros(len(keys[k]), np.int64)  # each gram without its first token
+        shorter[grams[k]] = grams[k - 1][1:]
+        c = np.bincount(shorter[c > 0], minlength=len(keys[k - 1]))
+    return levels
+
+
+def kneser_ney_nats(train, ids, first, vocab_size, order):
+    """Summed nats of ids[first:] under the grams of `order` tokens counted in train (n,)."""
+    levels = count_grams(np.asarray(train, np.int64), vocab_size, order)
+    nats, piece = 0.0, 1 << 17
+    for start in range(first, len(ids), piece):
+        begin = max(0, start - order + 1)
+        row = np.asarray(ids[begin : start + piece], np.int64)
+        p, context = np.full(len(row), 1 / vocab_size), np.zeros(len(row), np.int64)
+        for keys, c, N, U, D in levels:
+            key = context * vocab_size + row
+            gram = np.searchsorted(keys, key)
+            gram[keys[gram] != key] = len(keys) - 1  # not seen
+            longer = (np.maximum(c[gram] - D, 0) + D * U[context] * p) / np.maximum(N[context], 1)
+            p = np.where(N[context] > 0, longer, p)
+            context = np.append(len(keys) - 1, gram[:-1])  # one token longer
+        nats -= float(np.log(p[start - begin :]).sum())
+    return nats
+
+
+COUNTED = 2_000_000  # the yardstick counts at most so many training tokens, the last ones
+
+
+def yardstick(split):
+    """Kneser-Ney on the held-out piece: (nats per character, order, training tokens counted).
+
+    The order is the best on the development piece or, without one, on the last 5 % of the training
+    tokens, counted only afterwards: 1, 2, ... as long as the next is better, at most 12.
+    """
+    ids, V, end, held = split.ids, split.vocab_size, len(split.train), len(split.held)
+    fitted = end if len(split.dev) else end - end // 20
+    dev = ids[: min(len(ids) - held, fitted + COUNTED // 20)]
+    nats = [math.inf]
+    while nats[-1] == min(nats) and len(nats) <= 12:
+        train = ids[max(0, fitted - COUNTED) : fitted]
+        nats.append(kneser_ney_nats(train, dev, fitted, V, len(nats)))
+    order, train = int(np.argmin(nats)), ids[max(0, end - COUNTED) : end]
+    total = kneser_ney_nats(train, ids, len(ids) - held, V, order)
+    return total / split.held_chars, order, len(train)
 
 
 # %% 13. Checkpoints
@@ -1278,6 +1358,173 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
         os.rename(path, old)
         os.rename(new, path)
         shutil.rmtree(old)
+
+
+# %% 14. Texts larger than memory
+#
+# A text is read in pieces, and its token ids go to a file that is mapped into memory: an array that
+# the system reads from disk where it is looked at, and forgets when space runs short. The file says
+# in its metadata which text and which tokenizer it was made from, and is used again for the same.
+
+
+@dataclasses.dataclass
+class Split:
+    """A text as token ids (n,), uint16 or uint32, mapped: the last tenth of its characters is held
+    out, dev is the end of the rest, and both may look back. train, dev and held are views of ids.
+    """
+
+    ids: np.ndarray
+    train: np.ndarray
+    dev: np.ndarray
+    held: np.ndarray
+    train_chars: int
+    dev_chars: int
+    held_chars: int
+    vocab_size: int
+    text_hash: str
+
+
+def stream_text(path):
+    """Yield a UTF-8 file as pieces of str; ValueError if it is missing, empty or something else.
+
+    "\\r\\n" becomes "\\n", and a byte order mark at the beginning is not part of the text.
+    """
+    need(Path(path).exists(), f"{path}: no such file")
+    need(not Path(path).is_dir(), f"{path}: a directory, expected a text file")
+    need(Path(path).is_file(), f"{path}: expected a file that can be read more than once")
+    decoder, done, carried, empty = codecs.getincrementaldecoder("utf-8")(), 0, "", True
+    with open(path, "rb") as file:
+        for data in itertools.chain(iter(lambda: file.read(1 << 20), b""), [b""]):
+            cut = len(decoder.getstate()[0])  # bytes of a character that came with the last piece
+            try:
+                text = carried + decoder.decode(data, final=not data)
+            except UnicodeDecodeError as error:
+                at = done - cut + error.start
+                raise ValueError(f"{path}: not UTF-8 text (at byte {at})") from None
+            text = text if done else text.removeprefix("\ufeff")
+            carried = "\r" if data and text.endswith("\r") else ""  # its \n may come
+            yield text.removesuffix(carried).replace("\r\n", "\n")
+            done, empty = done + len(data), empty and not text
+    need(not empty, f"{path}: the file is empty")
+
+
+def describe_text(path, tokenizer, dev_fraction):
+    """Metadata of a token file: sums of the text and of the tokenizer, characters of the pieces."""
+    text, chars = hashlib.sha256(), 0
+    for piece in stream_text(path):
+        text.update(piece.encode())
+        chars += len(piece)
+    files = json.dumps([[name, data.hex()] for name, data in sorted(tokenizer.files.items())])
+    seen = int(0.9 * chars)
+    dev = int(dev_fraction * seen)
+    return {
+        "text": text.hexdigest(),
+        "tokenizer": hashlib.sha256(files.encode()).hexdigest(),
+        "chars": json.dumps([seen - dev, dev, chars - seen]),
+    }
+
+
+def read_split(cache, wanted, vocab_size):
+    """The Split in a token file, or None if it is damaged or not the wanted one."""
+    try:
+        ids, found = read_tokens(cache)
+        ends = np.cumsum(json.loads(found["tokens"]))
+        good = wanted.items() <= found.items() and found["sum"] == hashlib.sha256(ids).hexdigest()
+    except (ValueError, KeyError):
+        return None
+    chars = json.loads(wanted["chars"])
+    return (
+        Split(ids, *np.split(ids, ends[:2]), *chars, vocab_size, wanted["text"]) if good else None
+    )
+
+
+def split_file(path, tokenizer, cache, dev_fraction=0.0):
+    """The Split of a text through the token file cache, made or used again; ValueError."""
+    split = read_split(cache, describe_text(path, tokenizer, dev_fraction), tokenizer.vocab_size)
+    if split is None:
+        encode_file(path, tokenizer, cache, describe_text(path, tokenizer, dev_fraction))
+        wanted = describe_text(path, tokenizer, dev_fraction)
+        split = read_split(cache, wanted, tokenizer.vocab_size)
+        need(split, f"{path}: changed while it was read")
+    return split
+
+
+def encode_file(path, tokenizer, cache, metadata):
+    """Write the token file; on the way, if it takes long, say how far it is."""
+    ends = [0, *np.cumsum(json.loads(metadata["chars"])).tolist()]
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
+    done, counts, terminal, started = 0, [], sys.stdout.isatty(), time.time()
+    quiet_until = started + 2
+
+    def between(begin, end):  # the characters of the text from begin to end
+        nonlocal done
+        at = 0
+        for text in stream_text(path):
+            yield text[max(0, begin - at) : max(0, end - at)]
+            at += len(text)
+            done = min(at, end)
+
+    with tempfile.TemporaryFile(dir=Path(cache).parent) as file:  # how many ids is not yet known
+        for begin, end in itertools.pairwise(ends):
+            counts.append(0)
+            for ids in tokenizer.encode_stream(between(begin, end)):
+                file.write(ids.astype(dtype))
+                counts[-1] += len(ids)
+                if time.time() > quiet_until:
+                    line = f"encoding {path}: {done / ends[-1]:4.0%}"
+                    print(
+                        f"\r{line}" if terminal else line, end="" if terminal else "\n", flush=True
+                    )
+                    quiet_until = time.time() + 0.2 if terminal else math.inf
+        file.flush()
+        ids = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
+        sums = {"tokens": json.dumps(counts), "sum": hashlib.sha256(ids).hexdigest()}
+        write_tokens(cache, ids, metadata | sums)
+    if quiet_until > started + 2:
+        line = f"encoded {path}: {len(ids):,} tokens in {time.time() - started:.0f} s"
+        print(f"\r{line}" if terminal else line, flush=True)
+
+
+def write_tokens(path, ids, metadata):
+    """TO BE REPLACED by section 13's write_safetensors."""
+    dtype = {"uint16": "U16", "uint32": "U32"}[ids.dtype.name]
+    entry = {"dtype": dtype, "shape": list(ids.shape), "data_offsets": [0, ids.nbytes]}
+    header = json.dumps({"__metadata__": metadata, "tokens": entry}).encode()
+    header += b" " * (-len(header) % 8)
+    with open(f"{path}.new", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.write(ids)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(f"{path}.new", path)
+
+
+def read_tokens(path):
+    """TO BE REPLACED by section 13's read_safetensors."""
+    need(Path(path).is_file(), f"{path}: no such file")
+    with open(path, "rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = parse_json(data[8:start], dict, f"{path}: damaged")
+    dtype = {"U16": "<u2", "U32": "<u4"}[header["tokens"]["dtype"]]
+    ids = np.frombuffer(data, dtype, offset=start)
+    need(list(ids.shape) == header["tokens"]["shape"], f"{path}: damaged")
+    return ids, header["__metadata__"]
+
+
+# Until section "Training runs" calls the functions above (then delete these two):
+
+
+def held_out_nats(model, split, stride, max_windows=None):
+    train, held, chars = split
+    ids, T = np.concatenate([train[-model.config.block_size :], held]), model.config.block_size
+    nats, tokens = evaluate(model, ids, len(ids) - len(held), T, stride, max_windows)
+    return nats / tokens * len(held) / chars
+
+
+def ngram_nats(train, held, vocab_size):
+    ids = np.concatenate([train, held])
+    return kneser_ney_nats(train, ids, len(train), vocab_size, 5) / len(held)
 
 
 # %% 14. Training runs
