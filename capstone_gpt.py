@@ -292,11 +292,15 @@ def swiglu_backward(dy, cache):
 # It is a product with a random constant m: dx = m dy.
 
 
-def dropout_forward(x, p, rng):
-    """x with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p); rng None: x itself."""
-    if rng is None or p == 0:
+def dropout_forward(x, p, rngs):
+    """x (B, ...) with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p).
+
+    rngs: B generators, one draws each sequence's mask; None switches dropout off.
+    """
+    if rngs is None or p == 0:
         return x, None
-    mask = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(1 / (1 - p))
+    uniform = np.stack([rng.random(x.shape[1:], dtype=np.float32) for rng in rngs])
+    mask = (uniform >= p) * x.dtype.type(1 / (1 - p))
     return x * mask, mask
 
 
@@ -376,10 +380,10 @@ BLOCK = 64
 CAUSAL = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
 
 
-def attention_forward(q, k, v, p=0.0, rng=None):
+def attention_forward(q, k, v, p=0.0, rngs=None):
     """Causal attention of q (B, H, Tq, D) over k, v (B, Hkv, Tk, D), Hkv dividing H, Tq ≤ Tk.
 
-    p and rng drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
+    p and rngs drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
     """
     B, H, Tq, D = q.shape
     Hkv, Tk = k.shape[1:3]
@@ -396,7 +400,7 @@ def attention_forward(q, k, v, p=0.0, rng=None):
         E -= E.max(-1, keepdims=True)
         np.exp(E, out=E)
         l = (E @ np.ones(end, E.dtype))[..., None]  # (B, Hkv, H/Hkv, n, 1)
-        masked_E, mask = dropout_forward(E, p, rng)
+        masked_E, mask = dropout_forward(E, p, rngs)
         y[:, :, rows] = ((masked_E @ v[..., :end, :]) / l).reshape(B, H, n, D)
         blocks.append((rows, end, E, mask, l))
     return y, (q, k, v, y, blocks)
@@ -500,10 +504,10 @@ def norm_backward(dy, cache, config):
     return *rmsnorm_backward(dy, cache), None
 
 
-def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
+def block_forward(x, p, config, rope=None, rngs=None, kv=None, past=0):
     """One transformer block on x (B, T, C): y (B, T, C).
 
-    rope: the two tables of these positions (llama). rng: draws dropout masks; None means none.
+    rope: the two tables of these positions (llama). rngs: B generators that draw dropout masks.
     kv: keys and values (2, B, Hkv, size, D), `past` positions of which are filled; x adds its own.
     """
     B, T, C = x.shape
@@ -520,16 +524,16 @@ def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
         kv[0, :, :, past : past + T] = k
         kv[1, :, :, past : past + T] = v
         k, v = kv[:, :, :, : past + T]
-    h, attention = attention_forward(q, k, v, config.dropout, rng)
+    h, attention = attention_forward(q, k, v, config.dropout, rngs)
     h = h.transpose(0, 2, 1, 3).reshape(B, T, C)
     h, out = linear_forward(h, p["out.weight"], p.get("out.bias"))
-    h, drop1 = dropout_forward(h, config.dropout, rng)
+    h, drop1 = dropout_forward(h, config.dropout, rngs)
     x = x + h
     h, norm2 = norm_forward(x, p, "norm2", config)
     h, up = linear_forward(h, p["up.weight"], p.get("up.bias"))
     h, act = gelu_forward(h) if config.arch == "gpt2" else swiglu_forward(h)
     h, down = linear_forward(h, p["down.weight"], p.get("down.bias"))
-    h, drop2 = dropout_forward(h, config.dropout, rng)
+    h, drop2 = dropout_forward(h, config.dropout, rngs)
     h += x
     return h, (norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config)
 
@@ -716,7 +720,7 @@ class GPT:
             raise ValueError(f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
         return idx.astype(np.int64)
 
-    def _forward(self, idx, rng=None, kv=None, past=0, keep=False):
+    def _forward(self, idx, rngs=None, kv=None, past=0, keep=False):
         """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
         c, p, end = self.config, self.params, past + idx.shape[1]
         need(end <= c.block_size, f"{end} tokens are more than block_size={c.block_size}")
@@ -728,9 +732,9 @@ class GPT:
             frequencies = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
             tables = rope_tables(np.arange(past, end), frequencies, self.dtype)
             rope = [np.repeat(table, c.n_head + c.n_kv_head, 1) for table in tables]
-        x, drop = dropout_forward(x, c.dropout, rng)
+        x, drop = dropout_forward(x, c.dropout, rngs)
         for i, weights in enumerate(p.blocks):
-            x, cache = block_forward(x, weights, c, rope, rng, None if kv is None else kv[i], past)
+            x, cache = block_forward(x, weights, c, rope, rngs, None if kv is None else kv[i], past)
             if keep:
                 caches.append(cache)
         x, last = norm_forward(x, p.top, "norm", c)
@@ -741,25 +745,25 @@ class GPT:
         x, _ = self._forward(self._check(idx))
         return linear_forward(x, self.params.top["head.weight"].T)[0]
 
-    def loss(self, idx, targets, rng=None):
+    def loss(self, idx, targets, rngs=None):
         """Mean cross-entropy in nats of targets (B, T); -1 marks a target to ignore."""
-        return self._loss(idx, targets, rng, keep=False)[0]
+        return self._loss(idx, targets, rngs, keep=False)[0]
 
-    def _loss(self, idx, targets, rng, keep):
+    def _loss(self, idx, targets, rngs, keep):
         idx, targets = self._check(idx), self._check(targets, "targets", lowest=-1)
         if idx.shape != targets.shape:
             raise ValueError(f"idx {idx.shape} and targets {targets.shape} must have one shape")
-        x, cache = self._forward(idx, rng, keep=keep)
+        x, cache = self._forward(idx, rngs, keep=keep)
         logits, head = linear_forward(x, self.params.top["head.weight"].T)
         loss, entropy = cross_entropy_forward(logits, targets)
         return loss, (*cache, head, entropy)
 
-    def loss_and_grads(self, idx, targets, rng=None):
+    def loss_and_grads(self, idx, targets, rngs=None):
         """The loss and {name: ∂loss/∂parameter}, the gradients views into one vector, `.flat`.
 
-        rng, a numpy Generator, draws the dropout masks; None switches dropout off.
+        rngs, one numpy Generator a sequence, draw the dropout masks; None switches dropout off.
         """
-        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
+        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rngs, keep=True)
         grads = ParamDict(self.config, np.zeros_like(self.flat))
         top = grads.top
         dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
@@ -860,17 +864,20 @@ LAYOUT = {
 def param_table(config):
     """Rows (Hugging Face name, shape, layer or None, our name), all matrices before all vectors.
 
-    Matrices decay (section 9), vectors do not: each kind is one piece of memory.
+    Matrices decay (section 11), vectors do not: each kind is one piece of memory.
     """
     C, rows = config.n_embd, []
     size = {"C": C, "3C": 3 * C, "K": config.n_kv_head * config.head_size, "F": config.n_hidden}
     size |= {"V": config.vocab_size, "T": config.block_size}
     for layer in [None, *range(config.n_layer)]:
         for line in LAYOUT[config.arch].strip().splitlines():
-            ours, theirs, *shape = line.split()
-            if ("*" in theirs) == (layer is None) or (ours == "head" and config.tie_weights):
+            ours, theirs, *letters = line.split()
+            belongs_to_a_layer = "*" in theirs
+            if belongs_to_a_layer != (layer is not None):
                 continue
-            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in shape)
+            if ours == "head" and config.tie_weights:
+                continue
+            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in letters)
             rows.append((f"{name}.weight", shape, layer, f"{ours}.weight"))
             if config.bias and ours not in ("embedding", "positions", "head"):
                 rows.append((f"{name}.bias", shape[-1:], layer, f"{ours}.bias"))
@@ -896,7 +903,8 @@ class ParamDict(dict):
         for name, shape, layer, ours in param_table(config):
             start, end = end, end + math.prod(shape)
             self[name] = flat[start:end].reshape(shape)
-            joined = flat[starts.setdefault((layer, ours), start) : end].reshape(-1, *shape[1:])
+            first = starts.setdefault((layer, ours), start)  # q, k and v are one name: one matrix
+            joined = flat[first:end].reshape(-1, *shape[1:])
             if layer is None:
                 self.top[ours] = joined
             else:
@@ -915,30 +923,39 @@ class ParamDict(dict):
 # included (the same seed draws the same masks), one target masked, queries grouped.
 
 
-def gradcheck(h=1e-5):
-    """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
-    rows, sizes = [], dict(vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2)
-    for label, config in {
-        "gpt2": GPTConfig("gpt2", **sizes),
-        "gpt2, no bias": GPTConfig("gpt2", bias=False, tie_weights=False, **sizes),
-        "llama": GPTConfig("llama", n_kv_head=2, **sizes),
-    }.items():
-        model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
-        model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
-        idx, targets = rng.integers(0, 7, (2, 2, 5))
-        targets[0, 0] = -1
-        _, grads = model.loss_and_grads(idx, targets, np.random.default_rng(1))
-        numeric = ParamDict(config, np.empty_like(model.flat))
-        for i, w in enumerate(model.flat.copy()):
-            model.flat[i] = w + h
-            up = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i] = w - h
-            down = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i], numeric.flat[i] = w, (up - down) / (2 * h)
-        for name, g in grads.items():
-            scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
-            rows.append((label, name, g.shape, np.linalg.norm(g - numeric[name]) / scale))
-    return rows
+def gradcheck_model(config, h=1e-5):
+    """Rows (parameter, shape, relative error), one for every parameter tensor of a small model."""
+    model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
+    model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
+    idx, targets = rng.integers(0, config.vocab_size, (2, 2, config.block_size))
+    targets[0, 0] = -1
+
+    def generators():
+        return [np.random.default_rng(1), np.random.default_rng(2)]
+
+    _, grads = model.loss_and_grads(idx, targets, generators())
+    numeric = ParamDict(config, np.empty_like(model.flat))
+    for i, w in enumerate(model.flat.copy()):
+        model.flat[i] = w + h
+        up = model.loss(idx, targets, generators())
+        model.flat[i] = w - h
+        down = model.loss(idx, targets, generators())
+        model.flat[i] = w
+        numeric.flat[i] = (up - down) / (2 * h)
+    for name, g in grads.items():
+        scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
+        yield name, g.shape, np.linalg.norm(g - numeric[name]) / scale
+
+
+def gradcheck():
+    """Rows (model, parameter, shape, relative error) for a tiny model of each family."""
+    sizes = {"vocab_size": 7, "block_size": 5, "n_layer": 2, "n_head": 4, "n_embd": 8}
+    models = {
+        "gpt2": GPTConfig("gpt2", dropout=0.2, **sizes),
+        "gpt2, no bias": GPTConfig("gpt2", dropout=0.2, bias=False, tie_weights=False, **sizes),
+        "llama": GPTConfig("llama", dropout=0.2, n_kv_head=2, **sizes),
+    }
+    return [(label, *row) for label, config in models.items() for row in gradcheck_model(config)]
 
 
 # %% 9. The draw
@@ -1089,23 +1106,30 @@ def warmup_cosine(step, peak, floor, warmup, decay):
 # All of the above in one loop: windows of text, loss and gradient, one step of the optimizer. The
 # gradient of a mean is the mean of the gradients, so a batch too large for the memory is taken in
 # pieces of one size, whose gradients are averaged.
+#
+# Every sequence has a generator of its own, seeded with the run's seed, the step and its place in
+# the step's batch. It draws where the window begins and then the dropout masks. So a step is the
+# same whatever came before it, and whoever computes it: a run can stop and go on.
 
 
-def draw_batch(ids, block_size, batch_size, rng):
-    """Inputs and targets (B, T): random windows of ids, the targets one token later."""
-    at = rng.integers(0, len(ids) - block_size, (batch_size, 1)) + np.arange(block_size)
-    return ids[at], ids[at + 1]
+def draw_batch(ids, block_size, batch_size, seed, step, first=0):
+    """Sequences first, first + 1, ... of a step: inputs, targets (B, T), their B generators."""
+    places = range(first, first + batch_size)
+    rngs = [np.random.default_rng((seed, step, place)) for place in places]
+    starts = np.array([rng.integers(len(ids) - block_size) for rng in rngs])
+    at = starts[:, None] + np.arange(block_size)  # (B, T)
+    return ids[at], ids[at + 1], rngs  # a target is the token one place later
 
 
-def training_step(model, optimizer, batches, rng, learning_rate):
-    """One update from the mean over batches, an iterable of (idx, targets) (B, T) each.
+def training_step(model, optimizer, batches, learning_rate):
+    """One update from the mean over batches, an iterable of what draw_batch returns.
 
     Returns the mean loss in nats and the norm of the gradient. If either is not finite, raises
-    FloatingPointError and changes nothing. rng draws the dropout masks.
+    FloatingPointError and changes nothing.
     """
     losses, gradient = [], None
-    for idx, targets in batches:
-        loss, grads = model.loss_and_grads(idx, targets, rng)
+    for idx, targets, rngs in batches:
+        loss, grads = model.loss_and_grads(idx, targets, rngs)
         losses.append(loss)
         if gradient is None:
             gradient = grads.flat
@@ -2059,22 +2083,21 @@ class Run:
             kept.append(line + b"\n")
         write_file(path, kept)
 
-    def batches(self, rng):
-        """The batches of one step: random windows of the training text."""
-        s = self.settings
+    def batches(self):
+        """The batches of one step, in as many pieces as it takes."""
+        s, B = self.settings, self.settings["batch_size"]
         for i in range(s["gradient_accumulation_steps"]):
             if i and self.stop.status:
                 raise KeyboardInterrupt  # the step has changed nothing yet
-            yield draw_batch(self.split.train, s["block_size"], s["batch_size"], rng)
+            yield draw_batch(self.split.train, s["block_size"], B, s["seed"], self.step, i * B)
 
     def update(self):
         """One step: its gradient norm and learning rate; Diverged instead of a bad step."""
         s = self.settings
-        rng, decay = np.random.default_rng((s["seed"], self.step)), s["lr_decay_iters"]
-        schedule = s["learning_rate"], s["min_lr"], s["warmup_iters"], decay or s["max_iters"]
-        rate = warmup_cosine(self.step, *schedule)
+        decay = s["lr_decay_iters"] or s["max_iters"]
+        rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
         try:
-            loss, norm = training_step(self.model, self.optimizer, self.batches(rng), rng, rate)
+            loss, norm = training_step(self.model, self.optimizer, self.batches(), rate)
         except FloatingPointError as error:
             raise Diverged(self.step, f"{error}, learning rate {rate:.2e}") from None
         self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
@@ -2458,37 +2481,55 @@ def main(argv=None):
         return 2
 
 
+# %% What to take away
+#
+# y = xW:        dx = dy Wᵀ,  dW = xᵀdy.          Two paths to one weight: its gradients add.
+# softmax, loss: dz = p - 1[target].              Attention: ds = P(dP - dy·y).
+# normalising:   dx loses its component along x̂ (and, for LayerNorm, its mean).
+# AdamW:         w ← w - ηλw - η m̂/(√v̂ + ε).      A step moves every weight by about η.
+# Believe a backward when central differences agree with it, a loss when the text is held out, and a
+# checkpoint when the process that wrote it has been killed at its worst moment.
+
 # %% Common mistakes
 #
 # 1. Reporting the loss on text the model has seen. It falls for ever. Symptom: train and held-out
-#    part ways. Here every reported number is held out (section 10, evaluate).
+#    part ways. Here every reported number is held out (section 13, evaluate).
 # 2. An attention that sees the future. Symptom: a loss near 0 and samples of rubbish. CAUSAL sets
-#    the scores to -∞ before the softmax (section 2); a test changes token t and watches the past.
+#    the scores to -∞ before the softmax (section 3); a test changes token t and watches the past.
 # 3. Writing a shared weight's gradient with = where two paths reach it. Symptom: training works, a
-#    little worse than it should. The tied head adds with += (section 7, loss_and_grads).
-# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 1).
+#    little worse than it should. The tied head adds with += (section 6, loss_and_grads).
+# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 2).
 # 5. Decaying biases and norm weights, or starting m and v at 0 without the correction. Symptom: a
-#    slow start, norms that shrink (section 9).
+#    slow start, norms that shrink (section 11).
 # 6. Drawing batches from a generator whose state is not saved. Symptom: a resumed run that drifts
-#    from the uninterrupted one. Here step s has a generator of its own (section 11).
-# 7. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 6).
-# 8. x**3. Symptom: none but the clock (section 1, GELU).
+#    from the uninterrupted one. Here every sequence of a step has its own generator (section 12).
+# 7. Choosing the best checkpoint, or a learning rate, by the held-out loss. Symptom: numbers that
+#    nobody else reaches on new text. `best` is chosen on the development piece (section 17).
+# 8. Comparing the loss per token of models with different tokens. Symptom: the larger vocabulary
+#    looks worse. Divide by characters (section 13).
+# 9. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 14).
+# 10. x**3. Symptom: none but the clock (section 2, GELU).
 
 # %% Exercises
 #
-#  1. Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
-#  2. Train with --tie_weights False. What happens to the parameter count and the held-out loss?
-#  3. Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
-#  4. Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives it.
-#  5. Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
-#  6. Train on data/names.txt with a block of 16. How many of 100 sampled names are in the file?
-#  7. Replace GELU by ReLU², forward and backward, and run the gradient check.
-#  8. Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
-#  9. Let llama keep its cache when the window slides. Why may the text differ?
-# 10. Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
-# 11. Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
-# 12. Which lowers the held-out loss more at equal seconds, twice the channels or twice the steps?
-#     Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
+#  1. ★ Do the second step of table_step (section 1) on paper; check it with the function.
+#  2. ★ Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
+#  3. ★ Train with --tie_weights False. What happens to the parameter count and the held-out loss?
+#  4. ★ Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
+#  5. ★ Train on data/names.txt with --tokenizer char and a block of 16. How many of 100 sampled
+#     names are in the file?
+#  6. ★★ Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
+#  7. ★★ Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives
+#     it.
+#  8. ★★ Replace GELU by ReLU², forward and backward, and run the gradient check.
+#  9. ★★ Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
+# 10. ★★ Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
+# 11. ★★ Learn a vocabulary of 512 and one of 2,048 tokens with stage 7 and train on each. Why can
+#     the losses per token not be compared, and which model is better?
+# 12. ★★★ Let llama keep its cache when the window slides. Why may the text differ?
+# 13. ★★★ Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
+# 14. ★★★ Which lowers the held-out loss more at equal seconds, twice the channels or twice the
+#     steps? Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
 
 # %% Where this leads
 #
