@@ -1355,12 +1355,13 @@ def parse_json(text, kind, complaint):
         need(len(fields) == len(pairs), "a field is given twice")
         return fields
 
-    def refuse(word):
-        raise ValueError(f"{word} is not JSON")
+    def finite(word):
+        need(math.isfinite(float(word)), f"{word[:40]} is not a finite number")
+        return float(word)
 
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
