@@ -16,14 +16,21 @@ The two families in use today are built from one set of layers:
     gpt2    learned positions, LayerNorm, GELU, biases                (Radford et al. 2019)
     llama   rotary positions, RMSNorm, SwiGLU, grouped queries        (Touvron et al. 2023)
 
-The map:  1 layers by hand      2 attention          3 the block        4 configuration
-          5 the draw            6 checkpoints        7 the model        8 text and tokens
-          9 the optimizer      10 the yardstick     11 training        12 the gradient check
-         13 the command line, then common mistakes, exercises and where this leads
+You should know what a derivative and a matrix product are (stage 2 recalls both). Each stage that
+explains an idea at leisure is named where the idea is used.
 
-    python capstone_gpt.py                            train on data/stories.txt, about two minutes
+    The lesson, to be read in order:
+     1 the whole file in small   2 layers by hand       3 attention           4 the block
+     5 configuration             6 the model            7 names and shapes    8 the gradient check
+     9 the draw                 10 text and tokens     11 the optimizer      12 the training step
+    13 the yardstick
+    The engine room, to be looked up:
+    14 files of weights         15 tokenizer files     16 texts larger than memory
+    17 training runs            18 the command line
+
+    python capstone_gpt.py                            train on data/stories.txt, a few minutes
     python capstone_gpt.py train --data my.txt        train on any UTF-8 text
-    python capstone_gpt.py sample --prompt "The fox"  continue a text, character by character
+    python capstone_gpt.py sample --prompt "The fox"  continue a text, token by token
     python capstone_gpt.py eval                       held-out bits per character of a checkpoint
     python capstone_gpt.py gradcheck                  every gradient against central differences
 
@@ -58,7 +65,38 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 
-# %% 1. Layers by hand
+# %% 1. The whole file in small
+#
+# A language model gives every possible next token a score, and training raises the scores of the
+# tokens that really came next. The smallest model that does this is a table: W[a, b] is the score
+# of token b after token a. Here is one training step of it, complete. A score becomes a probability
+# by the softmax, the loss is the mean of -log p over the tokens that came, and its derivative by
+# the scores is p, less 1 at the token that came (derived in section 2, at cross-entropy). A step
+# against the derivative makes the loss smaller.
+
+
+def table_step(W, tokens, learning_rate):
+    """Train the table W (V, V) on token ids in place; the loss before the step, nats per token."""
+    inputs, targets = tokens[:-1], tokens[1:]
+    loss, gradient = 0.0, np.zeros_like(W)
+    for a, b in zip(inputs, targets):
+        p = np.exp(W[a]) / np.exp(W[a]).sum()  # the probabilities of every next token
+        loss += -np.log(p[b])
+        gradient[a] += p
+        gradient[a, b] -= 1
+    W -= learning_rate * gradient / len(targets)
+    return loss / len(targets)
+
+
+# The text "abab" is [0, 1, 0, 1]. With W = 0 both tokens have probability ½: the loss is ln 2 =
+# 0.693. Token a is followed by b twice, so its row of the gradient is 2·[½, ½ - 1]/3 = [⅓, -⅓]; b
+# is followed by a once: 1·[½ - 1, ½]/3 = [-⅙, ⅙]. A step with learning rate 3 makes the table
+# [[-1, 1], [½, -½]], and the loss falls to 0.189: the model has seen that a and b take turns.
+#
+# All that follows replaces the table by a function that looks at all of the text before the next
+# token, with a hundred thousand weights or more, and the step by a better one. The idea stays.
+
+# %% 2. Layers by hand
 #
 # Shapes: B sequences in a batch, T tokens in each, C channels, V vocabulary, H heads of size D, F
 # hidden units. L is the loss, the one number at the end. A layer is a pair of pure functions. The
@@ -122,7 +160,8 @@ def embedding_backward(dy, cache):
     idx, W = cache
     flat_dy = dy.reshape(-1, dy.shape[-1])
     if len(W) <= 256:
-        return (np.arange(len(W))[:, None] == idx.ravel()).astype(dy.dtype) @ flat_dy
+        one_hot = np.arange(len(W))[:, None] == idx.ravel()  # (V, N)
+        return one_hot.astype(dy.dtype) @ flat_dy
     dW = np.zeros(W.shape, dy.dtype)
     for i, d in zip(idx.ravel().tolist(), flat_dy):  # np.add.at is slower
         dW[i] += d
@@ -150,11 +189,11 @@ def rmsnorm_backward(dy, cache):
     """dx (..., C), dweight (C,)."""
     xhat, r, weight = cache
     C = dy.shape[-1]
-    product = dy * xhat
-    dweight = np.ones(dy.size // C, dy.dtype) @ product.reshape(-1, C)
-    mean_ax = product @ (weight / C)
+    dy_xhat = dy * xhat
+    dweight = np.ones(dy.size // C, dy.dtype) @ dy_xhat.reshape(-1, C)
+    mean_a_xhat = dy_xhat @ (weight / C)
     dx = dy * weight
-    dx -= np.multiply(xhat, mean_ax[..., None], out=product)
+    dx -= xhat * mean_a_xhat[..., None]
     dx *= r[..., None]
     return dx, dweight
 
@@ -164,9 +203,15 @@ def rmsnorm_backward(dy, cache):
 #     dxᵢ = Σⱼ dzⱼ (1[i=j] - 1/C) = dzᵢ - mean(dz).
 
 
+def row_mean(x):
+    """The mean of every row of x (..., C): (..., 1)."""
+    C = x.shape[-1]
+    return (x @ np.full(C, 1 / C, x.dtype))[..., None]
+
+
 def layernorm_forward(x, weight, bias=None, eps=1e-5):
     """Rows of x (..., C) to mean 0 and variance 1, times weight (C,), plus bias (C,) or None."""
-    z = x - (x @ np.full(x.shape[-1], 1 / x.shape[-1], x.dtype))[..., None]
+    z = x - row_mean(x)
     y, cache = rmsnorm_forward(z, weight, eps, out=z)
     if bias is not None:
         y += bias
@@ -175,10 +220,10 @@ def layernorm_forward(x, weight, bias=None, eps=1e-5):
 
 def layernorm_backward(dy, cache):
     """dx (..., C), dweight (C,), dbias (C,) or None."""
-    cache, bias = cache
+    rms_cache, bias = cache
     C = dy.shape[-1]
-    dx, dweight = rmsnorm_backward(dy, cache)
-    dx -= (dx @ np.full(C, 1 / C, dx.dtype))[..., None]
+    dx, dweight = rmsnorm_backward(dy, rms_cache)
+    dx -= row_mean(dx)
     dbias = None if bias is None else np.ones(dy.size // C, dy.dtype) @ dy.reshape(-1, C)
     return dx, dweight, dbias
 
@@ -186,32 +231,24 @@ def layernorm_backward(dy, cache):
 # GELU. x Φ(x), with Φ the normal distribution function, in GPT-2's tanh form:
 #     y = x h,   h = ½(1 + tanh u),   u = c(x + k x³),   c = √(2/π),   k = 0.044715.
 # tanh' = 1 - tanh², and 1 - tanh² = (1 + tanh)(1 - tanh) = 4h(1 - h), so h' = 2h(1 - h)u' and
-#     y' = h + x h' = h (1 + 2x u'(1 - h)),   u' = c(1 + 3k x²).
+#     slope = y' = h + x h' = h (1 + 2x (1 - h) u'),   u' = c(1 + 3k x²).
 # The forward computes this slope while x and h are at hand: the backward is one product. x³ is
 # written as products: NumPy's x**3 calls pow() for every element and takes fifty times as long.
 
 
 def gelu_forward(x):
     """GELU of x (..., F), tanh form; the cache is the slope."""
-    x2d = x.reshape(-1, x.shape[-1])
-    y, slope = np.empty_like(x2d), np.empty_like(x2d)
     c, k = math.sqrt(2 / math.pi), 0.044715
-    for rows in tiles(*x2d.shape):
-        x_, h, s = x2d[rows], y[rows], slope[rows]
-        np.multiply(x_, x_, out=s)
-        np.multiply(s, c * k, out=h)
-        h += c
-        h *= x_
-        np.tanh(h, out=h)
-        h *= 0.5
-        h += 0.5
-        s *= 6 * c * k
-        s += 2 * c
-        s *= x_  # 2x u'
-        s -= s * h
-        s += 1
-        s *= h
-        h *= x_  # y
+    flat_x = x.reshape(-1, x.shape[-1])
+    y, slope = np.empty_like(flat_x), np.empty_like(flat_x)
+    for rows in tiles(*flat_x.shape):
+        x_rows = flat_x[rows]
+        x_squared = x_rows * x_rows
+        u = x_rows * (c + c * k * x_squared)
+        h = 0.5 + 0.5 * np.tanh(u)
+        u_slope = c + 3 * c * k * x_squared
+        y[rows] = x_rows * h
+        slope[rows] = h * (1 + 2 * x_rows * (1 - h) * u_slope)
     return y.reshape(x.shape), slope.reshape(x.shape)
 
 
@@ -230,14 +267,15 @@ def gelu_backward(dy, slope):
 def swiglu_forward(x):
     """silu(g) * u for x = [g, u] (..., 2F): y (..., F)."""
     F = x.shape[-1] // 2
-    x2d = x.reshape(-1, 2 * F)
-    y, silu, slope = (np.empty((len(x2d), F), x.dtype) for _ in range(3))
-    for rows in tiles(len(x2d), F):
-        g, u = x2d[rows, :F], x2d[rows, F:]
+    flat_x = x.reshape(-1, 2 * F)
+    y, silu, slope = (np.empty((len(flat_x), F), x.dtype) for _ in range(3))
+    for rows in tiles(len(flat_x), F):
+        g, u = flat_x[rows, :F], flat_x[rows, F:]
         s = 0.5 * np.tanh(0.5 * g) + 0.5
-        silu[rows] = z = g * s
-        slope[rows] = u * (s + z * (1 - s))  # what dg needs besides dy
-        y[rows] = z * u
+        silu_rows = g * s
+        silu[rows] = silu_rows
+        slope[rows] = u * (s + silu_rows * (1 - s))  # what dg needs besides dy
+        y[rows] = silu_rows * u
     return y.reshape(*x.shape[:-1], F), (silu, slope)
 
 
@@ -255,11 +293,15 @@ def swiglu_backward(dy, cache):
 # It is a product with a random constant m: dx = m dy.
 
 
-def dropout_forward(x, p, rng):
-    """x with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p); rng None: x itself."""
-    if rng is None or p == 0:
+def dropout_forward(x, p, rngs):
+    """x (B, ...) with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p).
+
+    rngs: B generators, one draws each sequence's mask; None switches dropout off.
+    """
+    if rngs is None or p == 0:
         return x, None
-    mask = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(1 / (1 - p))
+    uniform = np.stack([rng.random(x.shape[1:], dtype=np.float32) for rng in rngs])
+    mask = (uniform >= p) * x.dtype.type(1 / (1 - p))
     return x * mask, mask
 
 
@@ -298,71 +340,51 @@ def cross_entropy_backward(dloss, cache):
     return dz.reshape(shape)
 
 
-# %% 2. Attention
+# %% 3. Attention
 #
-# RoPE. Position enters as a rotation. Channel pair (a, b) of a head turns by the angle pθᵢ at
-# position p, for i = 0 .. D/2 - 1 and θᵢ = theta^(-2i/D), slower for later pairs:
-#     (a, b) → (a cos - b sin, b cos + a sin), a matrix R(p) with the inverse R(-p) = R(p)ᵀ.
-# Turning by -α and then by β is turning by β - α. So the score of a query q at position α and a key
-# k at β knows only their distance:
-#     (R(α)q)·(R(β)k) = qᵀR(α)ᵀR(β)k = q·R(β - α)k.
-# The backward of y = Rx is dx = Rᵀdy, the rotation back. a and b are the two halves of the head
-# ("half-split"), as Hugging Face stores Llama's weights.
-
-
-def rope_tables(positions, D, theta, dtype):
-    """[cos, cos] and [-sin, sin] (T, 1, D) of the angles p·theta^(-2i/D)."""
-    angles = np.asarray(positions, np.float64)[:, None, None] * theta ** (-np.arange(0, D, 2) / D)
-    cos, sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
-    return np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)
-
-
-def rope_forward(x, cos, sin):
-    """Rotate x (B, T, H, D): halves [a, b] become [a cos - b sin, b cos + a sin] in every head."""
-    ab = x.reshape(*x.shape[:-1], 2, -1)
-    y = ab[..., ::-1, :].copy().reshape(x.shape)  # [b, a]
-    y *= sin
-    y += x * cos
-    return y, (cos, sin)
-
-
-def rope_backward(dy, cache):
-    """dx (B, T, H, D): the rotation back."""
-    cos, sin = cache
-    return rope_forward(dy, cos, -sin)[0]
-
-
-# Causal attention. Every query qᵢ scores the keys of its own and earlier positions, the softmax
-# turns the scores into weights, the output is the weighted mean of the values. For j ≤ i
+# Every query qᵢ scores the keys of its own and of earlier positions, the softmax turns the scores
+# into weights P, and the output is the mean of the values under these weights. For j ≤ i
 #     sᵢⱼ = qᵢ·kⱼ/√D,   Eᵢⱼ = exp(sᵢⱼ - maxⱼ sᵢⱼ),   lᵢ = Σⱼ Eᵢⱼ,   Pᵢⱼ = Eᵢⱼ/lᵢ,   yᵢ = Σⱼ Pᵢⱼ vⱼ
-# (1/√D: a sum of D products of unit variance has variance D; see stage 5).
-#
+# (1/√D: a sum of D products of unit variance has variance D; see stage 5). In plain NumPy:
+
+
+def plain_attention(q, k, v):
+    """Causal attention as the formulas say it, for q, k, v (..., T, D): y (..., T, D)."""
+    T, D = q.shape[-2:]
+    s = q @ k.swapaxes(-1, -2) / math.sqrt(D)  # (..., T, T)
+    s = np.where(np.tri(T, dtype=bool), s, -np.inf)  # a score of -∞ is a weight of 0
+    E = np.exp(s - s.max(-1, keepdims=True))
+    return E / E.sum(-1, keepdims=True) @ v
+
+
 # Backward, from right to left. y = Pv is a linear layer twice over: dv = Pᵀdy and dPᵢⱼ = dyᵢ·vⱼ.
 # The softmax has ∂Pᵢⱼ/∂sᵢₖ = Pᵢⱼ(1[j=k] - Pᵢₖ), hence
 #     dsᵢₖ = Σⱼ dPᵢⱼ Pᵢⱼ (1[j=k] - Pᵢₖ) = Pᵢₖ (dPᵢₖ - δᵢ),
 #     δᵢ = Σⱼ Pᵢⱼ dPᵢⱼ = Σⱼ Pᵢⱼ dyᵢ·vⱼ = dyᵢ·yᵢ,      a sum over D numbers instead of T,
 # and s = qkᵀ/√D gives dq = ds k/√D and dk = dsᵀq/√D.
 #
-# Nothing of size T×T need be divided by l. Forward, y = (E v)/l. Backward, let g = dy/l: then
-# ds = P(dP - δ) = (E/l)(dy vᵀ - δ) = E(g vᵀ - δ/l), with δ/l = g·y, and dv = Eᵀg. The cached q is
-# already divided by √D, so dk = dsᵀq needs no factor.
+# The fast form below computes the same numbers and saves work in two places. First, nothing of size
+# T×T is divided by l. Forward, y = (E v)/l. Backward, let g = dy/l: then
+#     ds = P(dP - δ) = (E/l)(dy vᵀ - δ) = E(g vᵀ - δ/l),   δ/l = g·y,   dv = Eᵀg.
+# Its q is divided by √D once, at the start, so dk = dsᵀq needs no factor. Second, queries go in
+# blocks of 64. A block needs the keys up to its own end and no others, so most of the upper
+# triangle, which is all zeros, is never computed.
 #
 # Dropout on P multiplies Eᵢⱼ by a mask mᵢⱼ before the product with v, but leaves l alone; then
 # dP = m(dy vᵀ), and δ = dy·y still holds because y contains the same mask.
 #
-# Queries go in blocks of 64: a block needs the keys up to its own end and no others, so the upper
-# triangle of zeros is mostly never computed. Grouped queries (GQA): H/Hkv query heads share a key
-# head; the axes are (B, Hkv, H/Hkv, T, D), and a shared key's gradient is the sum over its group.
-# With a cache of past keys there are fewer queries than keys: they are the *last* Tq positions.
+# Grouped queries (GQA): H/Hkv query heads share one key head and one value head. The axes are
+# (B, Hkv, H/Hkv, T, D), and a shared key's gradient is the sum over its group. With a cache of past
+# keys there are fewer queries than keys: the queries are the *last* Tq positions.
 
 BLOCK = 64
 CAUSAL = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
 
 
-def attention_forward(q, k, v, p=0.0, rng=None):
+def attention_forward(q, k, v, p=0.0, rngs=None):
     """Causal attention of q (B, H, Tq, D) over k, v (B, Hkv, Tk, D), Hkv dividing H, Tq ≤ Tk.
 
-    p and rng drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
+    p and rngs drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
     """
     B, H, Tq, D = q.shape
     Hkv, Tk = k.shape[1:3]
@@ -372,15 +394,15 @@ def attention_forward(q, k, v, p=0.0, rng=None):
     y = np.empty((B, Tq, H, D), q.dtype).transpose(0, 2, 1, 3)  # (B, H, Tq, D)
     blocks = []
     for i in range(0, Tq, BLOCK):
-        rows, end = slice(i, min(i + BLOCK, Tq)), past + min(i + BLOCK, Tq)
-        n = rows.stop - i
-        E = q[..., rows, :] @ k[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, G, n, end)
+        rows = slice(i, min(i + BLOCK, Tq))
+        n, end = rows.stop - i, past + rows.stop  # queries in this block, keys they may see
+        E = q[..., rows, :] @ k[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, H/Hkv, n, end)
         E[..., past + i :] += CAUSAL[:n, :n]
         E -= E.max(-1, keepdims=True)
         np.exp(E, out=E)
-        l = (E @ np.ones(end, E.dtype))[..., None]  # (B, Hkv, G, n, 1)
-        EV, mask = dropout_forward(E, p, rng)
-        y[:, :, rows] = ((EV @ v[..., :end, :]) / l).reshape(B, H, n, D)
+        l = (E @ np.ones(end, E.dtype))[..., None]  # (B, Hkv, H/Hkv, n, 1)
+        masked_E, mask = dropout_forward(E, p, rngs)
+        y[:, :, rows] = ((masked_E @ v[..., :end, :]) / l).reshape(B, H, n, D)
         blocks.append((rows, end, E, mask, l))
     return y, (q, k, v, y, blocks)
 
@@ -392,20 +414,69 @@ def attention_backward(dy, cache):
     dq, dk, dv = np.empty_like(q), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
     for rows, end, E, mask, l in blocks:
         block = (*q.shape[:3], -1, D)
-        g = dy[:, :, rows].reshape(block) / l  # (B, Hkv, G, n, D)
-        delta = np.vecdot(g, y[:, :, rows].reshape(block))[..., None]  # δ/l
-        ds = g @ v[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, G, n, end)
-        EV, ds = dropout_backward(E, mask), dropout_backward(ds, mask)
-        ds -= delta
-        ds *= E
+        g = dy[:, :, rows].reshape(block) / l  # (B, Hkv, H/Hkv, n, D)
+        delta_over_l = np.vecdot(g, y[:, :, rows].reshape(block))[..., None]
+        dP_over_l = dropout_backward(g @ v[..., :end, :].swapaxes(-1, -2), mask)
+        dP_over_l -= delta_over_l
+        ds = np.multiply(E, dP_over_l, out=dP_over_l)  # (B, Hkv, H/Hkv, n, end)
+        masked_E = dropout_backward(E, mask)
         dq[..., rows, :] = ds @ k[..., :end, :]
         dk[..., :end, :] += (ds.swapaxes(-1, -2) @ q[..., rows, :]).sum(2, keepdims=True)
-        dv[..., :end, :] += (EV.swapaxes(-1, -2) @ g).sum(2, keepdims=True)
+        dv[..., :end, :] += (masked_E.swapaxes(-1, -2) @ g).sum(2, keepdims=True)
     dq *= q.dtype.type(1 / math.sqrt(D))
     return dq.reshape(y.shape), dk[:, :, 0], dv[:, :, 0]
 
 
-# %% 3. The block
+# RoPE. Attention alone does not know which key is near. Llama tells it by a rotation: the channel
+# pair (a, b) of a head turns by the angle pθᵢ at position p, for i = 0 .. D/2 - 1 and
+# θᵢ = theta^(-2i/D), slower for later pairs:
+#     (a, b) → (a cos - b sin, b cos + a sin), a matrix R(p) with the inverse R(-p) = R(p)ᵀ.
+# Turning by -α and then by β is turning by β - α. So the score of a query q at position α and a key
+# k at β knows only their distance:
+#     (R(α)q)·(R(β)k) = qᵀR(α)ᵀR(β)k = q·R(β - α)k.
+# The backward of y = Rx is dx = Rᵀdy, the rotation back. a and b are the two halves of the head
+# ("half-split"), as Hugging Face stores Llama's weights.
+#
+# Llama 3.1 stretches the positions of a model trained on short texts. A pair that makes few turns
+# in the original context (less than low_freq_factor) turns `factor` times more slowly; a pair that
+# makes many (more than high_freq_factor) knows only near distances and stays; between them the
+# share that stays grows linearly with the number of turns.
+
+
+def rope_frequencies(D, theta, scaling=None):
+    """θᵢ, radians a position, of the D/2 pairs; scaling: GPTConfig.rope_scaling or None."""
+    frequencies = theta ** (-np.arange(0, D, 2) / D)
+    if scaling:
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        stays = np.clip((turns - low) / (high - low), 0, 1)
+        frequencies *= stays + (1 - stays) / scaling["factor"]
+    return frequencies
+
+
+def rope_tables(positions, frequencies, dtype):
+    """[cos, cos] and [-sin, sin] (T, 1, D) of the angles position · frequency."""
+    angles = np.asarray(positions, np.float64)[:, None, None] * frequencies
+    cos, sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    return np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)
+
+
+def rope_forward(x, cos, signed_sin):
+    """Rotate x (B, T, H, D): halves [a, b] become [a cos - b sin, b cos + a sin] in every head."""
+    ab = x.reshape(*x.shape[:-1], 2, -1)
+    y = ab[..., ::-1, :].copy().reshape(x.shape)  # [b, a]
+    y *= signed_sin
+    y += x * cos
+    return y, (cos, signed_sin)
+
+
+def rope_backward(dy, cache):
+    """dx (B, T, H, D): the rotation back."""
+    cos, signed_sin = cache
+    return rope_forward(dy, cos, -signed_sin)[0]
+
+
+# %% 4. The block
 #
 # One layer of the transformer reads the residual stream x, and adds to it twice:
 #     x ← x + attention(norm(x)) W_out,      x ← x + mlp(norm(x)).
@@ -413,54 +484,57 @@ def attention_backward(dy, cache):
 # *and* through it: this identity path is what lets gradients reach the first layer of a deep model.
 # p holds one block's weights as (in, out) matrices under names of our own; qkv stacks the three
 # projections side by side and llama's `up` stacks [gate, up], so each is one product. config is the
-# GPTConfig of section 4, which says the family (arch) and the sizes.
+# GPTConfig of section 5, which says the family (arch) and the sizes.
 #
 # When text is generated, the keys and values of a position never change once later tokens arrive,
 # so they are kept in kv: a new token costs one column of work instead of the whole window.
 
 
 def norm_forward(x, p, name, config):
-    """The family's normalisation with the weights called `name`."""
+    """The family's normalisation of x (..., C) with the weights called `name`."""
+    weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
     if config.arch == "gpt2":
-        return layernorm_forward(x, p[f"{name}.weight"], p.get(f"{name}.bias"), config.norm_eps)
-    return rmsnorm_forward(x, p[f"{name}.weight"], config.norm_eps)
+        return layernorm_forward(x, weight, bias, config.norm_eps)
+    return rmsnorm_forward(x, weight, config.norm_eps)
 
 
-def backward_into(grads, name, backward, dy, cache):
-    """dx of a layer's backward; the gradients of its weight and bias go into grads under `name`."""
-    dx, *rest = backward(dy, cache)
-    grads |= {f"{name}.{kind}": g for kind, g in zip(("weight", "bias"), rest) if g is not None}
-    return dx
+def norm_backward(dy, cache, config):
+    """dx (..., C), dweight (C,), dbias (C,) or None."""
+    if config.arch == "gpt2":
+        return layernorm_backward(dy, cache)
+    return *rmsnorm_backward(dy, cache), None
 
 
-def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
+def block_forward(x, p, config, rope=None, rngs=None, kv=None, past=0):
     """One transformer block on x (B, T, C): y (B, T, C).
 
-    rope: cos and sin tables of these positions (llama). rng: draws dropout masks; None means none.
+    rope: the two tables of these positions (llama). rngs: B generators that draw dropout masks.
     kv: keys and values (2, B, Hkv, size, D), `past` positions of which are filled; x adds its own.
     """
     B, T, C = x.shape
     H, Hkv, D = config.n_head, config.n_kv_head, config.head_size
     h, norm1 = norm_forward(x, p, "norm1", config)
-    qkv, proj = linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
-    qkv = qkv.reshape(B, T, H + 2 * Hkv, D)
+    h, proj = linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
+    qkv = h.reshape(B, T, H + 2 * Hkv, D)
     qk, v = qkv[:, :, : H + Hkv], qkv[:, :, H + Hkv :]
     if rope:
         qk, _ = rope_forward(qk, *rope)
-    q, k, v = (t.transpose(0, 2, 1, 3) for t in (qk[:, :, :H], qk[:, :, H:], v))  # (B, H, T, D)
+    q, k = qk[:, :, :H], qk[:, :, H:]
+    q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))  # (B, H or Hkv, T, D)
     if kv is not None:
-        kv[0, :, :, past : past + T], kv[1, :, :, past : past + T] = k, v
+        kv[0, :, :, past : past + T] = k
+        kv[1, :, :, past : past + T] = v
         k, v = kv[:, :, :, : past + T]
-    a, attention = attention_forward(q, k, v, config.dropout, rng)
-    a = a.transpose(0, 2, 1, 3).reshape(B, T, C)
-    a, out = linear_forward(a, p["out.weight"], p.get("out.bias"))
-    a, drop1 = dropout_forward(a, config.dropout, rng)
-    x = x + a
+    h, attention = attention_forward(q, k, v, config.dropout, rngs)
+    h = h.transpose(0, 2, 1, 3).reshape(B, T, C)
+    h, out = linear_forward(h, p["out.weight"], p.get("out.bias"))
+    h, drop1 = dropout_forward(h, config.dropout, rngs)
+    x = x + h
     h, norm2 = norm_forward(x, p, "norm2", config)
     h, up = linear_forward(h, p["up.weight"], p.get("up.bias"))
-    h, act = (gelu_forward if config.arch == "gpt2" else swiglu_forward)(h)
+    h, act = gelu_forward(h) if config.arch == "gpt2" else swiglu_forward(h)
     h, down = linear_forward(h, p["down.weight"], p.get("down.bias"))
-    h, drop2 = dropout_forward(h, config.dropout, rng)
+    h, drop2 = dropout_forward(h, config.dropout, rngs)
     h += x
     return h, (norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config)
 
@@ -468,30 +542,52 @@ def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
 def block_backward(dy, cache):
     """dx (B, T, C) and the gradients of p, under p's names."""
     norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config = cache
-    gpt2, (B, T, _), grads = config.arch == "gpt2", dy.shape, {}
-    norm = layernorm_backward if gpt2 else rmsnorm_backward
-    dh = backward_into(grads, "down", linear_backward, dropout_backward(dy, drop2), down)
-    dh = (gelu_backward if gpt2 else swiglu_backward)(dh, act)
-    dh = backward_into(grads, "up", linear_backward, dh, up)
-    dx = dy + backward_into(grads, "norm2", norm, dh, norm2)
-    da = backward_into(grads, "out", linear_backward, dropout_backward(dx, drop1), out)
-    da = da.reshape(B, T, config.n_head, config.head_size).transpose(0, 2, 1, 3)
-    dqkv = np.concatenate(attention_backward(da, attention), 1).transpose(0, 2, 1, 3)
+    B, T, _ = dy.shape
+    H, Hkv, D = config.n_head, config.n_kv_head, config.head_size
+    g = {}
+    dh = dropout_backward(dy, drop2)
+    dh, g["down.weight"], g["down.bias"] = linear_backward(dh, down)
+    dh = gelu_backward(dh, act) if config.arch == "gpt2" else swiglu_backward(dh, act)
+    dh, g["up.weight"], g["up.bias"] = linear_backward(dh, up)
+    dh, g["norm2.weight"], g["norm2.bias"] = norm_backward(dh, norm2, config)
+    dx = dy + dh  # past the mlp, and through it
+    dh = dropout_backward(dx, drop1)
+    dh, g["out.weight"], g["out.bias"] = linear_backward(dh, out)
+    dh = dh.reshape(B, T, H, D).transpose(0, 2, 1, 3)
+    dqkv = np.concatenate(attention_backward(dh, attention), 1).transpose(0, 2, 1, 3)
     if rope:
-        n = config.n_head + config.n_kv_head
-        dqkv = np.concatenate([rope_backward(dqkv[:, :, :n], rope), dqkv[:, :, n:]], 2)
-    dh = backward_into(grads, "qkv", linear_backward, dqkv.reshape(B, T, -1), proj)
-    return dx + backward_into(grads, "norm1", norm, dh, norm1), grads
+        dqk, dv = dqkv[:, :, : H + Hkv], dqkv[:, :, H + Hkv :]
+        dqkv = np.concatenate([rope_backward(dqk, rope), dv], 2)
+    dh, g["qkv.weight"], g["qkv.bias"] = linear_backward(dqkv.reshape(B, T, -1), proj)
+    dh, g["norm1.weight"], g["norm1.bias"] = norm_backward(dh, norm1, config)
+    dx += dh  # past the attention, and through it
+    return dx, {name: gradient for name, gradient in g.items() if gradient is not None}
 
 
-# %% 4. Configuration
+# %% 5. Configuration
 
 FAMILIES = {  # GPT-2 124M and Llama-2 7B
-    "gpt2": dict(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
-    | dict(bias=True, tie_weights=True),
-    "llama": dict(vocab_size=32000, block_size=4096, n_layer=32, n_head=32, n_embd=4096)
-    | dict(bias=False, tie_weights=False),
-}
+    "gpt2": {
+        "vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768,
+        "bias": True, "tie_weights": True,
+    },
+    "llama": {
+        "vocab_size": 32000, "block_size": 4096, "n_layer": 32, "n_head": 32, "n_embd": 4096,
+        "bias": False, "tie_weights": False,
+    },
+}  # fmt: skip
+
+
+def check_value(name, value, kind, lowest=-1e300, below=1e300):
+    """value as int, float, bool or str; ValueError unless it is one, and lowest ≤ value < below."""
+    accepted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        what = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        raise ValueError(f"{name} must be {what[kind]}, not {value!r:.60}")
+    if kind in (int, float) and not lowest <= value < below:
+        upper = "" if below == 1e300 else f" and below {below}"
+        raise ValueError(f"{name} must be at least {lowest}{upper}, not {value!r:.60}")
+    return kind(value)
 
 
 @dataclasses.dataclass
@@ -500,8 +596,8 @@ class GPTConfig:
 
     n_kv_head: key/value heads (llama; default n_head). n_hidden: MLP width (default: gpt2 4C; llama
     8C/3, which gives its three matrices the weights of gpt2's two, rounded up to a multiple of
-    C/16). bias: gpt2 only; False is nanoGPT's bias-free variant. Raises ValueError for combinations
-    that are not a model.
+    C/16). bias: gpt2 only; False is nanoGPT's bias-free variant. rope_scaling: None or Llama 3.1's
+    four numbers (section 3). Raises ValueError for combinations that are not a model.
     """
 
     arch: str = "gpt2"
@@ -517,38 +613,55 @@ class GPTConfig:
     tie_weights: bool | None = None
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
 
     def __post_init__(self):
-        need(self.arch in [*FAMILIES], f"arch must be 'gpt2' or 'llama', not {self.arch!r}")
+        if self.arch not in ("gpt2", "llama"):
+            raise ValueError(f"arch must be 'gpt2' or 'llama', not {self.arch!r:.60}")
         for name, value in FAMILIES[self.arch].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        for name in ("vocab_size", "block_size", "n_head", "n_embd"):
+            setattr(self, name, check_value(name, getattr(self, name), int, 1))
+        self.n_layer = check_value("n_layer", self.n_layer, int, 1, 10_000)
         gpt2, C, H = self.arch == "gpt2", self.n_embd, self.n_head
-        Hkv = self.n_kv_head = H if self.n_kv_head is None else self.n_kv_head
-        if self.n_hidden is None and isinstance(C, numbers.Integral):
-            unit = max(1, C // 16)  # ⌈8C/3 / unit⌉ units: -(-a // b) rounds a/b up
-            self.n_hidden = 4 * C if gpt2 else -(-8 * C // (3 * unit)) * unit
-        for field in dataclasses.fields(self)[1:]:
-            name, value = field.name, getattr(self, field.name)
-            kind = getattr(field.type, "__args__", [field.type])[0]  # the int of int | None
-            base, what, lowest, highest = {
-                int: (numbers.Integral, "a positive whole number", 1, 1e300),
-                bool: (bool, "True or False", False, True),
-                float: (numbers.Real, "a number", -1e300, 1e300),
-            }[kind]
-            right = isinstance(value, base) and isinstance(value, bool) == (kind is bool)
-            need(right and lowest <= value <= highest, f"{name} must be {what}, not {value!r}")
-            setattr(self, name, kind(value))
-        D, size = C // H, self.n_layer * C**2
-        need(size < 1e12, f"n_layer={self.n_layer} with n_embd={C} is beyond any memory")
+        if self.n_kv_head is None:
+            self.n_kv_head = H
+        if self.n_hidden is None:
+            unit = max(1, C // 16)
+            self.n_hidden = 4 * C if gpt2 else unit * -(-8 * C // (3 * unit))  # -(-a//b): up
+        Hkv = self.n_kv_head = check_value("n_kv_head", self.n_kv_head, int, 1)
+        self.n_hidden = check_value("n_hidden", self.n_hidden, int, 1)
+        self.bias = check_value("bias", self.bias, bool)
+        self.tie_weights = check_value("tie_weights", self.tie_weights, bool)
+        self.dropout = check_value("dropout", self.dropout, float, 0, 1)
+        self.norm_eps = check_value("norm_eps", self.norm_eps, float, 1e-30)
+        self.rope_theta = check_value("rope_theta", self.rope_theta, float, 1e-30)
+        need(
+            self.n_layer * C**2 < 1e12, f"{self.n_layer} layers of {C} channels: beyond any memory"
+        )
         need(C % H == 0, f"n_embd must be a multiple of n_head, not {C} with {H} heads")
         need(H % Hkv == 0, f"n_head must be a multiple of n_kv_head, not {H} and {Hkv}")
         need(not gpt2 or H == Hkv, f"gpt2 has no grouped queries: n_kv_head must be {H}, not {Hkv}")
         need(gpt2 or not self.bias, "llama has no biases: bias must be False")
-        need(gpt2 or D % 2 == 0, f"rotary positions need an even head size, not {D}")
-        need(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
-        need(self.norm_eps > 0, f"norm_eps must be positive, not {self.norm_eps}")
-        need(self.rope_theta > 0, f"rope_theta must be positive, not {self.rope_theta}")
+        need(gpt2 or C // H % 2 == 0, f"rotary positions need an even head size, not {C // H}")
+        if self.rope_scaling is not None:
+            self._check_rope_scaling()
+
+    def _check_rope_scaling(self):
+        names = [
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ]
+        scaling = self.rope_scaling
+        need(self.arch == "llama", "rope_scaling belongs to llama")
+        if not isinstance(scaling, dict) or sorted(scaling) != sorted(names):
+            raise ValueError(f"rope_scaling must have {', '.join(names)}, not {scaling!r:.60}")
+        self.rope_scaling = {name: check_value(name, scaling[name], float, 1e-30) for name in names}
+        low, high = self.rope_scaling["low_freq_factor"], self.rope_scaling["high_freq_factor"]
+        need(low < high, f"low_freq_factor must be below high_freq_factor, not {low} and {high}")
 
     @property
     def head_size(self):
@@ -556,7 +669,7 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
-# %% 5. The model
+# %% 6. The model
 
 
 class GPT:
@@ -565,19 +678,25 @@ class GPT:
     .params is {name: array}, views into the one vector .flat. Weights start as N(0, 0.02²); the two
     projections of each block that write into the residual stream are divided by √(2L): the stream
     is a sum of 2L such writes and its variance would grow with depth (Radford et al. 2019). Norm
-    weights start at 1, biases at 0; with seed None all at 0, about to be read from a file.
+    weights start at 1, biases at 0; with seed None all at 0, about to be read from a file. .files
+    holds what was read beside the weights and is saved again as it was (section 14).
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
         dtype = np.dtype(dtype)
         need(dtype in (np.float32, np.float64), f"dtype must be float32 or float64, not {dtype}")
-        total = sum(map(math.prod, param_shapes(config).values()))
-        self.config, self.params = config, ParamDict(config, np.zeros(total, dtype.type))
-        self.flat, rng = self.params.flat, np.random.default_rng(seed)
-        for name, p in self.params.items() if seed is not None else ():
+        total = sum(math.prod(shape) for shape in param_shapes(config).values())
+        self.config, self.files = config, {}
+        self.params = ParamDict(config, np.zeros(total, dtype.type))
+        self.flat = self.params.flat
+        if seed is not None:
+            self._start(np.random.default_rng(seed))
+
+    def _start(self, rng):
+        for name, p in self.params.items():
             if p.ndim == 2:
                 residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
-                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
                 p[...] = rng.normal(0, std, p.shape)
             elif name.endswith("weight"):
                 p[...] = 1
@@ -591,28 +710,18 @@ class GPT:
         """Number of parameters; a tied head counts once."""
         return self.flat.size
 
-    def flops_per_token(self):
-        """Floating-point operations to train on one token at full context, forward and backward.
-
-        A weight in a product costs a multiply and an add forward, and twice that backward (dx and
-        dW): 6. Attention's scores and weighted sums are two products of T×D per head: 12·L·C·T in
-        all, as PaLM counts (Chowdhery et al. 2022, appendix B; the causal half is not taken off).
-        """
-        c, p = self.config, self.params
-        matrices = [w.size for block in p.blocks for w in block.values() if w.ndim == 2]
-        weights = sum(matrices) + p.top["head.weight"].size
-        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
-
     def _check(self, idx, name="idx", lowest=0):
+        """idx as int64; ValueError unless it is a (B, T) array of token ids."""
         idx, V = np.asarray(idx), self.config.vocab_size
-        good = idx.ndim == 2 and idx.dtype.kind in "iu" and idx.size
-        need(good, f"{name} must be a (B, T) array of integers, not {idx.dtype} {idx.shape}")
+        if idx.ndim != 2 or idx.dtype.kind not in "iu" or idx.size == 0:
+            found = f"{idx.dtype} {idx.shape}"
+            raise ValueError(f"{name} must be a (B, T) array of integers, not {found}")
         low, high = idx.min(), idx.max()
-        good = lowest <= low and high < V
-        need(good, f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
+        if low < lowest or high >= V:
+            raise ValueError(f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
         return idx.astype(np.int64)
 
-    def _forward(self, idx, rng=None, kv=None, past=0, keep=False):
+    def _forward(self, idx, rngs=None, kv=None, past=0, keep=False):
         """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
         c, p, end = self.config, self.params, past + idx.shape[1]
         need(end <= c.block_size, f"{end} tokens are more than block_size={c.block_size}")
@@ -621,11 +730,12 @@ class GPT:
         if c.arch == "gpt2":
             x += p.top["positions.weight"][past:end]
         else:  # the tables for the heads of q and k side by side
-            tables = rope_tables(np.arange(past, end), c.head_size, c.rope_theta, self.dtype)
+            frequencies = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
+            tables = rope_tables(np.arange(past, end), frequencies, self.dtype)
             rope = [np.repeat(table, c.n_head + c.n_kv_head, 1) for table in tables]
-        x, drop = dropout_forward(x, c.dropout, rng)
+        x, drop = dropout_forward(x, c.dropout, rngs)
         for i, weights in enumerate(p.blocks):
-            x, cache = block_forward(x, weights, c, rope, rng, None if kv is None else kv[i], past)
+            x, cache = block_forward(x, weights, c, rope, rngs, None if kv is None else kv[i], past)
             if keep:
                 caches.append(cache)
         x, last = norm_forward(x, p.top, "norm", c)
@@ -636,40 +746,40 @@ class GPT:
         x, _ = self._forward(self._check(idx))
         return linear_forward(x, self.params.top["head.weight"].T)[0]
 
-    def loss(self, idx, targets, rng=None):
+    def loss(self, idx, targets, rngs=None):
         """Mean cross-entropy in nats of targets (B, T); -1 marks a target to ignore."""
-        return self._loss(idx, targets, rng, keep=False)[0]
+        return self._loss(idx, targets, rngs, keep=False)[0]
 
-    def _loss(self, idx, targets, rng, keep):
+    def _loss(self, idx, targets, rngs, keep):
         idx, targets = self._check(idx), self._check(targets, "targets", lowest=-1)
-        same = idx.shape == targets.shape
-        need(same, f"idx {idx.shape} and targets {targets.shape} must have one shape")
-        x, cache = self._forward(idx, rng, keep=keep)
+        if idx.shape != targets.shape:
+            raise ValueError(f"idx {idx.shape} and targets {targets.shape} must have one shape")
+        x, cache = self._forward(idx, rngs, keep=keep)
         logits, head = linear_forward(x, self.params.top["head.weight"].T)
         loss, entropy = cross_entropy_forward(logits, targets)
         return loss, (*cache, head, entropy)
 
-    def loss_and_grads(self, idx, targets, rng=None):
+    def loss_and_grads(self, idx, targets, rngs=None):
         """The loss and {name: ∂loss/∂parameter}, the gradients views into one vector, `.flat`.
 
-        rng, a numpy Generator, draws the dropout masks; None switches dropout off.
+        rngs, one numpy Generator a sequence, draw the dropout masks; None switches dropout off.
         """
-        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
-        grads, found = ParamDict(self.config, np.zeros_like(self.flat)), {}
+        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rngs, keep=True)
+        grads = ParamDict(self.config, np.zeros_like(self.flat))
+        top = grads.top
         dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
-        norm = layernorm_backward if self.config.arch == "gpt2" else rmsnorm_backward
-        dx = backward_into(found, "norm", norm, dx, last)
-        for name, value in found.items():
-            grads.top[name][...] = value
+        dx, top["norm.weight"][...], dbias = norm_backward(dx, last, self.config)
+        if dbias is not None:
+            top["norm.bias"][...] = dbias
         for block, cache in zip(reversed(grads.blocks), reversed(caches)):
             dx, found = block_backward(dx, cache)
-            for name, value in found.items():
-                block[name][...] = value
+            for name, gradient in found.items():
+                block[name][...] = gradient
         dx = dropout_backward(dx, drop)
-        if "positions.weight" in grads.top:
-            grads.top["positions.weight"][: dx.shape[1]] = dx.sum(0)
-        grads.top["embedding.weight"][...] = embedding_backward(dx, embed)
-        grads.top["head.weight"] += dhead.T  # when tied, the same memory: its two gradients add
+        if self.config.arch == "gpt2":
+            top["positions.weight"][: dx.shape[1]] = dx.sum(0)
+        top["embedding.weight"][...] = embedding_backward(dx, embed)
+        top["head.weight"] += dhead.T  # when tied, the same memory: its two gradients add
         return loss, grads
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
@@ -684,14 +794,15 @@ class GPT:
 
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
         """Iterate over max_new_tokens arrays (B,): the next token of every row; see generate."""
-        idx, n, k, p = self._check(idx), max_new_tokens, top_k, top_p
-        need(n >= 0, f"max_new_tokens must be at least 0, not {n}")
-        need(0 <= temperature < math.inf, f"temperature must be 0 or more, not {temperature}")
-        whole = k is None or k >= 1 and k == int(k)
-        need(whole, f"top_k must be a whole number of at least 1, not {k}")
-        need(p is None or 0 < p <= 1, f"top_p must be above 0 and at most 1, not {p}")
-        need(not isinstance(seed, int) or seed >= 0, f"seed must be at least 0, not {seed}")
-        return self._stream(idx, n, (temperature, k, p, np.random.default_rng(seed)))
+        idx, n = self._check(idx), check_value("max_new_tokens", max_new_tokens, int, 0)
+        temperature = check_value("temperature", temperature, float, 0)
+        if top_k is not None:
+            top_k = check_value("top_k", top_k, int, 1)
+        if top_p is not None and not 0 < check_value("top_p", top_p, float) <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+        if isinstance(seed, int):
+            check_value("seed", seed, int, 0)
+        return self._stream(idx, n, (temperature, top_k, top_p, np.random.default_rng(seed)))
 
     def _stream(self, idx, n, sampling):
         c, past = self.config, 0
@@ -751,7 +862,7 @@ class GPT:
         return model
 
 
-# %% 6. Names and shapes
+# %% 7. Names and shapes
 #
 # Every weight: our name, the name Hugging Face stores it under (* is the layer's number), and its
 # shape there, (in, out) for gpt2 and (out, in) for llama. K is the size of all key heads.
@@ -835,40 +946,49 @@ class ParamDict(dict):
         return ParamDict, (self.config, self.flat)
 
 
-# %% 7. The gradient check
+# %% 8. The gradient check
 #
 # The definition of the derivative is the referee: (L(w + h) - L(w - h)) / 2h is ∂L/∂w up to O(h²),
 # in float64 good to ten digits. Every parameter of a tiny model of each family is wiggled, dropout
 # included (the same seed draws the same masks), one target masked, queries grouped.
 
 
-def gradcheck(h=1e-5):
-    """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
-    rows, sizes = [], dict(vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2)
-    for label, config in {
-        "gpt2": GPTConfig("gpt2", **sizes),
-        "gpt2, no bias": GPTConfig("gpt2", bias=False, tie_weights=False, **sizes),
-        "llama": GPTConfig("llama", n_kv_head=2, **sizes),
-    }.items():
-        model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
-        model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
-        idx, targets = rng.integers(0, 7, (2, 2, 5))
-        targets[0, 0] = -1
-        _, grads = model.loss_and_grads(idx, targets, np.random.default_rng(1))
-        numeric = ParamDict(config, np.empty_like(model.flat))
-        for i, w in enumerate(model.flat.copy()):
-            model.flat[i] = w + h
-            up = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i] = w - h
-            down = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i], numeric.flat[i] = w, (up - down) / (2 * h)
-        for name, g in grads.items():
-            scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
-            rows.append((label, name, g.shape, np.linalg.norm(g - numeric[name]) / scale))
-    return rows
+def gradcheck_model(config, h=1e-5):
+    """Rows (parameter, shape, relative error), one for every parameter tensor of a small model."""
+    model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
+    model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
+    idx, targets = rng.integers(0, config.vocab_size, (2, 2, config.block_size))
+    targets[0, 0] = -1
+
+    def generators():
+        return [np.random.default_rng(1), np.random.default_rng(2)]
+
+    _, grads = model.loss_and_grads(idx, targets, generators())
+    numeric = ParamDict(config, np.empty_like(model.flat))
+    for i, w in enumerate(model.flat.copy()):
+        model.flat[i] = w + h
+        up = model.loss(idx, targets, generators())
+        model.flat[i] = w - h
+        down = model.loss(idx, targets, generators())
+        model.flat[i] = w
+        numeric.flat[i] = (up - down) / (2 * h)
+    for name, g in grads.items():
+        scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
+        yield name, g.shape, np.linalg.norm(g - numeric[name]) / scale
 
 
-# %% 8. The draw
+def gradcheck():
+    """Rows (model, parameter, shape, relative error) for a tiny model of each family."""
+    sizes = {"vocab_size": 7, "block_size": 5, "n_layer": 2, "n_head": 4, "n_embd": 8}
+    models = {
+        "gpt2": GPTConfig("gpt2", dropout=0.2, **sizes),
+        "gpt2, no bias": GPTConfig("gpt2", dropout=0.2, bias=False, tie_weights=False, **sizes),
+        "llama": GPTConfig("llama", dropout=0.2, n_kv_head=2, **sizes),
+    }
+    return [(label, *row) for label, config in models.items() for row in gradcheck_model(config)]
+
+
+# %% 9. The draw
 #
 # A draw inverts the distribution function: with F(i) = p₀ + ... + pᵢ and u uniform in [0, 1), the
 # smallest i with F(i) > u is token i exactly when F(i-1) ≤ u < F(i), an interval of length pᵢ.
@@ -893,7 +1013,7 @@ def sample_token(logits, temperature, top_k, top_p, rng):
     return np.take_along_axis(order, (cdf <= u).sum(-1, keepdims=True), -1)[:, 0]
 
 
-# %% 9. Text and tokens
+# %% 10. Text and tokens
 
 
 class CharTokenizer:
@@ -957,7 +1077,7 @@ def split_text(text, tokenizer):
     return tokenizer.encode(text[:n]), tokenizer.encode(text[n:]), len(text) - n
 
 
-# %% 10. The optimizer
+# %% 11. The optimizer
 #
 # AdamW. Two running means over the steps, of the gradient and of its square,
 #     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g²,
@@ -978,27 +1098,22 @@ class AdamW:
         self.weight_decay, self.grad_clip, self.t = weight_decay, grad_clip, 0
         self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
 
-    def step(self, g, norm, learning_rate):
-        """Update the parameters in place by the gradient vector g, whose norm is given."""
+    def step(self, gradient, norm, learning_rate):
+        """Update the parameters in place by the gradient vector, whose norm is given."""
         self.t += 1
         beta1, beta2 = self.betas
         scale = min(1.0, self.grad_clip / norm) if self.grad_clip and norm else 1.0
         correction = math.sqrt(1 - beta2**self.t)
         rate, eps = learning_rate * correction / (1 - beta1**self.t), self.eps * correction
-        for tile in tiles(len(g), 1):
-            w, m, v, d = self.params.flat[tile], self.m[tile], self.v[tile], g[tile] * scale
+        keep = 1 - learning_rate * self.weight_decay
+        for tile in tiles(len(gradient), 1):
+            w, m, v, g = self.params.flat[tile], self.m[tile], self.v[tile], gradient[tile] * scale
             m *= beta1
-            m += (1 - beta1) * d
+            m += (1 - beta1) * g
             v *= beta2
-            d *= d
-            d *= 1 - beta2
-            v += d
-            w[: max(0, self.params.decayed - tile.start)] *= 1 - learning_rate * self.weight_decay
-            np.sqrt(v, out=d)
-            d += eps
-            np.divide(m, d, out=d)
-            d *= rate
-            w -= d
+            v += (1 - beta2) * (g * g)
+            w[: max(0, self.params.decayed - tile.start)] *= keep
+            w -= rate * m / (np.sqrt(v) + eps)
 
 
 def warmup_cosine(step, peak, floor, warmup, decay):
@@ -1009,16 +1124,49 @@ def warmup_cosine(step, peak, floor, warmup, decay):
     return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
 
 
-# %% 11. The training step
+# %% 12. The training step
+#
+# All of the above in one loop: windows of text, loss and gradient, one step of the optimizer. The
+# gradient of a mean is the mean of the gradients, so a batch too large for the memory is taken in
+# pieces of one size, whose gradients are averaged.
+#
+# Every sequence has a generator of its own, seeded with the run's seed, the step and its place in
+# the step's batch. It draws where the window begins and then the dropout masks. So a step is the
+# same whatever came before it, and whoever computes it: a run can stop and go on.
 
 
-def draw_batch(ids, block_size, batch_size, rng):
-    """Inputs and targets (B, T): random windows of ids, the targets one token later."""
-    at = rng.integers(0, len(ids) - block_size, (batch_size, 1)) + np.arange(block_size)
-    return ids[at], ids[at + 1]
+def draw_batch(ids, block_size, batch_size, seed, step, first=0):
+    """Sequences first, first + 1, ... of a step: inputs, targets (B, T), their B generators."""
+    places = range(first, first + batch_size)
+    rngs = [np.random.default_rng((seed, step, place)) for place in places]
+    starts = np.array([rng.integers(len(ids) - block_size) for rng in rngs])
+    at = starts[:, None] + np.arange(block_size)  # (B, T)
+    return ids[at], ids[at + 1], rngs  # a target is the token one place later
 
 
-# %% 12. The yardstick
+def training_step(model, optimizer, batches, learning_rate):
+    """One update from the mean over batches, an iterable of what draw_batch returns.
+
+    Returns the mean loss in nats and the norm of the gradient. If either is not finite, raises
+    FloatingPointError and changes nothing.
+    """
+    losses, gradient = [], None
+    for idx, targets, rngs in batches:
+        loss, grads = model.loss_and_grads(idx, targets, rngs)
+        losses.append(loss)
+        if gradient is None:
+            gradient = grads.flat
+        else:
+            gradient += grads.flat
+    gradient /= len(losses)
+    loss, norm = sum(losses) / len(losses), math.sqrt(gradient @ gradient)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
+    optimizer.step(gradient, norm, learning_rate)
+    return loss, norm
+
+
+# %% 13. The yardstick
 #
 # A network is judged by tokens it has not seen, each predicted once from those before it. It looks
 # at block_size tokens at a time. If such windows stood side by side, the first token of each would
@@ -1146,7 +1294,7 @@ def yardstick(split):
     return total / split.held_chars, order, len(train)
 
 
-# %% 13. Checkpoints
+# %% 14. Checkpoints
 #
 # A checkpoint is a directory as Hugging Face lays it out: transformers opens ours, we open theirs.
 #
@@ -1360,7 +1508,7 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
         shutil.rmtree(old)
 
 
-# %% 14. Texts larger than memory
+# %% 15. Texts larger than memory
 #
 # A text is read in pieces, and its token ids go to a file that is mapped into memory: an array that
 # the system reads from disk where it is looked at, and forgets when space runs short. The file says
@@ -1527,7 +1675,7 @@ def ngram_nats(train, held, vocab_size):
     return kneser_ney_nats(train, ids, len(train), vocab_size, 5) / len(held)
 
 
-# %% 14. Training runs
+# %% 15. Training runs
 #
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
 # a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
@@ -1685,20 +1833,18 @@ class Run:
 
     def update(self):
         """One step: (gradient norm, learning rate); Diverged instead of a bad step."""
-        s = self.settings
-        rng = np.random.default_rng((s["seed"], self.step))
-        total, gradient, micro = 0.0, 0.0, s["gradient_accumulation_steps"]
-        for _ in range(micro):
-            batch = draw_batch(self.split[0], self.model.config.block_size, s["batch_size"], rng)
-            loss, grads = self.model.loss_and_grads(*batch, rng)
-            total += loss / micro
-            gradient = grads.flat if micro == 1 else gradient + grads.flat / micro
-        norm, decay = math.sqrt(gradient @ gradient), s["lr_decay_iters"] or s["max_iters"]
+        s, B, T = self.settings, self.settings["batch_size"], self.model.config.block_size
+        decay = s["lr_decay_iters"] or s["max_iters"]
         rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise Diverged(self.step, total, norm, rate)
-        self.optimizer.step(gradient, norm, rate)
-        self.step, self.sum, self.count = self.step + 1, self.sum + total, self.count + 1
+        batches = (
+            draw_batch(self.split[0], T, B, s["seed"], self.step, piece * B)
+            for piece in range(s["gradient_accumulation_steps"])
+        )
+        try:
+            loss, norm = training_step(self.model, self.optimizer, batches, rate)
+        except FloatingPointError as error:
+            raise Diverged(self.step, math.nan, math.nan, rate) from error
+        self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
         return norm, rate
 
     def held_out(self, batches, norm=0.0, rate=0.0):
@@ -1765,7 +1911,7 @@ class Run:
         sys.stdout.flush()
 
 
-# %% 15. The command line
+# %% 16. The command line
 
 
 def latest_run():
