@@ -42,6 +42,7 @@ Units; Shazeer 2020, GLU Variants Improve Transformer; Su et al. 2021, RoFormer;
 
 import argparse
 import codecs
+import collections
 import ctypes
 import dataclasses
 import difflib
@@ -49,7 +50,6 @@ import hashlib
 import itertools
 import json
 import math
-import mmap
 import numbers
 import os
 import shlex
@@ -820,46 +820,13 @@ class GPT:
                 past, fresh = 0, idx  # back, and all that follows from it is computed anew
 
     def save_pretrained(self, directory):
-        """Write config.json and model.safetensors atomically; other files there are kept."""
-        write_checkpoint(directory, self)
+        """Write config.json, model.safetensors and the files it came with; see save_model."""
+        save_model(directory, self)
 
     @classmethod
     def from_pretrained(cls, directory, dtype=None):
-        """Read a gpt2 or llama checkpoint written here or by transformers.
-
-        dtype None is float64 for a float64 file and float32 otherwise. Raises ValueError for files
-        that are damaged or describe another kind of model.
-        """
-        directory, tensors, files = find_checkpoint(directory), {}, ["model.safetensors"]
-        config = config_from_json(read_json(directory / "config.json"))
-        index = directory / "model.safetensors.index.json"
-        if index.exists():  # large models come in several files
-            where = read_json(index).get("weight_map")
-            files = [*where.values()] if isinstance(where, dict) else [None]
-            plain = all(isinstance(name, str) and Path(name).name == name for name in files)
-            need(plain, f"{index}: weight_map must name files of this directory")
-        for name in sorted(set(files)):
-            tensors |= read_safetensors(directory / name)[0]
-        gpt2 = config.arch == "gpt2"
-        if gpt2 and "wte.weight" in tensors:  # the names of the original GPT-2 files
-            tensors = {f"transformer.{name}": t for name, t in tensors.items()}
-        if dtype is None:
-            double = any(t.dtype == np.float64 for t in tensors.values())
-            dtype = np.float64 if double else np.float32
-        model = cls(config, seed=None, dtype=dtype)
-        for name, p in model.params.items():
-            need(name in tensors, f"{directory}: the weights lack {name}")
-            t = tensors.pop(name)
-            fits = t.shape == p.shape
-            need(fits, f"{directory}: {name} is {t.shape}, config.json makes it {p.shape}")
-            p[...] = t
-        for name, t in tensors.items():  # all else must be without effect on the logits
-            buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
-            tied_head = name == "lm_head.weight" and config.tie_weights
-            zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(t)
-            idle = buffer or tied_head or zero_bias
-            need(idle, f"{directory}: {name} has no place in this model")
-        return model
+        """Read a gpt2 or llama checkpoint written here or by transformers; see load_model."""
+        return load_model(directory, dtype)
 
 
 # %% 7. Names and shapes
@@ -1296,38 +1263,96 @@ def yardstick(split):
 
 # %% 14. Checkpoints
 #
-# A checkpoint is a directory as Hugging Face lays it out: transformers opens ours, we open theirs.
+# A model is kept as Hugging Face keeps it: a directory with config.json, model.safetensors and the
+# tokenizer's files. transformers opens ours, we open theirs.
 #
 # safetensors: 8 bytes of little-endian header length N, N bytes of JSON {name: {dtype, shape,
-# data_offsets}}, then the arrays' raw bytes. It is read through a memory map, so an array costs
-# memory when it is used, and nothing in the file is trusted before it is checked: no pickle, no
-# code, no offset out of bounds.
+# data_offsets}}, then the arrays' raw bytes, without gaps. An array is mapped into memory when it is
+# asked for, and nothing in the file is trusted before it is checked: no pickle, no code, no offset
+# out of bounds. What is accepted and refused is what the reference library accepts and refuses.
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-DTYPES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
+DTYPES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
+DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1"}
+LONGEST_HEADER = 100_000_000  # bytes; the reference library reads no longer one
+
+
+def write_file(path, pieces):
+    """Write the bytes of `pieces` to path; at every instant the old file is there or the new one.
+
+    They go to a temporary name, onto the disk, and then take the old file's place in one step.
+    """
+    path = Path(path)
+    for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # by a writer that was killed
+        left_over.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if os.name != "nt":  # the new name is on the disk when the directory is
+            directory = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror}; not written", str(path)) from None
+        raise
+
+
+def safetensors_header(entries, metadata=None):
+    """The bytes before the arrays, for {name: (numpy dtype, shape)} in the order they follow."""
+    names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
+    header, end = {"__metadata__": {"format": "pt"} | (metadata or {})}, 0
+    for key, value in header["__metadata__"].items():
+        need(
+            type(key) is type(value) is str, f"safetensors metadata is text, not {key!r}: {value!r}"
+        )
+    for name, (dtype, shape) in entries.items():
+        if np.dtype(dtype) not in names:
+            raise ValueError(f"{name}: safetensors cannot hold an array of type {dtype}")
+        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
+        need(isinstance(name, str) and name not in header, f"{name!r} cannot be a tensor's name")
+        offsets = [start, end]
+        header[name] = {"dtype": names[np.dtype(dtype)], "shape": shape, "data_offsets": offsets}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # arrays start on a multiple of 8 bytes
+    need(len(text) <= LONGEST_HEADER, f"{len(text)} bytes are too many for a safetensors header")
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_safetensors(path, tensors, metadata=None):
-    """Write {name: array} to path in the safetensors format."""
-    names = {np.dtype(code): name for name, code in DTYPES.items()}
-    header, end = {"__metadata__": {"format": "pt"} | (metadata or {})}, 0
-    for name, t in tensors.items():
-        start, end = end, end + t.nbytes
-        header[name] = {"dtype": names[t.dtype], "shape": t.shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # arrays start on a multiple of 8 bytes
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for t in tensors.values():
-            file.write(np.ascontiguousarray(t).data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write {name: array} and {text: text} to path in the safetensors format; see write_file."""
+    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # all stay aligned
+    header = safetensors_header({n: (t.dtype, t.shape) for n, t in tensors.items()}, metadata)
+    arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for t in tensors.values())
+    write_file(path, itertools.chain([header], arrays))
 
 
 def parse_json(text, kind, complaint):
-    """The JSON value in text, str or bytes; ValueError(complaint) unless it is of that kind."""
+    """The JSON value in text, str or UTF-8 bytes; ValueError(complaint) unless it is of that kind.
+
+    Stricter than Python's json: a field given twice, NaN and half a surrogate pair are refused.
+    """
+
+    def unique(pairs):
+        fields = dict(pairs)
+        need(len(fields) == len(pairs), "a field is given twice")
+        return fields
+
+    def refuse(word):
+        raise ValueError(f"{word} is not JSON")
+
     try:
-        value = json.loads(text)
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{complaint} ({error})") from None
     need(isinstance(value, kind), complaint)
@@ -1340,55 +1365,126 @@ def read_json(path):
     return parse_json(Path(path).read_bytes(), dict, f"{path}: expected a JSON object")
 
 
+class TensorFile(collections.abc.Mapping):
+    """{name: read-only array} of an open safetensors file; BF16 becomes float32.
+
+    An array is mapped into memory when it is asked for and forgotten with its last user. .entries
+    is {name: (type, shape, first byte)}.
+    """
+
+    def __init__(self, file, entries):
+        self.file, self.entries = file, entries
+
+    def __getitem__(self, name):
+        kind, shape, start = self.entries[name]
+        if 0 in shape:  # nothing to map
+            array = np.empty(shape, DTYPES[kind])
+        else:
+            array = np.asarray(np.memmap(self.file, DTYPES[kind], "r", start, shape))
+        if kind == "BF16":  # the upper half of a float32
+            array = array.astype("<u4")
+            array <<= 16
+            array = array.view("<f4")
+        array.flags.writeable = False
+        return array
+
+    def __iter__(self):
+        return iter(self.entries)
+
+    def __len__(self):
+        return len(self.entries)
+
+    def __del__(self):
+        self.file.close()
+
+
 def read_safetensors(path):
-    """({name: read-only array}, metadata) of a safetensors file; BF16 becomes float32.
+    """({name: read-only array}, metadata) of a safetensors file, see TensorFile.
 
     Raises ValueError naming the file when any length, offset, shape or type does not hold.
     """
     need(Path(path).is_file(), f"{path}: no such file")
-    size, bad = os.path.getsize(path), f"{path}: damaged safetensors file:"
+    tensors = TensorFile(open(path, "rb"), {})
+    size, bad = os.fstat(tensors.file.fileno()).st_size, f"{path}: damaged safetensors file:"
     need(size >= 8, f"{bad} {size} bytes are too few")
-    with open(path, "rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(data[:8], "little")
-    need(start <= size, f"{bad} a header of {start - 8} bytes in a file of {size}")
-    header = parse_json(data[8:start], dict, f"{bad} the header is not a JSON object")
-    metadata, tensors, spans = header.pop("__metadata__", {}), {}, []
-    need(isinstance(metadata, dict), f"{bad} the metadata is not a JSON object")
+    length = int.from_bytes(tensors.file.read(8), "little")
+    fits = length <= min(size - 8, LONGEST_HEADER)
+    need(fits, f"{bad} a header of {length} bytes in a file of {size}")
+    text, what = tensors.file.read(length), f"{bad} the header is not a JSON object"
+    need(text.startswith(b"{"), what)
+    header = parse_json(text, dict, what)
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    right = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    need(right, f"{bad} the metadata is not an object of texts")
+    spans = []
     for name, entry in header.items():
-        known = isinstance(entry, dict) and entry.get("dtype") in [*DTYPES]
-        need(known, f"{bad} type of {name}")
-        shape, offsets = entry.get("shape"), entry.get("data_offsets")
-        for ns in (shape, offsets):
-            right = isinstance(ns, list) and len(ns) <= 32
-            right = right and all(type(n) is int and 0 <= n <= size for n in ns)
-            need(right, f"{bad} shape or offsets of {name}")
-        right = len(offsets) == 2 and offsets[0] <= offsets[1] <= size - start
-        need(right, f"{bad} offsets of {name}")
-        dtype, count = np.dtype(DTYPES[entry["dtype"]]), math.prod(shape)
-        right = offsets[1] - offsets[0] == count * dtype.itemsize
-        need(right, f"{bad} {name} is {shape} but has another length")
-        array = np.frombuffer(data, dtype, count, start + offsets[0]).reshape(shape)
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        tensors[name] = array
+        name_ = brief(name)
+        need(isinstance(entry, dict), f"{bad} {name_} is not an object")
+        kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        known = isinstance(kind, str) and kind in DTYPES
+        need(known, f"{bad} {name_} has the type {brief(kind)}, not one of {', '.join(DTYPES)}")
+        for numbers_ in (shape, offsets):
+            right = isinstance(numbers_, list)
+            right = right and all(type(n) is int and 0 <= n < 2**64 for n in numbers_)
+            need(right, f"{bad} shape or offsets of {name_}")
+        right = len(offsets) == 2 and offsets[0] <= offsets[1] <= size - 8 - length
+        need(right, f"{bad} offsets of {name_}")
+        right = offsets[1] - offsets[0] == math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
+        need(right, f"{bad} {name_} is {brief(shape)} but has another length")
+        tensors.entries[name] = kind, tuple(shape), 8 + length + offsets[0]
         spans.append(offsets)
-    begins, ends = zip(*sorted(spans), (size - start, None))
+    begins, ends = zip(*sorted(spans), (size - 8 - length, None))
     right = begins == (0, *ends[:-1])  # each begins where the one before it ends
-    need(right, f"{bad} the arrays do not fill its {size - start} bytes one after the other")
+    need(right, f"{bad} the arrays do not fill its {begins[-1]} bytes one after the other")
     return tensors, metadata
+
+
+def brief(value):
+    """repr(value) cut to 80 characters, to be shown in a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def copy_tensor(path, tensors, name, array):
+    """Copy tensors[name] into array; ValueError for another shape or a number that is not finite."""
+    found = tensors[name]
+    fits = found.shape == array.shape and found.dtype.kind == "f"
+    need(fits, f"{path}: {name} is {found.dtype} {found.shape}, expected floats {array.shape}")
+    with np.errstate(over="ignore"):
+        array[...] = found
+    finite = array.size == 0 or np.isfinite([array.min(), array.max()]).all()
+    need(finite, f"{path}: {name} holds a number that is not finite")
 
 
 # config.json, field by field: our name for each of theirs, and the values that this file computes.
 
 HF_FIELDS = {
-    "gpt2": dict(vocab_size="vocab_size", n_positions="block_size", n_layer="n_layer")
-    | dict(n_head="n_head", n_embd="n_embd", n_inner="n_hidden", bias="bias")
-    | dict(resid_pdrop="dropout", layer_norm_epsilon="norm_eps", tie_word_embeddings="tie_weights"),
-    "llama": dict(vocab_size="vocab_size", max_position_embeddings="block_size")
-    | dict(num_hidden_layers="n_layer", num_attention_heads="n_head", hidden_size="n_embd")
-    | dict(num_key_value_heads="n_kv_head", intermediate_size="n_hidden", rope_theta="rope_theta")
-    | dict(attention_dropout="dropout", rms_norm_eps="norm_eps", tie_word_embeddings="tie_weights"),
+    "gpt2": {
+        "vocab_size": "vocab_size",
+        "n_positions": "block_size",
+        "n_layer": "n_layer",
+        "n_head": "n_head",
+        "n_embd": "n_embd",
+        "n_inner": "n_hidden",
+        "bias": "bias",  # transformers does not know it: its files have biases, ours zeros
+        "resid_pdrop": "dropout",
+        "layer_norm_epsilon": "norm_eps",
+        "tie_word_embeddings": "tie_weights",
+    },
+    "llama": {
+        "vocab_size": "vocab_size",
+        "max_position_embeddings": "block_size",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "hidden_size": "n_embd",
+        "num_key_value_heads": "n_kv_head",
+        "intermediate_size": "n_hidden",
+        "attention_dropout": "dropout",
+        "rms_norm_eps": "norm_eps",
+        "rope_theta": "rope_theta",
+        "tie_word_embeddings": "tie_weights",
+    },
 }
 HF_FIXED = {
     "gpt2": {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
@@ -1396,6 +1492,10 @@ HF_FIXED = {
     "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
     | {"attention_bias": False, "mlp_bias": False},
 }
+FILES = (  # what is kept beside the weights
+    "config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt "
+    "special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json tokenizer"
+).split()
 
 
 def config_to_json(config):
@@ -1432,80 +1532,76 @@ def config_from_json(j):
     return config
 
 
-# Several files cannot be replaced at one instant, but one directory can: the new checkpoint is
-# written beside the old one, complete, and the two change places in a single system call. Linux has
-# one for that (renameat2 with RENAME_EXCHANGE); elsewhere two renames do it, and a reader who comes
-# between them finds the old directory under its other name.
+def save_model(directory, model):
+    """Write config.json, the files the model came with, and model.safetensors.
 
-
-def siblings(directory):
-    """A directory's real path, the name its new version is written under, its old one's name."""
-    path = Path(os.path.realpath(directory))
-    return path, path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
-
-
-def find_checkpoint(directory):
-    """The directory to read; ValueError if it is none."""
-    path, _, old = siblings(directory)
-    found = path if path.is_dir() else old
-    need(found.is_dir(), f"{directory}: no such checkpoint directory")
-    return found
-
-
-def exchange(a, b):
-    """Swap two paths atomically; False where the system cannot."""
-    try:
-        call = ctypes.CDLL(None).renameat2  # AT_FDCWD is -100, RENAME_EXCHANGE is 2
-        return call(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0
-    except (AttributeError, TypeError, OSError):
-        return False
-
-
-def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None):
-    """Write a checkpoint atomically: model, config and, if given, tokenizer and training state.
-
-    state: {name: array} for training_state.safetensors; settings: a dict for training_state.json.
-    Other files that are there already are kept, but for the training state of older weights.
+    A directory that holds a model with the same config.json gets new weights by one os.replace;
+    one that holds another model is refused.
     """
-    (path, new, old), cwd = siblings(directory), Path.cwd().resolve()
-    alone = path not in (cwd, *cwd.parents)
-    need(alone, f"{directory}: give the checkpoint a directory of its own")
-    free = path.is_dir() or not path.exists()
-    need(free, f"{directory}: is a file, a checkpoint is a directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if old.is_dir() and not path.is_dir():
-        os.rename(old, path)  # an earlier writer died between its two renames
-    shutil.rmtree(new, ignore_errors=True)
-    config, tensors = model.config, dict(model.params)
+    directory, config, tensors = Path(directory), model.config, dict(model.params)
+    need(not directory.is_file(), f"{directory}: is a file, a checkpoint is a directory")
+    directory.mkdir(parents=True, exist_ok=True)
     if config.arch == "gpt2" and not config.bias:  # transformers has biases: zeros
         full = param_shapes(dataclasses.replace(config, bias=True))
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
-    try:
-        if path.is_dir():
-            ours = ["model.safetensors*", "config.json", "training_state.*"]
-            ours += ["tokenizer"] * bool(tokenizer)
-            shutil.copytree(path, new, symlinks=True, ignore=shutil.ignore_patterns(*ours))
-        else:
-            new.mkdir()
-        write_safetensors(new / "model.safetensors", tensors)
-        (new / "config.json").write_text(json.dumps(config_to_json(config), indent=2) + "\n")
-        if tokenizer:
-            tokenizer.save(new)
-        if state:
-            write_safetensors(new / "training_state.safetensors", state)
-            (new / "training_state.json").write_text(json.dumps(settings, indent=2) + "\n")
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if not path.exists():
-        os.rename(new, path)
-    elif exchange(new, path):
-        shutil.rmtree(new)
-    else:
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(path, old)
-        os.rename(new, path)
-        shutil.rmtree(old)
+    text = (json.dumps(config_to_json(config), indent=2) + "\n").encode()
+    files = {**model.files, "config.json": text}
+    for name, content in files.items():
+        path = directory / name
+        if not path.exists():
+            write_file(path, [content])
+        same = path.read_bytes() == content
+        need(same, f"{directory} holds another model: its {name} differs; choose a new directory")
+    write_safetensors(directory / "model.safetensors", tensors)
+
+
+def load_model(directory, dtype=None):
+    """The GPT in a directory written here or by transformers, of gpt2 or llama; ValueError.
+
+    dtype None is float64 for a float64 file and float32 otherwise.
+    """
+    directory, tensors, files = Path(directory), {}, ["model.safetensors"]
+    need(directory.is_dir(), f"{directory}: no such checkpoint directory")
+    config = config_from_json(read_json(directory / "config.json"))
+    index = directory / "model.safetensors.index.json"
+    if index.exists() and not (directory / files[0]).exists():  # large models come in several files
+        where = read_json(index).get("weight_map")
+        files = [*where.values()] if isinstance(where, dict) else [None]
+        plain = all(isinstance(name, str) and Path(name).name == name for name in files)
+        need(plain, f"{index}: weight_map must name files of this directory")
+    for name in sorted(set(files)):
+        opened = read_safetensors(directory / name)[0]
+        tensors |= dict.fromkeys(opened, opened)
+    gpt2 = config.arch == "gpt2"
+    if dtype is None:
+        double = any(t.entries[name][0] == "F64" for name, t in tensors.items())
+        dtype = np.float64 if double else np.float32
+    model = GPT(config, seed=None, dtype=dtype)
+    for name, p in model.params.items():
+        bare = name.removeprefix("transformer.")
+        source = bare if bare in tensors else name
+        need(source in tensors, f"{directory}: the weights lack {name}")
+        copy_tensor(directory, tensors.pop(source), source, p)
+    for name, opened in tensors.items():  # all else must be without effect on the logits
+        buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
+        tied_head = name == "lm_head.weight" and config.tie_weights
+        zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(opened[name])
+        idle = buffer or tied_head or zero_bias
+        need(idle, f"{directory}: {name} has no place in this model")
+    model.files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
+    return model
+
+
+def bos_and_eos(model):
+    """(id a text begins with or None, tuple of ids it ends with), as the files beside the weights say."""
+    name = "generation_config.json" if "generation_config.json" in model.files else "config.json"
+    j = parse_json(model.files.get(name, b"{}"), dict, f"{name}: expected a JSON object")
+    bos, eos = j.get("bos_token_id"), j.get("eos_token_id")
+    eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    for i in [*eos, *([] if bos is None else [bos])]:
+        right = type(i) is int and 0 <= i < model.config.vocab_size
+        need(right, f"{name}: {brief(i)} is not a token of {model.config.vocab_size}")
+    return bos, tuple(eos)
 
 
 # %% 15. Texts larger than memory
