@@ -1632,8 +1632,7 @@ def stream_text(path):
     "\\r\\n" becomes "\\n", and a byte order mark at the beginning is not part of the text.
     """
     need(Path(path).exists(), f"{path}: no such file")
-    need(not Path(path).is_dir(), f"{path}: a directory, expected a text file")
-    need(Path(path).is_file(), f"{path}: expected a file that can be read more than once")
+    need(Path(path).is_file(), f"{path}: a directory or a stream, expected a text file")
     with open(path, encoding="utf-8-sig", newline="") as file:
         carried, empty = "", True
         try:
@@ -1648,76 +1647,67 @@ def stream_text(path):
     yield carried
 
 
-def describe_text(path, tokenizer, dev_fraction):
-    """What a token file says of its origin: sums of text and tokenizer, the pieces' characters."""
+def split_file(path, tokenizer, cache, dev_fraction=0.0):
+    """The Split of a text through the token file `cache`, made or used again; ValueError."""
     text, chars = hashlib.sha256(), 0
     for piece in stream_text(path):
         text.update(piece.encode())
         chars += len(piece)
-    files = json.dumps([(name, data.hex()) for name, data in sorted(tokenizer.files.items())])
-    tokenizer, seen = hashlib.sha256(files.encode()).hexdigest(), int(0.9 * chars)
+    seen = int(0.9 * chars)
     dev = int(dev_fraction * seen)
-    lengths = json.dumps([seen - dev, dev, chars - seen])
-    return {"text": text.hexdigest(), "tokenizer": tokenizer, "characters": lengths}
-
-
-def split_file(path, tokenizer, cache, dev_fraction=0.0):
-    """The Split of a text through the token file cache, made or used again; ValueError."""
+    lengths = [seen - dev, dev, chars - seen]
+    files = json.dumps([(name, data.hex()) for name, data in sorted(tokenizer.files.items())])
+    wanted = {"text": text.hexdigest(), "tokenizer": hashlib.sha256(files.encode()).hexdigest()}
+    wanted["characters"] = json.dumps(lengths)
     for made in (False, True):
-        wanted = describe_text(path, tokenizer, dev_fraction)
         try:
             tensors, found = read_safetensors(cache)
-            ids, counts = tensors["tokens"], found["tokens"]
-            digest = hashlib.sha256(counts.encode())
-            digest.update(ids)
-            if wanted.items() <= found.items() and found["sum"] == digest.hexdigest():
-                pieces = np.split(ids, np.cumsum(json.loads(counts))[:2])
-                chars, V = json.loads(wanted["characters"]), tokenizer.vocab_size
-                return Split(ids, *pieces, *chars, V, wanted["text"])
+            ids, ends = tensors["ids"], np.cumsum(json.loads(found["tokens"]))
+            whole = found["ids"] == hashlib.sha256(ids).hexdigest()
+            if whole and wanted.items() <= found.items():
+                pieces = np.split(ids, ends[:2])
+                return Split(ids, *pieces, *lengths, tokenizer.vocab_size, wanted["text"])
         except (ValueError, KeyError):
             pass  # missing or damaged
         if not made:
-            encode_file(path, tokenizer, cache, wanted)
+            encode_file(path, tokenizer, cache, lengths, wanted)
     raise ValueError(f"{path}: changed while it was read")
 
 
-def encode_file(path, tokenizer, cache, metadata):
-    """Write the token file; if that takes long, say how far it is."""
-    ends = [0, *np.cumsum(json.loads(metadata["characters"])).tolist()]
+def encode_file(path, tokenizer, cache, lengths, metadata):
+    """Write the token file of a text in three pieces; if that takes long, say how far it is."""
     dtype, raw = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"), Path(f"{cache}.raw")
-    started, done, counts = time.time(), 0, []
-    before, after = ("\r", "") if sys.stdout.isatty() else ("", "\n")
+    text, counts, started = hashlib.sha256(), [], time.time()
+    due, (before, after) = started + 2, ("\r", "") if sys.stdout.isatty() else ("", "\n")
 
     def characters(begin, end):
-        nonlocal done
+        nonlocal due
         at = 0
-        for text in stream_text(path):
-            yield text[max(0, begin - at) : max(0, end - at)]
-            at += len(text)
-            done = min(at, end)
+        for piece in stream_text(path):
+            part = piece[max(0, begin - at) : max(0, end - at)]
+            at += len(piece)
+            text.update(part.encode())
+            yield part
+            if part and time.time() > due:
+                line = f"encoding {path}: {min(at, end) / sum(lengths):4.0%}"
+                print(before + line, end=after, flush=True)
+                due = time.time() + 0.2 if before else math.inf
 
     def tokens():
-        due = started + 2
-        for begin, end in itertools.pairwise(ends):
+        for begin, end in itertools.pairwise([0, *itertools.accumulate(lengths)]):
             counts.append(0)
             for ids in tokenizer.encode_stream(characters(begin, end)):
                 counts[-1] += len(ids)
                 yield ids.astype(dtype)
-                if time.time() > due:
-                    line = f"encoding {path}: {done / ends[-1]:4.0%}"
-                    print(before + line, end=after, flush=True)
-                    due = time.time() + 0.2 if before else math.inf
 
     try:
-        write_file(raw, tokens())  # how many there are is known only now
-        digest = hashlib.sha256(json.dumps(counts).encode())
+        write_file(raw, tokens())  # only now it is known how many there are
         ids = np.memmap(raw, dtype, "r")
-        digest.update(ids)
-        metadata = metadata | {"tokens": json.dumps(counts), "sum": digest.hexdigest()}
-        write_safetensors(cache, {"tokens": ids}, metadata)
+        sums = {"text": text.hexdigest(), "ids": hashlib.sha256(ids).hexdigest()}
+        write_safetensors(cache, {"ids": ids}, metadata | sums | {"tokens": json.dumps(counts)})
     finally:
         raw.unlink(missing_ok=True)
-    if time.time() > started + 2:
+    if due > started + 2:
         line = f"encoded {path}: {len(ids):,} tokens in {time.time() - started:.0f} s"
         print(before + line, flush=True)
 
