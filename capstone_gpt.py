@@ -41,7 +41,6 @@ Units; Shazeer 2020, GLU Variants Improve Transformer; Su et al. 2021, RoFormer;
 """
 
 import argparse
-import codecs
 import collections
 import ctypes
 import dataclasses
@@ -49,7 +48,6 @@ import hashlib
 import itertools
 import json
 import math
-import mmap
 import numbers
 import os
 import shlex
@@ -1150,7 +1148,7 @@ def training_step(model, optimizer, batches, learning_rate):
 # be predicted from nothing; so they overlap, and only the last `stride` targets of each count. Ids
 # may be a file on disk: what a long text needs in memory at once does not grow with it.
 
-LOGITS = 1 << 22  # floats of logits computed at once in an evaluation (or those of one window)
+LOGITS = 1 << 22  # floats of logits computed at once in an evaluation, or those of one window
 
 
 def evaluate(model, ids, first, block_size, stride, max_windows=None):
@@ -1161,20 +1159,20 @@ def evaluate(model, ids, first, block_size, stride, max_windows=None):
     many windows, evenly spaced. ids (n,) are integers, in memory or mapped; first is at least 1.
     """
     need(first >= 1, "the first token of a text has nothing before it to be predicted from")
-    T, windows = min(block_size, len(ids) - 1), range(first, len(ids), stride)
+    windows, T = range(first, len(ids), stride), max(1, min(block_size, len(ids) - 1))
     if max_windows and len(windows) > max_windows:
         chosen = np.linspace(0, len(windows) - 1, max_windows).round().astype(int)
         windows = [windows[i] for i in chosen]
-    nats, tokens, V = 0.0, 0, model.config.vocab_size
-    batch = max(1, min(8192, LOGITS // V) // max(1, T))
+    batch = max(1, min(8192, LOGITS // model.config.vocab_size) // T)
+    nats, tokens = 0.0, 0
     for i in range(0, len(windows), batch):
         start = np.array(windows[i : i + batch])[:, None]  # (B, 1) the first target that counts
         end = np.minimum(start + stride, len(ids))
-        at = np.maximum(end - T, 1) + np.arange(T)  # (B, T) positions of all targets
-        counts = (start <= at) & (at < end)
-        targets = np.where(counts, ids[at].astype(np.int64), -1)
-        n = int(counts.sum())
-        nats, tokens = nats + model.loss(ids[at - 1], targets) * n, tokens + n
+        at = np.maximum(end - T, 1) + np.arange(T)  # (B, T) the places of all targets
+        counted = (start <= at) & (at < end)
+        targets, n = np.where(counted, ids[at].astype(np.int64), -1), int(counted.sum())
+        nats += n * model.loss(ids[at - 1], targets)
+        tokens += n
     return nats, tokens
 
 
@@ -1183,7 +1181,7 @@ def evaluate(model, ids, first, block_size, stride, max_windows=None):
 # many *different* tokens did. The share c/N leaves nothing for what never came after h. But grams
 # (h, w) that came r times in one text come about r - D times in another, with much the same D < 1
 # for every r (Church & Gale 1991). So take D off each of the U(h) counts, and let what that frees,
-# D U(h), go where the context h' says, h without its first token:
+# D U(h), go where h' says, which is the context h without its first token:
 #     p(w | h) = (max(c(h, w) - D, 0) + D U(h) p(w | h')) / N(h),    p(w | no context at all) = 1/V.
 # The first terms add up to N(h) - D U(h), the second to D U(h): the sum over w is 1. An h that was
 # never seen leaves all to h'.
@@ -1215,14 +1213,14 @@ def count_grams(ids, vocab_size, order):
     """
     keys, grams = [np.zeros(1, np.int64)], [np.zeros(len(ids) + 1, np.int64)]  # no token: one gram
     for k in range(1, order + 1):  # grams[k] (n - k + 1,): the gram that ends at each token
-        key = grams[-1][:-1] * vocab_size + ids[k - 1 :]
-        key, gram = np.unique(key, return_inverse=True)
+        found = grams[-1][:-1] * vocab_size + ids[k - 1 :]
+        key, gram = np.unique(found, return_inverse=True)
         keys, grams = [*keys, key], [*grams, gram]
     levels, c = [], np.bincount(grams[order], minlength=len(keys[order]))
     for k in range(order, 0, -1):
         context, contexts = keys[k] // vocab_size, len(keys[k - 1]) + 1
         N, U = np.bincount(context, c, contexts), np.bincount(context[c > 0], minlength=contexts)
-        once, twice = (c == 1).sum(), (c == 2).sum()
+        once, twice = np.sum(c == 1), np.sum(c == 2)
         D = (once + 1) / (once + 2 * twice + 2)
         levels.insert(0, (np.append(keys[k], np.iinfo(np.int64).max), np.append(c, 0), N, U, D))
         shorter = np.zeros(len(keys[k]), np.int64)  # each gram without its first token
@@ -1232,7 +1230,7 @@ def count_grams(ids, vocab_size, order):
 
 
 def kneser_ney_nats(train, ids, first, vocab_size, order):
-    """Summed nats of ids[first:] under the grams of `order` tokens counted in train (n,)."""
+    """Summed nats of ids[first:] by the grams of up to `order` tokens that were counted in train."""
     levels = count_grams(np.asarray(train, np.int64), vocab_size, order)
     nats, piece = 0.0, 1 << 17
     for start in range(first, len(ids), piece):
@@ -1250,7 +1248,7 @@ def kneser_ney_nats(train, ids, first, vocab_size, order):
     return nats
 
 
-COUNTED = 2_000_000  # the yardstick counts at most so many training tokens, the last ones
+COUNTED = 2_000_000  # tokens: if there are more to train on, the yardstick counts the last of them
 
 
 def yardstick(split):
@@ -1259,15 +1257,15 @@ def yardstick(split):
     The order is the best on the development piece or, without one, on the last 5 % of the training
     tokens, counted only afterwards: 1, 2, ... as long as the next is better, at most 12.
     """
-    ids, V, end, held = split.ids, split.vocab_size, len(split.train), len(split.held)
+    ids, V, end = split.ids, split.vocab_size, len(split.train)
+    first = len(ids) - len(split.held)
     fitted = end if len(split.dev) else end - end // 20
-    dev = ids[: min(len(ids) - held, fitted + COUNTED // 20)]
+    train, dev = ids[max(0, fitted - COUNTED) : fitted], ids[: min(first, fitted + COUNTED // 20)]
     nats = [math.inf]
     while nats[-1] == min(nats) and len(nats) <= 12:
-        train = ids[max(0, fitted - COUNTED) : fitted]
         nats.append(kneser_ney_nats(train, dev, fitted, V, len(nats)))
     order, train = int(np.argmin(nats)), ids[max(0, end - COUNTED) : end]
-    total = kneser_ney_nats(train, ids, len(ids) - held, V, order)
+    total = kneser_ney_nats(train, ids, first, V, order)
     return total / split.held_chars, order, len(train)
 
 
@@ -1624,8 +1622,8 @@ def bos_and_eos(model):
 
 @dataclasses.dataclass
 class Split:
-    """A text as token ids (n,), uint16 or uint32, mapped: the last tenth of its characters is held
-    out, dev is the end of the rest, and both may look back. train, dev and held are views of ids.
+    """A text as token ids, cut by its characters: train, the end of that part as dev, the last
+    tenth held out. ids (n,), uint16 or uint32, are all of them and mapped; the others are views.
     """
 
     ids: np.ndarray
@@ -1645,126 +1643,84 @@ def stream_text(path):
     "\\r\\n" becomes "\\n", and a byte order mark at the beginning is not part of the text.
     """
     need(Path(path).exists(), f"{path}: no such file")
-    need(not Path(path).is_dir(), f"{path}: a directory, expected a text file")
-    need(Path(path).is_file(), f"{path}: expected a file that can be read more than once")
-    decoder, done, carried, empty = codecs.getincrementaldecoder("utf-8")(), 0, "", True
-    with open(path, "rb") as file:
-        for data in itertools.chain(iter(lambda: file.read(1 << 20), b""), [b""]):
-            cut = len(decoder.getstate()[0])  # bytes of a character that came with the last piece
-            try:
-                text = carried + decoder.decode(data, final=not data)
-            except UnicodeDecodeError as error:
-                at = done - cut + error.start
-                raise ValueError(f"{path}: not UTF-8 text (at byte {at})") from None
-            text = text if done else text.removeprefix("\ufeff")
-            carried = "\r" if data and text.endswith("\r") else ""  # its \n may come
-            yield text.removesuffix(carried).replace("\r\n", "\n")
-            done, empty = done + len(data), empty and not text
+    need(Path(path).is_file(), f"{path}: a directory or a stream, expected a text file")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        carried, empty = "", True
+        try:
+            for text in iter(lambda: file.read(1 << 20), ""):
+                text, empty = carried + text, False
+                carried = "\r" if text.endswith("\r") else ""  # perhaps the half of "\r\n"
+                yield text.removesuffix(carried).replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            at = file.buffer.tell() - len(error.object) + error.start
+            raise ValueError(f"{path}: not UTF-8 text (at byte {at})") from None
     need(not empty, f"{path}: the file is empty")
+    yield carried
 
 
-def describe_text(path, tokenizer, dev_fraction):
-    """Metadata of a token file: sums of the text and of the tokenizer, characters of the pieces."""
+def split_file(path, tokenizer, cache, dev_fraction=0.0):
+    """The Split of a text through the token file `cache`, made or used again; ValueError."""
     text, chars = hashlib.sha256(), 0
     for piece in stream_text(path):
         text.update(piece.encode())
         chars += len(piece)
-    files = json.dumps([[name, data.hex()] for name, data in sorted(tokenizer.files.items())])
     seen = int(0.9 * chars)
     dev = int(dev_fraction * seen)
-    return {
-        "text": text.hexdigest(),
-        "tokenizer": hashlib.sha256(files.encode()).hexdigest(),
-        "chars": json.dumps([seen - dev, dev, chars - seen]),
-    }
+    lengths = [seen - dev, dev, chars - seen]
+    files = json.dumps([(name, data.hex()) for name, data in sorted(tokenizer.files.items())])
+    wanted = {"text": text.hexdigest(), "tokenizer": hashlib.sha256(files.encode()).hexdigest()}
+    wanted["characters"] = json.dumps(lengths)
+    for made in (False, True):
+        try:
+            tensors, found = read_safetensors(cache)
+            ids, ends = tensors["ids"], np.cumsum(json.loads(found["tokens"]))
+            whole = found["ids"] == hashlib.sha256(ids).hexdigest()
+            if whole and wanted.items() <= found.items():
+                pieces = np.split(ids, ends[:2])
+                return Split(ids, *pieces, *lengths, tokenizer.vocab_size, wanted["text"])
+        except (ValueError, KeyError):
+            pass  # missing or damaged
+        if not made:
+            encode_file(path, tokenizer, cache, lengths, wanted)
+    raise ValueError(f"{path}: changed while it was read")
 
 
-def read_split(cache, wanted, vocab_size):
-    """The Split in a token file, or None if it is damaged or not the wanted one."""
-    try:
-        ids, found = read_tokens(cache)
-        ends = np.cumsum(json.loads(found["tokens"]))
-        good = wanted.items() <= found.items() and found["sum"] == hashlib.sha256(ids).hexdigest()
-    except (ValueError, KeyError):
-        return None
-    chars = json.loads(wanted["chars"])
-    return (
-        Split(ids, *np.split(ids, ends[:2]), *chars, vocab_size, wanted["text"]) if good else None
-    )
+def encode_file(path, tokenizer, cache, lengths, metadata):
+    """Write the token file of a text in three pieces; if that takes long, say how far it is."""
+    dtype, raw = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"), Path(f"{cache}.raw")
+    text, counts, started = hashlib.sha256(), [], time.time()
+    due, (before, after) = started + 2, ("\r", "") if sys.stdout.isatty() else ("", "\n")
 
-
-def split_file(path, tokenizer, cache, dev_fraction=0.0):
-    """The Split of a text through the token file cache, made or used again; ValueError."""
-    split = read_split(cache, describe_text(path, tokenizer, dev_fraction), tokenizer.vocab_size)
-    if split is None:
-        encode_file(path, tokenizer, cache, describe_text(path, tokenizer, dev_fraction))
-        wanted = describe_text(path, tokenizer, dev_fraction)
-        split = read_split(cache, wanted, tokenizer.vocab_size)
-        need(split, f"{path}: changed while it was read")
-    return split
-
-
-def encode_file(path, tokenizer, cache, metadata):
-    """Write the token file; on the way, if it takes long, say how far it is."""
-    ends = [0, *np.cumsum(json.loads(metadata["chars"])).tolist()]
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 65536 else "<u4")
-    done, counts, terminal, started = 0, [], sys.stdout.isatty(), time.time()
-    quiet_until = started + 2
-
-    def between(begin, end):  # the characters of the text from begin to end
-        nonlocal done
+    def characters(begin, end):
+        nonlocal due
         at = 0
-        for text in stream_text(path):
-            yield text[max(0, begin - at) : max(0, end - at)]
-            at += len(text)
-            done = min(at, end)
+        for piece in stream_text(path):
+            part = piece[max(0, begin - at) : max(0, end - at)]
+            at += len(piece)
+            text.update(part.encode())
+            yield part
+            if part and time.time() > due:
+                line = f"encoding {path}: {min(at, end) / sum(lengths):4.0%}"
+                print(before + line, end=after, flush=True)
+                due = time.time() + 0.2 if before else math.inf
 
-    with tempfile.TemporaryFile(dir=Path(cache).parent) as file:  # how many ids is not yet known
-        for begin, end in itertools.pairwise(ends):
+    def tokens():
+        for begin, end in itertools.pairwise([0, *itertools.accumulate(lengths)]):
             counts.append(0)
-            for ids in tokenizer.encode_stream(between(begin, end)):
-                file.write(ids.astype(dtype))
+            for ids in tokenizer.encode_stream(characters(begin, end)):
                 counts[-1] += len(ids)
-                if time.time() > quiet_until:
-                    line = f"encoding {path}: {done / ends[-1]:4.0%}"
-                    print(
-                        f"\r{line}" if terminal else line, end="" if terminal else "\n", flush=True
-                    )
-                    quiet_until = time.time() + 0.2 if terminal else math.inf
-        file.flush()
-        ids = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype)
-        sums = {"tokens": json.dumps(counts), "sum": hashlib.sha256(ids).hexdigest()}
-        write_tokens(cache, ids, metadata | sums)
-    if quiet_until > started + 2:
+                yield ids.astype(dtype)
+
+    try:
+        write_file(raw, tokens())  # only now it is known how many there are
+        ids = np.memmap(raw, dtype, "r")
+        sums = {"text": text.hexdigest(), "ids": hashlib.sha256(ids).hexdigest()}
+        write_safetensors(cache, {"ids": ids}, metadata | sums | {"tokens": json.dumps(counts)})
+    finally:
+        raw.unlink(missing_ok=True)
+    if due > started + 2:
         line = f"encoded {path}: {len(ids):,} tokens in {time.time() - started:.0f} s"
-        print(f"\r{line}" if terminal else line, flush=True)
-
-
-def write_tokens(path, ids, metadata):
-    """TO BE REPLACED by section 13's write_safetensors."""
-    dtype = {"uint16": "U16", "uint32": "U32"}[ids.dtype.name]
-    entry = {"dtype": dtype, "shape": list(ids.shape), "data_offsets": [0, ids.nbytes]}
-    header = json.dumps({"__metadata__": metadata, "tokens": entry}).encode()
-    header += b" " * (-len(header) % 8)
-    with open(f"{path}.new", "wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.write(ids)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(f"{path}.new", path)
-
-
-def read_tokens(path):
-    """TO BE REPLACED by section 13's read_safetensors."""
-    need(Path(path).is_file(), f"{path}: no such file")
-    with open(path, "rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = parse_json(data[8:start], dict, f"{path}: damaged")
-    dtype = {"U16": "<u2", "U32": "<u4"}[header["tokens"]["dtype"]]
-    ids = np.frombuffer(data, dtype, offset=start)
-    need(list(ids.shape) == header["tokens"]["shape"], f"{path}: damaged")
-    return ids, header["__metadata__"]
+        print(before + line, flush=True)
 
 
 # %% 16. Training runs
