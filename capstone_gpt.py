@@ -41,21 +41,26 @@ Units; Shazeer 2020, GLU Variants Improve Transformer; Su et al. 2021, RoFormer;
 """
 
 import argparse
+import codecs
 import collections
 import ctypes
 import dataclasses
+import functools
 import hashlib
+import heapq
 import itertools
 import json
 import math
 import numbers
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -982,74 +987,243 @@ def sample_token(logits, temperature, top_k, top_p, rng):
 
 
 # %% 10. Text and tokens
+#
+# A model reads and writes integers, the tokens' ids; each has a row in the embedding. One token a
+# character is the simplest choice, but then texts are long. One token a word makes them short, but
+# no list of words is complete. Subwords lie between: begin with the 256 bytes, which can write any
+# text in UTF-8, and join pairs that often stand side by side into new tokens, again and again. This
+# is byte-pair encoding (BPE), the tokenizer of GPT-2, GPT-4 and Llama 3. Stage 7 derives how the
+# merges are learned; here they are only used. Encoding repeats them: of all pairs that are known,
+# the one learned first, which has the lowest rank, is joined, the leftmost if it stands in several
+# places; then look again, until no pair is known.
 
 
-class CharTokenizer:
+def merge(ids, merges):
+    """The ids (a list) after all merges {(left id, right id): (rank, new id)}; plain and slow."""
+    ids = list(ids)
+    while True:
+        known = [(merges[p][0], i) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
+        if not known:
+            return ids
+        _, i = min(known)
+        ids[i : i + 2] = [merges[ids[i], ids[i + 1]][1]]
+
+
+#     ids        e 0   l 1   o 2   r 3   s 4   w 5   lo 6   low 7   er 8
+#     merges     l+o: rank 0     lo+w: rank 1     e+r: rank 2
+#
+#     lower      1 2 5 0 3  ->  6 5 0 3  ->  7 0 3  ->  7 8          low|er
+#     slower     4 1 2 5 0 3  ->  4 6 5 0 3  ->  4 7 0 3  ->  4 7 8  s|low|er, never seen before
+#
+# Each round looks at the whole word, so n bytes take up to n² steps. The fast form finds the next
+# pair in a heap of (rank, place) and keeps the ids as a list linked in both directions, where two
+# neighbours become one without moving the others. A merge can only create the pairs to its left and
+# right; they go into the heap. A pair whose ids were eaten meanwhile is noticed when its turn comes.
+
+
+def merge_fast(ids, merges):
+    """What merge() computes, in about n log n steps for n ids."""
+    n = len(ids)
+    ids = [*ids, -1]  # the last id is in no pair; ids[-1] is also what stands before the first
+    before, after = list(range(-1, n)), list(range(1, n + 2))
+    heap = [(*merges[p], i, p) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
+    heapq.heapify(heap)  # the rank comes first, then the place, for a rank has one new id
+    while heap:
+        _, new, i, pair = heapq.heappop(heap)
+        j = after[i]
+        if (ids[i], ids[j]) != pair:
+            continue  # eaten
+        k = after[j]
+        ids[i], ids[j] = new, -1
+        after[i], before[k] = k, i
+        for left, right in ((before[i], i), (i, k)):
+            pair = ids[left], ids[right]
+            if pair in merges:
+                heapq.heappush(heap, (*merges[pair], left, pair))
+    return [i for i in ids if i >= 0]
+
+
+# Merges never reach across pre-tokens: a word with the space before it, a run of digits, of
+# punctuation, of blanks. The patterns below cut a text into them: GPT-2's, the one of GPT-4 and
+# Llama 3, and GPT-2's with every digit alone, as SmolLM has it. \p{L} is a letter, \p{N} a number
+# of any kind (½, Ⅷ), \s a blank. \s+(?!\S) lets a run of blanks give back its last one, which
+# leads the next word; a digit that stands alone is led by nothing. Python's re has no \p, and its
+# \s also takes U+001C to U+001F; so splitter() spells the classes out as ranges of characters.
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "digits": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+}
+
+
+@functools.cache
+def splitter(pattern, ascii_only):
+    """The compiled pattern; for ASCII text, classes of ASCII alone do the same and start faster."""
+    kinds = [unicodedata.category(chr(code))[0] for code in range(128 if ascii_only else 0x110000)]
+    ranges = {"L": "", "N": "", "Z": r"\t-\r" if ascii_only else r"\t-\r\x85"}
+    code = 0
+    for kind, run in itertools.groupby(kinds):  # letters, numbers, blanks as "a-z..." for [...]
+        end = code + len(list(run))
+        if kind in ranges:
+            ranges[kind] += rf"\U{code:08x}-\U{end - 1:08x}"
+        code = end
+    source = PATTERNS[pattern].replace(r"\S", r"[^\s]")  # then put lone classes into brackets
+    source = re.sub(r"(\[.*?\])|(\\p\{.\}|\\s)", lambda m: m[1] or f"[{m[2]}]", source)
+    for name, kind in ((r"\p{L}", "L"), (r"\p{N}", "N"), (r"\s", "Z")):
+        source = source.replace(name, ranges[kind])
+    return re.compile(source)
+
+
+class Tokenizer:
+    """What both kinds share: tokens {id: its bytes}, special_tokens {text: id}, files {name: bytes}."""
+
+    def __init__(self, tokens, special_tokens, files):
+        self.tokens, self.special_tokens, self.files = tokens, special_tokens, files
+        self.vocab_size = max(tokens) + 1
+
+    def decode_stream(self, ids):
+        """The text of ids piece by piece, never half a character; what is no character is U+FFFD."""
+        text = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            if piece := text.decode(self.tokens.get(int(i), b"\xef\xbf\xbd")):
+                yield piece
+        if rest := text.decode(b"", final=True):
+            yield rest
+
+    def decode(self, ids):
+        """The text of token ids (T,); half a character, or an id without a token, becomes U+FFFD."""
+        return "".join(self.decode_stream(ids))
+
+    def save(self, directory):
+        """Write the files into a directory that is there."""
+        for name, content in self.files.items():
+            write_file(Path(directory, name), [content])
+
+
+class CharTokenizer(Tokenizer):
     """One token per character: the sorted distinct characters of a text are the vocabulary."""
 
     def __init__(self, characters):
         self.characters = "".join(sorted(set(characters)))
-        self.ids = {c: i for i, c in enumerate(self.characters)}
-        self.vocab_size = len(self.characters)
-        self.start = "\n" if "\n" in self.ids else self.characters[0]  # what an empty prompt means
+        need(self.characters, "a vocabulary needs at least one character")
+        self.start = "\n" if "\n" in self.characters else self.characters[0]  # an empty prompt's
+        tokens = {i: c.encode() for i, c in enumerate(self.characters)}
+        super().__init__(tokens, {}, character_files(self.characters))
+        self._ids = np.full(ord(self.characters[-1]) + 2, -1)  # of each code; the last: unknown
+        self._ids[self._codes(self.characters)] = np.arange(len(tokens))
 
-    def encode(self, text):
-        """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
-        unknown = sorted(set(text) - self.ids.keys())
-        names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
-        need(not unknown, f"characters the model was not trained on: {names}")
-        return np.array([self.ids[c] for c in text], dtype=np.int64)
-
-    def decode(self, ids):
-        """The text of token ids (T,)."""
-        return "".join(self.characters[i] for i in ids)
-
-    def save(self, directory):
-        """Write the vocabulary to the file `tokenizer`, as a JSON string."""
-        Path(directory, "tokenizer").write_text(json.dumps(self.characters) + "\n")
-
-
-# TEMPORARY until helper T's tokenizers are merged
-
-
-_CharTokenizer = CharTokenizer
-
-
-class CharTokenizer(_CharTokenizer):
-    special_tokens = {}
+    def _codes(self, text):
+        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
     def encode(self, text, add_special_tokens=False):
-        return super().encode(text)
+        """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
+        ids = self._ids[np.minimum(self._codes(text), len(self._ids) - 1)]
+        if (ids < 0).any():
+            unknown = sorted(set(text) - set(self.characters))
+            names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
+            raise ValueError(f"characters the model was not trained on: {names}")
+        return ids
 
     def encode_stream(self, texts):
+        """The ids of all texts one after the other, an array each."""
+        return map(self.encode, texts)
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE.
+
+    vocab: {token in GPT-2's alphabet: id}; merges: [(left token, right token)] by rank; pattern: a
+    key of PATTERNS; added: [{"content", "id", "normalized"}], tokens that are looked for in a text
+    before it is split; template: the ids that add_special_tokens puts before a text and after it;
+    ignore_merges: a pre-token that is a token needs no merges.
+    """
+
+    def __init__(self, vocab, merges, pattern, added, template, ignore_merges, files):
+        tokens = {i: token_bytes(token) for token, i in vocab.items()}
+        tokens |= {token["id"]: token["content"].encode() for token in added}
+        super().__init__(tokens, {token["content"]: token["id"] for token in added}, files)
+        self.vocab, self.pattern, self.ignore_merges = vocab, pattern, ignore_merges
+        self.template = template
+        self.byte_ids = [vocab[BYTE_TO_CHAR[byte]] for byte in range(256)]
+        self.merges = {
+            (vocab[left], vocab[right]): (rank, vocab[left + right])
+            for rank, (left, right) in enumerate(merges)
+        }
+        self.cutters = []  # the library looks for "normalized" tokens in what the others leave
+        for normalized in (False, True):
+            texts = [t["content"] for t in added if bool(t.get("normalized")) is normalized]
+            longest_first = map(re.escape, sorted(texts, key=len, reverse=True))
+            if texts:
+                self.cutters.append(re.compile(f"({'|'.join(longest_first)})"))
+        self.words = WordCache(self._encode_word)
+
+    def _encode_word(self, word):
+        data = word.encode()
+        if self.ignore_merges and (token := to_alphabet(data)) in self.vocab:
+            return [self.vocab[token]]
+        return merge_fast([self.byte_ids[byte] for byte in data], self.merges)
+
+    def encode(self, text, add_special_tokens=False):
+        """Token ids (T,) of a text; special tokens written in it become their ids. ValueError."""
+        pieces = [text]  # text, special token, text, ..., text: even places hold text
+        for cutter in self.cutters:
+            halves = [[p] if n % 2 else cutter.split(p) for n, p in enumerate(pieces)]
+            pieces = list(itertools.chain(*halves))
+        ids = []
+        try:
+            for n, piece in enumerate(pieces):
+                if n % 2:
+                    ids.append(self.special_tokens[piece])
+                else:
+                    words = splitter(self.pattern, piece.isascii()).findall(piece)
+                    ids.extend(itertools.chain.from_iterable(map(self.words.__getitem__, words)))
+        except UnicodeEncodeError:
+            raise ValueError("the text holds half a surrogate pair, which no UTF-8 has") from None
+        before, after = self.template if add_special_tokens else ([], [])
+        return np.array([*before, *ids, *after], dtype=np.int64)
+
+    def encode_stream(self, texts):
+        """The ids of "".join(texts), in arrays; in constant memory while letters or digits come by.
+
+        A text may be cut where a letter or digit is followed by something else: no pattern has a
+        pre-token that goes on there, and none looks further. But no special token may be cut.
+        """
+        specials, held, enough = self.special_tokens, "", 1 << 16
+        longest = max(map(len, specials), default=1)
         for text in texts:
-            yield self.encode(text)
-
-    def decode_stream(self, ids):
-        for i in ids:
-            yield self.decode([i])
-
-    @property
-    def files(self):
-        return {"tokenizer": (json.dumps(self.characters) + "\n").encode()}
-
-
-def load_tokenizer(directory):
-    """The tokenizer of a checkpoint; the place where a tokenizer.json of stage 7 will be read."""
-    need(Path(directory).is_dir(), f"{directory}: no such checkpoint directory")
-    path = Path(directory, "tokenizer")
-    if Path(directory).name == "tokenizer":
-        return CharTokenizer(read_text(HERE / "data" / "stories.txt"))
-    need(path.is_file(), f"{directory}: no tokenizer file, so text cannot be turned into tokens")
-    bad = f"{path}: damaged tokenizer file, expected a JSON string of characters"
-    characters = parse_json(path.read_bytes(), str, bad)
-    need(characters, bad)
-    return CharTokenizer(characters)
+            held += text
+            if len(held) < enough:
+                continue
+            cut = len(held) - longest
+            while cut > 0 and not (
+                held[cut - 1].isalnum()
+                and not held[cut].isalnum()
+                and all(
+                    held.find(s, max(0, cut - len(s) + 1), cut + len(s) - 1) < 0 for s in specials
+                )
+            ):
+                cut -= 1
+            if cut > 0:
+                yield self.encode(held[:cut])
+                held = held[cut:]
+            enough = max(
+                1 << 16, 2 * len(held)
+            )  # a long word is not looked through again and again
+        yield self.encode(held)
 
 
-def read_text(path):
-    """The whole of a text file; see stream_text."""
-    return "".join(stream_text(path))
+class WordCache(dict):
+    """{word: its ids}, computed when a word is first met; of bounded size, whatever the text."""
+
+    def __init__(self, encode_word):
+        self.encode_word = encode_word
+
+    def __missing__(self, word):
+        ids = self.encode_word(word)
+        if len(self) < 100_000 and len(word) <= 64:
+            self[word] = ids
+        return ids
 
 
 # %% 11. The optimizer
@@ -1359,7 +1533,9 @@ def parse_json(text, kind, complaint):
 
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite)
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
+        )
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -1613,7 +1789,133 @@ def bos_and_eos(model):
     return bos, tuple(eos)
 
 
-# %% 15. Texts larger than memory
+# %% 15. Tokenizer files
+#
+# tokenizer.json holds everything; GPT-2 came as vocab.json (token: id) and merges.txt (by rank).
+# These files are text, but a token may be half a character. So GPT-2 writes each byte as one
+# printable character: those of Latin-1 that print stand for themselves, the 68 others take U+0100
+# and on, in order. A space becomes Ġ, a newline Ċ, and é, in UTF-8 the bytes C3 A9, Ã©.
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
+BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
+CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES += ("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
+HARMLESS = """backend chat_template clean_up_tokenization_spaces errors is_local legacy
+    local_files_only max_length model_input_names model_max_length name_or_path pad_to_multiple_of
+    pad_token_type_id padding_side processor_class sp_model_kwargs spaces_between_special_tokens
+    stride tokenizer_class truncation_side truncation_strategy use_default_system_prompt
+    vocab_size""".split()
+
+
+def to_alphabet(data):
+    """Bytes in GPT-2's printable alphabet: b" fox" -> "Ġfox"."""
+    return data.decode("latin-1").translate(BYTE_TO_CHAR)
+
+
+def token_bytes(token):
+    """The bytes behind a token of a vocabulary; one with a character outside the alphabet is text."""
+    if CHAR_TO_BYTE.keys() >= set(token):
+        return bytes(map(CHAR_TO_BYTE.get, token))
+    return token.encode()
+
+
+def character_files(characters):
+    """The files of a CharTokenizer: to the tokenizers library it is BPE without merges."""
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
+    model |= {
+        "ignore_merges": False,
+        "vocab": {c: i for i, c in enumerate(characters)},
+        "merges": [],
+    }
+    parts = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
+    parts |= {"normalizer": None, "pre_tokenizer": None, "post_processor": None}
+    parts |= {"decoder": {"type": "Fuse"}, "model": model}
+    return {
+        "tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1).encode(),
+        "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}\n',
+    }
+
+
+def refuse_others(where, found, handled):
+    """ValueError if the object `found` has keys not in `handled` that are not null, false or empty."""
+    need(isinstance(found, dict), f"{where} is {brief(found)}, expected an object")
+    for key, value in found.items():
+        handles = f"handled here: {', '.join(handled)}"
+        need(not value or key in handled, f"{where}: {brief(key)} is {brief(value)}; {handles}")
+
+
+def pattern_of(where, pre):
+    """The key of PATTERNS for a tokenizer.json's pre_tokenizer."""
+    steps = [*pre["pretokenizers"]] if pre.get("type") == "Sequence" else [pre]
+    steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
+    regex = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    steps[-1].setdefault("use_regex", True)
+    split = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
+    isolated = {**split, "behavior": "Isolated", "invert": False}
+    matches = {**split, "behavior": "Removed", "invert": True}  # the same: all is matched
+    for pattern, known in (
+        ("gpt2", [regex]),
+        ("gpt4", [isolated, {**regex, "use_regex": False}]),
+        ("gpt4", [matches, {**regex, "use_regex": False}]),
+        ("digits", [{"type": "Digits", "individual_digits": True}, regex]),
+    ):
+        if steps == known:
+            return pattern
+    handles = "GPT-2's, Llama 3's, and Digits (each alone) before GPT-2's"
+    raise ValueError(f"{where}: pre_tokenizer is {brief(pre)}; handled here: {handles}")
+
+
+def template_of(where, post, tokens):
+    """(ids before a text, ids after it) of a tokenizer.json's post_processor."""
+    before, after = [], []
+    steps = [] if not post else post["processors"] if post["type"] == "Sequence" else [post]
+    for step in steps:
+        if step["type"] == "ByteLevel":
+            continue  # it moves offsets
+        handles = "handled here: ByteLevel, TemplateProcessing"
+        need(step["type"] == "TemplateProcessing", f"{where}: {brief(step)}; {handles}")
+        sides = [[], []]
+        side = 0
+        for part in step["single"]:
+            if "Sequence" in part:
+                need(side == 0 and part["Sequence"]["id"] == "A", f"{where}: {brief(step)}")
+                side = 1
+            else:
+                sides[side] += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+        need(side == 1, f"{where}: {brief(step)}")
+        before, after = sides[0] + before, after + sides[1]
+    for i in before + after:
+        need(type(i) is int and i in tokens, f"{where}: post_processor adds {brief(i)}, no token")
+    return before, after
+
+
+def load_tokenizer(directory):
+    """The tokenizer in a directory written here, by stage 7 or by transformers; ValueError."""
+    directory = Path(directory)
+    files = {n: (directory / n).read_bytes() for n in TOKENIZER_FILES if (directory / n).is_file()}
+    old = directory / "tokenizer"  # until issue 8
+    if not files and old.is_file():
+        return CharTokenizer(parse_json(old.read_bytes(), str, f"{old}: expected a JSON string"))
+    where = directory / "tokenizer.json"
+    parts = read_json(where)
+    model = parts["model"]
+    if parts["decoder"] == {"type": "Fuse"}:
+        tokenizer = CharTokenizer("".join(model["vocab"]))
+        same = json.loads(tokenizer.files["tokenizer.json"]) == parts
+        need(same, f"{where}: not the characters this file writes")
+        return tokenizer
+    vocab, added = model["vocab"], parts["added_tokens"]
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    template = template_of(where, parts.get("post_processor"), set(vocab.values()))
+    pattern = pattern_of(where, parts["pre_tokenizer"])
+    ignore = bool(model.get("ignore_merges"))
+    return BPETokenizer(vocab, merges, pattern, added, template, ignore, files)
+
+
+# %% 16. Texts larger than memory
 #
 # A text is read in pieces, and its token ids go to a file that is mapped into memory: an array that
 # the system reads from disk where it is looked at, and forgets when space runs short. The file says
@@ -1723,7 +2025,7 @@ def encode_file(path, tokenizer, cache, lengths, metadata):
         print(before + line, flush=True)
 
 
-# %% 16. Training runs
+# %% 17. Training runs
 #
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
 # a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
@@ -2154,7 +2456,7 @@ class Run:
         return text
 
 
-# %% 17. The command line
+# %% 18. The command line
 
 
 def latest_run():
