@@ -2267,7 +2267,8 @@ class Run:
         need(n > T, f"{s['data']}: {n} tokens are too few for a block of {T}{hint}")
         enough = dev == 0 or len(self.split.dev)
         need(enough, f"{s['data']}: a --dev_fraction of {dev} is less than a token, 0 does without")
-        self.choosing = dev > 0  # the best step, by the development piece
+        self.choosing = dev > 0  # the best step, by its loss on the development piece
+        self.watched = "dev" if dev > 0 else "held"
         betas, decay, clip = (s["beta1"], s["beta2"]), s["weight_decay"], s["grad_clip"]
         self.optimizer = AdamW(model.params, betas, 1e-8, decay, clip)
         self.step, self.count, self.sum, self.best, self.stop = 0, 0, 0.0, math.inf, Stop()
@@ -2363,16 +2364,11 @@ class Run:
         return {"learning_rate": rate, "grad_norm": norm}
 
     def loss(self, piece, stride, max_windows=None):
-        """Nats per character of a piece of the text, "dev" or "held"."""
+        """Nats per character of a piece of the text, "dev" or "held"; Diverged if not finite."""
         split, T, n = self.split, self.settings["block_size"], len(getattr(self.split, piece))
         ids = split.ids if piece == "held" else split.ids[: len(split.train) + n]
         chars = getattr(split, f"{piece}_chars")
-        return nats_per_char(self.model, ids, len(ids) - n, chars, T, stride, max_windows)
-
-    def evaluate(self, batches):
-        """The loss on some windows, always the same; Diverged if it is not finite."""
-        piece, T = "dev" if self.choosing else "held", self.settings["block_size"]
-        loss = self.loss(piece, T, batches * self.settings["batch_size"])
+        loss = nats_per_char(self.model, ids, len(ids) - n, chars, T, stride, max_windows)
         if not math.isfinite(loss):
             raise Diverged(self.step, f"loss {loss:.4g}")
         return loss
@@ -2391,31 +2387,34 @@ class Run:
 
     def train(self, resumed):
         """Train to max_iters or until someone wants to stop: the status to exit with."""
-        s = self.settings
+        s, first = self.settings, self.step
+        tokens = s["batch_size"] * s["gradient_accumulation_steps"] * s["block_size"]
         self.keep_metrics(self.step if resumed else -1)
         with self.stop as stop:
             title = f"  step     train  {'dev' if self.choosing else 'held-out':>8}  bits/char"
             stop.say(f"{title}   tokens/s  time left   (losses in nats per character)")
             if not resumed:
-                self.checkpoint()
-            began, first = time.time(), self.step
+                self.checkpoint("", {})
+            began = time.time()
             while self.step < s["max_iters"] and not stop.status:
                 try:
                     how = self.update()
-                except KeyboardInterrupt:  # between the batches of a step
+                except KeyboardInterrupt:  # between the pieces of a step
                     break
-                pace = (self.step - first) / (time.time() - began)
+                speed = (self.step - first) * tokens / (time.time() - began)
+                left = round((s["max_iters"] - self.step) * tokens / speed)
+                pace = f"{speed:9,.0f}  {left // 60:6d}:{left % 60:02d}"
                 if self.step % s["eval_interval"] == 0 or self.step == s["max_iters"]:
-                    self.checkpoint(pace, how)
+                    self.checkpoint(pace, {**how, "tokens_per_second": speed})
                 elif sys.stdout.isatty() and self.step % 10 == 0:
-                    stop.say("\r" + self.row(self.trained(), None, pace), end="")
+                    stop.say(f"\r{self.step:6d}  {self.trained():8.4f}{'':21}  {pace}", end="")
             if stop.status:
                 self.stop_early()
         return stop.status
 
     def stop_early(self):
         """Save and say how to go on, on standard error if nobody reads standard output."""
-        self.evaluate(1)  # a model that is not finite must not land
+        self.loss(self.watched, self.settings["block_size"], 1)  # not finite: must not land
         self.save(best=not self.choosing)
         done = f"stopped after step {self.step} and saved; to go on:"
         command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
@@ -2423,37 +2422,23 @@ class Run:
         if self.stop.status == CLOSED:
             complain(f"nobody reads standard output: {done} {command}")
 
-    def checkpoint(self, pace=None, how=None):
+    def checkpoint(self, pace, how):
         """Evaluate, record and print a row, save; now and then show a sample."""
-        s, trained, loss = self.settings, self.trained(), self.evaluate(self.settings["eval_iters"])
+        s, trained = self.settings, self.trained()
+        loss = self.loss(self.watched, s["block_size"], s["eval_iters"] * s["batch_size"])
         name = "dev_loss" if self.choosing else "held_out_loss"
-        record = {"step": self.step, "train_loss": trained, name: loss, **(how or {})}
-        if pace:
-            record["tokens_per_second"] = pace * self.tokens_per_step()
+        row = {"step": self.step, "train_loss": trained, name: loss, **how}
         with open(self.out / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(row) + "\n")
         best = loss < self.best or not self.choosing
         self.sum, self.count, self.best = 0.0, 0, min(loss, self.best)
         self.save(best)
-        self.stop.say("\r" * sys.stdout.isatty() + self.row(trained, loss, pace))
+        row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
+        row += f"  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}"
+        self.stop.say("\r" * sys.stdout.isatty() + row)
         if self.step % s["sample_interval"] == 0 and 0 < self.step < s["max_iters"]:
             text = self.sample(160, self.step).replace("\n", "\n        | ")
             self.stop.say(f"        | {text}")
-
-    def tokens_per_step(self):
-        """Tokens that one update learns from."""
-        s = self.settings
-        return s["batch_size"] * s["gradient_accumulation_steps"] * s["block_size"]
-
-    def row(self, trained, loss, pace):
-        """A row of the table; pace: steps per second so far."""
-        bits = None if loss is None else loss / math.log(2)
-        cells = ["" if x is None else f"{x:.4f}" for x in (trained, loss, bits)]
-        text = f"{self.step:6d}  {cells[0]:>8}  {cells[1]:>8}  {cells[2]:>9}"
-        if pace:
-            left = round((self.settings["max_iters"] - self.step) / pace)
-            text += f"  {pace * self.tokens_per_step():9,.0f}  {left // 60:6d}:{left % 60:02d}"
-        return text
 
 
 # %% 18. The command line
