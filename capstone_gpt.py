@@ -2498,7 +2498,7 @@ def train_command(args):
         settings = new_settings(args.preset, given)
         suffix = "-fast" if args.preset == "fast" else ""  # a smoke run is not the run to sample
         out, made = new_directory(settings["out_dir"], Path(settings["data"]).stem + suffix)
-        settings["out_dir"] = str(out)
+        settings["out_dir"] = ""  # a run may be moved
     else:
         out, made = Path(args.resume or given.get("out_dir") or latest_run()), False
         own = not args.preset and given.pop("out_dir", str(out)) == str(out)
