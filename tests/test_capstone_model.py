@@ -14,6 +14,8 @@ VARIANTS = {
     "llama": {"arch": "llama", "n_kv_head": 2},
     "tied": {"arch": "llama", "tie_weights": True},
 }
+SCALING = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+SCALING["original_max_position_embeddings"] = 8192
 
 
 def make(variant="gpt2", dtype=np.float64, **fields):
@@ -174,6 +176,13 @@ def test_one_batch_can_be_learnt_by_heart(rng):
         ({"dropout": "x"}, "dropout must be a number"),
         ({"arch": ["gpt2"]}, "arch must be"),
         ({"n_layer": 10**20}, "n_layer must be"),
+        ({"rope_scaling": SCALING, "arch": "gpt2"}, "belongs to llama"),
+        ({"rope_scaling": SCALING | {"factor": 0}, "arch": "llama"}, "factor must be at least"),
+        ({"rope_scaling": SCALING | {"extra": 1}, "arch": "llama"}, "rope_scaling must have"),
+        ({"rope_scaling": [8], "arch": "llama"}, "rope_scaling must have"),
+        ({"rope_scaling": SCALING | {"low_freq_factor": 4}, "arch": "llama"}, "must be below"),
+        ({"rope_theta": 10**400}, "rope_theta must be"),
+        ({"dropout": True}, "dropout must be a number"),
         ({"n_layer": 9999, "n_embd": 12288, "n_head": 1}, "beyond any memory"),
     ],
 )
