@@ -862,17 +862,20 @@ LAYOUT = {
 def param_table(config):
     """Rows (Hugging Face name, shape, layer or None, our name), all matrices before all vectors.
 
-    Matrices decay (section 9), vectors do not: each kind is one piece of memory.
+    Matrices decay (section 11), vectors do not: each kind is one piece of memory.
     """
     C, rows = config.n_embd, []
     size = {"C": C, "3C": 3 * C, "K": config.n_kv_head * config.head_size, "F": config.n_hidden}
     size |= {"V": config.vocab_size, "T": config.block_size}
     for layer in [None, *range(config.n_layer)]:
         for line in LAYOUT[config.arch].strip().splitlines():
-            ours, theirs, *shape = line.split()
-            if ("*" in theirs) == (layer is None) or (ours == "head" and config.tie_weights):
+            ours, theirs, *letters = line.split()
+            belongs_to_a_layer = "*" in theirs
+            if belongs_to_a_layer != (layer is not None):
                 continue
-            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in shape)
+            if ours == "head" and config.tie_weights:
+                continue
+            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in letters)
             rows.append((f"{name}.weight", shape, layer, f"{ours}.weight"))
             if config.bias and ours not in ("embedding", "positions", "head"):
                 rows.append((f"{name}.bias", shape[-1:], layer, f"{ours}.bias"))
@@ -898,7 +901,8 @@ class ParamDict(dict):
         for name, shape, layer, ours in param_table(config):
             start, end = end, end + math.prod(shape)
             self[name] = flat[start:end].reshape(shape)
-            joined = flat[starts.setdefault((layer, ours), start) : end].reshape(-1, *shape[1:])
+            first = starts.setdefault((layer, ours), start)  # q, k and v are one name: one matrix
+            joined = flat[first:end].reshape(-1, *shape[1:])
             if layer is None:
                 self.top[ours] = joined
             else:
@@ -2065,37 +2069,55 @@ def main(argv=None):
         return 2
 
 
+# %% What to take away
+#
+# y = xW:        dx = dy Wᵀ,  dW = xᵀdy.          Two paths to one weight: its gradients add.
+# softmax, loss: dz = p - 1[target].              Attention: ds = P(dP - dy·y).
+# normalising:   dx loses its component along x̂ (and, for LayerNorm, its mean).
+# AdamW:         w ← w - ηλw - η m̂/(√v̂ + ε).      A step moves every weight by about η.
+# Believe a backward when central differences agree with it, a loss when the text is held out, and a
+# checkpoint when the process that wrote it has been killed at its worst moment.
+
 # %% Common mistakes
 #
 # 1. Reporting the loss on text the model has seen. It falls for ever. Symptom: train and held-out
-#    part ways. Here every reported number is held out (section 10, evaluate).
+#    part ways. Here every reported number is held out (section 13, evaluate).
 # 2. An attention that sees the future. Symptom: a loss near 0 and samples of rubbish. CAUSAL sets
-#    the scores to -∞ before the softmax (section 2); a test changes token t and watches the past.
+#    the scores to -∞ before the softmax (section 3); a test changes token t and watches the past.
 # 3. Writing a shared weight's gradient with = where two paths reach it. Symptom: training works, a
-#    little worse than it should. The tied head adds with += (section 7, loss_and_grads).
-# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 1).
+#    little worse than it should. The tied head adds with += (section 6, loss_and_grads).
+# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 2).
 # 5. Decaying biases and norm weights, or starting m and v at 0 without the correction. Symptom: a
-#    slow start, norms that shrink (section 9).
+#    slow start, norms that shrink (section 11).
 # 6. Drawing batches from a generator whose state is not saved. Symptom: a resumed run that drifts
-#    from the uninterrupted one. Here step s has a generator of its own (section 11).
-# 7. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 6).
-# 8. x**3. Symptom: none but the clock (section 1, GELU).
+#    from the uninterrupted one. Here every sequence of a step has its own generator (section 12).
+# 7. Choosing the best checkpoint, or a learning rate, by the held-out loss. Symptom: numbers that
+#    nobody else reaches on new text. `best` is chosen on the development piece (section 17).
+# 8. Comparing the loss per token of models with different tokens. Symptom: the larger vocabulary
+#    looks worse. Divide by characters (section 13).
+# 9. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 14).
+# 10. x**3. Symptom: none but the clock (section 2, GELU).
 
 # %% Exercises
 #
-#  1. Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
-#  2. Train with --tie_weights False. What happens to the parameter count and the held-out loss?
-#  3. Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
-#  4. Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives it.
-#  5. Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
-#  6. Train on data/names.txt with a block of 16. How many of 100 sampled names are in the file?
-#  7. Replace GELU by ReLU², forward and backward, and run the gradient check.
-#  8. Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
-#  9. Let llama keep its cache when the window slides. Why may the text differ?
-# 10. Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
-# 11. Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
-# 12. Which lowers the held-out loss more at equal seconds, twice the channels or twice the steps?
-#     Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
+#  1. ★ Do the second step of table_step (section 1) on paper; check it with the function.
+#  2. ★ Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
+#  3. ★ Train with --tie_weights False. What happens to the parameter count and the held-out loss?
+#  4. ★ Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
+#  5. ★ Train on data/names.txt with --tokenizer char and a block of 16. How many of 100 sampled
+#     names are in the file?
+#  6. ★★ Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
+#  7. ★★ Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives
+#     it.
+#  8. ★★ Replace GELU by ReLU², forward and backward, and run the gradient check.
+#  9. ★★ Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
+# 10. ★★ Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
+# 11. ★★ Learn a vocabulary of 512 and one of 2,048 tokens with stage 7 and train on each. Why can
+#     the losses per token not be compared, and which model is better?
+# 12. ★★★ Let llama keep its cache when the window slides. Why may the text differ?
+# 13. ★★★ Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
+# 14. ★★★ Which lowers the held-out loss more at equal seconds, twice the channels or twice the
+#     steps? Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
 
 # %% Where this leads
 #
