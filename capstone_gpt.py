@@ -1249,9 +1249,8 @@ def safetensors_header(entries, metadata=None):
 
 def write_safetensors(path, tensors, metadata=None):
     """Write {name: array} and the metadata {text: text} in the safetensors format."""
-    tensors = dict(
-        sorted(tensors.items(), key=lambda item: -item[1].itemsize)
-    )  # so all stay aligned
+    by_size = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+    tensors = dict(by_size)  # the largest numbers first, so that all are aligned
     header = safetensors_header({n: (t.dtype, t.shape) for n, t in tensors.items()}, metadata)
     arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for t in tensors.values())
     write_file(path, itertools.chain([header], arrays))
@@ -1387,30 +1386,19 @@ def copy_tensor(tensors, name, array):
 
 HF_FIELDS = {
     "gpt2": {
-        "vocab_size": ("vocab_size", int),
-        "n_positions": ("block_size", int),
-        "n_layer": ("n_layer", int),
-        "n_head": ("n_head", int),
-        "n_embd": ("n_embd", int),
-        "n_inner": ("n_hidden", int),
-        "bias": ("bias", bool),  # nanoGPT's: transformers always has biases, so we write zeros
-        "resid_pdrop": ("dropout", float),
-        "layer_norm_epsilon": ("norm_eps", float),
-        "tie_word_embeddings": ("tie_weights", bool),
+        "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
+        "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_hidden", "bias": "bias",
+        "resid_pdrop": "dropout", "layer_norm_epsilon": "norm_eps",
+        "tie_word_embeddings": "tie_weights",
     },
     "llama": {
-        "vocab_size": ("vocab_size", int),
-        "max_position_embeddings": ("block_size", int),
-        "num_hidden_layers": ("n_layer", int),
-        "num_attention_heads": ("n_head", int),
-        "hidden_size": ("n_embd", int),
-        "num_key_value_heads": ("n_kv_head", int),
-        "intermediate_size": ("n_hidden", int),
-        "attention_dropout": ("dropout", float),
-        "rms_norm_eps": ("norm_eps", float),
-        "tie_word_embeddings": ("tie_weights", bool),
+        "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
+        "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+        "num_key_value_heads": "n_kv_head", "intermediate_size": "n_hidden",
+        "attention_dropout": "dropout", "rms_norm_eps": "norm_eps",
+        "tie_word_embeddings": "tie_weights",
     },
-}
+}  # fmt: skip
 HF_FIXED = {  # what may stand there; the first is what we write
     "gpt2": {
         "architectures": (["GPT2LMHeadModel"], ["GPT2Model"], None),
@@ -1434,7 +1422,7 @@ HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initial
 HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
     merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json
-    tokenizer""".split()  # what a model keeps beside its weights
+    tokenizer.model tokenizer""".split()  # what a model keeps beside its weights
 
 
 def rope_from_json(path, j):
@@ -1445,7 +1433,7 @@ def rope_from_json(path, j):
         if not isinstance(settings, dict):
             raise ValueError(f"{path}: {key} must be an object, not {settings!r:.60}")
         for name, value in settings.items():
-            if rope.setdefault(name, value) != value:
+            if value is not None and rope.setdefault(name, value) != value:
                 raise ValueError(f"{path}: {name!r:.60} is given twice, differently")
     old_kind = rope.pop("type", "default")
     kind = rope.pop("rope_type", old_kind)
@@ -1462,10 +1450,13 @@ def config_from_json(path, j):
     if arch not in list(HF_FIELDS):
         raise ValueError(f"{path}: model_type must be gpt2 or llama, not {arch!r:.60}")
     fields = {"dropout": 0.1} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' defaults
-    for theirs, (ours, kind) in HF_FIELDS[arch].items():
+    kinds = {"bias": bool, "tie_weights": bool, "dropout": float, "norm_eps": float}
+    optional = ("n_inner", "num_key_value_heads")
+    for theirs, ours in HF_FIELDS[arch].items():
+        kind = kinds.get(ours, int)
         if j.get(theirs) is not None:
             fields[ours] = check_value(f"{path}: {theirs}", j[theirs], kind)
-        elif ours in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+        elif kind is int and theirs not in optional:
             raise ValueError(f"{path} lacks {theirs}")
     if arch == "llama":
         fields |= rope_from_json(path, j)
@@ -1476,11 +1467,12 @@ def config_from_json(path, j):
     fixed = HF_FIXED[arch] | {"n_ctx": (config.block_size, None)}
     fixed["head_dim"] = (config.head_size, None)
     known = {*HF_FIELDS[arch], *HF_IDLE, *(HF_ROPE if arch == "llama" else ())}
-    for key in j.keys() - known:
+    for key, value in j.items():
         handled = fixed.get(key, (None, False, "", [], {}))
-        if not any(j[key] == value and type(j[key]) is type(value) for value in handled):
+        right = any(value == v and type(value) is type(v) for v in handled)
+        if key not in known and not right:
             handled = ", ".join(map(json.dumps, handled))
-            raise ValueError(f"{path}: {key!r:.60} is {j[key]!r:.60}; handled: {handled}")
+            raise ValueError(f"{path}: {key!r:.60} is {value!r:.60}; handled: {handled}")
     return config
 
 
@@ -1494,7 +1486,7 @@ def config_to_json(model):
         j = parse_json(text, dict, "config.json: expected a JSON object")
         was = config_from_json("config.json", j)
     new = dict(j)
-    for theirs, (ours, _) in HF_FIELDS[config.arch].items():
+    for theirs, ours in HF_FIELDS[config.arch].items():
         if was is None or getattr(was, ours) != getattr(config, ours):
             new[theirs] = getattr(config, ours)
             if theirs == "resid_pdrop":
@@ -1515,29 +1507,30 @@ def save_model(directory, model):
     A directory that holds the same model gets new weights in one step. ValueError if it holds
     another one: between two steps it would be neither the old nor the new.
     """
-    directory, config, tensors = Path(directory), model.config, dict(model.params)
+    directory, config = Path(directory), model.config
     need(not directory.is_file(), f"{directory} is a file, a model needs a directory")
     directory.mkdir(parents=True, exist_ok=True)
-    path, files = directory / "config.json", model.files | {"config.json": config_to_json(model)}
-    present = [name for name in files if (directory / name).is_file()]
-    changed = [name for name in present if (directory / name).read_bytes() != files[name]]
-    if "config.json" in changed:
-        found = config_from_json(path, read_json(path))
-        if dataclasses.replace(found, dropout=config.dropout) == config:
-            changed.remove("config.json")  # what changed has no part in the logits
-    elif not path.exists() and (directory / "model.safetensors").exists():
-        changed.append("config.json")
-    if changed:
-        raise ValueError(
-            f"{directory} holds another model, its {changed[0]} differs: choose another"
-        )
+    weights, stale = directory / "model.safetensors", {}
+    for name, content in {**model.files, "config.json": config_to_json(model)}.items():
+        path = directory / name
+        old = path.read_bytes() if path.is_file() else None
+        if name != "config.json":
+            same = old is None or old == content
+        elif old is None:
+            same = not weights.exists()
+        else:  # dropout and what this file does not compute may differ
+            found = config_from_json(path, read_json(path))
+            same = dataclasses.replace(found, dropout=config.dropout) == config
+        need(same, f"{directory} holds another model, its {name} differs: choose another directory")
+        if old != content:
+            stale[name] = content
+    tensors = dict(model.params)
     if config.arch == "gpt2" and not config.bias:  # transformers has biases: zeros
         full = param_shapes(dataclasses.replace(config, bias=True))
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
-    for name, content in files.items():
-        if name not in present or name == "config.json":
-            write_file(directory / name, [content])
-    write_safetensors(directory / "model.safetensors", tensors)
+    for name, content in stale.items():
+        write_file(directory / name, [content])
+    write_safetensors(weights, tensors)
 
 
 def open_weights(directory, arch):
@@ -1573,7 +1566,7 @@ def load_model(directory, dtype=None):
     config = config_from_json(directory / "config.json", read_json(directory / "config.json"))
     found = open_weights(directory, config.arch)
     if config.n_layer > len(found):
-        raise ValueError(f"{directory}: {config.n_layer} layers, but {len(found)} tensors")
+        raise ValueError(f"{directory}: {config.n_layer} layers do not fit {len(found)} tensors")
     shapes, head = param_shapes(config), "lm_head.weight"
     if config.tie_weights and head in found:
         embedding = next(iter(shapes))  # comes first
