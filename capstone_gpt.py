@@ -1449,18 +1449,19 @@ def yardstick(split):
 # tokenizer's files. transformers opens ours, we open theirs.
 #
 # safetensors: 8 bytes of little-endian header length N, N bytes of JSON {name: {dtype, shape,
-# data_offsets}}, then the arrays' raw bytes, without gaps. An array is mapped into memory when it is
-# asked for, and nothing in the file is trusted before it is checked: no pickle, no code, no offset
-# out of bounds. What is accepted and refused is what the reference library accepts and refuses.
+# data_offsets}}, then the arrays' raw bytes, without gaps. An array is mapped into memory when it
+# is asked for, and nothing in the file is trusted before it is checked: no pickle, no code, no
+# offset out of bounds.
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
-DTYPES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
-DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1"}
-LONGEST_HEADER = 100_000_000  # bytes; the reference library reads no longer one
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
+    "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
+LONGEST_HEADER = 100_000_000  # bytes, the reference library's limit
 
 
 def write_file(path, pieces):
-    """Write the bytes of `pieces` to path; at every instant the old file is there or the new one.
+    """Write pieces of bytes to path: whenever the power fails, the old file is there or the new.
 
     They go to a temporary name, onto the disk, and then take the old file's place in one step.
     """
@@ -1474,43 +1475,39 @@ def write_file(path, pieces):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        if os.name != "nt":  # the new name is on the disk when the directory is
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-    except BaseException as error:
+    except OSError as error:
+        message = f"{error.strerror}; what was there before is kept"
+        raise OSError(error.errno, message, str(path)) from None
+    finally:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror}; not written", str(path)) from None
-        raise
+    if os.name == "posix":  # the new name is on the disk when the directory is
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
 
 
 def safetensors_header(entries, metadata=None):
-    """The bytes before the arrays, for {name: (numpy dtype, shape)} in the order they follow."""
+    """The bytes before the arrays, for {name: (dtype, shape)} in their order and {text: text}."""
     names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
-    header, end = {"__metadata__": {"format": "pt"} | (metadata or {})}, 0
-    for key, value in header["__metadata__"].items():
-        need(
-            type(key) is type(value) is str, f"safetensors metadata is text, not {key!r}: {value!r}"
-        )
+    metadata, end = {"format": "pt"} | (metadata or {}), 0
+    if not all(isinstance(text, str) for text in [*metadata, *metadata.values()]):
+        raise ValueError(f"safetensors metadata must be texts, not {metadata!r:.60}")
+    header = {"__metadata__": metadata}
     for name, (dtype, shape) in entries.items():
-        if np.dtype(dtype) not in names:
-            raise ValueError(f"{name}: safetensors cannot hold an array of type {dtype}")
-        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
-        need(isinstance(name, str) and name not in header, f"{name!r} cannot be a tensor's name")
-        offsets = [start, end]
-        header[name] = {"dtype": names[np.dtype(dtype)], "shape": shape, "data_offsets": offsets}
+        need(isinstance(name, str) and name not in header, f"{name!r:.60} cannot name a tensor")
+        need(dtype in names, f"{name}: safetensors cannot hold an array of type {dtype}")
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": (start, end)}
     text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # arrays start on a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # the arrays start on a multiple of 8 bytes
     need(len(text) <= LONGEST_HEADER, f"{len(text)} bytes are too many for a safetensors header")
     return len(text).to_bytes(8, "little") + text
 
 
 def write_safetensors(path, tensors, metadata=None):
-    """Write {name: array} and {text: text} to path in the safetensors format; see write_file."""
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # all stay aligned
+    """Write {name: array} and the metadata {text: text} in the safetensors format."""
+    by_size = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+    tensors = dict(by_size)  # the largest numbers first, so that all are aligned
     header = safetensors_header({n: (t.dtype, t.shape) for n, t in tensors.items()}, metadata)
     arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for t in tensors.values())
     write_file(path, itertools.chain([header], arrays))
@@ -1519,7 +1516,8 @@ def write_safetensors(path, tensors, metadata=None):
 def parse_json(text, kind, complaint):
     """The JSON value in text, str or UTF-8 bytes; ValueError(complaint) unless it is of that kind.
 
-    Stricter than Python's json: a field given twice, NaN and half a surrogate pair are refused.
+    Stricter than Python, as strict as safetensors: fields given twice, numbers that are not finite
+    and halves of surrogate pairs are refused, and -0 is no whole number.
     """
 
     def unique(pairs):
@@ -1531,11 +1529,13 @@ def parse_json(text, kind, complaint):
         need(math.isfinite(float(word)), f"{word[:40]} is not a finite number")
         return float(word)
 
+    def whole(word):
+        return -0.0 if word == "-0" else int(word)
+
+    hooks = {"parse_int": whole, "parse_float": finite, "parse_constant": finite}
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(
-            text, object_pairs_hook=unique, parse_float=finite, parse_constant=finite
-        )
+        value = json.loads(text, object_pairs_hook=unique, **hooks)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -1553,12 +1553,12 @@ def read_json(path):
 class TensorFile(collections.abc.Mapping):
     """{name: read-only array} of an open safetensors file; BF16 becomes float32.
 
-    An array is mapped into memory when it is asked for and forgotten with its last user. .entries
-    is {name: (type, shape, first byte)}.
+    An array costs memory from when it is asked for until it is forgotten. The file may be replaced
+    meanwhile: this is still the old one. .entries holds {name: (type, shape, first byte)}.
     """
 
-    def __init__(self, file, entries):
-        self.file, self.entries = file, entries
+    def __init__(self, file):
+        self.file, self.entries = file, {}
 
     def __getitem__(self, name):
         kind, shape, start = self.entries[name]
@@ -1584,208 +1584,282 @@ class TensorFile(collections.abc.Mapping):
 
 
 def read_safetensors(path):
-    """({name: read-only array}, metadata) of a safetensors file, see TensorFile.
+    """(TensorFile, metadata) of a safetensors file.
 
     Raises ValueError naming the file when any length, offset, shape or type does not hold.
     """
     need(Path(path).is_file(), f"{path}: no such file")
-    tensors = TensorFile(open(path, "rb"), {})
-    size, bad = os.fstat(tensors.file.fileno()).st_size, f"{path}: damaged safetensors file:"
-    need(size >= 8, f"{bad} {size} bytes are too few")
+    tensors, bad = TensorFile(open(path, "rb")), f"{path}: damaged safetensors file:"
+    size = os.fstat(tensors.file.fileno()).st_size
     length = int.from_bytes(tensors.file.read(8), "little")
-    fits = length <= min(size - 8, LONGEST_HEADER)
-    need(fits, f"{bad} a header of {length} bytes in a file of {size}")
-    text, what = tensors.file.read(length), f"{bad} the header is not a JSON object"
-    need(text.startswith(b"{"), what)
-    header = parse_json(text, dict, what)
+    if size < 8 or length > min(size - 8, LONGEST_HEADER):
+        raise ValueError(f"{bad} a header of {length} bytes in a file of {size}")
+    text, size = tensors.file.read(length), size - 8 - length
+    need(text.startswith(b"{"), f"{bad} the header does not begin with {{")
+    header = parse_json(text, dict, f"{bad} the header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
-    right = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-    need(right, f"{bad} the metadata is not an object of texts")
-    spans = []
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"{bad} its metadata are not texts")
+    spans, end = [], 0
     for name, entry in header.items():
-        name_ = brief(name)
-        need(isinstance(entry, dict), f"{bad} {name_} is not an object")
+        here = f"{bad} {name!r:.80}"
+        need(isinstance(entry, dict), f"{here} is not described by an object")
         kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-        known = isinstance(kind, str) and kind in DTYPES
-        need(known, f"{bad} {name_} has the type {brief(kind)}, not one of {', '.join(DTYPES)}")
-        for numbers_ in (shape, offsets):
-            right = isinstance(numbers_, list)
-            right = right and all(type(n) is int and 0 <= n < 2**64 for n in numbers_)
-            need(right, f"{bad} shape or offsets of {name_}")
-        right = len(offsets) == 2 and offsets[0] <= offsets[1] <= size - 8 - length
-        need(right, f"{bad} offsets of {name_}")
-        right = offsets[1] - offsets[0] == math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
-        need(right, f"{bad} {name_} is {brief(shape)} but has another length")
+        if not isinstance(kind, str) or kind not in DTYPES:
+            raise ValueError(f"{here} is of type {kind!r:.40}, not one of {', '.join(DTYPES)}")
+        for sizes in (shape, offsets):
+            if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes):
+                raise ValueError(f"{here}: shape and data_offsets must be lists of whole numbers")
+        if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:
+            raise ValueError(f"{here}: no array has the shape {shape!r:.80}")
+        if len(offsets) != 2 or not offsets[0] <= offsets[1] <= size:
+            raise ValueError(f"{here}: data_offsets {offsets!r:.80} in {size} bytes")
+        count = math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
+        need(offsets[1] - offsets[0] == count, f"{here}, {shape!r:.80}, has another length")
         tensors.entries[name] = kind, tuple(shape), 8 + length + offsets[0]
-        spans.append(offsets)
-    begins, ends = zip(*sorted(spans), (size - 8 - length, None))
-    right = begins == (0, *ends[:-1])  # each begins where the one before it ends
-    need(right, f"{bad} the arrays do not fill its {begins[-1]} bytes one after the other")
+        spans.append(tuple(offsets))
+    for start, stop in sorted(spans):
+        need(start == end, f"{bad} a gap or an overlap in its arrays at byte {end}")
+        end = stop
+    need(end == size, f"{bad} {size} bytes of arrays, {end} of them described")
     return tensors, metadata
 
 
-def brief(value):
-    """repr(value) cut to 80 characters, to be shown in a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def copy_tensor(path, tensors, name, array):
-    """Copy tensors[name] into array; ValueError for another shape or a number that is not finite."""
-    found = tensors[name]
-    fits = found.shape == array.shape and found.dtype.kind == "f"
-    need(fits, f"{path}: {name} is {found.dtype} {found.shape}, expected floats {array.shape}")
+def copy_tensor(tensors, name, array):
+    """Copy a TensorFile's tensor into array; ValueError unless it is finite and of that shape."""
+    kind, shape, _ = tensors.entries[name]
+    where = f"{tensors.file.name}: {name!r:.80}"
+    if kind not in ("F64", "F32", "F16", "BF16") or shape != array.shape:
+        raise ValueError(f"{where} is {kind} {shape!r:.80}, expected floats {array.shape}")
     with np.errstate(over="ignore"):
-        array[...] = found
-    finite = array.size == 0 or np.isfinite([array.min(), array.max()]).all()
-    need(finite, f"{path}: {name} holds a number that is not finite")
+        array[...] = tensors[name]
+    extremes = [array.min(initial=0), array.max(initial=0)]  # nan if there is one
+    need(np.isfinite(extremes).all(), f"{where} holds a number that is not finite")
 
 
-# config.json, field by field: our name for each of theirs, and the values that this file computes.
+# config.json: the keys that say what to compute, the values that others must have, and the keys
+# that cannot change the logits. Any other key is refused unless it is null, false or empty.
 
 HF_FIELDS = {
     "gpt2": {
-        "vocab_size": "vocab_size",
-        "n_positions": "block_size",
-        "n_layer": "n_layer",
-        "n_head": "n_head",
-        "n_embd": "n_embd",
-        "n_inner": "n_hidden",
-        "bias": "bias",  # transformers does not know it: its files have biases, ours zeros
-        "resid_pdrop": "dropout",
-        "layer_norm_epsilon": "norm_eps",
+        "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
+        "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_hidden", "bias": "bias",
+        "resid_pdrop": "dropout", "layer_norm_epsilon": "norm_eps",
         "tie_word_embeddings": "tie_weights",
     },
     "llama": {
-        "vocab_size": "vocab_size",
-        "max_position_embeddings": "block_size",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "hidden_size": "n_embd",
-        "num_key_value_heads": "n_kv_head",
-        "intermediate_size": "n_hidden",
-        "attention_dropout": "dropout",
-        "rms_norm_eps": "norm_eps",
-        "rope_theta": "rope_theta",
+        "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
+        "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+        "num_key_value_heads": "n_kv_head", "intermediate_size": "n_hidden",
+        "attention_dropout": "dropout", "rms_norm_eps": "norm_eps",
         "tie_word_embeddings": "tie_weights",
     },
+}  # fmt: skip
+HF_FIXED = {  # what may stand there; the first is what we write
+    "gpt2": {
+        "architectures": (["GPT2LMHeadModel"], ["GPT2Model"], None),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
+        "scale_attn_weights": (True, None),
+    },
+    "llama": {
+        "architectures": (["LlamaForCausalLM"], ["LlamaModel"], ["LLaMAForCausalLM"], None),
+        "hidden_act": ("silu", None),
+        "pretraining_tp": (1, None),
+    },
 }
-HF_FIXED = {
-    "gpt2": {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
-    | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
-    "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
-    | {"attention_bias": False, "mlp_bias": False},
-}
-FILES = (  # what is kept beside the weights
-    "config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt "
-    "special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json tokenizer"
-).split()
+HF_ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initializer_range
+    bos_token_id eos_token_id pad_token_id _name_or_path _commit_hash return_dict output_past
+    id2label label2id num_labels _num_labels task_specific_params gradient_checkpointing
+    chunk_size_feed_forward do_sample max_length temperature top_k top_p repetition_penalty
+    tokenizer_class prefix _attn_implementation_autoset is_llama_config transformers.js_config
+    unsloth_version unsloth_fixed summary_type summary_use_proj summary_activation
+    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop""".split()
+HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
+    merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json
+    tokenizer.model tokenizer""".split()  # what a model keeps beside its weights
 
 
-def config_to_json(config):
-    """config.json as transformers has it for GPT2LMHeadModel and LlamaForCausalLM."""
-    fields = {theirs: getattr(config, ours) for theirs, ours in HF_FIELDS[config.arch].items()}
-    if config.arch == "gpt2":
-        fields |= {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
-    fields |= {"bos_token_id": None, "eos_token_id": None}
-    return {"model_type": config.arch} | HF_FIXED[config.arch] | fields
+def rope_from_json(path, j):
+    """The rotary fields of GPTConfig, in the form of transformers 4 or 5."""
+    rope = {} if j.get("rope_theta") is None else {"rope_theta": j["rope_theta"]}
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = {} if j.get(key) is None else j[key]
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path}: {key} must be an object, not {settings!r:.60}")
+        for name, value in settings.items():
+            if value is not None and rope.setdefault(name, value) != value:
+                raise ValueError(f"{path}: {name!r:.60} is given twice, differently")
+    old_kind = rope.pop("type", "default")
+    kind = rope.pop("rope_type", old_kind)
+    theta = rope.pop("rope_theta", 10000.0)
+    if kind not in ("default", "llama3") or (kind == "default" and rope):
+        rope = {"rope_type": kind, **rope}
+        raise ValueError(f"{path}: rotary positions are default or llama3, not {rope!r:.80}")
+    return {"rope_theta": theta, "rope_scaling": rope if kind == "llama3" else None}
 
 
-def config_from_json(j):
-    """The GPTConfig of a config.json; ValueError for anything this file does not compute."""
+def config_from_json(path, j):
+    """The GPTConfig of a config.json's object j; ValueError for what this file does not compute."""
     arch = j.get("model_type")
-    known = arch in [*HF_FIELDS]
-    need(known, f"config.json: model_type must be gpt2 or llama, not {arch!r}")
-    fields = {} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' default
+    if arch not in list(HF_FIELDS):
+        raise ValueError(f"{path}: model_type must be gpt2 or llama, not {arch!r:.60}")
+    fields = {"dropout": 0.1} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' defaults
+    kinds = {"bias": bool, "tie_weights": bool, "dropout": float, "norm_eps": float}
+    optional = ("n_inner", "num_key_value_heads")
     for theirs, ours in HF_FIELDS[arch].items():
+        kind = kinds.get(ours, int)
         if j.get(theirs) is not None:
-            fields[ours] = j[theirs]
-        optional = ours not in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-        need(optional or ours in fields, f"config.json lacks {theirs}")
-    rope = j.get("rope_parameters") or j.get("rope_scaling") or {}  # transformers 5 and 4
-    need(isinstance(rope, dict), f"config.json: rotary settings {rope!r} are not an object")
-    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
-    need(plain, f"config.json: scaled rotary positions are not supported: {rope}")
-    if "rope_theta" in rope:
-        fields["rope_theta"] = rope["rope_theta"]
-    config = GPTConfig(arch, **fields)
-    for name, value in (HF_FIXED[arch] | {"head_dim": config.head_size}).items():
-        found = None if name == "architectures" else j.get(name)
-        message = f"config.json: {name}={found!r} is not supported, only {value!r}"
-        need(found in (None, value), message)
+            fields[ours] = check_value(f"{path}: {theirs}", j[theirs], kind)
+        elif kind is int and theirs not in optional:
+            raise ValueError(f"{path} lacks {theirs}")
+    if arch == "llama":
+        fields |= rope_from_json(path, j)
+    try:
+        config = GPTConfig(arch, **fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    fixed = HF_FIXED[arch] | {"n_ctx": (config.block_size, None)}
+    fixed["head_dim"] = (config.head_size, None)
+    known = {*HF_FIELDS[arch], *HF_IDLE, *(HF_ROPE if arch == "llama" else ())}
+    for key, value in j.items():
+        handled = fixed.get(key, (None, False, "", [], {}))
+        right = any(value == v and type(value) is type(v) for v in handled)
+        if key not in known and not right:
+            handled = ", ".join(map(json.dumps, handled))
+            raise ValueError(f"{path}: {key!r:.60} is {value!r:.60}; handled: {handled}")
     return config
 
 
-def save_model(directory, model):
-    """Write config.json, the files the model came with, and model.safetensors.
+def config_to_json(model):
+    """config.json as bytes: as it was read, changed where the model is not what it was."""
+    config, text = model.config, model.files.get("config.json")
+    if text is None:
+        j, was = {"model_type": config.arch, "bos_token_id": None, "eos_token_id": None}, None
+        j |= {key: handled[0] for key, handled in HF_FIXED[config.arch].items()}
+    else:
+        j = parse_json(text, dict, "config.json: expected a JSON object")
+        was = config_from_json("config.json", j)
+    new = dict(j)
+    for theirs, ours in HF_FIELDS[config.arch].items():
+        if was is None or getattr(was, ours) != getattr(config, ours):
+            new[theirs] = getattr(config, ours)
+            if theirs == "resid_pdrop":
+                new["embd_pdrop"] = new["attn_pdrop"] = config.dropout
+    rope = (config.rope_theta, config.rope_scaling)
+    if config.arch == "llama" and (was is None or rope != (was.rope_theta, was.rope_scaling)):
+        scaling = config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}
+        new |= {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": None}
+    for key in ("dtype", "torch_dtype"):  # transformers converts the weights to it
+        if j.get(key) is not None:
+            new[key] = model.dtype.name
+    return text if new == j and text else (json.dumps(new, indent=2) + "\n").encode()
 
-    A directory that holds a model with the same config.json gets new weights by one os.replace;
-    one that holds another model is refused.
+
+def save_model(directory, model):
+    """Write config.json, the files the model came with and, last, model.safetensors.
+
+    A directory that holds the same model gets new weights in one step. ValueError if it holds
+    another one: between two steps it would be neither the old nor the new.
     """
-    directory, config, tensors = Path(directory), model.config, dict(model.params)
-    need(not directory.is_file(), f"{directory}: is a file, a checkpoint is a directory")
+    directory, config = Path(directory), model.config
+    need(not directory.is_file(), f"{directory} is a file, a model needs a directory")
     directory.mkdir(parents=True, exist_ok=True)
+    weights, stale = directory / "model.safetensors", {}
+    for name, content in {**model.files, "config.json": config_to_json(model)}.items():
+        path = directory / name
+        old = path.read_bytes() if path.is_file() else None
+        if name != "config.json":
+            same = old is None or old == content
+        elif old is None:
+            same = not weights.exists()
+        else:  # dropout and what this file does not compute may differ
+            found = config_from_json(path, read_json(path))
+            same = dataclasses.replace(found, dropout=config.dropout) == config
+        need(same, f"{directory} holds another model, its {name} differs: choose another directory")
+        if old != content:
+            stale[name] = content
+    tensors = dict(model.params)
     if config.arch == "gpt2" and not config.bias:  # transformers has biases: zeros
         full = param_shapes(dataclasses.replace(config, bias=True))
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
-    text = (json.dumps(config_to_json(config), indent=2) + "\n").encode()
-    files = {**model.files, "config.json": text}
-    for name, content in files.items():
-        path = directory / name
-        if not path.exists():
-            write_file(path, [content])
-        same = path.read_bytes() == content
-        need(same, f"{directory} holds another model: its {name} differs; choose a new directory")
-    write_safetensors(directory / "model.safetensors", tensors)
+    for name, content in stale.items():
+        write_file(directory / name, [content])
+    write_safetensors(weights, tensors)
+
+
+def open_weights(directory, arch):
+    """{name as transformers has it: the TensorFile that holds it}, of one file or of several."""
+    directory, files, found = Path(directory), ["model.safetensors"], {}
+    index = directory / "model.safetensors.index.json"
+    if index.is_file() and not (directory / files[0]).exists():
+        files = read_json(index).get("weight_map")
+        files = sorted(set(map(str, files.values()))) if isinstance(files, dict) else [""]
+        if not all(name and Path(name).name == name for name in files):
+            raise ValueError(f"{index}: weight_map must name files of this directory")
+    prefix = "transformer." if arch == "gpt2" else "model."
+    for file in files:
+        tensors, _ = read_safetensors(directory / file)
+        for stored in list(tensors):
+            name = stored.replace("_orig_mod.", "")  # torch.compile's
+            if not name.startswith((prefix, "lm_head.")):  # the file of a model without a head
+                name = prefix + name
+            need(name not in found, f"{directory / file}: {stored!r:.80} is there twice")
+            tensors.entries[name] = tensors.entries.pop(stored)
+            found[name] = tensors
+    return found
 
 
 def load_model(directory, dtype=None):
-    """The GPT in a directory written here or by transformers, of gpt2 or llama; ValueError.
+    """The gpt2 or llama model in a directory written here or by transformers, as a GPT.
 
-    dtype None is float64 for a float64 file and float32 otherwise.
+    dtype None is float64 for a float64 file and float32 otherwise. ValueError if anything is
+    damaged or would have to be ignored; nothing is allocated before names and shapes agree.
     """
-    directory, tensors, files = Path(directory), {}, ["model.safetensors"]
-    need(directory.is_dir(), f"{directory}: no such checkpoint directory")
-    config = config_from_json(read_json(directory / "config.json"))
-    index = directory / "model.safetensors.index.json"
-    if index.exists() and not (directory / files[0]).exists():  # large models come in several files
-        where = read_json(index).get("weight_map")
-        files = [*where.values()] if isinstance(where, dict) else [None]
-        plain = all(isinstance(name, str) and Path(name).name == name for name in files)
-        need(plain, f"{index}: weight_map must name files of this directory")
-    for name in sorted(set(files)):
-        opened = read_safetensors(directory / name)[0]
-        tensors |= dict.fromkeys(opened, opened)
-    gpt2 = config.arch == "gpt2"
+    directory = Path(directory)
+    need(directory.is_dir(), f"{directory}: no such model directory")
+    config = config_from_json(directory / "config.json", read_json(directory / "config.json"))
+    found = open_weights(directory, config.arch)
+    if config.n_layer > len(found):
+        raise ValueError(f"{directory}: {config.n_layer} layers do not fit {len(found)} tensors")
+    shapes, head = param_shapes(config), "lm_head.weight"
+    if config.tie_weights and head in found:
+        embedding = next(iter(shapes))  # comes first
+        if embedding in found and np.array_equal(found[head][head], found[embedding][embedding]):
+            del found[head]
+        else:  # as transformers does it
+            config = dataclasses.replace(config, tie_weights=False)
+            shapes = param_shapes(config)
+    for name, shape in shapes.items():
+        need(name in found, f"{directory}: the weights lack {name}")
+        there = found[name].entries[name][1]
+        if there != shape:
+            raise ValueError(f"{directory}: {name} is {there!r:.60}, config.json says {shape}")
+    for name in found.keys() - shapes.keys():  # all else must be without effect on the logits
+        zero = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
+        idle = name.endswith(HF_BUFFERS) or (zero and not np.any(found[name][name]))
+        need(idle, f"{directory}: {name!r:.80} has no place in this model")
     if dtype is None:
-        double = any(t.entries[name][0] == "F64" for name, t in tensors.items())
+        double = any(found[name].entries[name][0] == "F64" for name in shapes)
         dtype = np.float64 if double else np.float32
-    model = GPT(config, seed=None, dtype=dtype)
-    for name, p in model.params.items():
-        bare = name.removeprefix("transformer.")
-        source = bare if bare in tensors else name
-        need(source in tensors, f"{directory}: the weights lack {name}")
-        copy_tensor(directory, tensors.pop(source), source, p)
-    for name, opened in tensors.items():  # all else must be without effect on the logits
-        buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
-        tied_head = name == "lm_head.weight" and config.tie_weights
-        zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(opened[name])
-        idle = buffer or tied_head or zero_bias
-        need(idle, f"{directory}: {name} has no place in this model")
+    model = GPT(config, None, dtype)
+    for name, array in model.params.items():
+        copy_tensor(found[name], name, array)
     model.files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
     return model
 
 
 def bos_and_eos(model):
-    """(id a text begins with or None, tuple of ids it ends with), as the files beside the weights say."""
+    """The id a text begins with, or None, and a tuple of those it ends with; from model.files."""
     name = "generation_config.json" if "generation_config.json" in model.files else "config.json"
     j = parse_json(model.files.get(name, b"{}"), dict, f"{name}: expected a JSON object")
     bos, eos = j.get("bos_token_id"), j.get("eos_token_id")
-    eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    for i in [*eos, *([] if bos is None else [bos])]:
-        right = type(i) is int and 0 <= i < model.config.vocab_size
-        need(right, f"{name}: {brief(i)} is not a token of {model.config.vocab_size}")
+    if not isinstance(eos, list):
+        eos = [] if eos is None else [eos]
+    for token in eos if bos is None else [bos, *eos]:
+        check_value(f"{name}: a token id", token, int, 0, model.config.vocab_size)
     return bos, tuple(eos)
 
 
