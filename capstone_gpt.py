@@ -16,14 +16,21 @@ The two families in use today are built from one set of layers:
     gpt2    learned positions, LayerNorm, GELU, biases                (Radford et al. 2019)
     llama   rotary positions, RMSNorm, SwiGLU, grouped queries        (Touvron et al. 2023)
 
-The map:  1 layers by hand      2 attention          3 the block        4 configuration
-          5 the draw            6 checkpoints        7 the model        8 text and tokens
-          9 the optimizer      10 the yardstick     11 training        12 the gradient check
-         13 the command line, then common mistakes, exercises and where this leads
+You should know what a derivative and a matrix product are (stage 2 recalls both). Each stage that
+explains an idea at leisure is named where the idea is used.
 
-    python capstone_gpt.py                            train on data/stories.txt, about two minutes
+    The lesson, to be read in order:
+     1 the whole file in small   2 layers by hand       3 attention           4 the block
+     5 configuration             6 the model            7 names and shapes    8 the gradient check
+     9 the draw                 10 text and tokens     11 the optimizer      12 the training step
+    13 the yardstick
+    The engine room, to be looked up:
+    14 files of weights         15 tokenizer files     16 texts larger than memory
+    17 training runs            18 the command line
+
+    python capstone_gpt.py                            train on data/stories.txt, a few minutes
     python capstone_gpt.py train --data my.txt        train on any UTF-8 text
-    python capstone_gpt.py sample --prompt "The fox"  continue a text, character by character
+    python capstone_gpt.py sample --prompt "The fox"  continue a text, token by token
     python capstone_gpt.py eval                       held-out bits per character of a checkpoint
     python capstone_gpt.py gradcheck                  every gradient against central differences
 
@@ -60,7 +67,38 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 
-# %% 1. Layers by hand
+# %% 1. The whole file in small
+#
+# A language model gives every possible next token a score, and training raises the scores of the
+# tokens that really came next. The smallest model that does this is a table: W[a, b] is the score
+# of token b after token a. Here is one training step of it, complete. A score becomes a probability
+# by the softmax, the loss is the mean of -log p over the tokens that came, and its derivative by
+# the scores is p, less 1 at the token that came (derived in section 2, at cross-entropy). A step
+# against the derivative makes the loss smaller.
+
+
+def table_step(W, tokens, learning_rate):
+    """Train the table W (V, V) on token ids in place; the loss before the step, nats per token."""
+    inputs, targets = tokens[:-1], tokens[1:]
+    loss, gradient = 0.0, np.zeros_like(W)
+    for a, b in zip(inputs, targets):
+        p = np.exp(W[a]) / np.exp(W[a]).sum()  # the probabilities of every next token
+        loss += -np.log(p[b])
+        gradient[a] += p
+        gradient[a, b] -= 1
+    W -= learning_rate * gradient / len(targets)
+    return loss / len(targets)
+
+
+# The text "abab" is [0, 1, 0, 1]. With W = 0 both tokens have probability ½: the loss is ln 2 =
+# 0.693. Token a is followed by b twice, so its row of the gradient is 2·[½, ½ - 1]/3 = [⅓, -⅓]; b
+# is followed by a once: 1·[½ - 1, ½]/3 = [-⅙, ⅙]. A step with learning rate 3 makes the table
+# [[-1, 1], [½, -½]], and the loss falls to 0.189: the model has seen that a and b take turns.
+#
+# All that follows replaces the table by a function that looks at all of the text before the next
+# token, with a hundred thousand weights or more, and the step by a better one. The idea stays.
+
+# %% 2. Layers by hand
 #
 # Shapes: B sequences in a batch, T tokens in each, C channels, V vocabulary, H heads of size D, F
 # hidden units. L is the loss, the one number at the end. A layer is a pair of pure functions. The
@@ -124,7 +162,8 @@ def embedding_backward(dy, cache):
     idx, W = cache
     flat_dy = dy.reshape(-1, dy.shape[-1])
     if len(W) <= 256:
-        return (np.arange(len(W))[:, None] == idx.ravel()).astype(dy.dtype) @ flat_dy
+        one_hot = np.arange(len(W))[:, None] == idx.ravel()  # (V, N)
+        return one_hot.astype(dy.dtype) @ flat_dy
     dW = np.zeros(W.shape, dy.dtype)
     for i, d in zip(idx.ravel().tolist(), flat_dy):  # np.add.at is slower
         dW[i] += d
@@ -152,11 +191,11 @@ def rmsnorm_backward(dy, cache):
     """dx (..., C), dweight (C,)."""
     xhat, r, weight = cache
     C = dy.shape[-1]
-    product = dy * xhat
-    dweight = np.ones(dy.size // C, dy.dtype) @ product.reshape(-1, C)
-    mean_ax = product @ (weight / C)
+    dy_xhat = dy * xhat
+    dweight = np.ones(dy.size // C, dy.dtype) @ dy_xhat.reshape(-1, C)
+    mean_a_xhat = dy_xhat @ (weight / C)
     dx = dy * weight
-    dx -= np.multiply(xhat, mean_ax[..., None], out=product)
+    dx -= xhat * mean_a_xhat[..., None]
     dx *= r[..., None]
     return dx, dweight
 
@@ -166,9 +205,15 @@ def rmsnorm_backward(dy, cache):
 #     dxᵢ = Σⱼ dzⱼ (1[i=j] - 1/C) = dzᵢ - mean(dz).
 
 
+def row_mean(x):
+    """The mean of every row of x (..., C): (..., 1)."""
+    C = x.shape[-1]
+    return (x @ np.full(C, 1 / C, x.dtype))[..., None]
+
+
 def layernorm_forward(x, weight, bias=None, eps=1e-5):
     """Rows of x (..., C) to mean 0 and variance 1, times weight (C,), plus bias (C,) or None."""
-    z = x - (x @ np.full(x.shape[-1], 1 / x.shape[-1], x.dtype))[..., None]
+    z = x - row_mean(x)
     y, cache = rmsnorm_forward(z, weight, eps, out=z)
     if bias is not None:
         y += bias
@@ -177,10 +222,10 @@ def layernorm_forward(x, weight, bias=None, eps=1e-5):
 
 def layernorm_backward(dy, cache):
     """dx (..., C), dweight (C,), dbias (C,) or None."""
-    cache, bias = cache
+    rms_cache, bias = cache
     C = dy.shape[-1]
-    dx, dweight = rmsnorm_backward(dy, cache)
-    dx -= (dx @ np.full(C, 1 / C, dx.dtype))[..., None]
+    dx, dweight = rmsnorm_backward(dy, rms_cache)
+    dx -= row_mean(dx)
     dbias = None if bias is None else np.ones(dy.size // C, dy.dtype) @ dy.reshape(-1, C)
     return dx, dweight, dbias
 
@@ -188,32 +233,24 @@ def layernorm_backward(dy, cache):
 # GELU. x Φ(x), with Φ the normal distribution function, in GPT-2's tanh form:
 #     y = x h,   h = ½(1 + tanh u),   u = c(x + k x³),   c = √(2/π),   k = 0.044715.
 # tanh' = 1 - tanh², and 1 - tanh² = (1 + tanh)(1 - tanh) = 4h(1 - h), so h' = 2h(1 - h)u' and
-#     y' = h + x h' = h (1 + 2x u'(1 - h)),   u' = c(1 + 3k x²).
+#     slope = y' = h + x h' = h (1 + 2x (1 - h) u'),   u' = c(1 + 3k x²).
 # The forward computes this slope while x and h are at hand: the backward is one product. x³ is
 # written as products: NumPy's x**3 calls pow() for every element and takes fifty times as long.
 
 
 def gelu_forward(x):
     """GELU of x (..., F), tanh form; the cache is the slope."""
-    x2d = x.reshape(-1, x.shape[-1])
-    y, slope = np.empty_like(x2d), np.empty_like(x2d)
     c, k = math.sqrt(2 / math.pi), 0.044715
-    for rows in tiles(*x2d.shape):
-        x_, h, s = x2d[rows], y[rows], slope[rows]
-        np.multiply(x_, x_, out=s)
-        np.multiply(s, c * k, out=h)
-        h += c
-        h *= x_
-        np.tanh(h, out=h)
-        h *= 0.5
-        h += 0.5
-        s *= 6 * c * k
-        s += 2 * c
-        s *= x_  # 2x u'
-        s -= s * h
-        s += 1
-        s *= h
-        h *= x_  # y
+    flat_x = x.reshape(-1, x.shape[-1])
+    y, slope = np.empty_like(flat_x), np.empty_like(flat_x)
+    for rows in tiles(*flat_x.shape):
+        x_rows = flat_x[rows]
+        x_squared = x_rows * x_rows
+        u = x_rows * (c + c * k * x_squared)
+        h = 0.5 + 0.5 * np.tanh(u)
+        u_slope = c + 3 * c * k * x_squared
+        y[rows] = x_rows * h
+        slope[rows] = h * (1 + 2 * x_rows * (1 - h) * u_slope)
     return y.reshape(x.shape), slope.reshape(x.shape)
 
 
@@ -232,14 +269,15 @@ def gelu_backward(dy, slope):
 def swiglu_forward(x):
     """silu(g) * u for x = [g, u] (..., 2F): y (..., F)."""
     F = x.shape[-1] // 2
-    x2d = x.reshape(-1, 2 * F)
-    y, silu, slope = (np.empty((len(x2d), F), x.dtype) for _ in range(3))
-    for rows in tiles(len(x2d), F):
-        g, u = x2d[rows, :F], x2d[rows, F:]
+    flat_x = x.reshape(-1, 2 * F)
+    y, silu, slope = (np.empty((len(flat_x), F), x.dtype) for _ in range(3))
+    for rows in tiles(len(flat_x), F):
+        g, u = flat_x[rows, :F], flat_x[rows, F:]
         s = 0.5 * np.tanh(0.5 * g) + 0.5
-        silu[rows] = z = g * s
-        slope[rows] = u * (s + z * (1 - s))  # what dg needs besides dy
-        y[rows] = z * u
+        silu_rows = g * s
+        silu[rows] = silu_rows
+        slope[rows] = u * (s + silu_rows * (1 - s))  # what dg needs besides dy
+        y[rows] = silu_rows * u
     return y.reshape(*x.shape[:-1], F), (silu, slope)
 
 
@@ -257,11 +295,15 @@ def swiglu_backward(dy, cache):
 # It is a product with a random constant m: dx = m dy.
 
 
-def dropout_forward(x, p, rng):
-    """x with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p); rng None: x itself."""
-    if rng is None or p == 0:
+def dropout_forward(x, p, rngs):
+    """x (B, ...) with a fraction p of its numbers zeroed, the rest scaled by 1/(1-p).
+
+    rngs: B generators, one draws each sequence's mask; None switches dropout off.
+    """
+    if rngs is None or p == 0:
         return x, None
-    mask = (rng.random(x.shape, dtype=np.float32) >= p) * x.dtype.type(1 / (1 - p))
+    uniform = np.stack([rng.random(x.shape[1:], dtype=np.float32) for rng in rngs])
+    mask = (uniform >= p) * x.dtype.type(1 / (1 - p))
     return x * mask, mask
 
 
@@ -300,71 +342,51 @@ def cross_entropy_backward(dloss, cache):
     return dz.reshape(shape)
 
 
-# %% 2. Attention
+# %% 3. Attention
 #
-# RoPE. Position enters as a rotation. Channel pair (a, b) of a head turns by the angle pθᵢ at
-# position p, for i = 0 .. D/2 - 1 and θᵢ = theta^(-2i/D), slower for later pairs:
-#     (a, b) → (a cos - b sin, b cos + a sin), a matrix R(p) with the inverse R(-p) = R(p)ᵀ.
-# Turning by -α and then by β is turning by β - α. So the score of a query q at position α and a key
-# k at β knows only their distance:
-#     (R(α)q)·(R(β)k) = qᵀR(α)ᵀR(β)k = q·R(β - α)k.
-# The backward of y = Rx is dx = Rᵀdy, the rotation back. a and b are the two halves of the head
-# ("half-split"), as Hugging Face stores Llama's weights.
-
-
-def rope_tables(positions, D, theta, dtype):
-    """[cos, cos] and [-sin, sin] (T, 1, D) of the angles p·theta^(-2i/D)."""
-    angles = np.asarray(positions, np.float64)[:, None, None] * theta ** (-np.arange(0, D, 2) / D)
-    cos, sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
-    return np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)
-
-
-def rope_forward(x, cos, sin):
-    """Rotate x (B, T, H, D): halves [a, b] become [a cos - b sin, b cos + a sin] in every head."""
-    ab = x.reshape(*x.shape[:-1], 2, -1)
-    y = ab[..., ::-1, :].copy().reshape(x.shape)  # [b, a]
-    y *= sin
-    y += x * cos
-    return y, (cos, sin)
-
-
-def rope_backward(dy, cache):
-    """dx (B, T, H, D): the rotation back."""
-    cos, sin = cache
-    return rope_forward(dy, cos, -sin)[0]
-
-
-# Causal attention. Every query qᵢ scores the keys of its own and earlier positions, the softmax
-# turns the scores into weights, the output is the weighted mean of the values. For j ≤ i
+# Every query qᵢ scores the keys of its own and of earlier positions, the softmax turns the scores
+# into weights P, and the output is the mean of the values under these weights. For j ≤ i
 #     sᵢⱼ = qᵢ·kⱼ/√D,   Eᵢⱼ = exp(sᵢⱼ - maxⱼ sᵢⱼ),   lᵢ = Σⱼ Eᵢⱼ,   Pᵢⱼ = Eᵢⱼ/lᵢ,   yᵢ = Σⱼ Pᵢⱼ vⱼ
-# (1/√D: a sum of D products of unit variance has variance D; see stage 5).
-#
+# (1/√D: a sum of D products of unit variance has variance D; see stage 5). In plain NumPy:
+
+
+def plain_attention(q, k, v):
+    """Causal attention as the formulas say it, for q, k, v (..., T, D): y (..., T, D)."""
+    T, D = q.shape[-2:]
+    s = q @ k.swapaxes(-1, -2) / math.sqrt(D)  # (..., T, T)
+    s = np.where(np.tri(T, dtype=bool), s, -np.inf)  # a score of -∞ is a weight of 0
+    E = np.exp(s - s.max(-1, keepdims=True))
+    return E / E.sum(-1, keepdims=True) @ v
+
+
 # Backward, from right to left. y = Pv is a linear layer twice over: dv = Pᵀdy and dPᵢⱼ = dyᵢ·vⱼ.
 # The softmax has ∂Pᵢⱼ/∂sᵢₖ = Pᵢⱼ(1[j=k] - Pᵢₖ), hence
 #     dsᵢₖ = Σⱼ dPᵢⱼ Pᵢⱼ (1[j=k] - Pᵢₖ) = Pᵢₖ (dPᵢₖ - δᵢ),
 #     δᵢ = Σⱼ Pᵢⱼ dPᵢⱼ = Σⱼ Pᵢⱼ dyᵢ·vⱼ = dyᵢ·yᵢ,      a sum over D numbers instead of T,
 # and s = qkᵀ/√D gives dq = ds k/√D and dk = dsᵀq/√D.
 #
-# Nothing of size T×T need be divided by l. Forward, y = (E v)/l. Backward, let g = dy/l: then
-# ds = P(dP - δ) = (E/l)(dy vᵀ - δ) = E(g vᵀ - δ/l), with δ/l = g·y, and dv = Eᵀg. The cached q is
-# already divided by √D, so dk = dsᵀq needs no factor.
+# The fast form below computes the same numbers and saves work in two places. First, nothing of size
+# T×T is divided by l. Forward, y = (E v)/l. Backward, let g = dy/l: then
+#     ds = P(dP - δ) = (E/l)(dy vᵀ - δ) = E(g vᵀ - δ/l),   δ/l = g·y,   dv = Eᵀg.
+# Its q is divided by √D once, at the start, so dk = dsᵀq needs no factor. Second, queries go in
+# blocks of 64. A block needs the keys up to its own end and no others, so most of the upper
+# triangle, which is all zeros, is never computed.
 #
 # Dropout on P multiplies Eᵢⱼ by a mask mᵢⱼ before the product with v, but leaves l alone; then
 # dP = m(dy vᵀ), and δ = dy·y still holds because y contains the same mask.
 #
-# Queries go in blocks of 64: a block needs the keys up to its own end and no others, so the upper
-# triangle of zeros is mostly never computed. Grouped queries (GQA): H/Hkv query heads share a key
-# head; the axes are (B, Hkv, H/Hkv, T, D), and a shared key's gradient is the sum over its group.
-# With a cache of past keys there are fewer queries than keys: they are the *last* Tq positions.
+# Grouped queries (GQA): H/Hkv query heads share one key head and one value head. The axes are
+# (B, Hkv, H/Hkv, T, D), and a shared key's gradient is the sum over its group. With a cache of past
+# keys there are fewer queries than keys: the queries are the *last* Tq positions.
 
 BLOCK = 64
 CAUSAL = np.triu(np.full((BLOCK, BLOCK), -np.inf, np.float32), 1)
 
 
-def attention_forward(q, k, v, p=0.0, rng=None):
+def attention_forward(q, k, v, p=0.0, rngs=None):
     """Causal attention of q (B, H, Tq, D) over k, v (B, Hkv, Tk, D), Hkv dividing H, Tq ≤ Tk.
 
-    p and rng drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
+    p and rngs drop attention weights. Returns y (B, H, Tq, D), laid out in memory as (B, Tq, H, D).
     """
     B, H, Tq, D = q.shape
     Hkv, Tk = k.shape[1:3]
@@ -374,15 +396,15 @@ def attention_forward(q, k, v, p=0.0, rng=None):
     y = np.empty((B, Tq, H, D), q.dtype).transpose(0, 2, 1, 3)  # (B, H, Tq, D)
     blocks = []
     for i in range(0, Tq, BLOCK):
-        rows, end = slice(i, min(i + BLOCK, Tq)), past + min(i + BLOCK, Tq)
-        n = rows.stop - i
-        E = q[..., rows, :] @ k[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, G, n, end)
+        rows = slice(i, min(i + BLOCK, Tq))
+        n, end = rows.stop - i, past + rows.stop  # queries in this block, keys they may see
+        E = q[..., rows, :] @ k[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, H/Hkv, n, end)
         E[..., past + i :] += CAUSAL[:n, :n]
         E -= E.max(-1, keepdims=True)
         np.exp(E, out=E)
-        l = (E @ np.ones(end, E.dtype))[..., None]  # (B, Hkv, G, n, 1)
-        EV, mask = dropout_forward(E, p, rng)
-        y[:, :, rows] = ((EV @ v[..., :end, :]) / l).reshape(B, H, n, D)
+        l = (E @ np.ones(end, E.dtype))[..., None]  # (B, Hkv, H/Hkv, n, 1)
+        masked_E, mask = dropout_forward(E, p, rngs)
+        y[:, :, rows] = ((masked_E @ v[..., :end, :]) / l).reshape(B, H, n, D)
         blocks.append((rows, end, E, mask, l))
     return y, (q, k, v, y, blocks)
 
@@ -394,20 +416,69 @@ def attention_backward(dy, cache):
     dq, dk, dv = np.empty_like(q), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
     for rows, end, E, mask, l in blocks:
         block = (*q.shape[:3], -1, D)
-        g = dy[:, :, rows].reshape(block) / l  # (B, Hkv, G, n, D)
-        delta = np.vecdot(g, y[:, :, rows].reshape(block))[..., None]  # δ/l
-        ds = g @ v[..., :end, :].swapaxes(-1, -2)  # (B, Hkv, G, n, end)
-        EV, ds = dropout_backward(E, mask), dropout_backward(ds, mask)
-        ds -= delta
-        ds *= E
+        g = dy[:, :, rows].reshape(block) / l  # (B, Hkv, H/Hkv, n, D)
+        delta_over_l = np.vecdot(g, y[:, :, rows].reshape(block))[..., None]
+        dP_over_l = dropout_backward(g @ v[..., :end, :].swapaxes(-1, -2), mask)
+        dP_over_l -= delta_over_l
+        ds = np.multiply(E, dP_over_l, out=dP_over_l)  # (B, Hkv, H/Hkv, n, end)
+        masked_E = dropout_backward(E, mask)
         dq[..., rows, :] = ds @ k[..., :end, :]
         dk[..., :end, :] += (ds.swapaxes(-1, -2) @ q[..., rows, :]).sum(2, keepdims=True)
-        dv[..., :end, :] += (EV.swapaxes(-1, -2) @ g).sum(2, keepdims=True)
+        dv[..., :end, :] += (masked_E.swapaxes(-1, -2) @ g).sum(2, keepdims=True)
     dq *= q.dtype.type(1 / math.sqrt(D))
     return dq.reshape(y.shape), dk[:, :, 0], dv[:, :, 0]
 
 
-# %% 3. The block
+# RoPE. Attention alone does not know which key is near. Llama tells it by a rotation: the channel
+# pair (a, b) of a head turns by the angle pθᵢ at position p, for i = 0 .. D/2 - 1 and
+# θᵢ = theta^(-2i/D), slower for later pairs:
+#     (a, b) → (a cos - b sin, b cos + a sin), a matrix R(p) with the inverse R(-p) = R(p)ᵀ.
+# Turning by -α and then by β is turning by β - α. So the score of a query q at position α and a key
+# k at β knows only their distance:
+#     (R(α)q)·(R(β)k) = qᵀR(α)ᵀR(β)k = q·R(β - α)k.
+# The backward of y = Rx is dx = Rᵀdy, the rotation back. a and b are the two halves of the head
+# ("half-split"), as Hugging Face stores Llama's weights.
+#
+# Llama 3.1 stretches the positions of a model trained on short texts. A pair that makes few turns
+# in the original context (less than low_freq_factor) turns `factor` times more slowly; a pair that
+# makes many (more than high_freq_factor) knows only near distances and stays; between them the
+# share that stays grows linearly with the number of turns.
+
+
+def rope_frequencies(D, theta, scaling=None):
+    """θᵢ, radians a position, of the D/2 pairs; scaling: GPTConfig.rope_scaling or None."""
+    frequencies = theta ** (-np.arange(0, D, 2) / D)
+    if scaling:
+        turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        stays = np.clip((turns - low) / (high - low), 0, 1)
+        frequencies *= stays + (1 - stays) / scaling["factor"]
+    return frequencies
+
+
+def rope_tables(positions, frequencies, dtype):
+    """[cos, cos] and [-sin, sin] (T, 1, D) of the angles position · frequency."""
+    angles = np.asarray(positions, np.float64)[:, None, None] * frequencies
+    cos, sin = np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+    return np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)
+
+
+def rope_forward(x, cos, signed_sin):
+    """Rotate x (B, T, H, D): halves [a, b] become [a cos - b sin, b cos + a sin] in every head."""
+    ab = x.reshape(*x.shape[:-1], 2, -1)
+    y = ab[..., ::-1, :].copy().reshape(x.shape)  # [b, a]
+    y *= signed_sin
+    y += x * cos
+    return y, (cos, signed_sin)
+
+
+def rope_backward(dy, cache):
+    """dx (B, T, H, D): the rotation back."""
+    cos, signed_sin = cache
+    return rope_forward(dy, cos, -signed_sin)[0]
+
+
+# %% 4. The block
 #
 # One layer of the transformer reads the residual stream x, and adds to it twice:
 #     x ← x + attention(norm(x)) W_out,      x ← x + mlp(norm(x)).
@@ -415,54 +486,57 @@ def attention_backward(dy, cache):
 # *and* through it: this identity path is what lets gradients reach the first layer of a deep model.
 # p holds one block's weights as (in, out) matrices under names of our own; qkv stacks the three
 # projections side by side and llama's `up` stacks [gate, up], so each is one product. config is the
-# GPTConfig of section 4, which says the family (arch) and the sizes.
+# GPTConfig of section 5, which says the family (arch) and the sizes.
 #
 # When text is generated, the keys and values of a position never change once later tokens arrive,
 # so they are kept in kv: a new token costs one column of work instead of the whole window.
 
 
 def norm_forward(x, p, name, config):
-    """The family's normalisation with the weights called `name`."""
+    """The family's normalisation of x (..., C) with the weights called `name`."""
+    weight, bias = p[f"{name}.weight"], p.get(f"{name}.bias")
     if config.arch == "gpt2":
-        return layernorm_forward(x, p[f"{name}.weight"], p.get(f"{name}.bias"), config.norm_eps)
-    return rmsnorm_forward(x, p[f"{name}.weight"], config.norm_eps)
+        return layernorm_forward(x, weight, bias, config.norm_eps)
+    return rmsnorm_forward(x, weight, config.norm_eps)
 
 
-def backward_into(grads, name, backward, dy, cache):
-    """dx of a layer's backward; the gradients of its weight and bias go into grads under `name`."""
-    dx, *rest = backward(dy, cache)
-    grads |= {f"{name}.{kind}": g for kind, g in zip(("weight", "bias"), rest) if g is not None}
-    return dx
+def norm_backward(dy, cache, config):
+    """dx (..., C), dweight (C,), dbias (C,) or None."""
+    if config.arch == "gpt2":
+        return layernorm_backward(dy, cache)
+    return *rmsnorm_backward(dy, cache), None
 
 
-def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
+def block_forward(x, p, config, rope=None, rngs=None, kv=None, past=0):
     """One transformer block on x (B, T, C): y (B, T, C).
 
-    rope: cos and sin tables of these positions (llama). rng: draws dropout masks; None means none.
+    rope: the two tables of these positions (llama). rngs: B generators that draw dropout masks.
     kv: keys and values (2, B, Hkv, size, D), `past` positions of which are filled; x adds its own.
     """
     B, T, C = x.shape
     H, Hkv, D = config.n_head, config.n_kv_head, config.head_size
     h, norm1 = norm_forward(x, p, "norm1", config)
-    qkv, proj = linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
-    qkv = qkv.reshape(B, T, H + 2 * Hkv, D)
+    h, proj = linear_forward(h, p["qkv.weight"], p.get("qkv.bias"))
+    qkv = h.reshape(B, T, H + 2 * Hkv, D)
     qk, v = qkv[:, :, : H + Hkv], qkv[:, :, H + Hkv :]
     if rope:
         qk, _ = rope_forward(qk, *rope)
-    q, k, v = (t.transpose(0, 2, 1, 3) for t in (qk[:, :, :H], qk[:, :, H:], v))  # (B, H, T, D)
+    q, k = qk[:, :, :H], qk[:, :, H:]
+    q, k, v = (t.transpose(0, 2, 1, 3) for t in (q, k, v))  # (B, H or Hkv, T, D)
     if kv is not None:
-        kv[0, :, :, past : past + T], kv[1, :, :, past : past + T] = k, v
+        kv[0, :, :, past : past + T] = k
+        kv[1, :, :, past : past + T] = v
         k, v = kv[:, :, :, : past + T]
-    a, attention = attention_forward(q, k, v, config.dropout, rng)
-    a = a.transpose(0, 2, 1, 3).reshape(B, T, C)
-    a, out = linear_forward(a, p["out.weight"], p.get("out.bias"))
-    a, drop1 = dropout_forward(a, config.dropout, rng)
-    x = x + a
+    h, attention = attention_forward(q, k, v, config.dropout, rngs)
+    h = h.transpose(0, 2, 1, 3).reshape(B, T, C)
+    h, out = linear_forward(h, p["out.weight"], p.get("out.bias"))
+    h, drop1 = dropout_forward(h, config.dropout, rngs)
+    x = x + h
     h, norm2 = norm_forward(x, p, "norm2", config)
     h, up = linear_forward(h, p["up.weight"], p.get("up.bias"))
-    h, act = (gelu_forward if config.arch == "gpt2" else swiglu_forward)(h)
+    h, act = gelu_forward(h) if config.arch == "gpt2" else swiglu_forward(h)
     h, down = linear_forward(h, p["down.weight"], p.get("down.bias"))
-    h, drop2 = dropout_forward(h, config.dropout, rng)
+    h, drop2 = dropout_forward(h, config.dropout, rngs)
     h += x
     return h, (norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config)
 
@@ -470,30 +544,52 @@ def block_forward(x, p, config, rope=None, rng=None, kv=None, past=0):
 def block_backward(dy, cache):
     """dx (B, T, C) and the gradients of p, under p's names."""
     norm1, proj, rope, attention, out, drop1, norm2, up, act, down, drop2, config = cache
-    gpt2, (B, T, _), grads = config.arch == "gpt2", dy.shape, {}
-    norm = layernorm_backward if gpt2 else rmsnorm_backward
-    dh = backward_into(grads, "down", linear_backward, dropout_backward(dy, drop2), down)
-    dh = (gelu_backward if gpt2 else swiglu_backward)(dh, act)
-    dh = backward_into(grads, "up", linear_backward, dh, up)
-    dx = dy + backward_into(grads, "norm2", norm, dh, norm2)
-    da = backward_into(grads, "out", linear_backward, dropout_backward(dx, drop1), out)
-    da = da.reshape(B, T, config.n_head, config.head_size).transpose(0, 2, 1, 3)
-    dqkv = np.concatenate(attention_backward(da, attention), 1).transpose(0, 2, 1, 3)
+    B, T, _ = dy.shape
+    H, Hkv, D = config.n_head, config.n_kv_head, config.head_size
+    g = {}
+    dh = dropout_backward(dy, drop2)
+    dh, g["down.weight"], g["down.bias"] = linear_backward(dh, down)
+    dh = gelu_backward(dh, act) if config.arch == "gpt2" else swiglu_backward(dh, act)
+    dh, g["up.weight"], g["up.bias"] = linear_backward(dh, up)
+    dh, g["norm2.weight"], g["norm2.bias"] = norm_backward(dh, norm2, config)
+    dx = dy + dh  # past the mlp, and through it
+    dh = dropout_backward(dx, drop1)
+    dh, g["out.weight"], g["out.bias"] = linear_backward(dh, out)
+    dh = dh.reshape(B, T, H, D).transpose(0, 2, 1, 3)
+    dqkv = np.concatenate(attention_backward(dh, attention), 1).transpose(0, 2, 1, 3)
     if rope:
-        n = config.n_head + config.n_kv_head
-        dqkv = np.concatenate([rope_backward(dqkv[:, :, :n], rope), dqkv[:, :, n:]], 2)
-    dh = backward_into(grads, "qkv", linear_backward, dqkv.reshape(B, T, -1), proj)
-    return dx + backward_into(grads, "norm1", norm, dh, norm1), grads
+        dqk, dv = dqkv[:, :, : H + Hkv], dqkv[:, :, H + Hkv :]
+        dqkv = np.concatenate([rope_backward(dqk, rope), dv], 2)
+    dh, g["qkv.weight"], g["qkv.bias"] = linear_backward(dqkv.reshape(B, T, -1), proj)
+    dh, g["norm1.weight"], g["norm1.bias"] = norm_backward(dh, norm1, config)
+    dx += dh  # past the attention, and through it
+    return dx, {name: gradient for name, gradient in g.items() if gradient is not None}
 
 
-# %% 4. Configuration
+# %% 5. Configuration
 
 FAMILIES = {  # GPT-2 124M and Llama-2 7B
-    "gpt2": dict(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)
-    | dict(bias=True, tie_weights=True),
-    "llama": dict(vocab_size=32000, block_size=4096, n_layer=32, n_head=32, n_embd=4096)
-    | dict(bias=False, tie_weights=False),
-}
+    "gpt2": {
+        "vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768,
+        "bias": True, "tie_weights": True,
+    },
+    "llama": {
+        "vocab_size": 32000, "block_size": 4096, "n_layer": 32, "n_head": 32, "n_embd": 4096,
+        "bias": False, "tie_weights": False,
+    },
+}  # fmt: skip
+
+
+def check_value(name, value, kind, lowest=-1e300, below=1e300):
+    """value as int, float, bool or str; ValueError unless it is one, and lowest ≤ value < below."""
+    accepted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        what = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        raise ValueError(f"{name} must be {what[kind]}, not {value!r:.60}")
+    if kind in (int, float) and not lowest <= value < below:
+        upper = "" if below == 1e300 else f" and below {below}"
+        raise ValueError(f"{name} must be at least {lowest}{upper}, not {value!r:.60}")
+    return kind(value)
 
 
 @dataclasses.dataclass
@@ -502,8 +598,8 @@ class GPTConfig:
 
     n_kv_head: key/value heads (llama; default n_head). n_hidden: MLP width (default: gpt2 4C; llama
     8C/3, which gives its three matrices the weights of gpt2's two, rounded up to a multiple of
-    C/16). bias: gpt2 only; False is nanoGPT's bias-free variant. Raises ValueError for combinations
-    that are not a model.
+    C/16). bias: gpt2 only; False is nanoGPT's bias-free variant. rope_scaling: None or Llama 3.1's
+    four numbers (section 3). Raises ValueError for combinations that are not a model.
     """
 
     arch: str = "gpt2"
@@ -519,38 +615,55 @@ class GPTConfig:
     tie_weights: bool | None = None
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
 
     def __post_init__(self):
-        need(self.arch in [*FAMILIES], f"arch must be 'gpt2' or 'llama', not {self.arch!r}")
+        if self.arch not in ("gpt2", "llama"):
+            raise ValueError(f"arch must be 'gpt2' or 'llama', not {self.arch!r:.60}")
         for name, value in FAMILIES[self.arch].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
+        for name in ("vocab_size", "block_size", "n_head", "n_embd"):
+            setattr(self, name, check_value(name, getattr(self, name), int, 1))
+        self.n_layer = check_value("n_layer", self.n_layer, int, 1, 10_000)
         gpt2, C, H = self.arch == "gpt2", self.n_embd, self.n_head
-        Hkv = self.n_kv_head = H if self.n_kv_head is None else self.n_kv_head
-        if self.n_hidden is None and isinstance(C, numbers.Integral):
-            unit = max(1, C // 16)  # ⌈8C/3 / unit⌉ units: -(-a // b) rounds a/b up
-            self.n_hidden = 4 * C if gpt2 else -(-8 * C // (3 * unit)) * unit
-        for field in dataclasses.fields(self)[1:]:
-            name, value = field.name, getattr(self, field.name)
-            kind = getattr(field.type, "__args__", [field.type])[0]  # the int of int | None
-            base, what, lowest, highest = {
-                int: (numbers.Integral, "a positive whole number", 1, 1e300),
-                bool: (bool, "True or False", False, True),
-                float: (numbers.Real, "a number", -1e300, 1e300),
-            }[kind]
-            right = isinstance(value, base) and isinstance(value, bool) == (kind is bool)
-            need(right and lowest <= value <= highest, f"{name} must be {what}, not {value!r}")
-            setattr(self, name, kind(value))
-        D, size = C // H, self.n_layer * C**2
-        need(size < 1e12, f"n_layer={self.n_layer} with n_embd={C} is beyond any memory")
+        if self.n_kv_head is None:
+            self.n_kv_head = H
+        if self.n_hidden is None:
+            unit = max(1, C // 16)
+            self.n_hidden = 4 * C if gpt2 else unit * -(-8 * C // (3 * unit))  # -(-a//b): up
+        Hkv = self.n_kv_head = check_value("n_kv_head", self.n_kv_head, int, 1)
+        self.n_hidden = check_value("n_hidden", self.n_hidden, int, 1)
+        self.bias = check_value("bias", self.bias, bool)
+        self.tie_weights = check_value("tie_weights", self.tie_weights, bool)
+        self.dropout = check_value("dropout", self.dropout, float, 0, 1)
+        self.norm_eps = check_value("norm_eps", self.norm_eps, float, 1e-30)
+        self.rope_theta = check_value("rope_theta", self.rope_theta, float, 1e-30)
+        need(
+            self.n_layer * C**2 < 1e12, f"{self.n_layer} layers of {C} channels: beyond any memory"
+        )
         need(C % H == 0, f"n_embd must be a multiple of n_head, not {C} with {H} heads")
         need(H % Hkv == 0, f"n_head must be a multiple of n_kv_head, not {H} and {Hkv}")
         need(not gpt2 or H == Hkv, f"gpt2 has no grouped queries: n_kv_head must be {H}, not {Hkv}")
         need(gpt2 or not self.bias, "llama has no biases: bias must be False")
-        need(gpt2 or D % 2 == 0, f"rotary positions need an even head size, not {D}")
-        need(0 <= self.dropout < 1, f"dropout must be in [0, 1), not {self.dropout}")
-        need(self.norm_eps > 0, f"norm_eps must be positive, not {self.norm_eps}")
-        need(self.rope_theta > 0, f"rope_theta must be positive, not {self.rope_theta}")
+        need(gpt2 or C // H % 2 == 0, f"rotary positions need an even head size, not {C // H}")
+        if self.rope_scaling is not None:
+            self._check_rope_scaling()
+
+    def _check_rope_scaling(self):
+        names = [
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ]
+        scaling = self.rope_scaling
+        need(self.arch == "llama", "rope_scaling belongs to llama")
+        if not isinstance(scaling, dict) or sorted(scaling) != sorted(names):
+            raise ValueError(f"rope_scaling must have {', '.join(names)}, not {scaling!r:.60}")
+        self.rope_scaling = {name: check_value(name, scaling[name], float, 1e-30) for name in names}
+        low, high = self.rope_scaling["low_freq_factor"], self.rope_scaling["high_freq_factor"]
+        need(low < high, f"low_freq_factor must be below high_freq_factor, not {low} and {high}")
 
     @property
     def head_size(self):
@@ -558,7 +671,7 @@ class GPTConfig:
         return self.n_embd // self.n_head
 
 
-# %% 5. The model
+# %% 6. The model
 
 
 class GPT:
@@ -567,20 +680,25 @@ class GPT:
     .params is {name: array}, views into the one vector .flat. Weights start as N(0, 0.02²); the two
     projections of each block that write into the residual stream are divided by √(2L): the stream
     is a sum of 2L such writes and its variance would grow with depth (Radford et al. 2019). Norm
-    weights start at 1, biases at 0; with seed None all at 0, about to be read from a file.
+    weights start at 1, biases at 0; with seed None all at 0, about to be read from a file. .files
+    holds what was read beside the weights and is saved again as it was (section 14).
     """
 
     def __init__(self, config, seed=0, dtype=np.float32):
         dtype = np.dtype(dtype)
         need(dtype in (np.float32, np.float64), f"dtype must be float32 or float64, not {dtype}")
-        total = sum(map(math.prod, param_shapes(config).values()))
-        self.config, self.params = config, ParamDict(config, np.zeros(total, dtype.type))
-        self.flat, rng = self.params.flat, np.random.default_rng(seed)
-        self.files = {}
-        for name, p in self.params.items() if seed is not None else ():
+        total = sum(math.prod(shape) for shape in param_shapes(config).values())
+        self.config, self.files = config, {}
+        self.params = ParamDict(config, np.zeros(total, dtype.type))
+        self.flat = self.params.flat
+        if seed is not None:
+            self._start(np.random.default_rng(seed))
+
+    def _start(self, rng):
+        for name, p in self.params.items():
             if p.ndim == 2:
                 residual = name.endswith(("c_proj.weight", "o_proj.weight", "down_proj.weight"))
-                std = 0.02 / math.sqrt(2 * config.n_layer) if residual else 0.02
+                std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
                 p[...] = rng.normal(0, std, p.shape)
             elif name.endswith("weight"):
                 p[...] = 1
@@ -594,28 +712,18 @@ class GPT:
         """Number of parameters; a tied head counts once."""
         return self.flat.size
 
-    def flops_per_token(self):
-        """Floating-point operations to train on one token at full context, forward and backward.
-
-        A weight in a product costs a multiply and an add forward, and twice that backward (dx and
-        dW): 6. Attention's scores and weighted sums are two products of T×D per head: 12·L·C·T in
-        all, as PaLM counts (Chowdhery et al. 2022, appendix B; the causal half is not taken off).
-        """
-        c, p = self.config, self.params
-        matrices = [w.size for block in p.blocks for w in block.values() if w.ndim == 2]
-        weights = sum(matrices) + p.top["head.weight"].size
-        return 6 * weights + 12 * c.n_layer * c.n_embd * c.block_size
-
     def _check(self, idx, name="idx", lowest=0):
+        """idx as int64; ValueError unless it is a (B, T) array of token ids."""
         idx, V = np.asarray(idx), self.config.vocab_size
-        good = idx.ndim == 2 and idx.dtype.kind in "iu" and idx.size
-        need(good, f"{name} must be a (B, T) array of integers, not {idx.dtype} {idx.shape}")
+        if idx.ndim != 2 or idx.dtype.kind not in "iu" or idx.size == 0:
+            found = f"{idx.dtype} {idx.shape}"
+            raise ValueError(f"{name} must be a (B, T) array of integers, not {found}")
         low, high = idx.min(), idx.max()
-        good = lowest <= low and high < V
-        need(good, f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
+        if low < lowest or high >= V:
+            raise ValueError(f"{name} must lie in {lowest}..{V - 1}, not {low}..{high}")
         return idx.astype(np.int64)
 
-    def _forward(self, idx, rng=None, kv=None, past=0, keep=False):
+    def _forward(self, idx, rngs=None, kv=None, past=0, keep=False):
         """Final normalised states (B, T, C) and, if keep, the caches a backward pass needs."""
         c, p, end = self.config, self.params, past + idx.shape[1]
         need(end <= c.block_size, f"{end} tokens are more than block_size={c.block_size}")
@@ -624,11 +732,12 @@ class GPT:
         if c.arch == "gpt2":
             x += p.top["positions.weight"][past:end]
         else:  # the tables for the heads of q and k side by side
-            tables = rope_tables(np.arange(past, end), c.head_size, c.rope_theta, self.dtype)
+            frequencies = rope_frequencies(c.head_size, c.rope_theta, c.rope_scaling)
+            tables = rope_tables(np.arange(past, end), frequencies, self.dtype)
             rope = [np.repeat(table, c.n_head + c.n_kv_head, 1) for table in tables]
-        x, drop = dropout_forward(x, c.dropout, rng)
+        x, drop = dropout_forward(x, c.dropout, rngs)
         for i, weights in enumerate(p.blocks):
-            x, cache = block_forward(x, weights, c, rope, rng, None if kv is None else kv[i], past)
+            x, cache = block_forward(x, weights, c, rope, rngs, None if kv is None else kv[i], past)
             if keep:
                 caches.append(cache)
         x, last = norm_forward(x, p.top, "norm", c)
@@ -639,40 +748,40 @@ class GPT:
         x, _ = self._forward(self._check(idx))
         return linear_forward(x, self.params.top["head.weight"].T)[0]
 
-    def loss(self, idx, targets, rng=None):
+    def loss(self, idx, targets, rngs=None):
         """Mean cross-entropy in nats of targets (B, T); -1 marks a target to ignore."""
-        return self._loss(idx, targets, rng, keep=False)[0]
+        return self._loss(idx, targets, rngs, keep=False)[0]
 
-    def _loss(self, idx, targets, rng, keep):
+    def _loss(self, idx, targets, rngs, keep):
         idx, targets = self._check(idx), self._check(targets, "targets", lowest=-1)
-        same = idx.shape == targets.shape
-        need(same, f"idx {idx.shape} and targets {targets.shape} must have one shape")
-        x, cache = self._forward(idx, rng, keep=keep)
+        if idx.shape != targets.shape:
+            raise ValueError(f"idx {idx.shape} and targets {targets.shape} must have one shape")
+        x, cache = self._forward(idx, rngs, keep=keep)
         logits, head = linear_forward(x, self.params.top["head.weight"].T)
         loss, entropy = cross_entropy_forward(logits, targets)
         return loss, (*cache, head, entropy)
 
-    def loss_and_grads(self, idx, targets, rng=None):
+    def loss_and_grads(self, idx, targets, rngs=None):
         """The loss and {name: ∂loss/∂parameter}, the gradients views into one vector, `.flat`.
 
-        rng, a numpy Generator, draws the dropout masks; None switches dropout off.
+        rngs, one numpy Generator a sequence, draw the dropout masks; None switches dropout off.
         """
-        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rng, keep=True)
-        grads, found = ParamDict(self.config, np.zeros_like(self.flat)), {}
+        loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rngs, keep=True)
+        grads = ParamDict(self.config, np.zeros_like(self.flat))
+        top = grads.top
         dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
-        norm = layernorm_backward if self.config.arch == "gpt2" else rmsnorm_backward
-        dx = backward_into(found, "norm", norm, dx, last)
-        for name, value in found.items():
-            grads.top[name][...] = value
+        dx, top["norm.weight"][...], dbias = norm_backward(dx, last, self.config)
+        if dbias is not None:
+            top["norm.bias"][...] = dbias
         for block, cache in zip(reversed(grads.blocks), reversed(caches)):
             dx, found = block_backward(dx, cache)
-            for name, value in found.items():
-                block[name][...] = value
+            for name, gradient in found.items():
+                block[name][...] = gradient
         dx = dropout_backward(dx, drop)
-        if "positions.weight" in grads.top:
-            grads.top["positions.weight"][: dx.shape[1]] = dx.sum(0)
-        grads.top["embedding.weight"][...] = embedding_backward(dx, embed)
-        grads.top["head.weight"] += dhead.T  # when tied, the same memory: its two gradients add
+        if self.config.arch == "gpt2":
+            top["positions.weight"][: dx.shape[1]] = dx.sum(0)
+        top["embedding.weight"][...] = embedding_backward(dx, embed)
+        top["head.weight"] += dhead.T  # when tied, the same memory: its two gradients add
         return loss, grads
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
@@ -687,14 +796,15 @@ class GPT:
 
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
         """Iterate over max_new_tokens arrays (B,): the next token of every row; see generate."""
-        idx, n, k, p = self._check(idx), max_new_tokens, top_k, top_p
-        need(n >= 0, f"max_new_tokens must be at least 0, not {n}")
-        need(0 <= temperature < math.inf, f"temperature must be 0 or more, not {temperature}")
-        whole = k is None or k >= 1 and k == int(k)
-        need(whole, f"top_k must be a whole number of at least 1, not {k}")
-        need(p is None or 0 < p <= 1, f"top_p must be above 0 and at most 1, not {p}")
-        need(not isinstance(seed, int) or seed >= 0, f"seed must be at least 0, not {seed}")
-        return self._stream(idx, n, (temperature, k, p, np.random.default_rng(seed)))
+        idx, n = self._check(idx), check_value("max_new_tokens", max_new_tokens, int, 0)
+        temperature = check_value("temperature", temperature, float, 0)
+        if top_k is not None:
+            top_k = check_value("top_k", top_k, int, 1)
+        if top_p is not None and not 0 < check_value("top_p", top_p, float) <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+        if isinstance(seed, int):
+            check_value("seed", seed, int, 0)
+        return self._stream(idx, n, (temperature, top_k, top_p, np.random.default_rng(seed)))
 
     def _stream(self, idx, n, sampling):
         c, past = self.config, 0
@@ -721,7 +831,7 @@ class GPT:
         return load_model(directory, dtype)
 
 
-# %% 6. Names and shapes
+# %% 7. Names and shapes
 #
 # Every weight: our name, the name Hugging Face stores it under (* is the layer's number), and its
 # shape there, (in, out) for gpt2 and (out, in) for llama. K is the size of all key heads.
@@ -757,17 +867,20 @@ LAYOUT = {
 def param_table(config):
     """Rows (Hugging Face name, shape, layer or None, our name), all matrices before all vectors.
 
-    Matrices decay (section 9), vectors do not: each kind is one piece of memory.
+    Matrices decay (section 11), vectors do not: each kind is one piece of memory.
     """
     C, rows = config.n_embd, []
     size = {"C": C, "3C": 3 * C, "K": config.n_kv_head * config.head_size, "F": config.n_hidden}
     size |= {"V": config.vocab_size, "T": config.block_size}
     for layer in [None, *range(config.n_layer)]:
         for line in LAYOUT[config.arch].strip().splitlines():
-            ours, theirs, *shape = line.split()
-            if ("*" in theirs) == (layer is None) or (ours == "head" and config.tie_weights):
+            ours, theirs, *letters = line.split()
+            belongs_to_a_layer = "*" in theirs
+            if belongs_to_a_layer != (layer is not None):
                 continue
-            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in shape)
+            if ours == "head" and config.tie_weights:
+                continue
+            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in letters)
             rows.append((f"{name}.weight", shape, layer, f"{ours}.weight"))
             if config.bias and ours not in ("embedding", "positions", "head"):
                 rows.append((f"{name}.bias", shape[-1:], layer, f"{ours}.bias"))
@@ -793,7 +906,8 @@ class ParamDict(dict):
         for name, shape, layer, ours in param_table(config):
             start, end = end, end + math.prod(shape)
             self[name] = flat[start:end].reshape(shape)
-            joined = flat[starts.setdefault((layer, ours), start) : end].reshape(-1, *shape[1:])
+            first = starts.setdefault((layer, ours), start)  # q, k and v are one name: one matrix
+            joined = flat[first:end].reshape(-1, *shape[1:])
             if layer is None:
                 self.top[ours] = joined
             else:
@@ -805,40 +919,49 @@ class ParamDict(dict):
         return ParamDict, (self.config, self.flat)
 
 
-# %% 7. The gradient check
+# %% 8. The gradient check
 #
 # The definition of the derivative is the referee: (L(w + h) - L(w - h)) / 2h is ∂L/∂w up to O(h²),
 # in float64 good to ten digits. Every parameter of a tiny model of each family is wiggled, dropout
 # included (the same seed draws the same masks), one target masked, queries grouped.
 
 
-def gradcheck(h=1e-5):
-    """Rows (model, parameter, shape, relative error), one for every parameter tensor."""
-    rows, sizes = [], dict(vocab_size=7, block_size=5, n_layer=2, n_head=4, n_embd=8, dropout=0.2)
-    for label, config in {
-        "gpt2": GPTConfig("gpt2", **sizes),
-        "gpt2, no bias": GPTConfig("gpt2", bias=False, tie_weights=False, **sizes),
-        "llama": GPTConfig("llama", n_kv_head=2, **sizes),
-    }.items():
-        model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
-        model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
-        idx, targets = rng.integers(0, 7, (2, 2, 5))
-        targets[0, 0] = -1
-        _, grads = model.loss_and_grads(idx, targets, np.random.default_rng(1))
-        numeric = ParamDict(config, np.empty_like(model.flat))
-        for i, w in enumerate(model.flat.copy()):
-            model.flat[i] = w + h
-            up = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i] = w - h
-            down = model.loss(idx, targets, np.random.default_rng(1))
-            model.flat[i], numeric.flat[i] = w, (up - down) / (2 * h)
-        for name, g in grads.items():
-            scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
-            rows.append((label, name, g.shape, np.linalg.norm(g - numeric[name]) / scale))
-    return rows
+def gradcheck_model(config, h=1e-5):
+    """Rows (parameter, shape, relative error), one for every parameter tensor of a small model."""
+    model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
+    model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
+    idx, targets = rng.integers(0, config.vocab_size, (2, 2, config.block_size))
+    targets[0, 0] = -1
+
+    def generators():
+        return [np.random.default_rng(1), np.random.default_rng(2)]
+
+    _, grads = model.loss_and_grads(idx, targets, generators())
+    numeric = ParamDict(config, np.empty_like(model.flat))
+    for i, w in enumerate(model.flat.copy()):
+        model.flat[i] = w + h
+        up = model.loss(idx, targets, generators())
+        model.flat[i] = w - h
+        down = model.loss(idx, targets, generators())
+        model.flat[i] = w
+        numeric.flat[i] = (up - down) / (2 * h)
+    for name, g in grads.items():
+        scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
+        yield name, g.shape, np.linalg.norm(g - numeric[name]) / scale
 
 
-# %% 8. The draw
+def gradcheck():
+    """Rows (model, parameter, shape, relative error) for a tiny model of each family."""
+    sizes = {"vocab_size": 7, "block_size": 5, "n_layer": 2, "n_head": 4, "n_embd": 8}
+    models = {
+        "gpt2": GPTConfig("gpt2", dropout=0.2, **sizes),
+        "gpt2, no bias": GPTConfig("gpt2", dropout=0.2, bias=False, tie_weights=False, **sizes),
+        "llama": GPTConfig("llama", dropout=0.2, n_kv_head=2, **sizes),
+    }
+    return [(label, *row) for label, config in models.items() for row in gradcheck_model(config)]
+
+
+# %% 9. The draw
 #
 # A draw inverts the distribution function: with F(i) = p₀ + ... + pᵢ and u uniform in [0, 1), the
 # smallest i with F(i) > u is token i exactly when F(i-1) ≤ u < F(i), an interval of length pᵢ.
@@ -863,69 +986,67 @@ def sample_token(logits, temperature, top_k, top_p, rng):
     return np.take_along_axis(order, (cdf <= u).sum(-1, keepdims=True), -1)[:, 0]
 
 
-# %% 9. Text and tokens
+# %% 10. Text and tokens
 #
-# A model reads and writes integers, the tokens' ids; each has a row in the embedding. One token a
-# character is the simplest choice, but then texts are long. One token a word makes them short, but
-# no list of words is complete. Subwords lie between: begin with the 256 bytes, which can write any
+# A model reads and writes integers, the ids of tokens; each has a row in the embedding. One token a
+# character is the simplest choice, but texts become long. One token a word makes them short, but no
+# list of words is complete. Subwords lie between: begin with the 256 bytes, which can write any
 # text in UTF-8, and join pairs that often stand side by side into new tokens, again and again. This
 # is byte-pair encoding (BPE), the tokenizer of GPT-2, GPT-4 and Llama 3. Stage 7 derives how the
-# merges are learned; here they are only used. Encoding repeats them: of all pairs that are known,
-# the one learned first, which has the lowest rank, is joined, the leftmost if it stands in several
-# places; then look again, until no pair is known.
+# merges are learned; here they are used. Of all known pairs in a word, the one that was learned
+# first, which has the lowest rank, is joined (the leftmost, if it stands in several places). Then
+# look again, until no pair is known.
 
 
 def merge(ids, merges):
-    """The ids (a list) after all merges {(left id, right id): (rank, new id)}; plain and slow."""
+    """The list of ids after all merges {(left id, right id): (rank, new id)}; plain and slow."""
     ids = list(ids)
     while True:
         known = [(merges[p][0], i) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
         if not known:
             return ids
-        _, i = min(known)
+        rank, i = min(known)
         ids[i : i + 2] = [merges[ids[i], ids[i + 1]][1]]
 
 
 #     ids        e 0   l 1   o 2   r 3   s 4   w 5   lo 6   low 7   er 8
 #     merges     l+o: rank 0     lo+w: rank 1     e+r: rank 2
 #
-#     lower      1 2 5 0 3  ->  6 5 0 3  ->  7 0 3  ->  7 8          low|er
-#     slower     4 1 2 5 0 3  ->  4 6 5 0 3  ->  4 7 0 3  ->  4 7 8  s|low|er, never seen before
+#     lower      1 2 5 0 3    ->  6 5 0 3    ->  7 0 3    ->  7 8      low|er
+#     slower     4 1 2 5 0 3  ->  4 6 5 0 3  ->  4 7 0 3  ->  4 7 8    s|low|er, never seen before
 #
-# Each round looks at the whole word, so n bytes take up to n² steps. The fast form finds the next
-# pair in a heap of (rank, place) and keeps the ids as a list linked in both directions, where two
-# neighbours become one without moving the others. A merge can only create the pairs to its left and
-# right; they go into the heap. A pair whose ids were eaten meanwhile is noticed when its turn comes.
+# Each round looks at the whole word: n bytes take up to n² steps. The fast form finds the next pair
+# in a heap of (rank, place). Each place knows the one before it and the one after it, so that two
+# neighbours become one without moving the others. A merge creates at most two pairs, with its
+# neighbours; they go into the heap. A pair that lost a side meanwhile is noticed when it is due.
 
 
 def merge_fast(ids, merges):
     """What merge() computes, in about n log n steps for n ids."""
-    n = len(ids)
-    ids = [*ids, -1]  # the last id is in no pair; ids[-1] is also what stands before the first
+    n, ids = len(ids), [*ids, -1]  # the last one is in no pair; it also stands before the first
     before, after = list(range(-1, n)), list(range(1, n + 2))
     heap = [(*merges[p], i, p) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
-    heapq.heapify(heap)  # the rank comes first, then the place, for a rank has one new id
+    heapq.heapify(heap)
     while heap:
         _, new, i, pair = heapq.heappop(heap)
         j = after[i]
-        if (ids[i], ids[j]) != pair:
-            continue  # eaten
-        k = after[j]
-        ids[i], ids[j] = new, -1
-        after[i], before[k] = k, i
-        for left, right in ((before[i], i), (i, k)):
-            pair = ids[left], ids[right]
-            if pair in merges:
-                heapq.heappush(heap, (*merges[pair], left, pair))
+        if (ids[i], ids[j]) == pair:
+            k = after[j]
+            ids[i], ids[j] = new, -1
+            after[i], before[k] = k, i
+            for left, right in ((before[i], i), (i, k)):
+                pair = ids[left], ids[right]
+                if pair in merges:
+                    heapq.heappush(heap, (*merges[pair], left, pair))
     return [i for i in ids if i >= 0]
 
 
-# Merges never reach across pre-tokens: a word with the space before it, a run of digits, of
-# punctuation, of blanks. The patterns below cut a text into them: GPT-2's, the one of GPT-4 and
-# Llama 3, and GPT-2's with every digit alone, as SmolLM has it. \p{L} is a letter, \p{N} a number
-# of any kind (½, Ⅷ), \s a blank. \s+(?!\S) lets a run of blanks give back its last one, which
-# leads the next word; a digit that stands alone is led by nothing. Python's re has no \p, and its
-# \s also takes U+001C to U+001F; so splitter() spells the classes out as ranges of characters.
+# Merges never reach across pre-tokens: a word with the space before it, a run of digits, of marks,
+# of blanks. These patterns cut a text into them: GPT-2's, the one of GPT-4 and Llama 3, and GPT-2's
+# with every digit alone, for SmolLM. \p{L} is a letter, \p{N} a number of any kind (½, Ⅷ), \s a
+# blank; \s+(?!\S) lets a run of blanks give back its last one, which leads the next word. Python's
+# re has no \p, and its \s takes U+001C to U+001F; so splitter() spells the classes out as ranges.
+
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -939,12 +1060,12 @@ def splitter(pattern, ascii_only):
     """The compiled pattern; for ASCII text, classes of ASCII alone do the same and start faster."""
     kinds = [unicodedata.category(chr(code))[0] for code in range(128 if ascii_only else 0x110000)]
     ranges = {"L": "", "N": "", "Z": r"\t-\r" if ascii_only else r"\t-\r\x85"}
-    code = 0
-    for kind, run in itertools.groupby(kinds):  # letters, numbers, blanks as "a-z..." for [...]
-        end = code + len(list(run))
+    start = 0
+    for kind, run in itertools.groupby(kinds):  # letters, numbers, blanks as "a-z..."
+        end = start + len(list(run))
         if kind in ranges:
-            ranges[kind] += rf"\U{code:08x}-\U{end - 1:08x}"
-        code = end
+            ranges[kind] += rf"\U{start:08x}-\U{end - 1:08x}"
+        start = end
     source = PATTERNS[pattern].replace(r"\S", r"[^\s]")  # then put lone classes into brackets
     source = re.sub(r"(\[.*?\])|(\\p\{.\}|\\s)", lambda m: m[1] or f"[{m[2]}]", source)
     for name, kind in ((r"\p{L}", "L"), (r"\p{N}", "N"), (r"\s", "Z")):
@@ -953,14 +1074,18 @@ def splitter(pattern, ascii_only):
 
 
 class Tokenizer:
-    """What both kinds share: tokens {id: its bytes}, special_tokens {text: id}, files {name: bytes}."""
+    """What both kinds share; files {name: bytes} is what save writes and load_tokenizer reads."""
 
-    def __init__(self, tokens, special_tokens, files):
-        self.tokens, self.special_tokens, self.files = tokens, special_tokens, files
+    def __init__(self, tokens, added, template, files):
+        self.tokens = tokens  # {id: its bytes}
         self.vocab_size = max(tokens) + 1
+        self.added = added  # [{"id", "content", ...}], looked for in a text before it is split
+        self.special_tokens = {token["content"]: token["id"] for token in added}
+        self.template = template  # ids that add_special_tokens puts before a text, and after it
+        self.files = files
 
     def decode_stream(self, ids):
-        """The text of ids piece by piece, never half a character; what is no character is U+FFFD."""
+        """Yield the text of ids, never half a character; what is no character becomes U+FFFD."""
         text = codecs.getincrementaldecoder("utf-8")("replace")
         for i in ids:
             if piece := text.decode(self.tokens.get(int(i), b"\xef\xbf\xbd")):
@@ -969,11 +1094,11 @@ class Tokenizer:
             yield rest
 
     def decode(self, ids):
-        """The text of token ids (T,); half a character, or an id without a token, becomes U+FFFD."""
+        """The text of token ids (T,)."""
         return "".join(self.decode_stream(ids))
 
     def save(self, directory):
-        """Write the files into a directory that is there."""
+        """Write the files into a directory that exists."""
         for name, content in self.files.items():
             write_file(Path(directory, name), [content])
 
@@ -982,121 +1107,91 @@ class CharTokenizer(Tokenizer):
     """One token per character: the sorted distinct characters of a text are the vocabulary."""
 
     def __init__(self, characters):
-        self.characters = "".join(sorted(set(characters)))
-        need(self.characters, "a vocabulary needs at least one character")
-        self.start = "\n" if "\n" in self.characters else self.characters[0]  # an empty prompt's
-        tokens = {i: c.encode() for i, c in enumerate(self.characters)}
-        super().__init__(tokens, {}, character_files(self.characters))
-        self._ids = np.full(ord(self.characters[-1]) + 2, -1)  # of each code; the last: unknown
-        self._ids[self._codes(self.characters)] = np.arange(len(tokens))
-
-    def _codes(self, text):
-        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        need(characters, "a vocabulary needs at least one character")
+        self.ids = {c: i for i, c in enumerate(sorted(set(characters)))}
+        tokens = {i: c.encode() for c, i in self.ids.items()}
+        super().__init__(tokens, [], ([], []), character_files(self.ids))
 
     def encode(self, text, add_special_tokens=False):
         """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
-        ids = self._ids[np.minimum(self._codes(text), len(self._ids) - 1)]
-        if (ids < 0).any():
-            unknown = sorted(set(text) - set(self.characters))
-            names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
-            raise ValueError(f"characters the model was not trained on: {names}")
-        return ids
+        unknown = sorted(set(text) - self.ids.keys())
+        names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
+        need(not unknown, f"characters the model was not trained on: {names}")
+        return np.array([self.ids[c] for c in text], dtype=np.int64)
 
     def encode_stream(self, texts):
-        """The ids of all texts one after the other, an array each."""
+        """Yield the ids of each text."""
         return map(self.encode, texts)
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-level BPE.
+    """Byte-level BPE: vocab {token: id}, [left token, right token] of each merge, key of PATTERNS.
 
-    vocab: {token in GPT-2's alphabet: id}; merges: [(left token, right token)] by rank; pattern: a
-    key of PATTERNS; added: [{"content", "id", "normalized"}], tokens that are looked for in a text
-    before it is split; template: the ids that add_special_tokens puts before a text and after it;
-    ignore_merges: a pre-token that is a token needs no merges.
+    Bytes are written in GPT-2's alphabet (section 15). ignore_merges: a pre-token that is a token
+    needs no merges (Llama 3).
     """
 
-    def __init__(self, vocab, merges, pattern, added, template, ignore_merges, files):
+    def __init__(self, vocab, merges, pattern, added, template, ignore_merges=False, files=None):
         tokens = {i: token_bytes(token) for token, i in vocab.items()}
         tokens |= {token["id"]: token["content"].encode() for token in added}
-        super().__init__(tokens, {token["content"]: token["id"] for token in added}, files)
+        super().__init__(tokens, added, template, files)
         self.vocab, self.pattern, self.ignore_merges = vocab, pattern, ignore_merges
-        self.template = template
         self.byte_ids = [vocab[BYTE_TO_CHAR[byte]] for byte in range(256)]
         self.merges = {
             (vocab[left], vocab[right]): (rank, vocab[left + right])
             for rank, (left, right) in enumerate(merges)
         }
-        self.cutters = []  # the library looks for "normalized" tokens in what the others leave
-        for normalized in (False, True):
-            texts = [t["content"] for t in added if bool(t.get("normalized")) is normalized]
-            longest_first = map(re.escape, sorted(texts, key=len, reverse=True))
-            if texts:
-                self.cutters.append(re.compile(f"({'|'.join(longest_first)})"))
-        self.words = WordCache(self._encode_word)
+        longest_first = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
+        self.cutter = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+        self.known_word = functools.lru_cache(1 << 17)(self.encode_word)
 
-    def _encode_word(self, word):
+    def encode_word(self, word):
+        """The list of ids of a pre-token."""
         data = word.encode()
-        if self.ignore_merges and (token := to_alphabet(data)) in self.vocab:
-            return [self.vocab[token]]
+        if self.ignore_merges and to_alphabet(data) in self.vocab:
+            return [self.vocab[to_alphabet(data)]]
         return merge_fast([self.byte_ids[byte] for byte in data], self.merges)
 
     def encode(self, text, add_special_tokens=False):
-        """Token ids (T,) of a text; special tokens written in it become their ids. ValueError."""
-        pieces = [text]  # text, special token, text, ..., text: even places hold text
-        for cutter in self.cutters:
-            halves = [[p] if n % 2 else cutter.split(p) for n, p in enumerate(pieces)]
-            pieces = list(itertools.chain(*halves))
+        """Token ids (T,); special tokens in the text are found. ValueError for half a surrogate."""
         ids = []
-        try:
-            for n, piece in enumerate(pieces):
-                if n % 2:
-                    ids.append(self.special_tokens[piece])
-                else:
-                    words = splitter(self.pattern, piece.isascii()).findall(piece)
-                    ids.extend(itertools.chain.from_iterable(map(self.words.__getitem__, words)))
-        except UnicodeEncodeError:
-            raise ValueError("the text holds half a surrogate pair, which no UTF-8 has") from None
+        for n, piece in enumerate(self.cutter.split(text)):
+            if n % 2:  # text, special token, text, special token, ..., text
+                ids.append(self.special_tokens[piece])
+                continue
+            for word in splitter(self.pattern, piece.isascii()).findall(piece):
+                ids += self.known_word(word) if len(word) < 64 else self.encode_word(word)
         before, after = self.template if add_special_tokens else ([], [])
         return np.array([*before, *ids, *after], dtype=np.int64)
 
-    def encode_stream(self, texts):
-        """The ids of "".join(texts), in arrays; in constant memory while letters or digits come by.
+    def may_cut(self, text, i):
+        """Whether text[:i] and text[i:] have together the ids of text, whatever follows text.
 
-        A text may be cut where a letter or digit is followed by something else: no pattern has a
-        pre-token that goes on there, and none looks further. But no special token may be cut.
+        So it is where something else follows a letter or digit: no pattern has a pre-token that
+        goes on there, nor one before it that looks further. But no special token may be cut.
         """
-        specials, held, enough = self.special_tokens, "", 1 << 16
-        longest = max(map(len, specials), default=1)
+        if not text[i - 1].isalnum() or text[i].isalnum():
+            return False
+        return not any(
+            s in text[max(0, i - len(s) + 1) : i + len(s) - 1] for s in self.special_tokens
+        )
+
+    def encode_stream(self, texts):
+        """Yield the ids of "".join(texts) in parts; constant memory while letters come by."""
+        held, enough = "", 1 << 16
+        longest = max(map(len, self.special_tokens), default=1)
         for text in texts:
             held += text
             if len(held) < enough:
                 continue
             cut = len(held) - longest
-            while cut > 0 and not (
-                held[cut - 1].isalnum()
-                and not held[cut].isalnum()
-                and all(held.find(s, max(0, cut - len(s) + 1), cut + len(s) - 1) < 0 for s in specials)
-            ):
+            while cut > 0 and not self.may_cut(held, cut):
                 cut -= 1
             if cut > 0:
                 yield self.encode(held[:cut])
                 held = held[cut:]
-            enough = max(1 << 16, 2 * len(held))  # a long word is not looked through again and again
+            enough = max(1 << 16, 2 * len(held))  # what has no such place is seldom searched again
         yield self.encode(held)
-
-
-class WordCache(dict):
-    """{word: its ids}, computed when a word is first met; of bounded size, whatever the text."""
-
-    def __init__(self, encode_word):
-        self.encode_word = encode_word
-
-    def __missing__(self, word):
-        ids = self.encode_word(word)
-        if len(self) < 100_000 and len(word) <= 64:
-            self[word] = ids
-        return ids
 
 
 def load(directory):
@@ -1125,7 +1220,7 @@ def split_text(text, tokenizer):
     return tokenizer.encode(text[:n]), tokenizer.encode(text[n:]), len(text) - n
 
 
-# %% 10. The optimizer
+# %% 11. The optimizer
 #
 # AdamW. Two running means over the steps, of the gradient and of its square,
 #     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g²,
@@ -1146,27 +1241,22 @@ class AdamW:
         self.weight_decay, self.grad_clip, self.t = weight_decay, grad_clip, 0
         self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
 
-    def step(self, g, norm, learning_rate):
-        """Update the parameters in place by the gradient vector g, whose norm is given."""
+    def step(self, gradient, norm, learning_rate):
+        """Update the parameters in place by the gradient vector, whose norm is given."""
         self.t += 1
         beta1, beta2 = self.betas
         scale = min(1.0, self.grad_clip / norm) if self.grad_clip and norm else 1.0
         correction = math.sqrt(1 - beta2**self.t)
         rate, eps = learning_rate * correction / (1 - beta1**self.t), self.eps * correction
-        for tile in tiles(len(g), 1):
-            w, m, v, d = self.params.flat[tile], self.m[tile], self.v[tile], g[tile] * scale
+        keep = 1 - learning_rate * self.weight_decay
+        for tile in tiles(len(gradient), 1):
+            w, m, v, g = self.params.flat[tile], self.m[tile], self.v[tile], gradient[tile] * scale
             m *= beta1
-            m += (1 - beta1) * d
+            m += (1 - beta1) * g
             v *= beta2
-            d *= d
-            d *= 1 - beta2
-            v += d
-            w[: max(0, self.params.decayed - tile.start)] *= 1 - learning_rate * self.weight_decay
-            np.sqrt(v, out=d)
-            d += eps
-            np.divide(m, d, out=d)
-            d *= rate
-            w -= d
+            v += (1 - beta2) * (g * g)
+            w[: max(0, self.params.decayed - tile.start)] *= keep
+            w -= rate * m / (np.sqrt(v) + eps)
 
 
 def warmup_cosine(step, peak, floor, warmup, decay):
@@ -1177,16 +1267,49 @@ def warmup_cosine(step, peak, floor, warmup, decay):
     return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
 
 
-# %% 11. The training step
+# %% 12. The training step
+#
+# All of the above in one loop: windows of text, loss and gradient, one step of the optimizer. The
+# gradient of a mean is the mean of the gradients, so a batch too large for the memory is taken in
+# pieces of one size, whose gradients are averaged.
+#
+# Every sequence has a generator of its own, seeded with the run's seed, the step and its place in
+# the step's batch. It draws where the window begins and then the dropout masks. So a step is the
+# same whatever came before it, and whoever computes it: a run can stop and go on.
 
 
-def draw_batch(ids, block_size, batch_size, rng):
-    """Inputs and targets (B, T): random windows of ids, the targets one token later."""
-    at = rng.integers(0, len(ids) - block_size, (batch_size, 1)) + np.arange(block_size)
-    return ids[at], ids[at + 1]
+def draw_batch(ids, block_size, batch_size, seed, step, first=0):
+    """Sequences first, first + 1, ... of a step: inputs, targets (B, T), their B generators."""
+    places = range(first, first + batch_size)
+    rngs = [np.random.default_rng((seed, step, place)) for place in places]
+    starts = np.array([rng.integers(len(ids) - block_size) for rng in rngs])
+    at = starts[:, None] + np.arange(block_size)  # (B, T)
+    return ids[at], ids[at + 1], rngs  # a target is the token one place later
 
 
-# %% 12. The yardstick
+def training_step(model, optimizer, batches, learning_rate):
+    """One update from the mean over batches, an iterable of what draw_batch returns.
+
+    Returns the mean loss in nats and the norm of the gradient. If either is not finite, raises
+    FloatingPointError and changes nothing.
+    """
+    losses, gradient = [], None
+    for idx, targets, rngs in batches:
+        loss, grads = model.loss_and_grads(idx, targets, rngs)
+        losses.append(loss)
+        if gradient is None:
+            gradient = grads.flat
+        else:
+            gradient += grads.flat
+    gradient /= len(losses)
+    loss, norm = sum(losses) / len(losses), math.sqrt(gradient @ gradient)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
+    optimizer.step(gradient, norm, learning_rate)
+    return loss, norm
+
+
+# %% 13. The yardstick
 #
 # Before a network earns its place it must beat counting. With c(h, w) the times w followed the
 # context h, N(h) = Σ c(h, w) and U(h) the number of *different* w seen after h, Witten-Bell
@@ -1238,24 +1361,25 @@ def held_out_nats(model, split, stride, max_windows=None):
     return nats / tokens * len(held) / chars
 
 
-# %% 13. Checkpoints
+# %% 14. Checkpoints
 #
 # A model is kept as Hugging Face keeps it: a directory with config.json, model.safetensors and the
 # tokenizer's files. transformers opens ours, we open theirs.
 #
 # safetensors: 8 bytes of little-endian header length N, N bytes of JSON {name: {dtype, shape,
-# data_offsets}}, then the arrays' raw bytes, without gaps. An array is mapped into memory when it is
-# asked for, and nothing in the file is trusted before it is checked: no pickle, no code, no offset
-# out of bounds. What is accepted and refused is what the reference library accepts and refuses.
+# data_offsets}}, then the arrays' raw bytes, without gaps. An array is mapped into memory when it
+# is asked for, and nothing in the file is trusted before it is checked: no pickle, no code, no
+# offset out of bounds.
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "|b1"}
-DTYPES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1"}
-DTYPES |= {"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1"}
-LONGEST_HEADER = 100_000_000  # bytes; the reference library reads no longer one
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
+    "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
+LONGEST_HEADER = 100_000_000  # bytes, the reference library's limit
 
 
 def write_file(path, pieces):
-    """Write the bytes of `pieces` to path; at every instant the old file is there or the new one.
+    """Write pieces of bytes to path: whenever the power fails, the old file is there or the new.
 
     They go to a temporary name, onto the disk, and then take the old file's place in one step.
     """
@@ -1269,43 +1393,40 @@ def write_file(path, pieces):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        if os.name != "nt":  # the new name is on the disk when the directory is
-            directory = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-    except BaseException as error:
+    except OSError as error:
+        message = f"{error.strerror}; what was there before is kept"
+        raise OSError(error.errno, message, str(path)) from None
+    finally:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror}; not written", str(path)) from None
-        raise
+    if os.name == "posix":  # the new name is on the disk when the directory is
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
 
 
 def safetensors_header(entries, metadata=None):
-    """The bytes before the arrays, for {name: (numpy dtype, shape)} in the order they follow."""
+    """The bytes before the arrays, for {name: (dtype, shape)} in their order and {text: text}."""
     names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
-    header, end = {"__metadata__": {"format": "pt"} | (metadata or {})}, 0
-    for key, value in header["__metadata__"].items():
-        need(
-            type(key) is type(value) is str, f"safetensors metadata is text, not {key!r}: {value!r}"
-        )
+    metadata, end = {"format": "pt"} | (metadata or {}), 0
+    if not all(isinstance(text, str) for text in [*metadata, *metadata.values()]):
+        raise ValueError(f"safetensors metadata must be texts, not {metadata!r:.60}")
+    header = {"__metadata__": metadata}
     for name, (dtype, shape) in entries.items():
-        if np.dtype(dtype) not in names:
-            raise ValueError(f"{name}: safetensors cannot hold an array of type {dtype}")
-        start, end = end, end + math.prod(shape) * np.dtype(dtype).itemsize
-        need(isinstance(name, str) and name not in header, f"{name!r} cannot be a tensor's name")
-        offsets = [start, end]
-        header[name] = {"dtype": names[np.dtype(dtype)], "shape": shape, "data_offsets": offsets}
+        need(isinstance(name, str) and name not in header, f"{name!r:.60} cannot name a tensor")
+        need(dtype in names, f"{name}: safetensors cannot hold an array of type {dtype}")
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": (start, end)}
     text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # arrays start on a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # the arrays start on a multiple of 8 bytes
     need(len(text) <= LONGEST_HEADER, f"{len(text)} bytes are too many for a safetensors header")
     return len(text).to_bytes(8, "little") + text
 
 
 def write_safetensors(path, tensors, metadata=None):
-    """Write {name: array} and {text: text} to path in the safetensors format; see write_file."""
-    tensors = dict(sorted(tensors.items(), key=lambda item: -item[1].itemsize))  # all stay aligned
+    """Write {name: array} and the metadata {text: text} in the safetensors format."""
+    tensors = dict(
+        sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+    )  # so all stay aligned
     header = safetensors_header({n: (t.dtype, t.shape) for n, t in tensors.items()}, metadata)
     arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for t in tensors.values())
     write_file(path, itertools.chain([header], arrays))
@@ -1314,7 +1435,8 @@ def write_safetensors(path, tensors, metadata=None):
 def parse_json(text, kind, complaint):
     """The JSON value in text, str or UTF-8 bytes; ValueError(complaint) unless it is of that kind.
 
-    Stricter than Python's json: a field given twice, NaN and half a surrogate pair are refused.
+    Stricter than Python, as strict as safetensors: fields given twice, numbers that are not finite
+    and halves of surrogate pairs are refused, and -0 is no whole number.
     """
 
     def unique(pairs):
@@ -1322,12 +1444,17 @@ def parse_json(text, kind, complaint):
         need(len(fields) == len(pairs), "a field is given twice")
         return fields
 
-    def refuse(word):
-        raise ValueError(f"{word} is not JSON")
+    def finite(word):
+        need(math.isfinite(float(word)), f"{word[:40]} is not a finite number")
+        return float(word)
 
+    def whole(word):
+        return -0.0 if word == "-0" else int(word)
+
+    hooks = {"parse_int": whole, "parse_float": finite, "parse_constant": finite}
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=unique, **hooks)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -1345,12 +1472,12 @@ def read_json(path):
 class TensorFile(collections.abc.Mapping):
     """{name: read-only array} of an open safetensors file; BF16 becomes float32.
 
-    An array is mapped into memory when it is asked for and forgotten with its last user. .entries
-    is {name: (type, shape, first byte)}.
+    An array costs memory from when it is asked for until it is forgotten. The file may be replaced
+    meanwhile: this is still the old one. .entries holds {name: (type, shape, first byte)}.
     """
 
-    def __init__(self, file, entries):
-        self.file, self.entries = file, entries
+    def __init__(self, file):
+        self.file, self.entries = file, {}
 
     def __getitem__(self, name):
         kind, shape, start = self.entries[name]
@@ -1376,229 +1503,326 @@ class TensorFile(collections.abc.Mapping):
 
 
 def read_safetensors(path):
-    """({name: read-only array}, metadata) of a safetensors file, see TensorFile.
+    """(TensorFile, metadata) of a safetensors file.
 
     Raises ValueError naming the file when any length, offset, shape or type does not hold.
     """
     need(Path(path).is_file(), f"{path}: no such file")
-    tensors = TensorFile(open(path, "rb"), {})
-    size, bad = os.fstat(tensors.file.fileno()).st_size, f"{path}: damaged safetensors file:"
-    need(size >= 8, f"{bad} {size} bytes are too few")
+    tensors, bad = TensorFile(open(path, "rb")), f"{path}: damaged safetensors file:"
+    size = os.fstat(tensors.file.fileno()).st_size
     length = int.from_bytes(tensors.file.read(8), "little")
-    fits = length <= min(size - 8, LONGEST_HEADER)
-    need(fits, f"{bad} a header of {length} bytes in a file of {size}")
-    text, what = tensors.file.read(length), f"{bad} the header is not a JSON object"
-    need(text.startswith(b"{"), what)
-    header = parse_json(text, dict, what)
+    if size < 8 or length > min(size - 8, LONGEST_HEADER):
+        raise ValueError(f"{bad} a header of {length} bytes in a file of {size}")
+    text, size = tensors.file.read(length), size - 8 - length
+    need(text.startswith(b"{"), f"{bad} the header does not begin with {{")
+    header = parse_json(text, dict, f"{bad} the header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
-    right = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
-    need(right, f"{bad} the metadata is not an object of texts")
-    spans = []
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"{bad} its metadata are not texts")
+    spans, end = [], 0
     for name, entry in header.items():
-        name_ = brief(name)
-        need(isinstance(entry, dict), f"{bad} {name_} is not an object")
+        here = f"{bad} {name!r:.80}"
+        need(isinstance(entry, dict), f"{here} is not described by an object")
         kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-        known = isinstance(kind, str) and kind in DTYPES
-        need(known, f"{bad} {name_} has the type {brief(kind)}, not one of {', '.join(DTYPES)}")
-        for numbers_ in (shape, offsets):
-            right = isinstance(numbers_, list)
-            right = right and all(type(n) is int and 0 <= n < 2**64 for n in numbers_)
-            need(right, f"{bad} shape or offsets of {name_}")
-        right = len(offsets) == 2 and offsets[0] <= offsets[1] <= size - 8 - length
-        need(right, f"{bad} offsets of {name_}")
-        right = offsets[1] - offsets[0] == math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
-        need(right, f"{bad} {name_} is {brief(shape)} but has another length")
+        if not isinstance(kind, str) or kind not in DTYPES:
+            raise ValueError(f"{here} is of type {kind!r:.40}, not one of {', '.join(DTYPES)}")
+        for sizes in (shape, offsets):
+            if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes):
+                raise ValueError(f"{here}: shape and data_offsets must be lists of whole numbers")
+        if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:
+            raise ValueError(f"{here}: no array has the shape {shape!r:.80}")
+        if len(offsets) != 2 or not offsets[0] <= offsets[1] <= size:
+            raise ValueError(f"{here}: data_offsets {offsets!r:.80} in {size} bytes")
+        count = math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
+        need(offsets[1] - offsets[0] == count, f"{here}, {shape!r:.80}, has another length")
         tensors.entries[name] = kind, tuple(shape), 8 + length + offsets[0]
-        spans.append(offsets)
-    begins, ends = zip(*sorted(spans), (size - 8 - length, None))
-    right = begins == (0, *ends[:-1])  # each begins where the one before it ends
-    need(right, f"{bad} the arrays do not fill its {begins[-1]} bytes one after the other")
+        spans.append(tuple(offsets))
+    for start, stop in sorted(spans):
+        need(start == end, f"{bad} a gap or an overlap in its arrays at byte {end}")
+        end = stop
+    need(end == size, f"{bad} {size} bytes of arrays, {end} of them described")
     return tensors, metadata
 
 
-def brief(value):
-    """repr(value) cut to 80 characters, to be shown in a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def copy_tensor(path, tensors, name, array):
-    """Copy tensors[name] into array; ValueError for another shape or a number that is not finite."""
-    found = tensors[name]
-    fits = found.shape == array.shape and found.dtype.kind == "f"
-    need(fits, f"{path}: {name} is {found.dtype} {found.shape}, expected floats {array.shape}")
+def copy_tensor(tensors, name, array):
+    """Copy a TensorFile's tensor into array; ValueError unless it is finite and of that shape."""
+    kind, shape, _ = tensors.entries[name]
+    where = f"{tensors.file.name}: {name!r:.80}"
+    if kind not in ("F64", "F32", "F16", "BF16") or shape != array.shape:
+        raise ValueError(f"{where} is {kind} {shape!r:.80}, expected floats {array.shape}")
     with np.errstate(over="ignore"):
-        array[...] = found
-    finite = array.size == 0 or np.isfinite([array.min(), array.max()]).all()
-    need(finite, f"{path}: {name} holds a number that is not finite")
+        array[...] = tensors[name]
+    extremes = [array.min(initial=0), array.max(initial=0)]  # nan if there is one
+    need(np.isfinite(extremes).all(), f"{where} holds a number that is not finite")
 
 
-# config.json, field by field: our name for each of theirs, and the values that this file computes.
+# config.json: the keys that say what to compute, the values that others must have, and the keys
+# that cannot change the logits. Any other key is refused unless it is null, false or empty.
 
 HF_FIELDS = {
     "gpt2": {
-        "vocab_size": "vocab_size",
-        "n_positions": "block_size",
-        "n_layer": "n_layer",
-        "n_head": "n_head",
-        "n_embd": "n_embd",
-        "n_inner": "n_hidden",
-        "bias": "bias",  # transformers does not know it: its files have biases, ours zeros
-        "resid_pdrop": "dropout",
-        "layer_norm_epsilon": "norm_eps",
-        "tie_word_embeddings": "tie_weights",
+        "vocab_size": ("vocab_size", int),
+        "n_positions": ("block_size", int),
+        "n_layer": ("n_layer", int),
+        "n_head": ("n_head", int),
+        "n_embd": ("n_embd", int),
+        "n_inner": ("n_hidden", int),
+        "bias": ("bias", bool),  # nanoGPT's: transformers always has biases, so we write zeros
+        "resid_pdrop": ("dropout", float),
+        "layer_norm_epsilon": ("norm_eps", float),
+        "tie_word_embeddings": ("tie_weights", bool),
     },
     "llama": {
-        "vocab_size": "vocab_size",
-        "max_position_embeddings": "block_size",
-        "num_hidden_layers": "n_layer",
-        "num_attention_heads": "n_head",
-        "hidden_size": "n_embd",
-        "num_key_value_heads": "n_kv_head",
-        "intermediate_size": "n_hidden",
-        "attention_dropout": "dropout",
-        "rms_norm_eps": "norm_eps",
-        "rope_theta": "rope_theta",
-        "tie_word_embeddings": "tie_weights",
+        "vocab_size": ("vocab_size", int),
+        "max_position_embeddings": ("block_size", int),
+        "num_hidden_layers": ("n_layer", int),
+        "num_attention_heads": ("n_head", int),
+        "hidden_size": ("n_embd", int),
+        "num_key_value_heads": ("n_kv_head", int),
+        "intermediate_size": ("n_hidden", int),
+        "attention_dropout": ("dropout", float),
+        "rms_norm_eps": ("norm_eps", float),
+        "tie_word_embeddings": ("tie_weights", bool),
     },
 }
-HF_FIXED = {
-    "gpt2": {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
-    | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
-    "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
-    | {"attention_bias": False, "mlp_bias": False},
+HF_FIXED = {  # what may stand there; the first is what we write
+    "gpt2": {
+        "architectures": (["GPT2LMHeadModel"], ["GPT2Model"], None),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
+        "scale_attn_weights": (True, None),
+    },
+    "llama": {
+        "architectures": (["LlamaForCausalLM"], ["LlamaModel"], ["LLaMAForCausalLM"], None),
+        "hidden_act": ("silu", None),
+        "pretraining_tp": (1, None),
+    },
 }
-FILES = (  # what is kept beside the weights
-    "config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json merges.txt "
-    "special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json tokenizer"
-).split()
+HF_ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initializer_range
+    bos_token_id eos_token_id pad_token_id _name_or_path _commit_hash return_dict output_past
+    id2label label2id num_labels _num_labels task_specific_params gradient_checkpointing
+    chunk_size_feed_forward do_sample max_length temperature top_k top_p repetition_penalty
+    tokenizer_class prefix _attn_implementation_autoset is_llama_config transformers.js_config
+    unsloth_version unsloth_fixed summary_type summary_use_proj summary_activation
+    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop""".split()
+HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
+    merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json
+    tokenizer""".split()  # what a model keeps beside its weights
 
 
-def config_to_json(config):
-    """config.json as transformers has it for GPT2LMHeadModel and LlamaForCausalLM."""
-    fields = {theirs: getattr(config, ours) for theirs, ours in HF_FIELDS[config.arch].items()}
-    if config.arch == "gpt2":
-        fields |= {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
-    fields |= {"bos_token_id": None, "eos_token_id": None}
-    return {"model_type": config.arch} | HF_FIXED[config.arch] | fields
+def rope_from_json(path, j):
+    """The rotary fields of GPTConfig, in the form of transformers 4 or 5."""
+    rope = {} if j.get("rope_theta") is None else {"rope_theta": j["rope_theta"]}
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = {} if j.get(key) is None else j[key]
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path}: {key} must be an object, not {settings!r:.60}")
+        for name, value in settings.items():
+            if rope.setdefault(name, value) != value:
+                raise ValueError(f"{path}: {name!r:.60} is given twice, differently")
+    old_kind = rope.pop("type", "default")
+    kind = rope.pop("rope_type", old_kind)
+    theta = rope.pop("rope_theta", 10000.0)
+    if kind not in ("default", "llama3") or (kind == "default" and rope):
+        rope = {"rope_type": kind, **rope}
+        raise ValueError(f"{path}: rotary positions are default or llama3, not {rope!r:.80}")
+    return {"rope_theta": theta, "rope_scaling": rope if kind == "llama3" else None}
 
 
-def config_from_json(j):
-    """The GPTConfig of a config.json; ValueError for anything this file does not compute."""
+def config_from_json(path, j):
+    """The GPTConfig of a config.json's object j; ValueError for what this file does not compute."""
     arch = j.get("model_type")
-    known = arch in [*HF_FIELDS]
-    need(known, f"config.json: model_type must be gpt2 or llama, not {arch!r}")
-    fields = {} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' default
-    for theirs, ours in HF_FIELDS[arch].items():
+    if arch not in list(HF_FIELDS):
+        raise ValueError(f"{path}: model_type must be gpt2 or llama, not {arch!r:.60}")
+    fields = {"dropout": 0.1} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' defaults
+    for theirs, (ours, kind) in HF_FIELDS[arch].items():
         if j.get(theirs) is not None:
-            fields[ours] = j[theirs]
-        optional = ours not in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-        need(optional or ours in fields, f"config.json lacks {theirs}")
-    rope = j.get("rope_parameters") or j.get("rope_scaling") or {}  # transformers 5 and 4
-    need(isinstance(rope, dict), f"config.json: rotary settings {rope!r} are not an object")
-    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
-    need(plain, f"config.json: scaled rotary positions are not supported: {rope}")
-    if "rope_theta" in rope:
-        fields["rope_theta"] = rope["rope_theta"]
-    config = GPTConfig(arch, **fields)
-    for name, value in (HF_FIXED[arch] | {"head_dim": config.head_size}).items():
-        found = None if name == "architectures" else j.get(name)
-        message = f"config.json: {name}={found!r} is not supported, only {value!r}"
-        need(found in (None, value), message)
+            fields[ours] = check_value(f"{path}: {theirs}", j[theirs], kind)
+        elif ours in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            raise ValueError(f"{path} lacks {theirs}")
+    if arch == "llama":
+        fields |= rope_from_json(path, j)
+    try:
+        config = GPTConfig(arch, **fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    fixed = HF_FIXED[arch] | {"n_ctx": (config.block_size, None)}
+    fixed["head_dim"] = (config.head_size, None)
+    known = {*HF_FIELDS[arch], *HF_IDLE, *(HF_ROPE if arch == "llama" else ())}
+    for key in j.keys() - known:
+        handled = fixed.get(key, (None, False, "", [], {}))
+        if not any(j[key] == value and type(j[key]) is type(value) for value in handled):
+            handled = ", ".join(map(json.dumps, handled))
+            raise ValueError(f"{path}: {key!r:.60} is {j[key]!r:.60}; handled: {handled}")
     return config
 
 
-def save_model(directory, model):
-    """Write config.json, the files the model came with, and model.safetensors.
+def config_to_json(model):
+    """config.json as bytes: as it was read, changed where the model is not what it was."""
+    config, text = model.config, model.files.get("config.json")
+    if text is None:
+        j, was = {"model_type": config.arch, "bos_token_id": None, "eos_token_id": None}, None
+        j |= {key: handled[0] for key, handled in HF_FIXED[config.arch].items()}
+    else:
+        j = parse_json(text, dict, "config.json: expected a JSON object")
+        was = config_from_json("config.json", j)
+    new = dict(j)
+    for theirs, (ours, _) in HF_FIELDS[config.arch].items():
+        if was is None or getattr(was, ours) != getattr(config, ours):
+            new[theirs] = getattr(config, ours)
+            if theirs == "resid_pdrop":
+                new["embd_pdrop"] = new["attn_pdrop"] = config.dropout
+    rope = (config.rope_theta, config.rope_scaling)
+    if config.arch == "llama" and (was is None or rope != (was.rope_theta, was.rope_scaling)):
+        scaling = config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}
+        new |= {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": None}
+    for key in ("dtype", "torch_dtype"):  # transformers converts the weights to it
+        if j.get(key) is not None:
+            new[key] = model.dtype.name
+    return text if new == j and text else (json.dumps(new, indent=2) + "\n").encode()
 
-    A directory that holds a model with the same config.json gets new weights by one os.replace;
-    one that holds another model is refused.
+
+def save_model(directory, model):
+    """Write config.json, the files the model came with and, last, model.safetensors.
+
+    A directory that holds the same model gets new weights in one step. ValueError if it holds
+    another one: between two steps it would be neither the old nor the new.
     """
     directory, config, tensors = Path(directory), model.config, dict(model.params)
-    need(not directory.is_file(), f"{directory}: is a file, a checkpoint is a directory")
+    need(not directory.is_file(), f"{directory} is a file, a model needs a directory")
     directory.mkdir(parents=True, exist_ok=True)
+    path, files = directory / "config.json", model.files | {"config.json": config_to_json(model)}
+    present = [name for name in files if (directory / name).is_file()]
+    changed = [name for name in present if (directory / name).read_bytes() != files[name]]
+    if "config.json" in changed:
+        found = config_from_json(path, read_json(path))
+        if dataclasses.replace(found, dropout=config.dropout) == config:
+            changed.remove("config.json")  # what changed has no part in the logits
+    elif not path.exists() and (directory / "model.safetensors").exists():
+        changed.append("config.json")
+    if changed:
+        raise ValueError(
+            f"{directory} holds another model, its {changed[0]} differs: choose another"
+        )
     if config.arch == "gpt2" and not config.bias:  # transformers has biases: zeros
         full = param_shapes(dataclasses.replace(config, bias=True))
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
-    text = (json.dumps(config_to_json(config), indent=2) + "\n").encode()
-    files = {**model.files, "config.json": text}
     for name, content in files.items():
-        path = directory / name
-        if not path.exists():
-            write_file(path, [content])
-        same = path.read_bytes() == content
-        need(same, f"{directory} holds another model: its {name} differs; choose a new directory")
+        if name not in present or name == "config.json":
+            write_file(directory / name, [content])
     write_safetensors(directory / "model.safetensors", tensors)
 
 
-def load_model(directory, dtype=None):
-    """The GPT in a directory written here or by transformers, of gpt2 or llama; ValueError.
-
-    dtype None is float64 for a float64 file and float32 otherwise.
-    """
-    directory, tensors, files = Path(directory), {}, ["model.safetensors"]
-    need(directory.is_dir(), f"{directory}: no such checkpoint directory")
-    config = config_from_json(read_json(directory / "config.json"))
+def open_weights(directory, arch):
+    """{name as transformers has it: the TensorFile that holds it}, of one file or of several."""
+    directory, files, found = Path(directory), ["model.safetensors"], {}
     index = directory / "model.safetensors.index.json"
-    if index.exists() and not (directory / files[0]).exists():  # large models come in several files
-        where = read_json(index).get("weight_map")
-        files = [*where.values()] if isinstance(where, dict) else [None]
-        plain = all(isinstance(name, str) and Path(name).name == name for name in files)
-        need(plain, f"{index}: weight_map must name files of this directory")
-    for name in sorted(set(files)):
-        opened = read_safetensors(directory / name)[0]
-        tensors |= dict.fromkeys(opened, opened)
-    gpt2 = config.arch == "gpt2"
+    if index.is_file() and not (directory / files[0]).exists():
+        files = read_json(index).get("weight_map")
+        files = sorted(set(map(str, files.values()))) if isinstance(files, dict) else [""]
+        if not all(name and Path(name).name == name for name in files):
+            raise ValueError(f"{index}: weight_map must name files of this directory")
+    prefix = "transformer." if arch == "gpt2" else "model."
+    for file in files:
+        tensors, _ = read_safetensors(directory / file)
+        for stored in list(tensors):
+            name = stored.replace("_orig_mod.", "")  # torch.compile's
+            if not name.startswith((prefix, "lm_head.")):  # the file of a model without a head
+                name = prefix + name
+            need(name not in found, f"{directory / file}: {stored!r:.80} is there twice")
+            tensors.entries[name] = tensors.entries.pop(stored)
+            found[name] = tensors
+    return found
+
+
+def load_model(directory, dtype=None):
+    """The gpt2 or llama model in a directory written here or by transformers, as a GPT.
+
+    dtype None is float64 for a float64 file and float32 otherwise. ValueError if anything is
+    damaged or would have to be ignored; nothing is allocated before names and shapes agree.
+    """
+    directory = Path(directory)
+    need(directory.is_dir(), f"{directory}: no such model directory")
+    config = config_from_json(directory / "config.json", read_json(directory / "config.json"))
+    found = open_weights(directory, config.arch)
+    if config.n_layer > len(found):
+        raise ValueError(f"{directory}: {config.n_layer} layers, but {len(found)} tensors")
+    shapes, head = param_shapes(config), "lm_head.weight"
+    if config.tie_weights and head in found:
+        embedding = next(iter(shapes))  # comes first
+        if embedding in found and np.array_equal(found[head][head], found[embedding][embedding]):
+            del found[head]
+        else:  # as transformers does it
+            config = dataclasses.replace(config, tie_weights=False)
+            shapes = param_shapes(config)
+    for name, shape in shapes.items():
+        need(name in found, f"{directory}: the weights lack {name}")
+        there = found[name].entries[name][1]
+        if there != shape:
+            raise ValueError(f"{directory}: {name} is {there!r:.60}, config.json says {shape}")
+    for name in found.keys() - shapes.keys():  # all else must be without effect on the logits
+        zero = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
+        idle = name.endswith(HF_BUFFERS) or (zero and not np.any(found[name][name]))
+        need(idle, f"{directory}: {name!r:.80} has no place in this model")
     if dtype is None:
-        double = any(t.entries[name][0] == "F64" for name, t in tensors.items())
+        double = any(found[name].entries[name][0] == "F64" for name in shapes)
         dtype = np.float64 if double else np.float32
-    model = GPT(config, seed=None, dtype=dtype)
-    for name, p in model.params.items():
-        bare = name.removeprefix("transformer.")
-        source = bare if bare in tensors else name
-        need(source in tensors, f"{directory}: the weights lack {name}")
-        copy_tensor(directory, tensors.pop(source), source, p)
-    for name, opened in tensors.items():  # all else must be without effect on the logits
-        buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
-        tied_head = name == "lm_head.weight" and config.tie_weights
-        zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(opened[name])
-        idle = buffer or tied_head or zero_bias
-        need(idle, f"{directory}: {name} has no place in this model")
+    model = GPT(config, None, dtype)
+    for name, array in model.params.items():
+        copy_tensor(found[name], name, array)
     model.files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
     return model
 
 
 def bos_and_eos(model):
-    """(id a text begins with or None, tuple of ids it ends with), as the files beside the weights say."""
+    """The id a text begins with, or None, and a tuple of those it ends with; from model.files."""
     name = "generation_config.json" if "generation_config.json" in model.files else "config.json"
     j = parse_json(model.files.get(name, b"{}"), dict, f"{name}: expected a JSON object")
     bos, eos = j.get("bos_token_id"), j.get("eos_token_id")
-    eos = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    for i in [*eos, *([] if bos is None else [bos])]:
-        right = type(i) is int and 0 <= i < model.config.vocab_size
-        need(right, f"{name}: {brief(i)} is not a token of {model.config.vocab_size}")
+    if not isinstance(eos, list):
+        eos = [] if eos is None else [eos]
+    for token in eos if bos is None else [bos, *eos]:
+        check_value(f"{name}: a token id", token, int, 0, model.config.vocab_size)
     return bos, tuple(eos)
 
 
-# %% Tokenizer files
+# %% 15. Tokenizer files
 #
 # tokenizer.json holds everything; GPT-2 came as vocab.json (token: id) and merges.txt (by rank).
-# These files are text, but a token may be half a character. So GPT-2 writes each byte as one
-# printable character: those of Latin-1 that print stand for themselves, the 68 others take U+0100
-# and on, in order. A space becomes Ġ, a newline Ċ, and é, in UTF-8 the bytes C3 A9, Ã©.
+# Both are text, but a token may be half a character. So GPT-2 writes each byte as one printable
+# character: those of Latin-1 that print stand for themselves, the 68 others take U+0100 and on, in
+# order. A space becomes Ġ, a newline Ċ, and é, in UTF-8 the bytes C3 A9, Ã©. Whatever could change
+# an id is handled here or refused, key by key.
+
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
 BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_FILES += ("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
-HARMLESS = """backend chat_template clean_up_tokenization_spaces errors is_local legacy
-    local_files_only max_length model_input_names model_max_length name_or_path pad_to_multiple_of
-    pad_token_type_id padding_side processor_class sp_model_kwargs spaces_between_special_tokens
-    stride tokenizer_class truncation_side truncation_strategy use_default_system_prompt
-    vocab_size""".split()
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+ONLY_BYTES = {**BYTE_LEVEL, "use_regex": False}
+SPLIT = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
+PRE_TOKENIZERS = [
+    ("gpt2", [BYTE_LEVEL]),
+    ("gpt4", [{**SPLIT, "behavior": "Isolated", "invert": False}, ONLY_BYTES]),
+    ("gpt4", [{**SPLIT, "behavior": "Removed", "invert": True}, ONLY_BYTES]),  # no gap is removed
+    ("digits", [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]),
+]
+TOKENIZER_FILES = [name for name in FILES if name not in ("config.json", "generation_config.json")]
+# With these, transformers follows tokenizer.json (with the last two if it is byte-level); with
+# GPT-2's it takes the vocabulary and the merges out of it and splits as GPT-2, whatever it says.
+GENERIC_CLASSES = ["PreTrainedTokenizerFast", "TokenizersBackend"]
+GENERIC_CLASSES += ["LlamaTokenizer", "LlamaTokenizerFast"]
+GPT2_CLASSES = ["GPT2Tokenizer", "GPT2TokenizerFast"]
+HARMLESS = (  # keys of tokenizer_config.json that change no id
+    "backend chat_template clean_up_tokenization_spaces errors is_local legacy local_files_only "
+    "max_length model_input_names model_max_length name_or_path pad_to_multiple_of "
+    "pad_token_type_id padding_side processor_class sp_model_kwargs spaces_between_special_tokens "
+    "special_tokens_map_file stride tokenizer_file trim_offsets truncation_side "
+    "truncation_strategy use_default_system_prompt vocab_size"
+).split()
 
 
 def to_alphabet(data):
@@ -1607,103 +1831,172 @@ def to_alphabet(data):
 
 
 def token_bytes(token):
-    """The bytes behind a token of a vocabulary; one with a character outside the alphabet is text."""
+    """The bytes behind a token of a vocabulary; one that is not in the alphabet is plain text."""
     if CHAR_TO_BYTE.keys() >= set(token):
         return bytes(map(CHAR_TO_BYTE.get, token))
     return token.encode()
 
 
-def character_files(characters):
-    """The files of a CharTokenizer: to the tokenizers library it is BPE without merges."""
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
-    model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
-    model |= {"ignore_merges": False, "vocab": {c: i for i, c in enumerate(characters)}, "merges": []}
-    parts = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
-    parts |= {"normalizer": None, "pre_tokenizer": None, "post_processor": None}
-    parts |= {"decoder": {"type": "Fuse"}, "model": model}
+def character_files(vocab):
+    """The files of a CharTokenizer: for the tokenizers library it is BPE without merges."""
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    parts = {"version": "1.0", "added_tokens": [], "decoder": {"type": "Fuse"}, "model": model}
+    config = {"tokenizer_class": GENERIC_CLASSES[0]}
     return {
         "tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1).encode(),
-        "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}\n',
+        "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
 
 
-def refuse_others(where, found, handled):
-    """ValueError if the object `found` has keys not in `handled` that are not null, false or empty."""
-    need(isinstance(found, dict), f"{where} is {brief(found)}, expected an object")
+def refuse_others(where, found, handled, harmless=()):
+    """ValueError if the object `found` has another key whose value is not null, false or empty."""
+    need(isinstance(found, dict), f"{where} {found!r:.80} is not an object")
     for key, value in found.items():
-        handles = f"handled here: {', '.join(handled)}"
-        need(not value or key in handled, f"{where}: {brief(key)} is {brief(value)}; {handles}")
+        if value and key not in handled and key not in harmless:
+            handles = f"handled here: {', '.join(handled)}"
+            raise ValueError(f"{where} {key!r:.60} is {value!r:.80}; {handles}")
 
 
-def pattern_of(where, pre):
-    """The key of PATTERNS for a tokenizer.json's pre_tokenizer."""
-    steps = [*pre["pretokenizers"]] if pre.get("type") == "Sequence" else [pre]
+def read_template(post, tokens):
+    """(ids before a text, ids after it), as the post_processor of a tokenizer.json adds them."""
+    steps = post["processors"] if post and post["type"] == "Sequence" else [post]
+    steps = [step for step in steps if step and step["type"] != "ByteLevel"]  # it moves offsets
+    if not steps:
+        return [], []
+    known = len(steps) == 1 and steps[0]["type"] == "TemplateProcessing"
+    need(known, f"post_processor is {steps!r:.80}; handled here: TemplateProcessing, ByteLevel")
+    sides = [[]]
+    for part in steps[0]["single"]:
+        if "Sequence" in part:
+            sides.append([])
+        else:
+            sides[-1] += steps[0]["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+    right = len(sides) == 2 and all(type(i) is int and i in tokens for i in sides[0] + sides[1])
+    need(right, f"post_processor: {steps[0]['single']!r:.80} is not one text between tokens")
+    return sides
+
+
+def read_tokenizer(parts):
+    """The tokenizer in a tokenizer.json's object; ValueError."""
+    if parts.get("normalizer") == {"type": "Sequence", "normalizers": []}:
+        parts = {**parts, "normalizer": None}
+    keys = ["version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model"]
+    refuse_others("key", parts, keys)
+    decoder, model, pre = parts["decoder"], parts["model"], parts.get("pre_tokenizer")
+    is_characters = decoder == {"type": "Fuse"} and not pre
+    unknown = [] if is_characters else ["unk_token", "fuse_unk", "byte_fallback"]  # no byte is
+    refuse_others("model", model, ["type", "vocab", "merges", "ignore_merges"], unknown)
+    kind, vocab, merges = model.get("type", "BPE"), model["vocab"], model["merges"]
+    need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
+    bad = [(token, i) for token, i in vocab.items() if type(i) is not int or not 0 <= i < 2**32]
+    need(not bad, f"vocab: {bad[:1]!r:.80} is not an id from 0 to 2³²")
+    need(len({*vocab.values()}) == len(vocab), "vocab: two tokens have the same id")
+    if is_characters:
+        tokenizer = CharTokenizer("".join(vocab))
+        right = tokenizer.ids == vocab and not merges and not parts["added_tokens"]
+        need(right, "decoder is Fuse; handled here: sorted characters without merges, ByteLevel")
+        return tokenizer
+    need(decoder["type"] == "ByteLevel", f"decoder is {decoder!r:.60}; handled: ByteLevel")
+    lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
+    need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
+    steps = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
     steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
-    regex = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    steps[-1].setdefault("use_regex", True)
-    split = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
-    isolated = {**split, "behavior": "Isolated", "invert": False}
-    matches = {**split, "behavior": "Removed", "invert": True}  # the same: all is matched
-    for pattern, known in (
-        ("gpt2", [regex]),
-        ("gpt4", [isolated, {**regex, "use_regex": False}]),
-        ("gpt4", [matches, {**regex, "use_regex": False}]),
-        ("digits", [{"type": "Digits", "individual_digits": True}, regex]),
-    ):
-        if steps == known:
-            return pattern
-    handles = "GPT-2's, Llama 3's, and Digits (each alone) before GPT-2's"
-    raise ValueError(f"{where}: pre_tokenizer is {brief(pre)}; handled here: {handles}")
+    steps[-1] = {"use_regex": True, **steps[-1]}
+    patterns = [pattern for pattern, known in PRE_TOKENIZERS if steps == known]
+    handles = "handled here: the patterns of GPT-2 and Llama 3, or single Digits before GPT-2's"
+    need(patterns, f"pre_tokenizer is {steps!r:.80}; {handles}")
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    bad = [pair for pair in merges if type(pair) is not list or len(pair) != 2]
+    need(not bad, f"merges: {bad[:1]!r:.80} is not a pair")
+    added, tokens, next_id = parts["added_tokens"], {i: t for t, i in vocab.items()}, len(vocab)
+    for token in added:
+        refuse_others("added_tokens", token, ["id", "content", "normalized", "special"])
+        text, i = token["content"], token["id"]
+        expected = vocab.get(text, next_id)  # the rule by which the tokenizers library counts on
+        right = text and type(i) is int and i == expected and tokens.setdefault(i, text) == text
+        need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
+        next_id = max(next_id, i + 1)
+    mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
+    need(not mixed, "added_tokens: some are normalized; handled here: all or none")
+    template = read_template(parts.get("post_processor"), tokens)
+    return BPETokenizer(
+        vocab, merges, patterns[0], added, template, bool(model.get("ignore_merges"))
+    )
 
 
-def template_of(where, post, tokens):
-    """(ids before a text, ids after it) of a tokenizer.json's post_processor."""
-    before, after = [], []
-    steps = [] if not post else post["processors"] if post["type"] == "Sequence" else [post]
-    for step in steps:
-        if step["type"] == "ByteLevel":
-            continue  # it moves offsets
-        handles = "handled here: ByteLevel, TemplateProcessing"
-        need(step["type"] == "TemplateProcessing", f"{where}: {brief(step)}; {handles}")
-        sides = [[], []]
-        side = 0
-        for part in step["single"]:
-            if "Sequence" in part:
-                need(side == 0 and part["Sequence"]["id"] == "A", f"{where}: {brief(step)}")
-                side = 1
-            else:
-                sides[side] += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-        need(side == 1, f"{where}: {brief(step)}")
-        before, after = sides[0] + before, after + sides[1]
-    for i in before + after:
-        need(type(i) is int and i in tokens, f"{where}: post_processor adds {brief(i)}, no token")
-    return before, after
+def gpt2_parts(vocab, merges):
+    """vocab.json and the text of merges.txt as a tokenizer.json would hold them."""
+    lines = re.split("\r?\n", merges)
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    added = [{"id": vocab["<|endoftext|>"], "content": "<|endoftext|>"}]
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    parts = {"added_tokens": added, "pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL}
+    return {**parts, "model": model}
+
+
+def check_config(config, tokenizer):
+    """ValueError if a tokenizer_config.json or special_tokens_map.json would change an id."""
+    config = dict(config)
+    kinds = GENERIC_CLASSES[:2]
+    if isinstance(tokenizer, BPETokenizer):
+        kinds = GENERIC_CLASSES + GPT2_CLASSES
+    kind = config.pop("tokenizer_class", None)
+    need(kind in [None, *kinds], f"tokenizer_class is {kind!r:.60}; handled: {', '.join(kinds)}")
+    for key, ids in zip(("add_bos_token", "add_eos_token"), tokenizer.template):
+        need(not config.pop(key, None) or ids, f"{key} is true, but tokenizer.json adds none")
+    for i, token in config.pop("added_tokens_decoder", {}).items():
+        same = {**token, "id": int(i)} in tokenizer.added
+        need(same, f"added_tokens_decoder: {token!r:.80} is not in tokenizer.json")
+    named = [config.pop(key) for key in [*config] if key.endswith(("_token", "_special_tokens"))]
+    while named:
+        token = named.pop()
+        token = token.get("content", [*token.values()]) if isinstance(token, dict) else token
+        if isinstance(token, list):
+            named += token
+        elif token is not None:  # transformers would add it with a new id
+            there = token in tokenizer.special_tokens
+            need(there, f"the token {token!r:.80} is not among the added_tokens")
+    refuse_others("key", config, ["*_token", "*_special_tokens"], HARMLESS)
 
 
 def load_tokenizer(directory):
-    """The tokenizer in a directory written here, by stage 7 or by transformers; ValueError."""
+    """The tokenizer in a directory written here, by stage 7 or by transformers.
+
+    ValueError for a damaged file, and for what is not handled here and could change an id.
+    """
     directory = Path(directory)
     files = {n: (directory / n).read_bytes() for n in TOKENIZER_FILES if (directory / n).is_file()}
-    old = directory / "tokenizer"  # until issue 8
-    if not files and old.is_file():
-        return CharTokenizer(parse_json(old.read_bytes(), str, f"{old}: expected a JSON string"))
-    where = directory / "tokenizer.json"
-    parts = read_json(where)
-    model = parts["model"]
-    if parts["decoder"] == {"type": "Fuse"}:
-        tokenizer = CharTokenizer("".join(model["vocab"]))
-        same = json.loads(tokenizer.files["tokenizer.json"]) == parts
-        need(same, f"{where}: not the characters this file writes")
-        return tokenizer
-    vocab, added = model["vocab"], parts["added_tokens"]
-    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    template = template_of(where, parts.get("post_processor"), set(vocab.values()))
-    pattern = pattern_of(where, parts["pre_tokenizer"])
-    ignore = bool(model.get("ignore_merges"))
-    return BPETokenizer(vocab, merges, pattern, added, template, ignore, files)
+    name = next((n for n in ("tokenizer.json", "vocab.json", "tokenizer") if n in files), None)
+    need(name, f"{directory}: no tokenizer.json, so text cannot be turned into tokens")
+    try:
+        if name == "tokenizer":  # how characters were kept until 2026
+            return CharTokenizer(parse_json(files[name], str, "expected a JSON string"))
+        parts = parse_json(files[name], dict, "expected a JSON object")
+        if name == "vocab.json":
+            parts = gpt2_parts(parts, files["merges.txt"].decode())
+        tokenizer, config = read_tokenizer(parts), {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            if name in files:
+                config = parse_json(files[name], dict, "expected a JSON object")
+                check_config(config, tokenizer)
+        name = "added_tokens.json"
+        others = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
+        need(others.items() <= tokenizer.special_tokens.items(), "not those of tokenizer.json")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        what = error if isinstance(error, ValueError) else f"damaged: {error!r:.80}"
+        raise ValueError(f"{directory / name}: {what}") from None
+    right = GENERIC_CLASSES if "tokenizer.json" in files else []
+    is_gpt2 = tokenizer.special_tokens.keys() == {"<|endoftext|>"} and tokenizer.pattern == "gpt2"
+    if is_gpt2 and not tokenizer.ignore_merges:
+        right = right + GPT2_CLASSES
+    if config.get("tokenizer_class") not in right:  # or transformers would not follow the files
+        config = {**config, "tokenizer_class": right[0]}
+        files["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
+    tokenizer.files = files
+    return tokenizer
 
 
-# %% 14. Training runs
+# %% 15. Training runs
 #
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
 # a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
@@ -1861,20 +2154,18 @@ class Run:
 
     def update(self):
         """One step: (gradient norm, learning rate); Diverged instead of a bad step."""
-        s = self.settings
-        rng = np.random.default_rng((s["seed"], self.step))
-        total, gradient, micro = 0.0, 0.0, s["gradient_accumulation_steps"]
-        for _ in range(micro):
-            batch = draw_batch(self.split[0], self.model.config.block_size, s["batch_size"], rng)
-            loss, grads = self.model.loss_and_grads(*batch, rng)
-            total += loss / micro
-            gradient = grads.flat if micro == 1 else gradient + grads.flat / micro
-        norm, decay = math.sqrt(gradient @ gradient), s["lr_decay_iters"] or s["max_iters"]
+        s, B, T = self.settings, self.settings["batch_size"], self.model.config.block_size
+        decay = s["lr_decay_iters"] or s["max_iters"]
         rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
-        if not (math.isfinite(total) and math.isfinite(norm)):
-            raise Diverged(self.step, total, norm, rate)
-        self.optimizer.step(gradient, norm, rate)
-        self.step, self.sum, self.count = self.step + 1, self.sum + total, self.count + 1
+        batches = (
+            draw_batch(self.split[0], T, B, s["seed"], self.step, piece * B)
+            for piece in range(s["gradient_accumulation_steps"])
+        )
+        try:
+            loss, norm = training_step(self.model, self.optimizer, batches, rate)
+        except FloatingPointError as error:
+            raise Diverged(self.step, math.nan, math.nan, rate) from error
+        self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
         return norm, rate
 
     def held_out(self, batches, norm=0.0, rate=0.0):
@@ -1941,7 +2232,7 @@ class Run:
         sys.stdout.flush()
 
 
-# %% 15. The command line
+# %% 16. The command line
 
 
 def latest_run():
@@ -2161,37 +2452,55 @@ def main(argv=None):
         return 2
 
 
+# %% What to take away
+#
+# y = xW:        dx = dy Wᵀ,  dW = xᵀdy.          Two paths to one weight: its gradients add.
+# softmax, loss: dz = p - 1[target].              Attention: ds = P(dP - dy·y).
+# normalising:   dx loses its component along x̂ (and, for LayerNorm, its mean).
+# AdamW:         w ← w - ηλw - η m̂/(√v̂ + ε).      A step moves every weight by about η.
+# Believe a backward when central differences agree with it, a loss when the text is held out, and a
+# checkpoint when the process that wrote it has been killed at its worst moment.
+
 # %% Common mistakes
 #
 # 1. Reporting the loss on text the model has seen. It falls for ever. Symptom: train and held-out
-#    part ways. Here every reported number is held out (section 10, evaluate).
+#    part ways. Here every reported number is held out (section 13, evaluate).
 # 2. An attention that sees the future. Symptom: a loss near 0 and samples of rubbish. CAUSAL sets
-#    the scores to -∞ before the softmax (section 2); a test changes token t and watches the past.
+#    the scores to -∞ before the softmax (section 3); a test changes token t and watches the past.
 # 3. Writing a shared weight's gradient with = where two paths reach it. Symptom: training works, a
-#    little worse than it should. The tied head adds with += (section 7, loss_and_grads).
-# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 1).
+#    little worse than it should. The tied head adds with += (section 6, loss_and_grads).
+# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 2).
 # 5. Decaying biases and norm weights, or starting m and v at 0 without the correction. Symptom: a
-#    slow start, norms that shrink (section 9).
+#    slow start, norms that shrink (section 11).
 # 6. Drawing batches from a generator whose state is not saved. Symptom: a resumed run that drifts
-#    from the uninterrupted one. Here step s has a generator of its own (section 11).
-# 7. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 6).
-# 8. x**3. Symptom: none but the clock (section 1, GELU).
+#    from the uninterrupted one. Here every sequence of a step has its own generator (section 12).
+# 7. Choosing the best checkpoint, or a learning rate, by the held-out loss. Symptom: numbers that
+#    nobody else reaches on new text. `best` is chosen on the development piece (section 17).
+# 8. Comparing the loss per token of models with different tokens. Symptom: the larger vocabulary
+#    looks worse. Divide by characters (section 13).
+# 9. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 14).
+# 10. x**3. Symptom: none but the clock (section 2, GELU).
 
 # %% Exercises
 #
-#  1. Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
-#  2. Train with --tie_weights False. What happens to the parameter count and the held-out loss?
-#  3. Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
-#  4. Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives it.
-#  5. Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
-#  6. Train on data/names.txt with a block of 16. How many of 100 sampled names are in the file?
-#  7. Replace GELU by ReLU², forward and backward, and run the gradient check.
-#  8. Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
-#  9. Let llama keep its cache when the window slides. Why may the text differ?
-# 10. Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
-# 11. Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
-# 12. Which lowers the held-out loss more at equal seconds, twice the channels or twice the steps?
-#     Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
+#  1. ★ Do the second step of table_step (section 1) on paper; check it with the function.
+#  2. ★ Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
+#  3. ★ Train with --tie_weights False. What happens to the parameter count and the held-out loss?
+#  4. ★ Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
+#  5. ★ Train on data/names.txt with --tokenizer char and a block of 16. How many of 100 sampled
+#     names are in the file?
+#  6. ★★ Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
+#  7. ★★ Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives
+#     it.
+#  8. ★★ Replace GELU by ReLU², forward and backward, and run the gradient check.
+#  9. ★★ Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
+# 10. ★★ Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
+# 11. ★★ Learn a vocabulary of 512 and one of 2,048 tokens with stage 7 and train on each. Why can
+#     the losses per token not be compared, and which model is better?
+# 12. ★★★ Let llama keep its cache when the window slides. Why may the text differ?
+# 13. ★★★ Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
+# 14. ★★★ Which lowers the held-out loss more at equal seconds, twice the channels or twice the
+#     steps? Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
 
 # %% Where this leads
 #

@@ -53,6 +53,11 @@ def assert_gradients(forward, inputs, analytic, tolerance=1e-6, h=1e-5):
         assert error < tolerance, f"input {i}: relative error {error:.2e}"
 
 
+def generators(n, seed=2):
+    """n generators that start at the same place each time they are made: one a sequence."""
+    return [np.random.default_rng((seed, i)) for i in range(n)]
+
+
 def check_held_out_line(text):
     """The one line of the ladder in a stage's output: its three numbers must agree."""
     lines = [line for line in text.splitlines() if line.startswith("held-out:")]

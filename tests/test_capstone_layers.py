@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import assert_gradients, relative_error
+from conftest import assert_gradients, generators, relative_error
 
 import capstone_gpt as gpt
 
@@ -84,7 +84,7 @@ def test_activations_survive_huge_inputs(pair):
 
 def test_rope_turns_pairs_and_scores_depend_on_distance_only(rng):
     q, k = rng.normal(size=(2, 1, 3, 6)), rng.normal(size=(2, 1, 3, 6))
-    cos, sin = gpt.rope_tables(np.arange(20), 6, 10000.0, np.float64)
+    cos, sin = gpt.rope_tables(np.arange(20), gpt.rope_frequencies(6, 10000.0), np.float64)
 
     def score(a, b):
         turned = [
@@ -104,13 +104,17 @@ def test_rope_turns_pairs_and_scores_depend_on_distance_only(rng):
 
 
 def plain_attention(q, k, v):
-    """The textbook formula with a full (Tq, Tk) matrix."""
+    """The file's textbook form, with queries in groups and with past keys."""
     group, past = q.shape[1] // k.shape[1], k.shape[2] - q.shape[2]
-    k, v = k.repeat(group, 1), v.repeat(group, 1)
-    s = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
-    s[..., np.triu(np.ones(s.shape[-2:], bool), past + 1)] = -np.inf
-    p = np.exp(s - s.max(-1, keepdims=True))
-    return p / p.sum(-1, keepdims=True) @ v
+    earlier = np.zeros((*q.shape[:2], past, q.shape[3]))
+    q = np.concatenate([earlier, q], 2)
+    return gpt.plain_attention(q, k.repeat(group, 1), v.repeat(group, 1))[:, :, past:]
+
+
+def test_plain_attention_on_numbers_done_by_hand():
+    q = np.array([[9.0], [np.log(3)]])
+    y = gpt.plain_attention(q, np.array([[1.0], [0.0]]), np.array([[8.0], [4.0]]))
+    assert np.allclose(y, [[8.0], [0.75 * 8 + 0.25 * 4]])  # the first sees itself, only
 
 
 @pytest.mark.parametrize("B,H,Hkv,Tq,Tk", [(1, 1, 1, 1, 1), (2, 4, 2, 3, 3), (1, 3, 1, 2, 5)])
@@ -119,7 +123,7 @@ def test_attention(rng, B, H, Hkv, Tq, Tk, p):
     q, k, v = (rng.normal(size=(B, h, T, 4)) for h, T in ((H, Tq), (Hkv, Tk), (Hkv, Tk)))
 
     def forward():
-        return gpt.attention_forward(q, k, v, p, np.random.default_rng(3))
+        return gpt.attention_forward(q, k, v, p, generators(B))
 
     y, cache = forward()
     if p == 0:
@@ -145,11 +149,20 @@ def test_attention_is_steady_under_huge_scores(rng):
 
 
 def test_dropout_keeps_the_mean_and_is_off_without_a_generator(rng):
-    x = np.ones((400, 500))
-    y, mask = gpt.dropout_forward(x, 0.3, rng)
+    x = np.ones((4, 100, 500))
+    y, mask = gpt.dropout_forward(x, 0.3, generators(4))
     assert abs(y.mean() - 1) < 0.01 and abs((y == 0).mean() - 0.3) < 0.01
     assert np.array_equal(gpt.dropout_backward(x, mask), y)
-    assert gpt.dropout_forward(x, 0.3, None)[0] is x and gpt.dropout_forward(x, 0.0, rng)[0] is x
+    assert gpt.dropout_forward(x, 0.3, None)[0] is x
+    assert gpt.dropout_forward(x, 0.0, generators(4))[0] is x
+
+
+def test_a_dropout_mask_belongs_to_its_sequence_not_to_the_batch(rng):
+    x = rng.normal(size=(4, 3, 5))
+    whole, _ = gpt.dropout_forward(x, 0.5, generators(4))
+    parts = [gpt.dropout_forward(x[i : i + 1], 0.5, generators(4)[i : i + 1])[0] for i in range(4)]
+    assert np.array_equal(whole, np.concatenate(parts))
+    assert not np.array_equal(whole[0] == 0, whole[1] == 0)
 
 
 @pytest.mark.parametrize("ignored", [0, 2, 6])
@@ -180,7 +193,8 @@ def test_block(rng, arch, n_kv_head):
     model = gpt.GPT(config, dtype=np.float64)
     model.flat[:] = rng.normal(0, 0.5, model.flat.size)
     weights = model.params.blocks[0]
-    rope = gpt.rope_tables(np.arange(3), 4, 10000.0, np.float64) if arch == "llama" else None
+    frequencies = gpt.rope_frequencies(4, 10000.0)
+    rope = gpt.rope_tables(np.arange(3), frequencies, np.float64) if arch == "llama" else None
     x = rng.normal(size=(2, 3, 8))
 
     def backward(dy):
@@ -234,3 +248,37 @@ def test_five_gram_equals_the_recursive_definition():
     ids = [*train, *held]
     exact = [-np.log(probability(tuple(ids[i - 2 : i]), ids[i])) for i in range(8, 12)]
     assert gpt.ngram_nats(train, held, 3, order=3) == pytest.approx(np.mean(exact))
+
+
+def test_the_first_page_computes_what_its_comment_says():
+    W = np.zeros((2, 2))
+    assert gpt.table_step(W, [0, 1, 0, 1], learning_rate=3) == pytest.approx(np.log(2))
+    assert np.allclose(W, [[-1, 1], [0.5, -0.5]])
+    expected = (2 * np.log(1 + np.exp(-2)) + np.log(1 + np.exp(-1))) / 3
+    assert (
+        gpt.table_step(W, [0, 1, 0, 1], 3)
+        == pytest.approx(expected)
+        == pytest.approx(0.189, abs=1e-3)
+    )
+
+
+def test_the_first_page_s_gradient_is_that_of_the_file_s_cross_entropy(rng):
+    W, tokens = rng.normal(size=(5, 5)), rng.integers(0, 5, 40)
+    logits, looked_up = gpt.embedding_forward(tokens[:-1], W)
+    loss, cache = gpt.cross_entropy_forward(logits, tokens[1:])
+    gradient = gpt.embedding_backward(gpt.cross_entropy_backward(1.0, cache), looked_up)
+    after = W.copy()
+    assert gpt.table_step(after, tokens.tolist(), 0.5) == pytest.approx(loss, rel=1e-12)
+    assert np.allclose(W - after, 0.5 * gradient, atol=1e-14)
+
+
+def test_llama_3_stretches_slow_pairs_and_leaves_fast_ones():
+    """In 200π positions a frequency f makes 100 f turns; from 4 on it stays, up to 1 it is / 8."""
+    scaling = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+    scaling["original_max_position_embeddings"] = 200 * np.pi
+    plain = gpt.rope_frequencies(8, 1e4)
+    assert np.allclose(plain, [1, 0.1, 0.01, 0.001])  # 100, 10, 1 and 0.1 turns
+    assert np.allclose(gpt.rope_frequencies(8, 1e4, scaling), [1, 0.1, 0.01 / 8, 0.001 / 8])
+    scaling["original_max_position_embeddings"] = 500 * np.pi  # 250, 25, 2.5 and 0.25 turns
+    half = 0.01 * (0.5 + 0.5 / 8)  # 2.5 is half way from 1 to 4
+    assert np.allclose(gpt.rope_frequencies(8, 1e4, scaling), [1, 0.1, half, 0.001 / 8])

@@ -4,7 +4,7 @@ import copy
 
 import numpy as np
 import pytest
-from conftest import relative_error
+from conftest import generators, relative_error
 
 import capstone_gpt as gpt
 
@@ -23,16 +23,29 @@ def make(variant="gpt2", dtype=np.float64, **fields):
     return model
 
 
-def test_gradcheck_passes_for_every_tensor():
-    rows = gpt.gradcheck()
-    assert {model for model, *_ in rows} == {"gpt2", "gpt2, no bias", "llama"}
-    assert max(error for *_, error in rows) < 1e-6
-
-
-def test_gradcheck_catches_a_wrong_backward(monkeypatch):
+def test_gradcheck_passes_for_every_tensor_but_those_whose_backward_is_wrong(monkeypatch):
+    """One run: with gelu's backward off by a thousandth, gpt2 is caught and llama is not."""
     right = gpt.gelu_backward
     monkeypatch.setattr(gpt, "gelu_backward", lambda dy, slope: 1.001 * right(dy, slope))
-    assert gpt.main(["gradcheck"]) == 1
+    rows = gpt.gradcheck()
+    assert {model for model, *_ in rows} == {"gpt2", "gpt2, no bias", "llama"}
+    errors = {(model, name): error for model, name, _, error in rows}
+    for model, names in (
+        ("gpt2", ["transformer.h.0.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.bias"]),
+        ("gpt2, no bias", ["transformer.h.0.mlp.c_fc.weight"]),
+    ):
+        assert all(errors[model, name] > 1e-4 for name in names)
+    untouched = [e for (m, n), e in errors.items() if m == "llama" or "h.1.mlp.c_proj" in n]
+    assert len(untouched) > 20 and max(untouched) < 1e-6
+
+
+@pytest.mark.parametrize("error,status", [(9e-7, 0), (1.1e-6, 1), (float("nan"), 1)])
+def test_the_gradcheck_command_judges_by_the_largest_error(monkeypatch, capsys, error, status):
+    rows = [("gpt2", "a.weight", (2, 3), 1e-9), ("llama", "b.weight", (4,), error)]
+    monkeypatch.setattr(gpt, "gradcheck", lambda: rows)
+    assert gpt.main(["gradcheck"]) == status
+    said = capsys.readouterr().out
+    assert f"2 tensors, {status} with a relative error" in said and "2 x 3" in said
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -40,15 +53,15 @@ def test_gradcheck_catches_a_wrong_backward(monkeypatch):
 def test_gradients_along_a_direction(rng, variant, B, T):
     model = make(variant, dropout=0.1)
     idx, targets = rng.integers(0, 11, (B, T)), rng.integers(0, 11, (B, T))
-    loss, grads = model.loss_and_grads(idx, targets, np.random.default_rng(2))
+    loss, grads = model.loss_and_grads(idx, targets, generators(len(idx)))
     assert list(grads) == list(model.params) and grads.flat.shape == model.flat.shape
     direction, ends = rng.normal(size=model.flat.size), []
     for h in (1e-6, -1e-6):
         model.flat[:] += h * direction
-        ends.append(model.loss(idx, targets, np.random.default_rng(2)))
+        ends.append(model.loss(idx, targets, generators(len(idx))))
         model.flat[:] -= h * direction
     assert relative_error(grads.flat @ direction, (ends[0] - ends[1]) / 2e-6) < 1e-6
-    assert loss == pytest.approx(model.loss(idx, targets, np.random.default_rng(2)))
+    assert loss == pytest.approx(model.loss(idx, targets, generators(len(idx))))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -122,12 +135,6 @@ def test_published_sizes():
     assert llama == 6_738_415_616
 
 
-def test_flops_per_token_counts_every_product():
-    model = make("llama", tie_weights=False)
-    per_layer = 16 * 16 * 2 + 2 * 16 * 8 + 3 * 16 * model.config.n_hidden
-    assert model.flops_per_token() == 6 * (2 * per_layer + 11 * 16) + 12 * 2 * 16 * 8
-
-
 def test_loss_at_the_start_is_that_of_guessing():
     for variant in VARIANTS.values():
         config = gpt.GPTConfig(
@@ -156,9 +163,9 @@ def test_one_batch_can_be_learnt_by_heart(rng):
         ({"arch": "llama", "bias": True}, "no biases"),
         ({"arch": "llama", "n_head": 2, "n_embd": 6}, "even head size"),
         ({"dropout": 1.0}, "dropout"),
-        ({"n_layer": 0}, "n_layer must be a positive"),
-        ({"block_size": 2.5}, "block_size must be a positive"),
-        ({"vocab_size": -3}, "vocab_size must be a positive"),
+        ({"n_layer": 0}, "n_layer must be at least 1"),
+        ({"block_size": 2.5}, "block_size must be a whole"),
+        ({"vocab_size": -3}, "vocab_size must be at least 1"),
         ({"norm_eps": 0.0}, "norm_eps"),
         ({"rope_theta": float("nan")}, "rope_theta"),
         ({"n_hidden": -1}, "n_hidden"),
@@ -166,7 +173,8 @@ def test_one_batch_can_be_learnt_by_heart(rng):
         ({"bias": "False"}, "bias must be True or False"),
         ({"dropout": "x"}, "dropout must be a number"),
         ({"arch": ["gpt2"]}, "arch must be"),
-        ({"n_layer": 10**20}, "beyond any memory"),
+        ({"n_layer": 10**20}, "n_layer must be"),
+        ({"n_layer": 9999, "n_embd": 12288, "n_head": 1}, "beyond any memory"),
     ],
 )
 def test_configurations_that_are_no_model(fields, words):
@@ -206,3 +214,64 @@ def test_evaluate_scores_every_token_once_whatever_the_stride(rng):
     for stride in (3, 4, 8):
         assert gpt.evaluate(model, ids, 60, stride)[1] == 40
     assert gpt.evaluate(model, ids, 60, 8, max_windows=2)[1] == 16
+
+
+# the training step
+
+
+def pieces_of(idx, targets, n):
+    return [(i, t, None) for i, t in zip(np.split(idx, n), np.split(targets, n))]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_a_step_on_pieces_is_the_step_on_their_mean(rng, pieces):
+    """One step of plain AdamW by hand from the gradient of the whole batch."""
+    model, (idx, targets) = make(), rng.integers(0, 11, (2, 4, 8))
+    loss, grads = model.loss_and_grads(idx, targets)
+    before, g = model.flat.copy(), grads.flat.copy()
+    optimizer = gpt.AdamW(model.params, (0.9, 0.99), 1e-8, 0.0, grad_clip=0.5)
+    found = gpt.training_step(model, optimizer, pieces_of(idx, targets, pieces), 1e-3)
+    norm = np.linalg.norm(g)
+    assert found == pytest.approx((loss, norm), rel=1e-12) and norm > 0.5
+    clipped = g * 0.5 / norm
+    assert np.allclose(optimizer.m, 0.1 * clipped, rtol=1e-10, atol=1e-16)
+    assert np.allclose(optimizer.v, 0.01 * clipped**2, rtol=1e-10, atol=1e-20)
+    expected = before - 1e-3 * clipped / (np.abs(clipped) + 1e-8)
+    assert np.allclose(model.flat, expected, rtol=0, atol=1e-10) and optimizer.t == 1
+
+
+def test_a_step_that_is_not_finite_changes_nothing(rng):
+    model, (idx, targets) = make(), rng.integers(0, 11, (2, 2, 8))
+    model.params["transformer.wte.weight"][0, 0] = np.inf
+    optimizer, before = gpt.AdamW(model.params), model.flat.copy()
+    with np.errstate(all="ignore"), pytest.raises(FloatingPointError, match="gradient norm"):
+        gpt.training_step(model, optimizer, pieces_of(idx, targets, 1), 1e-3)
+    assert np.array_equal(model.flat, before) and optimizer.t == 0 and not optimizer.m.any()
+
+
+def test_a_sequence_is_drawn_by_its_place_in_the_step():
+    ids = np.arange(100, dtype=np.uint16)
+    idx, targets, rngs = gpt.draw_batch(ids, 8, 6, seed=3, step=5)
+    assert idx.shape == (6, 8) and np.array_equal(targets, idx + 1) and len(rngs) == 6
+    assert np.array_equal(idx, idx[:, :1] + np.arange(8))
+    tail, _, tail_rngs = gpt.draw_batch(ids, 8, 2, seed=3, step=5, first=4)
+    assert np.array_equal(tail, idx[4:])
+    assert [g.random() for g in tail_rngs] == [g.random() for g in rngs[4:]]
+    others = [gpt.draw_batch(ids, 8, 6, 3, 6)[0], gpt.draw_batch(ids, 8, 6, 4, 5)[0]]
+    assert not any(np.array_equal(idx, other) for other in others)
+
+
+def test_every_window_of_the_text_is_drawn_and_none_beyond_its_end():
+    starts = [gpt.draw_batch(np.arange(12), 8, 8, 0, step)[0][:, 0] for step in range(30)]
+    assert set(np.concatenate(starts)) == {0, 1, 2, 3}
+
+
+def test_warmup_and_cosine_by_hand():
+    def rate(step):
+        return gpt.warmup_cosine(step, peak=1.0, floor=0.2, warmup=4, decay=12)
+
+    assert [rate(step) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rate(4) == pytest.approx(1.0) and rate(8) == pytest.approx(0.6)
+    assert rate(6) == pytest.approx(0.2 + 0.4 * (1 + np.sqrt(0.5)))
+    assert rate(12) == rate(50) == pytest.approx(0.2)
+    assert gpt.warmup_cosine(0, 1.0, 0.0, 0, 10) == 1.0

@@ -192,7 +192,7 @@ def test_fast_smoke_run_on_the_stories(tmp_path, monkeypatch, capsys):
         (["train", "--learning_rate", "nan"], "learning_rate"),
         (["train", "--batch_size", "0"], "batch_size"),
         (["train", "--batch_size", "many"], "batch_size"),
-        (["train", "--n_layer", "9" * 20], "beyond any memory"),
+        (["train", "--n_layer", "9" * 20], "n_layer must be"),
         (["train", "--out_dir", "bytes.bin"], "is a file"),
         (["train", "text.txt"], "unexpected 'text.txt'"),
         (["train", "--resume", "run", "--fast"], "its own settings"),
