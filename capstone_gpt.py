@@ -988,67 +988,65 @@ def sample_token(logits, temperature, top_k, top_p, rng):
 
 # %% 10. Text and tokens
 #
-# A model reads and writes integers, the tokens' ids; each has a row in the embedding. One token a
-# character is the simplest choice, but then texts are long. One token a word makes them short, but
-# no list of words is complete. Subwords lie between: begin with the 256 bytes, which can write any
+# A model reads and writes integers, the ids of tokens; each has a row in the embedding. One token a
+# character is the simplest choice, but texts become long. One token a word makes them short, but no
+# list of words is complete. Subwords lie between: begin with the 256 bytes, which can write any
 # text in UTF-8, and join pairs that often stand side by side into new tokens, again and again. This
 # is byte-pair encoding (BPE), the tokenizer of GPT-2, GPT-4 and Llama 3. Stage 7 derives how the
-# merges are learned; here they are only used. Encoding repeats them: of all pairs that are known,
-# the one learned first, which has the lowest rank, is joined, the leftmost if it stands in several
-# places; then look again, until no pair is known.
+# merges are learned; here they are used. Of all known pairs in a word, the one that was learned
+# first, which has the lowest rank, is joined (the leftmost, if it stands in several places). Then
+# look again, until no pair is known.
 
 
 def merge(ids, merges):
-    """The ids (a list) after all merges {(left id, right id): (rank, new id)}; plain and slow."""
+    """The list of ids after all merges {(left id, right id): (rank, new id)}; plain and slow."""
     ids = list(ids)
     while True:
         known = [(merges[p][0], i) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
         if not known:
             return ids
-        _, i = min(known)
+        rank, i = min(known)
         ids[i : i + 2] = [merges[ids[i], ids[i + 1]][1]]
 
 
 #     ids        e 0   l 1   o 2   r 3   s 4   w 5   lo 6   low 7   er 8
 #     merges     l+o: rank 0     lo+w: rank 1     e+r: rank 2
 #
-#     lower      1 2 5 0 3  ->  6 5 0 3  ->  7 0 3  ->  7 8          low|er
-#     slower     4 1 2 5 0 3  ->  4 6 5 0 3  ->  4 7 0 3  ->  4 7 8  s|low|er, never seen before
+#     lower      1 2 5 0 3    ->  6 5 0 3    ->  7 0 3    ->  7 8      low|er
+#     slower     4 1 2 5 0 3  ->  4 6 5 0 3  ->  4 7 0 3  ->  4 7 8    s|low|er, never seen before
 #
-# Each round looks at the whole word, so n bytes take up to n² steps. The fast form finds the next
-# pair in a heap of (rank, place) and keeps the ids as a list linked in both directions, where two
-# neighbours become one without moving the others. A merge can only create the pairs to its left and
-# right; they go into the heap. A pair whose ids were eaten meanwhile is noticed when its turn comes.
+# Each round looks at the whole word: n bytes take up to n² steps. The fast form finds the next pair
+# in a heap of (rank, place). Each place knows the one before it and the one after it, so that two
+# neighbours become one without moving the others. A merge creates at most two pairs, with its
+# neighbours; they go into the heap. A pair that lost a side meanwhile is noticed when it is due.
 
 
 def merge_fast(ids, merges):
     """What merge() computes, in about n log n steps for n ids."""
-    n = len(ids)
-    ids = [*ids, -1]  # the last id is in no pair; ids[-1] is also what stands before the first
+    n, ids = len(ids), [*ids, -1]  # the last one is in no pair; it also stands before the first
     before, after = list(range(-1, n)), list(range(1, n + 2))
     heap = [(*merges[p], i, p) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
-    heapq.heapify(heap)  # the rank comes first, then the place, for a rank has one new id
+    heapq.heapify(heap)
     while heap:
         _, new, i, pair = heapq.heappop(heap)
         j = after[i]
-        if (ids[i], ids[j]) != pair:
-            continue  # eaten
-        k = after[j]
-        ids[i], ids[j] = new, -1
-        after[i], before[k] = k, i
-        for left, right in ((before[i], i), (i, k)):
-            pair = ids[left], ids[right]
-            if pair in merges:
-                heapq.heappush(heap, (*merges[pair], left, pair))
+        if (ids[i], ids[j]) == pair:
+            k = after[j]
+            ids[i], ids[j] = new, -1
+            after[i], before[k] = k, i
+            for left, right in ((before[i], i), (i, k)):
+                pair = ids[left], ids[right]
+                if pair in merges:
+                    heapq.heappush(heap, (*merges[pair], left, pair))
     return [i for i in ids if i >= 0]
 
 
-# Merges never reach across pre-tokens: a word with the space before it, a run of digits, of
-# punctuation, of blanks. The patterns below cut a text into them: GPT-2's, the one of GPT-4 and
-# Llama 3, and GPT-2's with every digit alone, as SmolLM has it. \p{L} is a letter, \p{N} a number
-# of any kind (½, Ⅷ), \s a blank. \s+(?!\S) lets a run of blanks give back its last one, which
-# leads the next word; a digit that stands alone is led by nothing. Python's re has no \p, and its
-# \s also takes U+001C to U+001F; so splitter() spells the classes out as ranges of characters.
+# Merges never reach across pre-tokens: a word with the space before it, a run of digits, of marks,
+# of blanks. These patterns cut a text into them: GPT-2's, the one of GPT-4 and Llama 3, and GPT-2's
+# with every digit alone, for SmolLM. \p{L} is a letter, \p{N} a number of any kind (½, Ⅷ), \s a
+# blank; \s+(?!\S) lets a run of blanks give back its last one, which leads the next word. Python's
+# re has no \p, and its \s takes U+001C to U+001F; so splitter() spells the classes out as ranges.
+
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -1062,12 +1060,12 @@ def splitter(pattern, ascii_only):
     """The compiled pattern; for ASCII text, classes of ASCII alone do the same and start faster."""
     kinds = [unicodedata.category(chr(code))[0] for code in range(128 if ascii_only else 0x110000)]
     ranges = {"L": "", "N": "", "Z": r"\t-\r" if ascii_only else r"\t-\r\x85"}
-    code = 0
-    for kind, run in itertools.groupby(kinds):  # letters, numbers, blanks as "a-z..." for [...]
-        end = code + len(list(run))
+    start = 0
+    for kind, run in itertools.groupby(kinds):  # letters, numbers, blanks as "a-z..."
+        end = start + len(list(run))
         if kind in ranges:
-            ranges[kind] += rf"\U{code:08x}-\U{end - 1:08x}"
-        code = end
+            ranges[kind] += rf"\U{start:08x}-\U{end - 1:08x}"
+        start = end
     source = PATTERNS[pattern].replace(r"\S", r"[^\s]")  # then put lone classes into brackets
     source = re.sub(r"(\[.*?\])|(\\p\{.\}|\\s)", lambda m: m[1] or f"[{m[2]}]", source)
     for name, kind in ((r"\p{L}", "L"), (r"\p{N}", "N"), (r"\s", "Z")):
@@ -1076,14 +1074,18 @@ def splitter(pattern, ascii_only):
 
 
 class Tokenizer:
-    """What both kinds share: tokens {id: its bytes}, special_tokens {text: id}, files {name: bytes}."""
+    """What both kinds share; files {name: bytes} is what save writes and load_tokenizer reads."""
 
-    def __init__(self, tokens, special_tokens, files):
-        self.tokens, self.special_tokens, self.files = tokens, special_tokens, files
+    def __init__(self, tokens, added, template, files):
+        self.tokens = tokens  # {id: its bytes}
         self.vocab_size = max(tokens) + 1
+        self.added = added  # [{"id", "content", ...}], looked for in a text before it is split
+        self.special_tokens = {token["content"]: token["id"] for token in added}
+        self.template = template  # ids that add_special_tokens puts before a text, and after it
+        self.files = files
 
     def decode_stream(self, ids):
-        """The text of ids piece by piece, never half a character; what is no character is U+FFFD."""
+        """Yield the text of ids, never half a character; what is no character becomes U+FFFD."""
         text = codecs.getincrementaldecoder("utf-8")("replace")
         for i in ids:
             if piece := text.decode(self.tokens.get(int(i), b"\xef\xbf\xbd")):
@@ -1092,11 +1094,11 @@ class Tokenizer:
             yield rest
 
     def decode(self, ids):
-        """The text of token ids (T,); half a character, or an id without a token, becomes U+FFFD."""
+        """The text of token ids (T,)."""
         return "".join(self.decode_stream(ids))
 
     def save(self, directory):
-        """Write the files into a directory that is there."""
+        """Write the files into a directory that exists."""
         for name, content in self.files.items():
             write_file(Path(directory, name), [content])
 
@@ -1105,125 +1107,91 @@ class CharTokenizer(Tokenizer):
     """One token per character: the sorted distinct characters of a text are the vocabulary."""
 
     def __init__(self, characters):
-        self.characters = "".join(sorted(set(characters)))
-        need(self.characters, "a vocabulary needs at least one character")
-        self.start = "\n" if "\n" in self.characters else self.characters[0]  # an empty prompt's
-        tokens = {i: c.encode() for i, c in enumerate(self.characters)}
-        super().__init__(tokens, {}, character_files(self.characters))
-        self._ids = np.full(ord(self.characters[-1]) + 2, -1)  # of each code; the last: unknown
-        self._ids[self._codes(self.characters)] = np.arange(len(tokens))
-
-    def _codes(self, text):
-        return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+        need(characters, "a vocabulary needs at least one character")
+        self.ids = {c: i for i, c in enumerate(sorted(set(characters)))}
+        tokens = {i: c.encode() for c, i in self.ids.items()}
+        super().__init__(tokens, [], ([], []), character_files(self.ids))
 
     def encode(self, text, add_special_tokens=False):
         """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
-        ids = self._ids[np.minimum(self._codes(text), len(self._ids) - 1)]
-        if (ids < 0).any():
-            unknown = sorted(set(text) - set(self.characters))
-            names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
-            raise ValueError(f"characters the model was not trained on: {names}")
-        return ids
+        unknown = sorted(set(text) - self.ids.keys())
+        names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
+        need(not unknown, f"characters the model was not trained on: {names}")
+        return np.array([self.ids[c] for c in text], dtype=np.int64)
 
     def encode_stream(self, texts):
-        """The ids of all texts one after the other, an array each."""
+        """Yield the ids of each text."""
         return map(self.encode, texts)
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-level BPE.
+    """Byte-level BPE: vocab {token: id}, [left token, right token] of each merge, key of PATTERNS.
 
-    vocab: {token in GPT-2's alphabet: id}; merges: [(left token, right token)] by rank; pattern: a
-    key of PATTERNS; added: [{"content", "id", "normalized"}], tokens that are looked for in a text
-    before it is split; template: the ids that add_special_tokens puts before a text and after it;
-    ignore_merges: a pre-token that is a token needs no merges.
+    Bytes are written in GPT-2's alphabet (section 15). ignore_merges: a pre-token that is a token
+    needs no merges (Llama 3).
     """
 
-    def __init__(self, vocab, merges, pattern, added, template, ignore_merges, files):
+    def __init__(self, vocab, merges, pattern, added, template, ignore_merges=False, files=None):
         tokens = {i: token_bytes(token) for token, i in vocab.items()}
         tokens |= {token["id"]: token["content"].encode() for token in added}
-        super().__init__(tokens, {token["content"]: token["id"] for token in added}, files)
+        super().__init__(tokens, added, template, files)
         self.vocab, self.pattern, self.ignore_merges = vocab, pattern, ignore_merges
-        self.template = template
         self.byte_ids = [vocab[BYTE_TO_CHAR[byte]] for byte in range(256)]
         self.merges = {
             (vocab[left], vocab[right]): (rank, vocab[left + right])
             for rank, (left, right) in enumerate(merges)
         }
-        self.cutters = []  # the library looks for "normalized" tokens in what the others leave
-        for normalized in (False, True):
-            texts = [t["content"] for t in added if bool(t.get("normalized")) is normalized]
-            longest_first = map(re.escape, sorted(texts, key=len, reverse=True))
-            if texts:
-                self.cutters.append(re.compile(f"({'|'.join(longest_first)})"))
-        self.words = WordCache(self._encode_word)
+        longest_first = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
+        self.cutter = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+        self.known_word = functools.lru_cache(1 << 17)(self.encode_word)
 
-    def _encode_word(self, word):
+    def encode_word(self, word):
+        """The list of ids of a pre-token."""
         data = word.encode()
-        if self.ignore_merges and (token := to_alphabet(data)) in self.vocab:
-            return [self.vocab[token]]
+        if self.ignore_merges and to_alphabet(data) in self.vocab:
+            return [self.vocab[to_alphabet(data)]]
         return merge_fast([self.byte_ids[byte] for byte in data], self.merges)
 
     def encode(self, text, add_special_tokens=False):
-        """Token ids (T,) of a text; special tokens written in it become their ids. ValueError."""
-        pieces = [text]  # text, special token, text, ..., text: even places hold text
-        for cutter in self.cutters:
-            halves = [[p] if n % 2 else cutter.split(p) for n, p in enumerate(pieces)]
-            pieces = list(itertools.chain(*halves))
+        """Token ids (T,); special tokens in the text are found. ValueError for half a surrogate."""
         ids = []
-        try:
-            for n, piece in enumerate(pieces):
-                if n % 2:
-                    ids.append(self.special_tokens[piece])
-                else:
-                    words = splitter(self.pattern, piece.isascii()).findall(piece)
-                    ids.extend(itertools.chain.from_iterable(map(self.words.__getitem__, words)))
-        except UnicodeEncodeError:
-            raise ValueError("the text holds half a surrogate pair, which no UTF-8 has") from None
+        for n, piece in enumerate(self.cutter.split(text)):
+            if n % 2:  # text, special token, text, special token, ..., text
+                ids.append(self.special_tokens[piece])
+                continue
+            for word in splitter(self.pattern, piece.isascii()).findall(piece):
+                ids += self.known_word(word) if len(word) < 64 else self.encode_word(word)
         before, after = self.template if add_special_tokens else ([], [])
         return np.array([*before, *ids, *after], dtype=np.int64)
 
-    def encode_stream(self, texts):
-        """The ids of "".join(texts), in arrays; in constant memory while letters or digits come by.
+    def may_cut(self, text, i):
+        """Whether text[:i] and text[i:] have together the ids of text, whatever follows text.
 
-        A text may be cut where a letter or digit is followed by something else: no pattern has a
-        pre-token that goes on there, and none looks further. But no special token may be cut.
+        So it is where something else follows a letter or digit: no pattern has a pre-token that
+        goes on there, nor one before it that looks further. But no special token may be cut.
         """
-        specials, held, enough = self.special_tokens, "", 1 << 16
-        longest = max(map(len, specials), default=1)
+        if not text[i - 1].isalnum() or text[i].isalnum():
+            return False
+        return not any(
+            s in text[max(0, i - len(s) + 1) : i + len(s) - 1] for s in self.special_tokens
+        )
+
+    def encode_stream(self, texts):
+        """Yield the ids of "".join(texts) in parts; constant memory while letters come by."""
+        held, enough = "", 1 << 16
+        longest = max(map(len, self.special_tokens), default=1)
         for text in texts:
             held += text
             if len(held) < enough:
                 continue
             cut = len(held) - longest
-            while cut > 0 and not (
-                held[cut - 1].isalnum()
-                and not held[cut].isalnum()
-                and all(
-                    held.find(s, max(0, cut - len(s) + 1), cut + len(s) - 1) < 0 for s in specials
-                )
-            ):
+            while cut > 0 and not self.may_cut(held, cut):
                 cut -= 1
             if cut > 0:
                 yield self.encode(held[:cut])
                 held = held[cut:]
-            enough = max(
-                1 << 16, 2 * len(held)
-            )  # a long word is not looked through again and again
+            enough = max(1 << 16, 2 * len(held))  # what has no such place is seldom searched again
         yield self.encode(held)
-
-
-class WordCache(dict):
-    """{word: its ids}, computed when a word is first met; of bounded size, whatever the text."""
-
-    def __init__(self, encode_word):
-        self.encode_word = encode_word
-
-    def __missing__(self, word):
-        ids = self.encode_word(word)
-        if len(self) < 100_000 and len(word) <= 64:
-            self[word] = ids
-        return ids
 
 
 # %% 11. The optimizer
@@ -1866,21 +1834,38 @@ def bos_and_eos(model):
 # %% 15. Tokenizer files
 #
 # tokenizer.json holds everything; GPT-2 came as vocab.json (token: id) and merges.txt (by rank).
-# These files are text, but a token may be half a character. So GPT-2 writes each byte as one
-# printable character: those of Latin-1 that print stand for themselves, the 68 others take U+0100
-# and on, in order. A space becomes Ġ, a newline Ċ, and é, in UTF-8 the bytes C3 A9, Ã©.
+# Both are text, but a token may be half a character. So GPT-2 writes each byte as one printable
+# character: those of Latin-1 that print stand for themselves, the 68 others take U+0100 and on, in
+# order. A space becomes Ġ, a newline Ċ, and é, in UTF-8 the bytes C3 A9, Ã©. Whatever could change
+# an id is handled here or refused, key by key.
+
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
 BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER_FILES += ("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
-HARMLESS = """backend chat_template clean_up_tokenization_spaces errors is_local legacy
-    local_files_only max_length model_input_names model_max_length name_or_path pad_to_multiple_of
-    pad_token_type_id padding_side processor_class sp_model_kwargs spaces_between_special_tokens
-    stride tokenizer_class truncation_side truncation_strategy use_default_system_prompt
-    vocab_size""".split()
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+ONLY_BYTES = {**BYTE_LEVEL, "use_regex": False}
+SPLIT = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
+PRE_TOKENIZERS = [
+    ("gpt2", [BYTE_LEVEL]),
+    ("gpt4", [{**SPLIT, "behavior": "Isolated", "invert": False}, ONLY_BYTES]),
+    ("gpt4", [{**SPLIT, "behavior": "Removed", "invert": True}, ONLY_BYTES]),  # no gap is removed
+    ("digits", [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]),
+]
+TOKENIZER_FILES = [name for name in FILES if name not in ("config.json", "generation_config.json")]
+# With these, transformers follows tokenizer.json (with the last two if it is byte-level); with
+# GPT-2's it takes the vocabulary and the merges out of it and splits as GPT-2, whatever it says.
+GENERIC_CLASSES = ["PreTrainedTokenizerFast", "TokenizersBackend"]
+GENERIC_CLASSES += ["LlamaTokenizer", "LlamaTokenizerFast"]
+GPT2_CLASSES = ["GPT2Tokenizer", "GPT2TokenizerFast"]
+HARMLESS = (  # keys of tokenizer_config.json that change no id
+    "backend chat_template clean_up_tokenization_spaces errors is_local legacy local_files_only "
+    "max_length model_input_names model_max_length name_or_path pad_to_multiple_of "
+    "pad_token_type_id padding_side processor_class sp_model_kwargs spaces_between_special_tokens "
+    "special_tokens_map_file stride tokenizer_file trim_offsets truncation_side "
+    "truncation_strategy use_default_system_prompt vocab_size"
+).split()
 
 
 def to_alphabet(data):
@@ -1889,104 +1874,169 @@ def to_alphabet(data):
 
 
 def token_bytes(token):
-    """The bytes behind a token of a vocabulary; one with a character outside the alphabet is text."""
+    """The bytes behind a token of a vocabulary; one that is not in the alphabet is plain text."""
     if CHAR_TO_BYTE.keys() >= set(token):
         return bytes(map(CHAR_TO_BYTE.get, token))
     return token.encode()
 
 
-def character_files(characters):
-    """The files of a CharTokenizer: to the tokenizers library it is BPE without merges."""
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
-    model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
-    model |= {
-        "ignore_merges": False,
-        "vocab": {c: i for i, c in enumerate(characters)},
-        "merges": [],
-    }
-    parts = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
-    parts |= {"normalizer": None, "pre_tokenizer": None, "post_processor": None}
-    parts |= {"decoder": {"type": "Fuse"}, "model": model}
+def character_files(vocab):
+    """The files of a CharTokenizer: for the tokenizers library it is BPE without merges."""
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    parts = {"version": "1.0", "added_tokens": [], "decoder": {"type": "Fuse"}, "model": model}
+    config = {"tokenizer_class": GENERIC_CLASSES[0]}
     return {
         "tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1).encode(),
-        "tokenizer_config.json": b'{"tokenizer_class": "PreTrainedTokenizerFast"}\n',
+        "tokenizer_config.json": json.dumps(config, indent=1).encode(),
     }
 
 
-def refuse_others(where, found, handled):
-    """ValueError if the object `found` has keys not in `handled` that are not null, false or empty."""
-    need(isinstance(found, dict), f"{where} is {brief(found)}, expected an object")
+def refuse_others(where, found, handled, harmless=()):
+    """ValueError if the object `found` has another key whose value is not null, false or empty."""
+    need(isinstance(found, dict), f"{where} {found!r:.80} is not an object")
     for key, value in found.items():
-        handles = f"handled here: {', '.join(handled)}"
-        need(not value or key in handled, f"{where}: {brief(key)} is {brief(value)}; {handles}")
+        if value and key not in handled and key not in harmless:
+            handles = f"handled here: {', '.join(handled)}"
+            raise ValueError(f"{where} {key!r:.60} is {value!r:.80}; {handles}")
 
 
-def pattern_of(where, pre):
-    """The key of PATTERNS for a tokenizer.json's pre_tokenizer."""
-    steps = [*pre["pretokenizers"]] if pre.get("type") == "Sequence" else [pre]
+def read_template(post, tokens):
+    """(ids before a text, ids after it), as the post_processor of a tokenizer.json adds them."""
+    steps = post["processors"] if post and post["type"] == "Sequence" else [post]
+    steps = [step for step in steps if step and step["type"] != "ByteLevel"]  # it moves offsets
+    if not steps:
+        return [], []
+    known = len(steps) == 1 and steps[0]["type"] == "TemplateProcessing"
+    need(known, f"post_processor is {steps!r:.80}; handled here: TemplateProcessing, ByteLevel")
+    sides = [[]]
+    for part in steps[0]["single"]:
+        if "Sequence" in part:
+            sides.append([])
+        else:
+            sides[-1] += steps[0]["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+    right = len(sides) == 2 and all(type(i) is int and i in tokens for i in sides[0] + sides[1])
+    need(right, f"post_processor: {steps[0]['single']!r:.80} is not one text between tokens")
+    return sides
+
+
+def read_tokenizer(parts):
+    """The tokenizer in a tokenizer.json's object; ValueError."""
+    if parts.get("normalizer") == {"type": "Sequence", "normalizers": []}:
+        parts = {**parts, "normalizer": None}
+    keys = ["version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model"]
+    refuse_others("key", parts, keys)
+    decoder, model, pre = parts["decoder"], parts["model"], parts.get("pre_tokenizer")
+    is_characters = decoder == {"type": "Fuse"} and not pre
+    unknown = [] if is_characters else ["unk_token", "fuse_unk", "byte_fallback"]  # no byte is
+    refuse_others("model", model, ["type", "vocab", "merges", "ignore_merges"], unknown)
+    kind, vocab, merges = model.get("type", "BPE"), model["vocab"], model["merges"]
+    need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
+    bad = [(token, i) for token, i in vocab.items() if type(i) is not int or not 0 <= i < 2**32]
+    need(not bad, f"vocab: {bad[:1]!r:.80} is not an id from 0 to 2³²")
+    need(len({*vocab.values()}) == len(vocab), "vocab: two tokens have the same id")
+    if is_characters:
+        tokenizer = CharTokenizer("".join(vocab))
+        right = tokenizer.ids == vocab and not merges and not parts["added_tokens"]
+        need(right, "decoder is Fuse; handled here: sorted characters without merges, ByteLevel")
+        return tokenizer
+    need(decoder["type"] == "ByteLevel", f"decoder is {decoder!r:.60}; handled: ByteLevel")
+    lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
+    need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
+    steps = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
     steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
-    regex = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-    steps[-1].setdefault("use_regex", True)
-    split = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
-    isolated = {**split, "behavior": "Isolated", "invert": False}
-    matches = {**split, "behavior": "Removed", "invert": True}  # the same: all is matched
-    for pattern, known in (
-        ("gpt2", [regex]),
-        ("gpt4", [isolated, {**regex, "use_regex": False}]),
-        ("gpt4", [matches, {**regex, "use_regex": False}]),
-        ("digits", [{"type": "Digits", "individual_digits": True}, regex]),
-    ):
-        if steps == known:
-            return pattern
-    handles = "GPT-2's, Llama 3's, and Digits (each alone) before GPT-2's"
-    raise ValueError(f"{where}: pre_tokenizer is {brief(pre)}; handled here: {handles}")
+    steps[-1] = {"use_regex": True, **steps[-1]}
+    patterns = [pattern for pattern, known in PRE_TOKENIZERS if steps == known]
+    handles = "handled here: the patterns of GPT-2 and Llama 3, or single Digits before GPT-2's"
+    need(patterns, f"pre_tokenizer is {steps!r:.80}; {handles}")
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    bad = [pair for pair in merges if type(pair) is not list or len(pair) != 2]
+    need(not bad, f"merges: {bad[:1]!r:.80} is not a pair")
+    added, tokens, next_id = parts["added_tokens"], {i: t for t, i in vocab.items()}, len(vocab)
+    for token in added:
+        refuse_others("added_tokens", token, ["id", "content", "normalized", "special"])
+        text, i = token["content"], token["id"]
+        expected = vocab.get(text, next_id)  # the rule by which the tokenizers library counts on
+        right = text and type(i) is int and i == expected and tokens.setdefault(i, text) == text
+        need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
+        next_id = max(next_id, i + 1)
+    mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
+    need(not mixed, "added_tokens: some are normalized; handled here: all or none")
+    template = read_template(parts.get("post_processor"), tokens)
+    return BPETokenizer(
+        vocab, merges, patterns[0], added, template, bool(model.get("ignore_merges"))
+    )
 
 
-def template_of(where, post, tokens):
-    """(ids before a text, ids after it) of a tokenizer.json's post_processor."""
-    before, after = [], []
-    steps = [] if not post else post["processors"] if post["type"] == "Sequence" else [post]
-    for step in steps:
-        if step["type"] == "ByteLevel":
-            continue  # it moves offsets
-        handles = "handled here: ByteLevel, TemplateProcessing"
-        need(step["type"] == "TemplateProcessing", f"{where}: {brief(step)}; {handles}")
-        sides = [[], []]
-        side = 0
-        for part in step["single"]:
-            if "Sequence" in part:
-                need(side == 0 and part["Sequence"]["id"] == "A", f"{where}: {brief(step)}")
-                side = 1
-            else:
-                sides[side] += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-        need(side == 1, f"{where}: {brief(step)}")
-        before, after = sides[0] + before, after + sides[1]
-    for i in before + after:
-        need(type(i) is int and i in tokens, f"{where}: post_processor adds {brief(i)}, no token")
-    return before, after
+def gpt2_parts(vocab, merges):
+    """vocab.json and the text of merges.txt as a tokenizer.json would hold them."""
+    lines = re.split("\r?\n", merges)
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    added = [{"id": vocab["<|endoftext|>"], "content": "<|endoftext|>"}]
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    parts = {"added_tokens": added, "pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL}
+    return {**parts, "model": model}
+
+
+def check_config(config, tokenizer):
+    """ValueError if a tokenizer_config.json or special_tokens_map.json would change an id."""
+    config = dict(config)
+    kinds = GENERIC_CLASSES[:2]
+    if isinstance(tokenizer, BPETokenizer):
+        kinds = GENERIC_CLASSES + GPT2_CLASSES
+    kind = config.pop("tokenizer_class", None)
+    need(kind in [None, *kinds], f"tokenizer_class is {kind!r:.60}; handled: {', '.join(kinds)}")
+    for key, ids in zip(("add_bos_token", "add_eos_token"), tokenizer.template):
+        need(not config.pop(key, None) or ids, f"{key} is true, but tokenizer.json adds none")
+    for i, token in config.pop("added_tokens_decoder", {}).items():
+        same = {**token, "id": int(i)} in tokenizer.added
+        need(same, f"added_tokens_decoder: {token!r:.80} is not in tokenizer.json")
+    named = [config.pop(key) for key in [*config] if key.endswith(("_token", "_special_tokens"))]
+    while named:
+        token = named.pop()
+        token = token.get("content", [*token.values()]) if isinstance(token, dict) else token
+        if isinstance(token, list):
+            named += token
+        elif token is not None:  # transformers would add it with a new id
+            there = token in tokenizer.special_tokens
+            need(there, f"the token {token!r:.80} is not among the added_tokens")
+    refuse_others("key", config, ["*_token", "*_special_tokens"], HARMLESS)
 
 
 def load_tokenizer(directory):
-    """The tokenizer in a directory written here, by stage 7 or by transformers; ValueError."""
+    """The tokenizer in a directory written here, by stage 7 or by transformers.
+
+    ValueError for a damaged file, and for what is not handled here and could change an id.
+    """
     directory = Path(directory)
     files = {n: (directory / n).read_bytes() for n in TOKENIZER_FILES if (directory / n).is_file()}
-    old = directory / "tokenizer"  # until issue 8
-    if not files and old.is_file():
-        return CharTokenizer(parse_json(old.read_bytes(), str, f"{old}: expected a JSON string"))
-    where = directory / "tokenizer.json"
-    parts = read_json(where)
-    model = parts["model"]
-    if parts["decoder"] == {"type": "Fuse"}:
-        tokenizer = CharTokenizer("".join(model["vocab"]))
-        same = json.loads(tokenizer.files["tokenizer.json"]) == parts
-        need(same, f"{where}: not the characters this file writes")
-        return tokenizer
-    vocab, added = model["vocab"], parts["added_tokens"]
-    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-    template = template_of(where, parts.get("post_processor"), set(vocab.values()))
-    pattern = pattern_of(where, parts["pre_tokenizer"])
-    ignore = bool(model.get("ignore_merges"))
-    return BPETokenizer(vocab, merges, pattern, added, template, ignore, files)
+    name = next((n for n in ("tokenizer.json", "vocab.json", "tokenizer") if n in files), None)
+    need(name, f"{directory}: no tokenizer.json, so text cannot be turned into tokens")
+    try:
+        if name == "tokenizer":  # how characters were kept until 2026
+            return CharTokenizer(parse_json(files[name], str, "expected a JSON string"))
+        parts = parse_json(files[name], dict, "expected a JSON object")
+        if name == "vocab.json":
+            parts = gpt2_parts(parts, files["merges.txt"].decode())
+        tokenizer, config = read_tokenizer(parts), {}
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            if name in files:
+                config = parse_json(files[name], dict, "expected a JSON object")
+                check_config(config, tokenizer)
+        name = "added_tokens.json"
+        others = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
+        need(others.items() <= tokenizer.special_tokens.items(), "not those of tokenizer.json")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        what = error if isinstance(error, ValueError) else f"damaged: {error!r:.80}"
+        raise ValueError(f"{directory / name}: {what}") from None
+    right = GENERIC_CLASSES if "tokenizer.json" in files else []
+    is_gpt2 = tokenizer.special_tokens.keys() == {"<|endoftext|>"} and tokenizer.pattern == "gpt2"
+    if is_gpt2 and not tokenizer.ignore_merges:
+        right = right + GPT2_CLASSES
+    if config.get("tokenizer_class") not in right:  # or transformers would not follow the files
+        config = {**config, "tokenizer_class": right[0]}
+        files["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
+    tokenizer.files = files
+    return tokenizer
 
 
 # %% 16. Texts larger than memory
