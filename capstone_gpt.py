@@ -44,7 +44,6 @@ import argparse
 import collections
 import ctypes
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -55,8 +54,8 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -863,17 +862,20 @@ LAYOUT = {
 def param_table(config):
     """Rows (Hugging Face name, shape, layer or None, our name), all matrices before all vectors.
 
-    Matrices decay (section 9), vectors do not: each kind is one piece of memory.
+    Matrices decay (section 11), vectors do not: each kind is one piece of memory.
     """
     C, rows = config.n_embd, []
     size = {"C": C, "3C": 3 * C, "K": config.n_kv_head * config.head_size, "F": config.n_hidden}
     size |= {"V": config.vocab_size, "T": config.block_size}
     for layer in [None, *range(config.n_layer)]:
         for line in LAYOUT[config.arch].strip().splitlines():
-            ours, theirs, *shape = line.split()
-            if ("*" in theirs) == (layer is None) or (ours == "head" and config.tie_weights):
+            ours, theirs, *letters = line.split()
+            belongs_to_a_layer = "*" in theirs
+            if belongs_to_a_layer != (layer is not None):
                 continue
-            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in shape)
+            if ours == "head" and config.tie_weights:
+                continue
+            name, shape = theirs.replace("*", str(layer)), tuple(size[s] for s in letters)
             rows.append((f"{name}.weight", shape, layer, f"{ours}.weight"))
             if config.bias and ours not in ("embedding", "positions", "head"):
                 rows.append((f"{name}.bias", shape[-1:], layer, f"{ours}.bias"))
@@ -899,7 +901,8 @@ class ParamDict(dict):
         for name, shape, layer, ours in param_table(config):
             start, end = end, end + math.prod(shape)
             self[name] = flat[start:end].reshape(shape)
-            joined = flat[starts.setdefault((layer, ours), start) : end].reshape(-1, *shape[1:])
+            first = starts.setdefault((layer, ours), start)  # q, k and v are one name: one matrix
+            joined = flat[first:end].reshape(-1, *shape[1:])
             if layer is None:
                 self.top[ours] = joined
             else:
@@ -1006,9 +1009,37 @@ class CharTokenizer:
         Path(directory, "tokenizer").write_text(json.dumps(self.characters) + "\n")
 
 
+# TEMPORARY until helper T's tokenizers are merged
+
+
+_CharTokenizer = CharTokenizer
+
+
+class CharTokenizer(_CharTokenizer):
+    special_tokens = {}
+
+    def encode(self, text, add_special_tokens=False):
+        return super().encode(text)
+
+    def encode_stream(self, texts):
+        for text in texts:
+            yield self.encode(text)
+
+    def decode_stream(self, ids):
+        for i in ids:
+            yield self.decode([i])
+
+    @property
+    def files(self):
+        return {"tokenizer": (json.dumps(self.characters) + "\n").encode()}
+
+
 def load_tokenizer(directory):
     """The tokenizer of a checkpoint; the place where a tokenizer.json of stage 7 will be read."""
-    path = find_checkpoint(directory) / "tokenizer"
+    need(Path(directory).is_dir(), f"{directory}: no such checkpoint directory")
+    path = Path(directory, "tokenizer")
+    if Path(directory).name == "tokenizer":
+        return CharTokenizer(read_text(HERE / "data" / "stories.txt"))
     need(path.is_file(), f"{directory}: no tokenizer file, so text cannot be turned into tokens")
     bad = f"{path}: damaged tokenizer file, expected a JSON string of characters"
     characters = parse_json(path.read_bytes(), str, bad)
@@ -1016,30 +1047,9 @@ def load_tokenizer(directory):
     return CharTokenizer(characters)
 
 
-def load(directory):
-    """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
-    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
-    n, V = tokenizer.vocab_size, model.config.vocab_size
-    need(n == V, f"{directory}: {n} characters for a vocabulary of {V}")
-    return model, tokenizer
-
-
 def read_text(path):
-    """A UTF-8 text file; ValueError if it is missing, empty or something else."""
-    need(Path(path).exists(), f"{path}: no such file")
-    need(not Path(path).is_dir(), f"{path}: a directory, expected a text file")
-    try:
-        text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (at byte {error.start})") from None
-    need(text, f"{path}: the file is empty")
-    return text
-
-
-def split_text(text, tokenizer):
-    """Token ids to train on, ids held out (the last tenth of the text), characters held out."""
-    n = int(0.9 * len(text))
-    return tokenizer.encode(text[:n]), tokenizer.encode(text[n:]), len(text) - n
+    """The whole of a text file; see stream_text."""
+    return "".join(stream_text(path))
 
 
 # %% 11. The optimizer
@@ -1712,45 +1722,42 @@ def encode_file(path, tokenizer, cache, lengths, metadata):
         print(before + line, flush=True)
 
 
-# Until section "Training runs" calls the functions above (then delete these two):
-
-
-def held_out_nats(model, split, stride, max_windows=None):
-    train, held, chars = split
-    ids, T = np.concatenate([train[-model.config.block_size :], held]), model.config.block_size
-    nats, tokens = evaluate(model, ids, len(ids) - len(held), T, stride, max_windows)
-    return nats / tokens * len(held) / chars
-
-
-def ngram_nats(train, held, vocab_size):
-    ids = np.concatenate([train, held])
-    return kneser_ney_nats(train, ids, len(train), vocab_size, 5) / len(held)
-
-
-# %% 15. Training runs
+# %% 16. Training runs
 #
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
 # a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
-# what the uninterrupted one would have. What is kept: the weights, AdamW's m and v, and the step.
+# what the uninterrupted one would have. Its directory holds
+#     best/               the model to use, as Hugging Face lays it out; only its weights ever change
+#     last.safetensors    all it takes to go on: weights, AdamW's m and v, the rest as metadata
+#     tokens.safetensors, metrics.jsonl, lock     the text as tokens, the curve, who is at work here
+# Files are replaced one at a time, each at one instant, so whatever happens, what is there can be
+# used: a signal costs at most the step at hand, kill -9 the steps since the last evaluation.
 
 SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's where it has one
     "data": (str(HERE / "data" / "stories.txt"), None, "a UTF-8 text; its last tenth is held out"),
     "out_dir": ("", None, "directory of the run (default: out/NAME-OF-DATA, numbered)"),
+    "tokenizer": (str(HERE / "data" / "tokenizer"), None, "a tokenizer's directory, or: char"),
+    "init_from": ("", None, "a checkpoint to start from, with its tokenizer and its shape"),
     "seed": (0, 0, "fixes weights, batches, dropout and samples"),
+    "dev_fraction": (
+        0.05,
+        0,
+        "end of the training part, not trained on, that chooses the best step",
+    ),
     "arch": ("llama", None, "gpt2 or llama"),
     "n_layer": (3, 1, "blocks"),
     "n_head": (4, 1, "attention heads"),
     "n_kv_head": (0, 0, "key/value heads (llama; 0: as many as heads)"),
     "n_embd": (96, 1, "channels"),
     "n_hidden": (0, 0, "MLP width (0: the family's rule)"),
-    "block_size": (64, 1, "context length in tokens"),
+    "block_size": (64, 1, "context length in tokens (with --init_from: the model's)"),
     "bias": (False, None, "biases in linear layers and norms (gpt2)"),
-    "dropout": (0.0, 0, "fraction of activations dropped in training"),
+    "dropout": (0.0, 0, "fraction of activations dropped (with --init_from: the model's)"),
     "tie_weights": (True, None, "one matrix for the embedding and the head"),
     "batch_size": (16, 1, "sequences in a batch"),
     "gradient_accumulation_steps": (1, 1, "batches whose gradients are averaged for one update"),
     "max_iters": (2600, 1, "updates"),
-    "learning_rate": (2.5e-3, 1e-30, "peak learning rate"),
+    "learning_rate": (2.5e-3, 1e-30, "peak learning rate (with --init_from: 3e-5)"),
     "min_lr": (1e-4, 0, "learning rate at the end of the cosine"),
     "warmup_iters": (100, 0, "updates of linear warmup"),
     "lr_decay_iters": (0, 0, "where the cosine ends (0: at max_iters)"),
@@ -1763,32 +1770,38 @@ SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's w
     "sample_interval": (600, 1, "updates between samples"),
 }
 PRESETS = {
-    "stories": {},
+    "stories": {"dev_fraction": 0.0},
     "nanogpt-cpu": {  # the CPU setting of nanoGPT's README
-        "arch": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "bias": False,
-        "dropout": 0.0, "batch_size": 12, "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4,
-        "warmup_iters": 100, "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0,
-        "eval_interval": 250, "sample_interval": 1000,
+        "tokenizer": "char", "dev_fraction": 0.0, "arch": "gpt2", "n_layer": 4, "n_head": 4,
+        "n_embd": 128, "block_size": 64, "bias": False, "dropout": 0.0, "batch_size": 12,
+        "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100,
+        "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0, "eval_interval": 250,
+        "sample_interval": 1000,
     },
     "fast": {
-        "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "max_iters": 60,
-        "warmup_iters": 10, "eval_interval": 20, "eval_iters": 4, "sample_interval": 40,
+        "dev_fraction": 0.0, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32,
+        "batch_size": 8, "max_iters": 60, "warmup_iters": 10, "eval_interval": 20, "eval_iters": 4,
+        "sample_interval": 40,
     },
 }  # fmt: skip
-MODEL_SETTINGS = [f.name for f in dataclasses.fields(GPTConfig) if f.name in SETTINGS]
+FINE_TUNING = {"learning_rate": 3e-5, "min_lr": 3e-6}  # with --init_from
+SHAPE = [field.name for field in dataclasses.fields(GPTConfig) if field.name in SETTINGS]
+STATE = {"step": int, "count": int, "sum": float, "best": float, "text_hash": str}  # of a run
 
 
 def check_settings(settings):
-    """Raise ValueError for a training setting of the wrong type or size."""
-    for name, (default, smallest, _) in SETTINGS.items():
-        value, kind = settings[name], type(default)
-        right = type(value) is kind or (kind is float and type(value) is int)
-        need(right, f"{name} must be of type {kind.__name__}, not {value!r}")
-        if smallest is not None:
-            below = 1 if name in ("beta1", "beta2", "dropout") else math.inf
-            what = "positive" if 0 < smallest < 1 else f"at least {smallest}"
-            inside = smallest <= value < below
-            need(inside, f"{name} must be {what} and below {below}, not {value}")
+    """The settings, each as its type; ValueError if one is missing, unknown or wrong."""
+    odd = ", ".join(sorted(settings.keys() ^ SETTINGS.keys()))
+    need(not odd, f"settings that are missing or unknown: {odd:.200}")
+    checked = {}
+    for name, (default, lowest, _) in SETTINGS.items():
+        below = 1 if name in ("beta1", "beta2", "dropout", "dev_fraction") else 2**63
+        limits = () if lowest is None else (lowest, below)
+        checked[name] = check_value(name, settings[name], type(default), *limits)
+    if checked["min_lr"] > checked["learning_rate"]:
+        checked["min_lr"] = checked["learning_rate"] / 10
+        print(f"min_lr goes down with the learning rate, to a tenth of it: {checked['min_lr']:g}")
+    return checked
 
 
 def keep_freed_memory():
@@ -1801,176 +1814,353 @@ def keep_freed_memory():
         pass
 
 
-class Diverged(Exception):
-    """A loss or a gradient that is not finite, with what to try."""
+def complain(message):
+    """Print one line on standard error, if there is still anyone to read it."""
+    try:
+        print("capstone_gpt.py:", " ".join(str(message).split())[:500], file=sys.stderr, flush=True)
+    except (OSError, RuntimeError):  # closed; or a signal came in the middle of another line
+        pass
 
-    def __init__(self, step, loss, norm, rate):
-        measured = f"loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.2e}"
+
+def silence_stdout():
+    """Send nowhere what is printed from here on, and what still waits to be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def hold(out):
+    """The lock file of a run, held until it is closed; ValueError if another process has it."""
+    file = open(out / "lock", "a+")
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        pid = file.read(20).strip()
+        raise ValueError(f"{out}: process {pid} is at work on this run") from None
+    except (ImportError, OSError):
+        pass  # where there are no such locks, nothing can be held
+    file.truncate(0)
+    print(os.getpid(), file=file, flush=True)
+    return file
+
+
+CLOSED = 128 + 13  # the exit status of a program that SIGPIPE ended
+
+
+class Stop:
+    """Within `with`, a wish to stop is remembered: .status is what to exit with, 0 before.
+
+    Ctrl-C, SIGTERM and SIGHUP say what will happen now; the third of them ends the process at once.
+    A standard output that nobody reads any more is such a wish, too. What was ignored before, as
+    SIGHUP is under nohup, stays ignored.
+    """
+
+    def __init__(self):
+        self.status, self.signals, self.handlers = 0, 0, {}
+
+    def __enter__(self):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and signal.getsignal(number) != signal.SIG_IGN:
+                self.handlers[number] = signal.signal(number, self.on_signal)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def on_signal(self, number, _):
+        """The handler of the three signals."""
+        self.status, self.signals = self.status or 128 + number, self.signals + 1
+        if self.signals == 3:
+            raise SystemExit(self.status)
+        again = "" if self.signals == 1 else "; once more ends it without"
+        complain(f"this step is finished, then the run is saved{again}")
+
+    def say(self, text, end="\n"):
+        """Print, and see whether anybody reads it."""
+        try:
+            print(text, end=end, flush=True)
+        except OSError:
+            silence_stdout()
+            self.status = self.status or CLOSED
+
+
+class Diverged(Exception):
+    """A loss, a gradient or a weight that is not finite, with what to try."""
+
+    def __init__(self, step, what):
         advice = "try a lower --learning_rate or more --warmup_iters"
-        super().__init__(f"not finite at step {step}: {measured}; {advice}")
+        super().__init__(f"not finite at step {step}: {what}; {advice}")
+
+
+def load(directory):
+    """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
+    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
+    n, V = tokenizer.vocab_size, model.config.vocab_size
+    need(n <= V, f"{directory}: {n} tokens in the tokenizer for a vocabulary of {V}")
+    return model, tokenizer
+
+
+def load_for_training(s, given):
+    """Model and tokenizer of the checkpoint s["init_from"], which also settles its part of s.
+
+    given: the settings that someone asked for. Its shape is not to be asked for.
+    """
+    fixed = ", ".join(sorted(given.keys() & {"tokenizer", *SHAPE} - {"block_size", "dropout"}))
+    need(not fixed, f"--init_from takes the checkpoint's own {fixed}")
+    model, tokenizer = load(checkpoint_of(s["init_from"]))
+    if "block_size" not in given:
+        s["block_size"] = model.config.block_size
+    if "dropout" not in given:
+        s["dropout"] = model.config.dropout
+        read = json.loads(model.files["config.json"])
+        others = {read.get(name, s["dropout"]) for name in ("embd_pdrop", "attn_pdrop")}
+        same = others == {s["dropout"]}
+        need(same, f"{s['init_from']}: its dropouts differ, so --dropout must be given")
+    return model, tokenizer
+
+
+def fresh_model(s):
+    """Random weights in the shape of settings s, and the tokenizer."""
+    if s["tokenizer"] == "char":
+        tokenizer = CharTokenizer(set().union(*stream_text(s["data"])))
+    else:
+        tokenizer = load_tokenizer(s["tokenizer"])
+    shape = {name: s[name] for name in SHAPE}
+    shape |= {name: s[name] or None for name in ("n_kv_head", "n_hidden")}
+    return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape), s["seed"]), tokenizer
+
+
+def first_ids(model, tokenizer):
+    """What a text begins with, (1,): the model's token for that, or else a new line."""
+    bos, _ = bos_and_eos(model)
+    if bos is None:
+        try:
+            bos = tokenizer.encode("\n")[0]
+        except ValueError:  # characters without it
+            bos = 0
+    return np.array([bos])
+
+
+def nats_per_char(model, ids, first, chars, block_size, stride, max_windows=None):
+    """Nats per character of ids[first:], a text of so many characters; see evaluate."""
+    nats, tokens = evaluate(model, ids, first, block_size, stride, max_windows)
+    return nats / tokens * (len(ids) - first) / chars
 
 
 class Run:
     """A training run: settings, text, model, optimizer, and the directory they are kept in."""
 
-    def __init__(self, settings, resumed=None):
-        check_settings(settings)
-        s = self.settings = settings
-        s["data"] = os.path.abspath(s["data"])  # to resume from another directory
-        self.out, text = Path(s["out_dir"]), read_text(s["data"])
-        self.step, self.best, self.sum, self.count = 0, math.inf, 0.0, 0
-        if resumed:
-            self.model, self.tokenizer = load(resumed)
-        else:
-            self.tokenizer = CharTokenizer(text)
-            fields = {name: s[name] for name in MODEL_SETTINGS}
-            fields |= {name: s[name] or None for name in ("n_kv_head", "n_hidden")}
-            self.model = GPT(GPTConfig(vocab_size=self.tokenizer.vocab_size, **fields), s["seed"])
-        self.split, self.text_crc = split_text(text, self.tokenizer), zlib.crc32(text.encode())
-        n, T = len(self.split[0]), self.model.config.block_size
+    def __init__(self, out, settings, model, tokenizer):
+        self.out, self.settings, self.model, self.tokenizer = out, settings, model, tokenizer
+        s, model.config.dropout = settings, settings["dropout"]
+        T, longest, dev = s["block_size"], model.config.block_size, s["dev_fraction"]
+        need(T <= longest, f"block_size={T} is more than the model's {longest}")
+        self.split = split_file(s["data"], tokenizer, out / "tokens.safetensors", dev)
+        n, self.text_hash = len(self.split.train), self.split.text_hash
         hint = f"; use a longer text or a --block_size below {n}" if n > 1 else ""
         need(n > T, f"{s['data']}: {n} tokens are too few for a block of {T}{hint}")
-        decay, clip = s["weight_decay"], s["grad_clip"]
-        self.optimizer = AdamW(self.model.params, (s["beta1"], s["beta2"]), 1e-8, decay, clip)
+        enough = dev == 0 or len(self.split.dev)
+        need(enough, f"{s['data']}: a --dev_fraction of {dev} is less than a token, 0 does without")
+        self.choosing = dev > 0  # the best step, by the development piece
+        betas, decay, clip = (s["beta1"], s["beta2"]), s["weight_decay"], s["grad_clip"]
+        self.optimizer = AdamW(model.params, betas, 1e-8, decay, clip)
+        self.step, self.count, self.sum, self.best, self.stop = 0, 0, 0.0, math.inf, Stop()
 
     @classmethod
-    def resume(cls, out_dir, changes):
-        """The run as its last checkpoint left it, with some settings changed if wished."""
-        last = find_checkpoint(Path(out_dir) / "last")
-        state = read_json(last / "training_state.json")
-        fixed = ", ".join(sorted(changes.keys() & {"seed", *MODEL_SETTINGS}))
-        need(not fixed, f"a resumed run keeps its {fixed}; start a new one instead")
-        try:
-            settings = {name: state["settings"][name] for name in SETTINGS} | changes
-            step, count, crc, total = (state[k] for k in ("step", "count", "text", "sum"))
-            total, best = float(total), float("inf" if state["best"] is None else state["best"])
-            need(type(step) is type(count) is int and min(step, count) >= 0, "")
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{last}: training_state.json is not that of a run") from None
-        run = cls(settings | {"out_dir": str(out_dir)}, resumed=last)
-        same = crc == run.text_crc
-        need(same, f"{run.settings['data']} is not the text this run was trained on")
-        run.step, run.best, run.sum, run.count, run.optimizer.t = step, best, total, count, step
-        tensors, _ = read_safetensors(last / "training_state.safetensors")
-        for name, view in run.moments().items():
-            fits = name in tensors and tensors[name].shape == view.shape
-            need(fits, f"{last}: training_state.safetensors lacks {name}")
-            view[...] = tensors[name]
-        run.forget_metrics()
+    def start(cls, out, settings, given):
+        """A new run in the directory out; given: those of the settings that someone asked for."""
+        if settings["init_from"]:
+            return cls(out, settings, *load_for_training(settings, given))
+        run = cls(out, settings, *fresh_model(settings))
+        end, train = run.tokenizer.special_tokens.get("<|endoftext|>"), run.split.train
+        if not any((train[piece] == end).any() for piece in tiles(len(train), 1)):
+            end = None  # the model never meets it
+        ends = json.dumps({"bos_token_id": end, "eos_token_id": end}).encode()
+        run.model.files = {**run.tokenizer.files, "config.json": ends}
         return run
 
-    def forget_metrics(self):
-        """Drop from metrics.jsonl what came after this step, and any line that is not a record."""
-        path, kept = self.out / "metrics.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else []:
+    @classmethod
+    def resume(cls, out, changes):
+        """The run as its last checkpoint left it, with some settings changed if wished."""
+        path = out / "last.safetensors"
+        old = (out / "last").is_dir() and not path.exists()
+        need(not old, f"{out / 'last'} was written by an older version, which can resume it")
+        need(path.exists(), f"{out}: no run to resume, last.safetensors is missing")
+        fixed = changes.keys() & {"seed", "tokenizer", "dev_fraction", "init_from", *SHAPE}
+        need(not fixed, f"a resumed run keeps its {', '.join(sorted(fixed))}")
+        tensors, metadata = read_safetensors(path)
+        try:
+            state = parse_json(metadata.get("run", ""), dict, "not the checkpoint of a run")
+            settings = check_settings(check_value("settings", state.pop("settings", None), dict))
+            need(state.keys() == STATE.keys(), f"expected {', '.join(STATE)} in it")
+            for name, kind in STATE.items():
+                state[name] = check_value(name, state[name], kind, *[0, 2**63] * (kind is int))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        run = cls(out, check_settings(settings | changes), *load(out / "best"))
+        same = state["text_hash"] == run.text_hash
+        need(same, f"{run.settings['data']} is not the text this run was trained on")
+        vars(run).update(state)
+        run.optimizer.t, named = run.step, run.tensors()
+        need(tensors.keys() == named.keys(), f"{path}: its tensors are not those of {out / 'best'}")
+        for name, array in named.items():
+            copy_tensor(path, tensors, name, array)
+        return run
+
+    def tensors(self):
+        """The arrays in last.safetensors: weights, and AdamW's m and v under names like theirs."""
+        named = dict(self.model.params)
+        for kind, flat in {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}.items():
+            moments = ParamDict(self.model.config, flat)
+            named |= {f"{kind}.{name}": moment for name, moment in moments.items()}
+        return named
+
+    def save(self, best):
+        """Write last.safetensors and, if this is the best step, the weights in best/."""
+        if not np.isfinite(self.model.flat).all():
+            raise Diverged(self.step, "weights")
+        if best:
+            save_model(self.out / "best", self.model)
+        state = {name: getattr(self, name) for name in STATE} | {"settings": self.settings}
+        path, metadata = self.out / "last.safetensors", {"run": json.dumps(state)}
+        write_safetensors(path, self.tensors(), metadata)
+
+    def keep_metrics(self, until):
+        """Drop from metrics.jsonl what came after that step, and every line that is damaged."""
+        path, kept, last = self.out / "metrics.jsonl", [], -1
+        for line in path.read_bytes().splitlines() if path.exists() else []:
             try:
-                kept += [line + "\n"] * (json.loads(line)["step"] <= self.step)
-            except (ValueError, KeyError, TypeError):
+                last = check_value("step", json.loads(line)["step"], int, last + 1, until + 1)
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
-        path.with_suffix(".new").write_text("".join(kept))
-        os.replace(path.with_suffix(".new"), path)
+            kept.append(line + b"\n")
+        write_file(path, kept)
 
-    def moments(self):
-        """AdamW's m and v as named tensors."""
-        config, o = self.model.config, self.optimizer
-        named = {"exp_avg": ParamDict(config, o.m), "exp_avg_sq": ParamDict(config, o.v)}
-        return {f"{kind}.{name}": t for kind, ts in named.items() for name, t in ts.items()}
-
-    def save(self):
-        """Write the checkpoint `last`: the model and all it takes to go on."""
-        best = self.best if self.best < math.inf else None
-        state = dict(step=self.step, best=best, sum=self.sum, count=self.count, text=self.text_crc)
-        state["settings"] = self.settings
-        write_checkpoint(self.out / "last", self.model, self.tokenizer, self.moments(), state)
+    def batches(self):
+        """The batches of one step, in as many pieces as it takes."""
+        s, B = self.settings, self.settings["batch_size"]
+        for i in range(s["gradient_accumulation_steps"]):
+            if i and self.stop.status:
+                raise KeyboardInterrupt  # the step has changed nothing yet
+            yield draw_batch(self.split.train, s["block_size"], B, s["seed"], self.step, i * B)
 
     def update(self):
-        """One step: (gradient norm, learning rate); Diverged instead of a bad step."""
-        s, B, T = self.settings, self.settings["batch_size"], self.model.config.block_size
+        """One step: its gradient norm and learning rate; Diverged instead of a bad step."""
+        s = self.settings
         decay = s["lr_decay_iters"] or s["max_iters"]
         rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
-        batches = (
-            draw_batch(self.split[0], T, B, s["seed"], self.step, piece * B)
-            for piece in range(s["gradient_accumulation_steps"])
-        )
         try:
-            loss, norm = training_step(self.model, self.optimizer, batches, rate)
+            loss, norm = training_step(self.model, self.optimizer, self.batches(), rate)
         except FloatingPointError as error:
-            raise Diverged(self.step, math.nan, math.nan, rate) from error
+            raise Diverged(self.step, f"{error}, learning rate {rate:.2e}") from None
         self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
-        return norm, rate
+        return {"learning_rate": rate, "grad_norm": norm}
 
-    def held_out(self, batches, norm=0.0, rate=0.0):
-        """Nats per held-out character on fixed batches; Diverged if they are not finite."""
-        stride, windows = self.model.config.block_size, batches * self.settings["batch_size"]
-        loss = held_out_nats(self.model, self.split, stride, windows)
+    def loss(self, piece, stride, max_windows=None):
+        """Nats per character of a piece of the text, "dev" or "held"."""
+        split, T, n = self.split, self.settings["block_size"], len(getattr(self.split, piece))
+        ids = split.ids if piece == "held" else split.ids[: len(split.train) + n]
+        chars = getattr(split, f"{piece}_chars")
+        return nats_per_char(self.model, ids, len(ids) - n, chars, T, stride, max_windows)
+
+    def evaluate(self, batches):
+        """The loss on some windows, always the same; Diverged if it is not finite."""
+        piece, T = "dev" if self.choosing else "held", self.settings["block_size"]
+        loss = self.loss(piece, T, batches * self.settings["batch_size"])
         if not math.isfinite(loss):
-            raise Diverged(self.step, loss, norm, rate)
+            raise Diverged(self.step, f"loss {loss:.4g}")
         return loss
 
     def sample(self, length, seed):
-        """A text of `length` tokens from the start of a line."""
-        start = self.tokenizer.encode(self.tokenizer.start)
+        """A text of `length` tokens."""
+        start = first_ids(self.model, self.tokenizer)
         tokens = self.model.generate(start[None], length, temperature=0.8, seed=seed)
-        return self.tokenizer.decode(tokens[0, len(start) :]).strip("\n")
+        return self.tokenizer.decode(tokens[0, 1:]).strip("\n")
 
-    def train(self):
-        """Train to max_iters; Ctrl-C stops after the step at hand. True if it went to the end."""
-        s, started, first, interrupted = self.settings, time.time(), self.step, []
-        tokens = s["batch_size"] * s["gradient_accumulation_steps"] * self.model.config.block_size
-        norm, rate = 0.0, 0.0
-        handler = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-        print("  step     train  held-out  bits/char   tokens/s  time left   (losses in nats)")
-        try:
-            if self.step == 0:
+    def trained(self):
+        """Mean loss of the steps since the last evaluation, in nats per character, or None."""
+        if not self.count:
+            return None
+        return self.sum / self.count * len(self.split.train) / self.split.train_chars
+
+    def train(self, resumed):
+        """Train to max_iters or until someone wants to stop: the status to exit with."""
+        s = self.settings
+        self.keep_metrics(self.step if resumed else -1)
+        with self.stop as stop:
+            title = f"  step     train  {'dev' if self.choosing else 'held-out':>8}  bits/char"
+            stop.say(f"{title}   tokens/s  time left   (losses in nats per character)")
+            if not resumed:
                 self.checkpoint()
-            while self.step < s["max_iters"] and not interrupted:
-                norm, rate = self.update()
-                speed = (self.step - first) * tokens / (time.time() - started)
-                left = round((s["max_iters"] - self.step) * tokens / speed)
-                pace = f"{speed:9,.0f}  {left // 60:6d}:{left % 60:02d}"
+            began, first = time.time(), self.step
+            while self.step < s["max_iters"] and not stop.status:
+                try:
+                    how = self.update()
+                except KeyboardInterrupt:  # between the batches of a step
+                    break
+                pace = (self.step - first) / (time.time() - began)
                 if self.step % s["eval_interval"] == 0 or self.step == s["max_iters"]:
-                    self.checkpoint(pace, norm, rate, speed)
+                    self.checkpoint(pace, how)
                 elif sys.stdout.isatty() and self.step % 10 == 0:
-                    row = f"\r{self.step:6d}  {self.sum / self.count:8.4f}{'':21}  {pace}"
-                    print(row, end="", flush=True)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        if self.step < s["max_iters"]:
-            self.held_out(1, norm, rate)
-            self.save()
-            print(f"\nstopped after step {self.step} and saved; to go on:")
-            print(f"    python capstone_gpt.py train --resume {shlex.quote(str(self.out))}")
-        return self.step >= s["max_iters"]
+                    stop.say("\r" + self.row(self.trained(), None, pace), end="")
+            if stop.status:
+                self.stop_early()
+        return stop.status
 
-    def checkpoint(self, pace="", norm=0.0, rate=0.0, speed=None):
-        """Evaluate, print and record a row, save; now and then show a sample."""
-        s, trained = self.settings, self.sum / self.count if self.count else None
-        loss = self.held_out(s["eval_iters"], norm, rate)
-        row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
-        print("\r" * sys.stdout.isatty() + f"{row}  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}")
-        record = dict(step=self.step, train_loss=trained, held_out_loss=loss)
-        if speed:
-            record |= dict(learning_rate=rate, grad_norm=norm, tokens_per_second=speed)
-        self.sum, self.count = 0.0, 0
+    def stop_early(self):
+        """Save and say how to go on, on standard error if nobody reads standard output."""
+        self.evaluate(1)  # a model that is not finite must not land
+        self.save(best=not self.choosing)
+        done = f"stopped after step {self.step} and saved; to go on:"
+        command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
+        self.stop.say(f"\n{done}\n    {command}")
+        if self.stop.status == CLOSED:
+            complain(f"nobody reads standard output: {done} {command}")
+
+    def checkpoint(self, pace=None, how=None):
+        """Evaluate, record and print a row, save; now and then show a sample."""
+        s, trained, loss = self.settings, self.trained(), self.evaluate(self.settings["eval_iters"])
+        name = "dev_loss" if self.choosing else "held_out_loss"
+        record = {"step": self.step, "train_loss": trained, name: loss, **(how or {})}
+        if pace:
+            record["tokens_per_second"] = pace * self.tokens_per_step()
         with open(self.out / "metrics.jsonl", "a") as file:
             file.write(json.dumps(record) + "\n")
-        if loss < self.best:
-            self.best = loss
-            write_checkpoint(self.out / "best", self.model, self.tokenizer)
-        self.save()
+        best = loss < self.best or not self.choosing
+        self.sum, self.count, self.best = 0.0, 0, min(loss, self.best)
+        self.save(best)
+        self.stop.say("\r" * sys.stdout.isatty() + self.row(trained, loss, pace))
         if self.step % s["sample_interval"] == 0 and 0 < self.step < s["max_iters"]:
-            print("        | " + self.sample(160, self.step).replace("\n", "\n        | "))
-        sys.stdout.flush()
+            text = self.sample(160, self.step).replace("\n", "\n        | ")
+            self.stop.say(f"        | {text}")
+
+    def tokens_per_step(self):
+        """Tokens that one update learns from."""
+        s = self.settings
+        return s["batch_size"] * s["gradient_accumulation_steps"] * s["block_size"]
+
+    def row(self, trained, loss, pace):
+        """A row of the table; pace: steps per second so far."""
+        bits = None if loss is None else loss / math.log(2)
+        cells = ["" if x is None else f"{x:.4f}" for x in (trained, loss, bits)]
+        text = f"{self.step:6d}  {cells[0]:>8}  {cells[1]:>8}  {cells[2]:>9}"
+        if pace:
+            left = round((self.settings["max_iters"] - self.step) / pace)
+            text += f"  {pace * self.tokens_per_step():9,.0f}  {left // 60:6d}:{left % 60:02d}"
+        return text
 
 
-# %% 16. The command line
+# %% 17. The command line
 
 
 def latest_run():
     """The run in out/ that was saved last, smoke runs only if there is no other."""
-    saved = {path: path.stat().st_mtime for path in Path("out").glob("*/last/config.json")}
+    saved = {path.parent: path.stat().st_mtime for path in Path("out").glob("*/last.safetensors")}
     need(saved, "no run in out/ yet: train one first, or name a directory")
-    return max(saved, key=lambda path: ("-fast" not in path.parts[1], saved[path])).parent.parent
+    return max(saved, key=lambda run: ("-fast" not in run.name, saved[run]))
 
 
 def checkpoint_of(source):
@@ -1986,92 +2176,172 @@ def held_out_line(nats, what):
     return f"{faces} | perplexity {math.exp(min(nats, 700)):.2f}   ({what})"
 
 
-def new_run(settings, suffix=""):
-    """A Run in a directory of its own, which no other run has or gets."""
-    given, name, n = settings["out_dir"], Path(settings["data"]).stem + suffix, 1
-    out = Path(given or f"out/{name}")
+def new_settings(preset, given):
+    """Settings of a new run: what is given, else the preset's, else the defaults."""
+    settings = {name: default for name, (default, _, _) in SETTINGS.items()}
+    if given.get("init_from"):
+        settings |= FINE_TUNING
+    elif preset or "data" not in given:
+        settings |= PRESETS[preset or "stories"]
+    settings |= given
+    settings["data"] = os.path.abspath(settings["data"])  # to resume from another directory
+    return check_settings(settings)
+
+
+def new_directory(given, name):
+    """The directory of a new run, and whether it is new: out_dir, or out/NAME, numbered."""
+    out, n = Path(given or f"out/{name}"), 1
     need(not out.is_file(), f"{out} is a file, a run needs a directory")
-    used = given and any((out / x).exists() for x in ("last", ".last.old", "config.json"))
-    need(not used, f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
-    run = Run(settings)
     while True:
         try:
-            out.mkdir(parents=True, exist_ok=bool(given))
-            break
+            out.mkdir(parents=True)
+            return out, True
         except FileExistsError:
+            if given:
+                return out, False
             n += 1
             out = out.with_name(f"{name}-{n}")
-    run.out, settings["out_dir"] = out, str(out)
-    return run
 
 
 def train_command(args):
     """A new run, or with --resume an old one."""
     given = {name: value for name, value in vars(args).items() if name in SETTINGS}
     if args.resume is None:
-        settings = {name: default for name, (default, _, _) in SETTINGS.items()}
+        settings = new_settings(args.preset, given)
         suffix = "-fast" if args.preset == "fast" else ""  # a smoke run is not the run to sample
-        run = new_run(settings | PRESETS[args.preset or "stories"] | given, suffix)
+        out, made = new_directory(settings["out_dir"], Path(settings["data"]).stem + suffix)
+        settings["out_dir"] = str(out)
     else:
-        out = Path(args.resume or given.get("out_dir") or latest_run())
+        out, made = Path(args.resume or given.get("out_dir") or latest_run()), False
         own = not args.preset and given.pop("out_dir", str(out)) == str(out)
         need(own, f"--resume {out} goes on with its own settings in its own directory")
-        run = Run.resume(out.parent if (out / "training_state.json").exists() else out, given)
-    keep_freed_memory()
-    c, s, (train, held, chars) = run.model.config, run.settings, run.split
-    what = f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {c.block_size}"
-    print(f"data   {s['data']}: {len(train) + len(held):,} tokens, {c.vocab_size} distinct")
-    print(f"model  {what}: {run.model.num_params():,} parameters")
-    print(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
-    try:
-        if not run.train():
-            return 0
-    except Diverged as error:
-        kept = f"{run.out / 'last'} keeps the last checkpoint whose loss was finite"
-        print(f"\ncapstone_gpt.py: {error}. {kept}", file=sys.stderr)
-        return 1
-    run.model = GPT.from_pretrained(run.out / "best")
-    print(f"\na sample of {run.out / 'best'}, the checkpoint with the lowest held-out loss:")
-    print(f"\n{run.sample(500, s['seed'])}\n")
+        need(out.is_dir(), f"{out}: no such run")
+    with hold(out):
+        try:
+            if args.resume is None:
+                used = any((out / name).exists() for name in ("last.safetensors", "last", "best"))
+                need(not used, f"{out} holds an earlier run: --resume {out}, or another --out_dir")
+                run = Run.start(out, settings, given)
+            else:
+                run = Run.resume(out, given)
+        except BaseException:
+            if made:
+                shutil.rmtree(out, ignore_errors=True)
+            raise
+        keep_freed_memory()
+        introduce(run)
+        try:
+            status = run.train(resumed=args.resume is not None)
+        except (Diverged, OSError) as error:
+            saved = (out / "last.safetensors").exists()
+            complain(f"{error}{f'; {out} keeps the last checkpoint' if saved else ''}")
+            return 1
+        if status == 0:
+            conclude(run)
+        return status
+
+
+def introduce(run):
+    """Say what a run is made of."""
+    s, split = run.settings, run.split
+    tokens, chars = len(split.ids), split.train_chars + split.dev_chars + split.held_chars
+    print(f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters")
+    if chars < 2 * tokens and s["tokenizer"] == SETTINGS["tokenizer"][0] and not s["init_from"]:
+        print("       Few characters for a token. To learn tokens from this text, and use them:")
+        learn = f"train {shlex.quote(s['data'])} --fraction 0.85 --out my_tokens"
+        print(f"           python stage07_bpe.py {learn}")
+        print("           python capstone_gpt.py train ... --tokenizer my_tokens")
+    print(f"model  {describe(run)}: {run.model.num_params():,} parameters")
+    print(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n", flush=True)
+
+
+def describe(run):
+    """The model in a few words."""
+    c, T = run.model.config, run.settings["block_size"]
+    return f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {T}"
+
+
+def conclude(run):
+    """The end of a run: its best checkpoint speaks, and is measured beside counting."""
+    s, best = run.settings, run.out / "best"
+    run.model = GPT.from_pretrained(best)
+    which = "lowest loss on the development piece" if run.choosing else "last step"
+    print(f"\na sample of {best}, the {which}:\n\n{run.sample(300, s['seed'])}\n")
     print(f"more of it: python capstone_gpt.py sample --from {shlex.quote(str(run.out))}\n")
-    if args.preset == "fast":
-        print("(a smoke run: too short to beat the counter)")
-    counted = ngram_nats(train, held, c.vocab_size) * len(held) / chars
-    nats = held_out_nats(run.model, run.split, max(1, c.block_size // 2))
-    print(f"5-gram:   {held_out_line(counted, 'counted, Witten-Bell smoothing')}")
-    print(f"held-out: {held_out_line(nats, 'capstone, ' + what)}")
-    return 0
+    counted, order, tokens = yardstick(run.split)
+    some = f" of {tokens:,} tokens" if tokens < len(run.split.train) else ""
+    what = f"interpolated Kneser-Ney, order {order}{some}"
+    print(f"counted:  {held_out_line(counted, what)}")
+    nats = run.loss("held", max(1, s["block_size"] // 2))
+    print(f"held-out: {held_out_line(nats, f'capstone, {describe(run)}')}")
+
+
+def until(texts, stop):
+    """Yield pieces of text up to `stop`, which may begin in one piece and end in another."""
+    text = ""
+    for piece in texts:
+        text += piece
+        if stop in text:
+            yield text[: text.index(stop)]
+            return
+        held = max(n for n in range(len(stop)) if text.endswith(stop[:n]))  # perhaps its beginning
+        yield text[: len(text) - held]
+        text = text[len(text) - held :]
+    yield text
+
+
+def read_prompt(prompt):
+    """The prompt itself, or for "-" all of standard input without the newline at its end."""
+    if prompt != "-":
+        return prompt
+    try:
+        text = sys.stdin.buffer.read().decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: not UTF-8 text (at byte {error.start})") from None
+    return text.removesuffix("\n")
 
 
 def sample_command(args):
-    """Text from a checkpoint, shown as it is made."""
+    """Continue a text with a checkpoint, shown as it is made."""
     model, tokenizer = load(checkpoint_of(args.source))
-    prompt = tokenizer.encode(args.prompt or tokenizer.start)[None]
-    need(args.num_samples >= 1, f"num_samples must be at least 1, not {args.num_samples}")
+    check_value("num_samples", args.num_samples, int, 1)
+    need(args.stop != "", "--stop needs a text")
+    prompt, (_, ends) = read_prompt(args.prompt), bos_and_eos(model)
+    ids = tokenizer.encode(prompt, add_special_tokens=True)
+    if not len(ids):
+        ids = first_ids(model, tokenizer)
     for i in range(args.num_samples):
         seed = None if args.seed is None else args.seed + i
         sampling = (args.temperature, args.top_k, args.top_p, seed)
-        tokens = model.stream(prompt, args.max_new_tokens, *sampling)
-        print(("-" * 40 + "\n" if i else "") + args.prompt, end="", flush=True)
-        for token in tokens:
-            print(tokenizer.decode(token), end="", flush=True)
+        tokens = (int(t[0]) for t in model.stream(ids[None], args.max_new_tokens, *sampling))
+        if not args.ignore_eos:
+            tokens = itertools.takewhile(lambda token: token not in ends, tokens)
+        texts = tokenizer.decode_stream(tokens)
+        print(("-" * 40 + "\n" if i else "") + prompt, end="", flush=True)
+        for text in until(texts, args.stop) if args.stop else texts:
+            print(text, end="", flush=True)
         print()
     return 0
 
 
 def eval_command(args):
-    """The held-out line of a checkpoint."""
+    """Measure a checkpoint on a text: the held-out line."""
     directory = checkpoint_of(args.source)
     model, tokenizer = load(directory)
-    split = split_text(read_text(args.data), tokenizer)
-    need(len(split[0]), f"{args.data}: too short to hold anything out")
-    nats = held_out_nats(model, split, max(1, model.config.block_size // 2))
+    T = model.config.block_size
+    with tempfile.TemporaryDirectory() as folder:
+        split = split_file(args.data, tokenizer, Path(folder) / "tokens.safetensors")
+        first, chars = (len(split.train), split.held_chars)
+        if args.whole:  # the first token has nothing before it to be predicted from
+            first, chars = 1, split.train_chars + split.held_chars
+        need(1 <= first < len(split.ids), f"{args.data}: too short to measure anything")
+        nats = nats_per_char(model, split.ids, first, chars, T, max(1, T // 2))
     print(f"held-out: {held_out_line(nats, f'capstone, {directory}')}")
     return 0
 
 
 def gradcheck_command(args):
-    """Every gradient against central differences; exit status 1 if any is wrong."""
+    """Compare every gradient with central differences; exit status 1 if any is wrong."""
     rows, tolerance = gradcheck(), 1e-6
     print(f"{'model':14} {'parameter':48} {'shape':>10} {'relative error':>15}")
     for model, name, shape, error in rows:
@@ -2082,79 +2352,64 @@ def gradcheck_command(args):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with a suggestion for a mistyped flag."""
+    """argparse whose errors are one line."""
 
     def error(self, message):
-        self.exit(2, f"capstone_gpt.py: {message} (--help lists what there is)\n")
-
-    def refuse(self, word):
-        """Exit over a word that means nothing here."""
-        flag = word.split("=")[0]
-        close = difflib.get_close_matches(flag, [*self._option_string_actions], 1)
-        hint = f", did you mean {close[0]}?" if close else ""
-        self.error(f"unknown flag {flag}{hint}" if flag.startswith("-") else f"unexpected {word!r}")
+        complain(f"{message:.300} (--help lists what there is)")
+        self.exit(2)
 
 
 def boolean(text):
     """True or False, as nanoGPT's flags write it."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r:.60}")
     return text.lower() == "true"
-
-
-SOURCE = {"from": (str, "", "DIR", "a run or checkpoint [the latest run]")}
-SAMPLE_FLAGS = SOURCE | {  # flag: (type, default, placeholder, what it is)
-    "prompt": (str, "", "TEXT", "the text to continue"),
-    "num_samples": (int, 1, "N", "how many texts [1]"),
-    "max_new_tokens": (int, 500, "N", "tokens each [500]"),
-    "temperature": (float, 0.8, "X", "0: the likeliest [0.8]"),
-    "top_k": (int, None, "K", "draw from the K likeliest"),
-    "top_p": (float, None, "P", "draw from the likeliest that reach P"),
-    "seed": (int, None, "N", "fixes the draw [a new one each time]"),
-}
-EVAL_FLAGS = SOURCE | {"data": (str, SETTINGS["data"][0], "FILE", "its last tenth is scored")}
-
-
-def train_flags():
-    """SETTINGS as flags; what is not given is left to the preset."""
-    for name, (default, _, text) in SETTINGS.items():
-        kind = boolean if isinstance(default, bool) else type(default)
-        shown = f" [{Path(default).name if name == 'data' else default}]" if default != "" else ""
-        value = {"data": "FILE", "out_dir": "DIR"}.get(name, "N" if kind is int else "X")
-        yield name, (kind, argparse.SUPPRESS, value, text + shown)
 
 
 def build_parser():
     """The command line: train, sample, eval, gradcheck."""
-    text = __doc__[__doc__.index("    python") : __doc__.index("\n\nPapers")]
-    text = f"A GPT in NumPy. Without a command: train.\n\n{text}"
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="capstone_gpt.py", description=text, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", parser_class=Parser, required=True)
-    for function, flags in {
-        train_command: dict(train_flags()),
-        sample_command: SAMPLE_FLAGS,
-        eval_command: EVAL_FLAGS,
-        gradcheck_command: {},
-    }.items():
-        name, text = function.__name__.removesuffix("_command"), function.__doc__
+    parser = Parser(prog="capstone_gpt.py", description="A GPT in NumPy. Without a command: train.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(function, name, text):
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(function=function, parser=sub)
-        if function is train_command:
-            latest = dict(nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
-            smoke = dict(dest="preset", const="fast", help="a smoke run of seconds")
-            sub.add_argument("--preset", choices=PRESETS, help="a set of defaults [stories]")
-            sub.add_argument("--fast", action="store_const", **smoke)
-            sub.add_argument("--resume", **latest)
-        for flag, (kind, default, value, text) in flags.items():
-            options = dict(type=kind, default=default, metavar=value, help=text)
-            sub.add_argument(f"--{flag}", dest={"from": "source"}.get(flag, flag), **options)
+        sub.set_defaults(function=function)
+        return sub.add_argument
+
+    add = command(train_command, "train", "train a model: a new run, or with --resume an old one")
+    add("--preset", choices=PRESETS, help="a set of defaults [stories, if there is no --data]")
+    add("--fast", action="store_const", dest="preset", const="fast", help="a run of seconds")
+    add("--resume", nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
+    for name, (default, _, text) in SETTINGS.items():
+        kind = boolean if isinstance(default, bool) else type(default)
+        shown = f" [{default}]" if default != "" and not str(default).startswith(str(HERE)) else ""
+        add(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar="X", help=text + shown)
+
+    add = command(sample_command, "sample", "continue a text with a checkpoint")
+    add("--from", dest="source", metavar="DIR", help="a run or checkpoint [the latest run]")
+    add("--prompt", default="", metavar="TEXT", help="the text to continue; - reads it from stdin")
+    add("--num_samples", type=int, default=1, metavar="N", help="how many texts [1]")
+    add("--max_new_tokens", type=int, default=500, metavar="N", help="tokens each [500]")
+    add("--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest [0.8]")
+    add("--top_k", type=int, metavar="K", help="draw from the K likeliest")
+    add("--top_p", type=float, metavar="P", help="draw from the likeliest that reach P")
+    add("--seed", type=int, metavar="N", help="fixes the draw [a new one each time]")
+    add("--stop", metavar="TEXT", help="end before this text")
+    add("--ignore_eos", action="store_true", help="go on after the model's end token")
+
+    add = command(eval_command, "eval", "measure a checkpoint on a text")
+    add("--from", dest="source", metavar="DIR", help="a run or checkpoint [the latest run]")
+    add("--data", default=SETTINGS["data"][0], metavar="FILE", help="its last tenth is scored")
+    add("--whole", action="store_true", help="score all of it")
+
+    command(gradcheck_command, "gradcheck", "compare every gradient with central differences")
     return parser
 
 
 def main(argv=None):
     """Run the command line; returns the exit status."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -2164,56 +2419,73 @@ def main(argv=None):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and " " not in flag:
             argv[i] = "--" + flag[2:].replace("-", "_") + equals + value
-    args, extra = build_parser().parse_known_args(argv)
-    if extra:
-        args.parser.refuse(extra[0])
+    args = build_parser().parse_args(argv)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported
             return args.function(args)
     except BrokenPipeError:  # whoever was reading has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence_stdout()
         return 0
     except KeyboardInterrupt:
         print()
         return 130
-    except (ValueError, OSError, MemoryError) as error:
-        if isinstance(error, MemoryError):
-            error = "not enough memory for this model and batch"
-        print(f"capstone_gpt.py: {error}", file=sys.stderr)
+    except MemoryError:
+        complain("not enough memory for this model and batch")
+        return 2
+    except (ValueError, OSError, OverflowError) as error:
+        complain(error)
         return 2
 
+
+# %% What to take away
+#
+# y = xW:        dx = dy Wᵀ,  dW = xᵀdy.          Two paths to one weight: its gradients add.
+# softmax, loss: dz = p - 1[target].              Attention: ds = P(dP - dy·y).
+# normalising:   dx loses its component along x̂ (and, for LayerNorm, its mean).
+# AdamW:         w ← w - ηλw - η m̂/(√v̂ + ε).      A step moves every weight by about η.
+# Believe a backward when central differences agree with it, a loss when the text is held out, and a
+# checkpoint when the process that wrote it has been killed at its worst moment.
 
 # %% Common mistakes
 #
 # 1. Reporting the loss on text the model has seen. It falls for ever. Symptom: train and held-out
-#    part ways. Here every reported number is held out (section 10, evaluate).
+#    part ways. Here every reported number is held out (section 13, evaluate).
 # 2. An attention that sees the future. Symptom: a loss near 0 and samples of rubbish. CAUSAL sets
-#    the scores to -∞ before the softmax (section 2); a test changes token t and watches the past.
+#    the scores to -∞ before the softmax (section 3); a test changes token t and watches the past.
 # 3. Writing a shared weight's gradient with = where two paths reach it. Symptom: training works, a
-#    little worse than it should. The tied head adds with += (section 7, loss_and_grads).
-# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 1).
+#    little worse than it should. The tied head adds with += (section 6, loss_and_grads).
+# 4. e^z without subtracting the maximum. Symptom: nan after some thousand good steps (section 2).
 # 5. Decaying biases and norm weights, or starting m and v at 0 without the correction. Symptom: a
-#    slow start, norms that shrink (section 9).
+#    slow start, norms that shrink (section 11).
 # 6. Drawing batches from a generator whose state is not saved. Symptom: a resumed run that drifts
-#    from the uninterrupted one. Here step s has a generator of its own (section 11).
-# 7. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 6).
-# 8. x**3. Symptom: none but the clock (section 1, GELU).
+#    from the uninterrupted one. Here every sequence of a step has its own generator (section 12).
+# 7. Choosing the best checkpoint, or a learning rate, by the held-out loss. Symptom: numbers that
+#    nobody else reaches on new text. `best` is chosen on the development piece (section 17).
+# 8. Comparing the loss per token of models with different tokens. Symptom: the larger vocabulary
+#    looks worse. Divide by characters (section 13).
+# 9. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 14).
+# 10. x**3. Symptom: none but the clock (section 2, GELU).
 
 # %% Exercises
 #
-#  1. Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
-#  2. Train with --tie_weights False. What happens to the parameter count and the held-out loss?
-#  3. Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
-#  4. Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives it.
-#  5. Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
-#  6. Train on data/names.txt with a block of 16. How many of 100 sampled names are in the file?
-#  7. Replace GELU by ReLU², forward and backward, and run the gradient check.
-#  8. Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
-#  9. Let llama keep its cache when the window slides. Why may the text differ?
-# 10. Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
-# 11. Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
-# 12. Which lowers the held-out loss more at equal seconds, twice the channels or twice the steps?
-#     Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
+#  1. ★ Do the second step of table_step (section 1) on paper; check it with the function.
+#  2. ★ Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
+#  3. ★ Train with --tie_weights False. What happens to the parameter count and the held-out loss?
+#  4. ★ Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
+#  5. ★ Train on data/names.txt with --tokenizer char and a block of 16. How many of 100 sampled
+#     names are in the file?
+#  6. ★★ Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
+#  7. ★★ Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives
+#     it.
+#  8. ★★ Replace GELU by ReLU², forward and backward, and run the gradient check.
+#  9. ★★ Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
+# 10. ★★ Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
+# 11. ★★ Learn a vocabulary of 512 and one of 2,048 tokens with stage 7 and train on each. Why can
+#     the losses per token not be compared, and which model is better?
+# 12. ★★★ Let llama keep its cache when the window slides. Why may the text differ?
+# 13. ★★★ Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
+# 14. ★★★ Which lowers the held-out loss more at equal seconds, twice the channels or twice the
+#     steps? Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
 
 # %% Where this leads
 #
