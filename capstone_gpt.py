@@ -1347,68 +1347,73 @@ def evaluate(model, ids, first, block_size, stride, max_windows=None):
 #     p(a | b) = (1 - 2/5 + 2/5 · 1 · 0.375) / 1 = 0.75        p(b | b) = 0.15, p(c | b) = 0.1
 
 
-def count_grams(ids, vocab_size, order):
-    """A list over k = 1 ... order of (keys, c, N, U, D) for the grams of k tokens in ids (n,).
+def kneser_ney(c, contexts, h, hw, p):
+    """p(w | h) from p(w | h'), for the grams numbered hw and their contexts h, any shape.
 
-    A gram's number is its place in the sorted keys, its key (number of its context) · V + (its last
-    token). The last key is no gram's: its number, with c = 0, stands for all that were not seen.
+    c (grams,) counts every gram, contexts (grams,) says which context it begins with.
     """
-    keys, grams = [np.zeros(1, np.int64)], [np.zeros(len(ids) + 1, np.int64)]  # no token: one gram
-    for k in range(1, order + 1):  # grams[k] (n - k + 1,): the gram that ends at each token
-        found = grams[-1][:-1] * vocab_size + ids[k - 1 :]
-        key, gram = np.unique(found, return_inverse=True)
-        keys, grams = [*keys, key], [*grams, gram]
-    levels, c = [], np.bincount(grams[order], minlength=len(keys[order]))
-    for k in range(order, 0, -1):
-        context, contexts = keys[k] // vocab_size, len(keys[k - 1]) + 1
-        N, U = np.bincount(context, c, contexts), np.bincount(context[c > 0], minlength=contexts)
-        once, twice = np.sum(c == 1), np.sum(c == 2)
-        D = (once + 1) / (once + 2 * twice + 2)
-        levels.insert(0, (np.append(keys[k], np.iinfo(np.int64).max), np.append(c, 0), N, U, D))
-        shorter = np.zeros(len(keys[k]), np.int64)  # each gram without its first token
-        shorter[grams[k]] = grams[k - 1][1:]
-        c = np.bincount(shorter[c > 0], minlength=len(keys[k - 1]))
-    return levels
+    N, U = np.bincount(contexts, c), np.bincount(contexts, c > 0)
+    once, twice = np.sum(c == 1), np.sum(c == 2)
+    D = (once + 1) / (once + 2 * twice + 2)
+    longer = (np.maximum(c[hw] - D, 0) + D * U[h] * p) / np.maximum(N[h], 1)
+    return np.where(N[h] > 0, longer, p)
 
 
-def kneser_ney_nats(train, ids, first, vocab_size, order):
-    """Summed nats of ids[first:] by the grams of up to `order` tokens that were counted in train."""
-    levels = count_grams(np.asarray(train, np.int64), vocab_size, order)
-    nats, piece = 0.0, 1 << 17
-    for start in range(first, len(ids), piece):
-        begin = max(0, start - order + 1)
-        row = np.asarray(ids[begin : start + piece], np.int64)
-        p, context = np.full(len(row), 1 / vocab_size), np.zeros(len(row), np.int64)
-        for keys, c, N, U, D in levels:
-            key = context * vocab_size + row
-            gram = np.searchsorted(keys, key)
-            gram[keys[gram] != key] = len(keys) - 1  # not seen
-            longer = (np.maximum(c[gram] - D, 0) + D * U[context] * p) / np.maximum(N[context], 1)
-            p = np.where(N[context] > 0, longer, p)
-            context = np.append(len(keys) - 1, gram[:-1])  # one token longer
-        nats -= float(np.log(p[start - begin :]).sum())
-    return nats
+# Grams are numbered length by length. The key of a gram is (number of its context) · V + (its last
+# token), its number the place of the key among the sorted ones. The last number of every length is
+# that of all grams that were not seen. All counted grams end where one of the full order fits.
 
 
-COUNTED = 2_000_000  # tokens: if there are more to train on, the yardstick counts the last of them
+def kneser_ney_nats(train, rows, before, vocab_size, order):
+    """Summed nats of rows[:, before:] under the grams of train, for each order 1 ... `order`.
+
+    train (n,) and rows (R, T) are token ids; the first `before` of each row are context only.
+    """
+    train, rows, V, nats = train.astype(np.int64), rows.astype(np.int64), vocab_size, []
+    grams, h, unseen = np.zeros(len(train) + 1, np.int64), np.zeros_like(rows), 1  # of no token
+    p = np.full(rows.shape, 1 / V)
+    for k in range(1, order + 1):
+        keys, grams = np.unique(grams[:-1] * V + train[k - 1 :], return_inverse=True)
+        keys = np.append(keys, unseen * V)
+        unseen = len(keys) - 1
+        hw = np.minimum(np.searchsorted(keys, h * V + rows), unseen)
+        hw[keys[hw] != h * V + rows] = unseen
+        counted = grams[order - k :]
+        times = np.bincount(counted, minlength=len(keys))
+        nats.append(-np.log(kneser_ney(times, keys // V, h, hw, p)[:, before:]).sum())
+        if k < order:
+            preceded = np.sort(counted * V + train[order - 1 - k :][: len(counted)])  # (v, h, w)
+            different = preceded[np.diff(preceded, prepend=-1) > 0]
+            kinds = np.bincount(different // V, minlength=len(keys))
+            p = kneser_ney(kinds, keys // V, h, hw, p)
+            h = np.insert(hw[:, :-1], 0, unseen, axis=1)  # contexts of one token more
+    return np.array(nats)
+
+
+COUNTED = 2_000_000  # training tokens that the yardstick counts at most: the last ones
+SCORED = 500_000  # tokens that it scores at most: 100 stretches, evenly spaced
 
 
 def yardstick(split):
     """Kneser-Ney on the held-out piece: (nats per character, order, training tokens counted).
 
-    The order is the best on the development piece or, without one, on the last 5 % of the training
-    tokens, counted only afterwards: 1, 2, ... as long as the next is better, at most 12.
+    The order, 10 at most, is the best on the development piece or, without one, on the last 5 % of
+    the training tokens, which are counted only afterwards.
     """
-    ids, V, end = split.ids, split.vocab_size, len(split.train)
-    first = len(ids) - len(split.held)
+    ids, V, end, held = split.ids, split.vocab_size, len(split.train), len(split.held)
     fitted = end if len(split.dev) else end - end // 20
-    train, dev = ids[max(0, fitted - COUNTED) : fitted], ids[: min(first, fitted + COUNTED // 20)]
-    nats = [math.inf]
-    while nats[-1] == min(nats) and len(nats) <= 12:
-        nats.append(kneser_ney_nats(train, dev, fitted, V, len(nats)))
-    order, train = int(np.argmin(nats)), ids[max(0, end - COUNTED) : end]
-    total = kneser_ney_nats(train, ids, first, V, order)
-    return total / split.held_chars, order, len(train)
+
+    def nats_per_token(fitted, first, last, order):
+        before, size, stretches = min(first, order - 1), last - first, 1
+        if size > SCORED:
+            size, stretches = SCORED // 100, 100
+        starts = np.linspace(first, last - size, stretches).astype(int)[:, None]
+        rows, train = ids[starts + np.arange(-before, size)], ids[max(0, fitted - COUNTED) : fitted]
+        return kneser_ney_nats(train, rows, before, V, order) / max(1, stretches * size)
+
+    order = 1 + int(np.argmin(nats_per_token(fitted, fitted, len(ids) - held, 10)))
+    nats = nats_per_token(end, len(ids) - held, len(ids), order)[-1]
+    return nats * held / split.held_chars, order, min(end, COUNTED)
 
 
 # %% 14. Checkpoints
