@@ -2347,10 +2347,10 @@ def load_for_training(s, given):
         s["block_size"] = model.config.block_size
     if "dropout" not in given:
         s["dropout"] = model.config.dropout
+        names = ("embd_pdrop", "attn_pdrop") if model.config.arch == "gpt2" else ()
         read = json.loads(model.files["config.json"])
-        others = {read.get(name, s["dropout"]) for name in ("embd_pdrop", "attn_pdrop")}
-        same = others == {s["dropout"]}
-        need(same, f"{s['init_from']}: its dropouts differ, so --dropout must be given")
+        same = all(read.get(name, 0.1) == s["dropout"] for name in names)
+        need(same, f"{s['init_from']} has three different dropouts, so --dropout must be given")
     return model, tokenizer
 
 
@@ -2408,11 +2408,12 @@ class Run:
         if settings["init_from"]:
             return cls(out, settings, *load_for_training(settings, given))
         run = cls(out, settings, *fresh_model(settings))
+        run.model.files = dict(run.tokenizer.files)
         end, train = run.tokenizer.special_tokens.get("<|endoftext|>"), run.split.train
-        if not any((train[piece] == end).any() for piece in tiles(len(train), 1)):
-            end = None  # the model never meets it
-        ends = json.dumps({"bos_token_id": end, "eos_token_id": end}).encode()
-        run.model.files = {**run.tokenizer.files, "config.json": ends}
+        if any((train[piece] == end).any() for piece in tiles(len(train), 1)):
+            ends = {"bos_token_id": end, "eos_token_id": end}
+            config = json.dumps(json.loads(config_to_json(run.model)) | ends, indent=2)
+            run.model.files["config.json"] = f"{config}\n".encode()
         return run
 
     @classmethod
@@ -2427,8 +2428,10 @@ class Run:
         tensors, metadata = read_safetensors(path)
         try:
             state = parse_json(metadata.get("run", ""), dict, "not the checkpoint of a run")
-            settings = check_settings(check_value("settings", state.pop("settings", None), dict))
-            need(state.keys() == STATE.keys(), f"expected {', '.join(STATE)} in it")
+            need(state.keys() == {"settings", *STATE}, f"expected {', '.join(STATE)} and settings")
+            settings = state.pop("settings")
+            need(isinstance(settings, dict), "its settings are not an object")
+            settings = check_settings(settings)
             for name, kind in STATE.items():
                 state[name] = check_value(name, state[name], kind, *[0, 2**63] * (kind is int))
         except ValueError as error:
@@ -2440,7 +2443,7 @@ class Run:
         run.optimizer.t, named = run.step, run.tensors()
         need(tensors.keys() == named.keys(), f"{path}: its tensors are not those of {out / 'best'}")
         for name, array in named.items():
-            copy_tensor(path, tensors, name, array)
+            copy_tensor(tensors, name, array)
         return run
 
     def tensors(self):
@@ -2682,8 +2685,8 @@ def conclude(run):
     """The end of a run: its best checkpoint speaks, and is measured beside counting."""
     s, best = run.settings, run.out / "best"
     run.model = GPT.from_pretrained(best)
-    which = "lowest loss on the development piece" if run.choosing else "last step"
-    print(f"\na sample of {best}, the {which}:\n\n{run.sample(300, s['seed'])}\n")
+    which = "the lowest loss on the development piece" if run.choosing else "the last step"
+    print(f"\na sample of {best}, {which}:\n\n{run.sample(300, s['seed'])}\n")
     print(f"more of it: python capstone_gpt.py sample --from {shlex.quote(str(run.out))}\n")
     counted, order, tokens = yardstick(run.split)
     some = f" of {tokens:,} tokens" if tokens < len(run.split.train) else ""
