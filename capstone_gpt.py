@@ -2159,9 +2159,9 @@ def encode_file(path, tokenizer, cache, lengths, metadata):
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
 # a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
 # what the uninterrupted one would have. Its directory holds
-#     best/               the model to use, as Hugging Face lays it out; only its weights ever change
-#     last.safetensors    all it takes to go on: weights, AdamW's m and v, the rest as metadata
-#     tokens.safetensors, metrics.jsonl, lock     the text as tokens, the curve, who is at work here
+#     best/              the model to use, as Hugging Face lays it out; only its weights ever change
+#     last.safetensors   all it takes to go on: weights, AdamW's m and v, the rest as metadata
+#     tokens.safetensors, metrics.jsonl, lock    the text as tokens, the curve, who is at work here
 # Files are replaced one at a time, each at one instant, so whatever happens, what is there can be
 # used: a signal costs at most the step at hand, kill -9 the steps since the last evaluation.
 
@@ -2227,9 +2227,11 @@ def check_settings(settings):
     need(not odd, f"settings that are missing or unknown: {odd:.200}")
     checked = {}
     for name, (default, lowest, _) in SETTINGS.items():
-        below = 1 if name in ("beta1", "beta2", "dropout", "dev_fraction") else 2**63
+        fraction = name in ("beta1", "beta2", "dropout", "dev_fraction")
+        below = 1 if fraction else 2**63 if type(default) is int else 1e300
         limits = () if lowest is None else (lowest, below)
         checked[name] = check_value(name, settings[name], type(default), *limits)
+    checked["data"] = os.path.abspath(checked["data"])  # to resume from another directory
     if checked["min_lr"] > checked["learning_rate"]:
         checked["min_lr"] = checked["learning_rate"] / 10
         print(f"min_lr goes down with the learning rate, to a tenth of it: {checked['min_lr']:g}")
@@ -2268,7 +2270,8 @@ def hold(out):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        pid = file.read(20).strip()
+        pid = file.read(20).strip() or "of unknown number"
+        file.close()
         raise ValueError(f"{out}: process {pid} is at work on this run") from None
     except (ImportError, OSError):
         pass  # where there are no such locks, nothing can be held
@@ -2305,7 +2308,7 @@ class Stop:
     def on_signal(self, number, _):
         """The handler of the three signals."""
         self.status, self.signals = self.status or 128 + number, self.signals + 1
-        if self.signals == 3:
+        if self.signals > 2:
             raise SystemExit(self.status)
         again = "" if self.signals == 1 else "; once more ends it without"
         complain(f"this step is finished, then the run is saved{again}")
@@ -2600,12 +2603,11 @@ def new_settings(preset, given):
     """Settings of a new run: what is given, else the preset's, else the defaults."""
     settings = {name: default for name, (default, _, _) in SETTINGS.items()}
     if given.get("init_from"):
+        need(not preset, "a preset has a shape of its own, --init_from that of its checkpoint")
         settings |= FINE_TUNING
     elif preset or "data" not in given:
         settings |= PRESETS[preset or "stories"]
-    settings |= given
-    settings["data"] = os.path.abspath(settings["data"])  # to resume from another directory
-    return check_settings(settings)
+    return check_settings(settings | given)
 
 
 def new_directory(given, name):
@@ -2665,14 +2667,16 @@ def introduce(run):
     """Say what a run is made of."""
     s, split = run.settings, run.split
     tokens, chars = len(split.ids), split.train_chars + split.dev_chars + split.held_chars
-    print(f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters")
+    run.stop.say(f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters")
     if chars < 2 * tokens and s["tokenizer"] == SETTINGS["tokenizer"][0] and not s["init_from"]:
-        print("       Few characters for a token. To learn tokens from this text, and use them:")
         learn = f"train {shlex.quote(s['data'])} --fraction 0.85 --out my_tokens"
-        print(f"           python stage07_bpe.py {learn}")
-        print("           python capstone_gpt.py train ... --tokenizer my_tokens")
-    print(f"model  {describe(run)}: {run.model.num_params():,} parameters")
-    print(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n", flush=True)
+        run.stop.say(
+            "       These are short tokens. To learn longer ones from this text, and use them:"
+        )
+        run.stop.say(f"           python stage07_bpe.py {learn}")
+        run.stop.say("           python capstone_gpt.py train ... --tokenizer my_tokens")
+    run.stop.say(f"model  {describe(run)}: {run.model.num_params():,} parameters")
+    run.stop.say(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
 
 
 def describe(run):
@@ -2714,6 +2718,7 @@ def read_prompt(prompt):
     """The prompt itself, or for "-" all of standard input without the newline at its end."""
     if prompt != "-":
         return prompt
+    need(sys.stdin, "standard input is closed")
     try:
         text = sys.stdin.buffer.read().decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -2845,7 +2850,7 @@ def main(argv=None):
             return args.function(args)
     except BrokenPipeError:  # whoever was reading has seen enough
         silence_stdout()
-        return 0
+        return CLOSED if args.function is train_command else 0
     except KeyboardInterrupt:
         print()
         return 130

@@ -524,7 +524,7 @@ def test_min_lr_goes_down_with_the_learning_rate_and_says_so_once(text, capsys):
     settings = state("run")["settings"]
     assert (settings["learning_rate"], settings["min_lr"]) == (5e-5, pytest.approx(5e-6))
     assert gpt.main(["train", "--resume", "run", "--max_iters=13"]) == 0
-    assert "min_lr" not in capsys.readouterr().out
+    assert "min_lr goes" not in capsys.readouterr().out
 
 
 # presets and starting points
@@ -797,6 +797,7 @@ LONG = "9" * 5000
         (["train", "--resume", "run", "--fast"], "its own settings"),
         (["train", "--tokenizer", "nowhere"], "nowhere"),
         (["train", "--init_from", "nowhere"], "nowhere"),
+        (["train", "--init_from", "run", "--fast"], "preset"),
         (["sample", "--n_layer", "3"], "--n_layer"),
         (["sample", "--from", "run", "--seed", "-1"], "seed"),
         (["sample", "--from", "run", "--num-samples", "0"], "num_samples"),
@@ -810,7 +811,7 @@ LONG = "9" * 5000
         (["train", "--resume"], "train one first"),
         (["paint"], "invalid choice"),
         (["sample"], "train one first"),
-        (["sample", "--from", "nowhere"], "no such checkpoint"),
+        (["sample", "--from", "nowhere"], "no such model directory"),
         (["sample", "--from", "damaged"], "damaged"),
         (["eval", "--from", "model"], "tokenizer"),
         (["eval", "--from", "run", "--data", "one.txt"], "one.txt"),
