@@ -22,6 +22,7 @@ Schuster, Nakajima 2012, Japanese and Korean Voice Search; Kudo 2018, Subword Re
 """
 
 import argparse
+import contextlib
 import functools
 import heapq
 import json
@@ -727,7 +728,7 @@ def build_parser():
     what = "Without a command: the report on data/stories.txt."
     parser = CommandLine(prog="stage07_bpe.py", description=what)
     parser.add_argument("--fast", action="store_true", help="a smoke run of the report [no]")
-    parser.add_argument("--seed", type=int, default=0, help="of the report's random choices [0]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the report [0]")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     what = "learn byte-pair tokens from a text and write them to DIR/tokenizer.json"
@@ -769,11 +770,24 @@ def train_command(args):
     part = text[: int(args.fraction * len(text))]
     if not part:
         raise ValueError(f"{args.file}: no text to learn from in {len(text)} characters")
-    print(f"Learning from {len(part):,} of {len(text):,} characters", flush=True)
+    with contextlib.suppress(BrokenPipeError):  # nobody listens: learn and save all the same
+        print(f"Learning from {len(part):,} of {len(text):,} characters", flush=True)
     tokenizer = BPETokenizer.train(part, args.vocab_size, args.pattern, args.special_tokens)
     tokenizer.save(args.out, ["tokenizer.json"])
     fewer = "; no pair is left" if tokenizer.vocab_size < args.vocab_size else ""
     print(f"{tokenizer.vocab_size:,} tokens -> {Path(args.out) / 'tokenizer.json'}{fewer}")
+
+
+def read_standard_input():
+    """All of standard input as UTF-8, line ends as they are; ValueError if it is not that."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: expected text or ids there")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline="")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: not UTF-8 text (at byte {error.start})") from None
 
 
 def run(args):
@@ -783,12 +797,7 @@ def run(args):
     if args.command == "train":
         return train_command(args)
     tokenizer = BPETokenizer.load(args.directory)
-    if args.given:
-        text = " ".join(args.given)
-    else:
-        if hasattr(sys.stdin, "reconfigure"):
-            sys.stdin.reconfigure(encoding="utf-8", newline="")  # the text as it is, \r too
-        text = sys.stdin.read()
+    text = " ".join(args.given) if args.given else read_standard_input()
     if args.command == "encode":
         print(*tokenizer.encode(text))
     else:

@@ -276,6 +276,21 @@ def test_files_carry_everything(trained, tmp_path, rng):
     assert not list((tmp_path / "a" / "b").glob(".*"))
 
 
+def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
+    BPETokenizer.train(SMALL, 300).save(tmp_path)
+    tokenizer, seen = BPETokenizer(), []  # small enough to stay in Python's buffer unless flushed
+    old = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    new = stage.to_files(tokenizer)["tokenizer.json"]
+
+    def fsync(number):
+        seen.append((os.fstat(number).st_size, (tmp_path / "tokenizer.json").read_text("utf-8")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    tokenizer.save(tmp_path, ["tokenizer.json"])
+    assert seen == [(len(new.encode()), old)]
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == new
+
+
 def test_special_tokens_are_plain_text_unless_allowed(trained):
     end, longer = trained.special_tokens["<|end|>"], trained.special_tokens["<|end|>x"]
     text = "a<|end|>b<|end|>xx"
@@ -613,10 +628,6 @@ def test_train_encode_decode_on_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(" ".join(ids)))
     stage.main(["decode", out])
     assert capsys.readouterr().out == "the fén 🦊\n"
-    stdin = io.TextIOWrapper(io.BytesIO("é\r\n\rx".encode()), encoding="cp1252")
-    monkeypatch.setattr("sys.stdin", stdin)
-    stage.main(["encode", out])  # standard input is UTF-8 and keeps its line ends
-    assert BPETokenizer.load(out).decode(map(int, capsys.readouterr().out.split())) == "é\r\n\rx"
     stage.main(["encode", out, ""])  # an empty text is a text: nothing is read
     assert capsys.readouterr().out == "\n"
 
@@ -699,15 +710,36 @@ def test_any_standard_output_will_do(tmp_path):
     narrow = {**os.environ, "PYTHONIOENCODING": "cp1252"}
     done = run_program("decode", str(tmp_path), *ids, env=narrow)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, b"?a", b"")
-    command = [sys.executable, str(ROOT / "stage07_bpe.py"), "--fast"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        process.stdout.close()
-        assert process.stderr.read() == b"" and process.wait() == 0
+    program = [sys.executable, str(ROOT / "stage07_bpe.py")]
+    learn = ["train", str(ROOT / "LICENSE"), "--out", str(tmp_path / "saved")]
+    for arguments in (["--fast"], learn):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen([*program, *arguments], **pipes) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b"" and process.wait() == 0
+    assert (tmp_path / "saved" / "tokenizer.json").exists()  # the work is done first
 
 
-@pytest.mark.skipif(os.name != "posix", reason="a shell closes the stream")
-def test_a_closed_standard_output_stops_nothing(tmp_path):
+def test_standard_input_is_utf8_whatever_the_terminal_speaks(tmp_path):
+    BPETokenizer().save(tmp_path)
+    narrow = {**os.environ, "PYTHONIOENCODING": "cp1252:replace"}
+    text = "é\r\n\rx".encode()
+    done = run_program("encode", str(tmp_path), env=narrow, input=text)
+    assert list(map(int, done.stdout.split())) == list(text)
+    done = run_program("encode", str(tmp_path), env=narrow, input=text + b"\xff")
+    expected = b"stage07_bpe.py: standard input: not UTF-8 text (at byte 6)"
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (2, b"", expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes the streams")
+def test_a_closed_stream_gives_no_traceback(tmp_path):
     (tmp_path / "text.txt").write_text("the then")
-    command = f"{shlex.quote(sys.executable)} {ROOT}/stage07_bpe.py train text.txt --out tok >&-"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b"") and (tmp_path / "tok").exists()
+    program = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'stage07_bpe.py'))}"
+    for arguments, status, error in (
+        ("train text.txt --out tok >&-", 0, b""),
+        ("encode tok <&-", 2, b"stage07_bpe.py: standard input is closed: expected text or ids"),
+    ):
+        command = f"{program} {arguments}"
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True)
+        assert done.returncode == status and done.stderr.startswith(error)
+        assert done.stderr.count(b"\n") == (status > 0) and (tmp_path / "tok").exists()
