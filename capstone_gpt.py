@@ -2119,7 +2119,7 @@ def split_file(path, tokenizer, cache, dev_fraction=0.0):
 def encode_file(path, tokenizer, cache, lengths, metadata):
     """Write the token file of a text in three pieces; if that takes long, say how far it is."""
     dtype, raw = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"), Path(f"{cache}.raw")
-    text, counts, started = hashlib.sha256(), [], time.time()
+    counts, (text_sum, ids_sum), started = [], (hashlib.sha256(), hashlib.sha256()), time.time()
     due, (before, after) = started + 2, ("\r", "") if sys.stdout.isatty() else ("", "\n")
 
     def characters(begin, end):
@@ -2128,7 +2128,7 @@ def encode_file(path, tokenizer, cache, lengths, metadata):
         for piece in stream_text(path):
             part = piece[max(0, begin - at) : max(0, end - at)]
             at += len(piece)
-            text.update(part.encode())
+            text_sum.update(part.encode())
             yield part
             if part and time.time() > due:
                 line = f"encoding {path}: {min(at, end) / sum(lengths):4.0%}"
@@ -2140,17 +2140,21 @@ def encode_file(path, tokenizer, cache, lengths, metadata):
             counts.append(0)
             for ids in tokenizer.encode_stream(characters(begin, end)):
                 counts[-1] += len(ids)
-                yield ids.astype(dtype)
+                ids = ids.astype(dtype)
+                ids_sum.update(ids)
+                yield ids
 
     try:
-        write_file(raw, tokens())  # only now it is known how many there are
-        ids = np.memmap(raw, dtype, "r")
-        sums = {"text": text.hexdigest(), "ids": hashlib.sha256(ids).hexdigest()}
-        write_safetensors(cache, {"ids": ids}, metadata | sums | {"tokens": json.dumps(counts)})
+        write_file(raw, tokens())
+        sums = {"text": text_sum.hexdigest(), "ids": ids_sum.hexdigest()}
+        metadata = metadata | sums | {"tokens": json.dumps(counts)}
+        header = safetensors_header({"ids": (dtype, [sum(counts)])}, metadata)  # only now known
+        with open(raw, "rb") as file:
+            write_file(cache, itertools.chain([header], iter(lambda: file.read(1 << 20), b"")))
     finally:
         raw.unlink(missing_ok=True)
     if due > started + 2:
-        line = f"encoded {path}: {len(ids):,} tokens in {time.time() - started:.0f} s"
+        line = f"encoded {path}: {sum(counts):,} tokens in {time.time() - started:.0f} s"
         print(before + line, flush=True)
 
 
