@@ -1348,9 +1348,9 @@ def evaluate(model, ids, first, block_size, stride, max_windows=None):
 
 
 def kneser_ney(c, contexts, h, hw, p):
-    """p(w | h) from p(w | h'), for the grams numbered hw and their contexts h, any shape.
+    """p(w | h) from p(w | h') for grams numbered hw and their contexts numbered h, of any shape.
 
-    c (grams,) counts every gram, contexts (grams,) says which context it begins with.
+    c (grams,) are the counts of all grams, contexts (grams,) the numbers of their contexts.
     """
     N, U = np.bincount(contexts, c), np.bincount(contexts, c > 0)
     once, twice = np.sum(c == 1), np.sum(c == 2)
@@ -1359,16 +1359,13 @@ def kneser_ney(c, contexts, h, hw, p):
     return np.where(N[h] > 0, longer, p)
 
 
-# Grams are numbered length by length. The key of a gram is (number of its context) · V + (its last
-# token), its number the place of the key among the sorted ones. The last number of every length is
-# that of all grams that were not seen. All counted grams end where one of the full order fits.
-
-
 def kneser_ney_nats(train, rows, before, vocab_size, order):
     """Summed nats of rows[:, before:] under the grams of train, for each order 1 ... `order`.
 
     train (n,) and rows (R, T) are token ids; the first `before` of each row are context only.
     """
+    # A gram's key is (number of its context) · V + (its last token), its number the place of its
+    # key among the sorted ones of its length, and all that were not seen share the next number.
     train, rows, V, nats = train.astype(np.int64), rows.astype(np.int64), vocab_size, []
     grams, h, unseen = np.zeros(len(train) + 1, np.int64), np.zeros_like(rows), 1  # of no token
     p = np.full(rows.shape, 1 / V)
@@ -1378,7 +1375,7 @@ def kneser_ney_nats(train, rows, before, vocab_size, order):
         unseen = len(keys) - 1
         hw = np.minimum(np.searchsorted(keys, h * V + rows), unseen)
         hw[keys[hw] != h * V + rows] = unseen
-        counted = grams[order - k :]
+        counted = grams[order - k :]  # grams of all lengths are counted at the same places
         times = np.bincount(counted, minlength=len(keys))
         nats.append(-np.log(kneser_ney(times, keys // V, h, hw, p)[:, before:]).sum())
         if k < order:
@@ -1400,20 +1397,22 @@ def yardstick(split):
     The order, 10 at most, is the best on the development piece or, without one, on the last 5 % of
     the training tokens, which are counted only afterwards.
     """
-    ids, V, end, held = split.ids, split.vocab_size, len(split.train), len(split.held)
-    fitted = end if len(split.dev) else end - end // 20
+    ids, end, first = split.ids, len(split.train), len(split.ids) - len(split.held)
 
-    def nats_per_token(fitted, first, last, order):
+    def nats_per_token(counted, first, last, order):
         before, size, stretches = min(first, order - 1), last - first, 1
         if size > SCORED:
             size, stretches = SCORED // 100, 100
-        starts = np.linspace(first, last - size, stretches).astype(int)[:, None]
-        rows, train = ids[starts + np.arange(-before, size)], ids[max(0, fitted - COUNTED) : fitted]
-        return kneser_ney_nats(train, rows, before, V, order) / max(1, stretches * size)
+        starts = np.linspace(first, last - size, stretches).astype(int)
+        rows = ids[starts[:, None] + np.arange(-before, size)]
+        train = ids[max(0, counted - COUNTED) : counted]
+        nats = kneser_ney_nats(train, rows, before, split.vocab_size, order)
+        return nats / max(1, stretches * size)
 
-    order = 1 + int(np.argmin(nats_per_token(fitted, fitted, len(ids) - held, 10)))
-    nats = nats_per_token(end, len(ids) - held, len(ids), order)[-1]
-    return nats * held / split.held_chars, order, min(end, COUNTED)
+    counted = end if len(split.dev) else end - end // 20
+    order = 1 + int(np.argmin(nats_per_token(counted, counted, first, 10)))
+    nats = nats_per_token(end, first, len(ids), order)[-1] * len(split.held)
+    return float(nats / split.held_chars), order, min(end, COUNTED)
 
 
 # %% 14. Checkpoints
@@ -2049,23 +2048,12 @@ def load_tokenizer(directory):
 # A text is read in pieces, and its token ids go to a file that is mapped into memory: an array that
 # the system reads from disk where it is looked at, and forgets when space runs short. The file says
 # in its metadata which text and which tokenizer it was made from, and is used again for the same.
-
-
-@dataclasses.dataclass
-class Split:
-    """A text as token ids, cut by its characters: train, the end of that part as dev, the last
-    tenth held out. ids (n,), uint16 or uint32, are all of them and mapped; the others are views.
-    """
-
-    ids: np.ndarray
-    train: np.ndarray
-    dev: np.ndarray
-    held: np.ndarray
-    train_chars: int
-    dev_chars: int
-    held_chars: int
-    vocab_size: int
-    text_hash: str
+#
+# A Split is such a text: ids (n,), uint16 or uint32, and its pieces as views of them. held is the
+# last tenth of the characters, train what comes before, less dev, which is cut from its end.
+Split = collections.namedtuple(
+    "Split", "ids train dev held train_chars dev_chars held_chars vocab_size text_hash"
+)
 
 
 def stream_text(path):
@@ -2091,66 +2079,72 @@ def stream_text(path):
 
 def split_file(path, tokenizer, cache, dev_fraction=0.0):
     """The Split of a text through the token file `cache`, made or used again; ValueError."""
-    text, chars = hashlib.sha256(), 0
-    for piece in stream_text(path):
-        text.update(piece.encode())
-        chars += len(piece)
-    seen = int(0.9 * chars)
+    text_sum, chars = hashlib.sha256(), 0
+    for text in stream_text(path):
+        text_sum.update(text.encode())
+        chars += len(text)
+    text_hash, seen = text_sum.hexdigest(), int(0.9 * chars)
     dev = int(dev_fraction * seen)
     lengths = [seen - dev, dev, chars - seen]
-    files = json.dumps([(name, data.hex()) for name, data in sorted(tokenizer.files.items())])
-    wanted = {"text": text.hexdigest(), "tokenizer": hashlib.sha256(files.encode()).hexdigest()}
-    wanted["characters"] = json.dumps(lengths)
-    for made in (False, True):
-        try:
-            tensors, found = read_safetensors(cache)
-            ids, ends = tensors["ids"], np.cumsum(json.loads(found["tokens"]))
-            whole = found["ids"] == hashlib.sha256(ids).hexdigest()
-            if whole and wanted.items() <= found.items():
-                pieces = np.split(ids, ends[:2])
-                return Split(ids, *pieces, *lengths, tokenizer.vocab_size, wanted["text"])
-        except (ValueError, KeyError):
-            pass  # missing or damaged
-        if not made:
-            encode_file(path, tokenizer, cache, lengths, wanted)
-    raise ValueError(f"{path}: changed while it was read")
+    files = [(name, data.hex()) for name, data in sorted(tokenizer.files.items())]
+    files_hash = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    source = json.dumps([text_hash, files_hash, lengths])
+
+    def read():
+        tensors, found = read_safetensors(cache)
+        ids = tensors["ids"]
+        right = found["source"] == source and found["sum"] == hashlib.sha256(ids).hexdigest()
+        need(right, f"{cache}: not the tokens of {path}")
+        return ids, *np.split(ids, json.loads(found["cuts"]))
+
+    try:
+        pieces = read()
+    except (ValueError, KeyError):  # missing, damaged, or of another text or tokenizer
+        encode_file(path, tokenizer, cache, source)
+        pieces = read()
+    return Split(*pieces, *lengths, tokenizer.vocab_size, text_hash)
 
 
-def encode_file(path, tokenizer, cache, lengths, metadata):
-    """Write the token file of a text in three pieces; if that takes long, say how far it is."""
-    dtype, raw = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"), Path(f"{cache}.raw")
-    text, counts, started = hashlib.sha256(), [], time.time()
+def encode_file(path, tokenizer, cache, source):
+    """Write the token file of a text; if that takes long, say how far it is."""
+    (text_hash, _, lengths), raw = json.loads(source), Path(f"{cache}.raw")
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    text_sum, ids_sum, n, cuts, started = hashlib.sha256(), hashlib.sha256(), 0, [], time.time()
     due, (before, after) = started + 2, ("\r", "") if sys.stdout.isatty() else ("", "\n")
 
     def characters(begin, end):
         nonlocal due
         at = 0
-        for piece in stream_text(path):
-            part = piece[max(0, begin - at) : max(0, end - at)]
-            at += len(piece)
-            text.update(part.encode())
-            yield part
-            if part and time.time() > due:
+        for text in stream_text(path):
+            piece = text[max(0, begin - at) : max(0, end - at)]
+            at += len(text)
+            text_sum.update(piece.encode())
+            yield piece
+            if piece and time.time() > due:
                 line = f"encoding {path}: {min(at, end) / sum(lengths):4.0%}"
                 print(before + line, end=after, flush=True)
                 due = time.time() + 0.2 if before else math.inf
 
     def tokens():
+        nonlocal n
         for begin, end in itertools.pairwise([0, *itertools.accumulate(lengths)]):
-            counts.append(0)
             for ids in tokenizer.encode_stream(characters(begin, end)):
-                counts[-1] += len(ids)
-                yield ids.astype(dtype)
+                n, ids = n + len(ids), ids.astype(dtype)
+                ids_sum.update(ids)
+                yield ids
+            cuts.append(n)
 
     try:
-        write_file(raw, tokens())  # only now it is known how many there are
-        ids = np.memmap(raw, dtype, "r")
-        sums = {"text": text.hexdigest(), "ids": hashlib.sha256(ids).hexdigest()}
-        write_safetensors(cache, {"ids": ids}, metadata | sums | {"tokens": json.dumps(counts)})
+        write_file(raw, tokens())  # only then it is known how many there are
+        need(text_sum.hexdigest() == text_hash, f"{path}: changed while it was read")
+        found = {"source": source, "sum": ids_sum.hexdigest(), "cuts": json.dumps(cuts[:2])}
+        header = safetensors_header({"ids": (dtype, [n])}, found)
+        with open(raw, "rb") as file:
+            write_file(cache, itertools.chain([header], iter(lambda: file.read(1 << 20), b"")))
     finally:
         raw.unlink(missing_ok=True)
     if due > started + 2:
-        line = f"encoded {path}: {len(ids):,} tokens in {time.time() - started:.0f} s"
+        line = f"encoded {path}: {n:,} tokens in {time.time() - started:.0f} s"
         print(before + line, flush=True)
 
 

@@ -2,11 +2,11 @@
 
     python benchmarks/large_text.py [--megabytes 300] [--steps 200] [--folder DIR] [flags of train]
 
-The text is data/stories.txt over and over, its stories in a new order each time and every line with
-a number of its own, so that no two lines are equal. It is encoded and trained on in one process, and
-the run goes on for as many steps again in a second one, which finds the token file. Both must stay
-below 600 MB of resident memory (which counts the mapped file's pages, although the system may take
-them back); if not, the exit status is 1. A small version stands in tests/test_capstone_yardstick.py.
+The text is data/stories.txt over and over, its stories in a new order each time and every line
+with a number of its own, so that no two lines are equal. One process encodes it and trains, a
+second one goes on for as many steps again and finds the token file. Both must stay below 600 MB of
+resident memory, which counts the mapped file's pages, although the system may take them back; if
+not, the exit status is 1. A small version stands in tests/test_capstone_yardstick.py.
 """
 
 import argparse

@@ -290,8 +290,8 @@ def test_a_text_becomes_a_file_of_tokens(tmp_path, dev_fraction):
     assert all(part.base is not None for part in (split.train, split.dev, split.held))
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "tokens.safetensors"]
     tensors, metadata = gpt.read_safetensors(tmp_path / "tokens.safetensors")
-    assert [*tensors] == ["ids"] and metadata["text"] == split.text_hash
-    assert json.loads(metadata["tokens"]) == [n - m, m, len(TEXT) - n]
+    assert [*tensors] == ["ids"] and split.text_hash in metadata["source"]
+    assert json.loads(metadata["cuts"]) == [n - m, n]
     nats, order, counted = gpt.yardstick(split)
     assert 0 < nats < 0.3 and order > 3 and counted == n - m
 
@@ -327,7 +327,7 @@ def test_a_token_file_is_used_again_for_the_same_text_and_tokenizer_only(tmp_pat
     header = 8 + int.from_bytes(whole[:8], "little")
     flipped = bytearray(whole)
     flipped[header + 7] ^= 1  # in an id
-    no_tokens = whole.replace(b'"tokens"', b'"takens"')
+    no_tokens = whole.replace(b'"cuts"', b'"cots"')
     for damaged in (b"", whole[:100], whole[:-1], bytes(flipped), no_tokens, whole[:header]):
         cache.write_bytes(damaged)
         assert [encodings(), encodings()] == [3, 0] and cache.read_bytes() == whole
