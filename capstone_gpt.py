@@ -1904,7 +1904,37 @@ def refuse_others(where, found, handled, harmless=()):
             raise ValueError(f"{where} {key!r:.60} is {value!r:.80}; {handles}")
 
 
-def read_template(post, tokens):
+def read_pattern(pre):
+    """The key of PATTERNS for the pre_tokenizer of a tokenizer.json."""
+    steps = pre["pretokenizers"] if pre.get("type") == "Sequence" else [pre]
+    steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
+    steps[-1] = {"use_regex": True, **steps[-1]}
+    for pattern, known in PRE_TOKENIZERS:
+        if steps == known:
+            return pattern
+    handles = "handled here: the patterns of GPT-2 and Llama 3, or single Digits before GPT-2's"
+    raise ValueError(f"pre_tokenizer is {pre!r:.160}; {handles}")
+
+
+def check_added(added, vocab):
+    """ValueError if the added_tokens of a tokenizer.json are not found and numbered as here."""
+    texts, ids = set(), set(vocab.values())
+    next_id = len(vocab)
+    for token in added:
+        refuse_others("added_tokens", token, ["id", "content", "normalized", "special"])
+        text, i = token["content"], token["id"]
+        need(text and text not in texts, f"added_tokens: {text!r:.80} is empty or there twice")
+        expected = vocab.get(text, next_id)  # the rule by which the tokenizers library counts on
+        right = type(i) is int and i == expected and (text in vocab or i not in ids)
+        need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
+        texts.add(text)
+        ids.add(i)
+        next_id = max(next_id, i + 1)
+    mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
+    need(not mixed, "added_tokens: some are normalized; handled here: all or none")
+
+
+def read_template(post, ids):
     """(ids before a text, ids after it), as the post_processor of a tokenizer.json adds them."""
     steps = post["processors"] if post and post["type"] == "Sequence" else [post]
     steps = [step for step in steps if step and step["type"] != "ByteLevel"]  # it moves offsets
@@ -1914,61 +1944,48 @@ def read_template(post, tokens):
     need(known, f"post_processor is {steps!r:.80}; handled here: TemplateProcessing, ByteLevel")
     sides = [[]]
     for part in steps[0]["single"]:
-        if "Sequence" in part:
+        if "Sequence" in part:  # the text
             sides.append([])
         else:
             sides[-1] += steps[0]["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-    right = len(sides) == 2 and all(type(i) is int and i in tokens for i in sides[0] + sides[1])
+    right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
     need(right, f"post_processor: {steps[0]['single']!r:.80} is not one text between tokens")
     return sides
 
 
 def read_tokenizer(parts):
-    """The tokenizer in a tokenizer.json's object; ValueError."""
+    """The tokenizer in the object of a tokenizer.json; ValueError."""
+    model, decoder = parts["model"], parts.get("decoder") or {}
+    pre, post = parts.get("pre_tokenizer") or {}, parts.get("post_processor")
+    kind = model.get("type", "BPE")
+    need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
     if parts.get("normalizer") == {"type": "Sequence", "normalizers": []}:
         parts = {**parts, "normalizer": None}
     keys = ["version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model"]
     refuse_others("key", parts, keys)
-    decoder, model, pre = parts["decoder"], parts["model"], parts.get("pre_tokenizer")
     is_characters = decoder == {"type": "Fuse"} and not pre
     unknown = [] if is_characters else ["unk_token", "fuse_unk", "byte_fallback"]  # no byte is
     refuse_others("model", model, ["type", "vocab", "merges", "ignore_merges"], unknown)
-    kind, vocab, merges = model.get("type", "BPE"), model["vocab"], model["merges"]
-    need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
+    vocab, merges, added = model["vocab"], model["merges"], parts["added_tokens"]
     bad = [(token, i) for token, i in vocab.items() if type(i) is not int or not 0 <= i < 2**32]
     need(not bad, f"vocab: {bad[:1]!r:.80} is not an id from 0 to 2³²")
     need(len({*vocab.values()}) == len(vocab), "vocab: two tokens have the same id")
     if is_characters:
         tokenizer = CharTokenizer("".join(vocab))
-        right = tokenizer.ids == vocab and not merges and not parts["added_tokens"]
+        right = tokenizer.ids == vocab and not merges and not added and not post
         need(right, "decoder is Fuse; handled here: sorted characters without merges, ByteLevel")
         return tokenizer
-    need(decoder["type"] == "ByteLevel", f"decoder is {decoder!r:.60}; handled: ByteLevel")
+    bytes_only = decoder.get("type") == "ByteLevel"
+    need(bytes_only, f"decoder is {decoder!r:.80}; handled here: ByteLevel")
     lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
     need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
-    steps = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
-    steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
-    steps[-1] = {"use_regex": True, **steps[-1]}
-    patterns = [pattern for pattern, known in PRE_TOKENIZERS if steps == known]
-    handles = "handled here: the patterns of GPT-2 and Llama 3, or single Digits before GPT-2's"
-    need(patterns, f"pre_tokenizer is {steps!r:.80}; {handles}")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     bad = [pair for pair in merges if type(pair) is not list or len(pair) != 2]
     need(not bad, f"merges: {bad[:1]!r:.80} is not a pair")
-    added, tokens, next_id = parts["added_tokens"], {i: t for t, i in vocab.items()}, len(vocab)
-    for token in added:
-        refuse_others("added_tokens", token, ["id", "content", "normalized", "special"])
-        text, i = token["content"], token["id"]
-        expected = vocab.get(text, next_id)  # the rule by which the tokenizers library counts on
-        right = text and type(i) is int and i == expected and tokens.setdefault(i, text) == text
-        need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
-        next_id = max(next_id, i + 1)
-    mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
-    need(not mixed, "added_tokens: some are normalized; handled here: all or none")
-    template = read_template(parts.get("post_processor"), tokens)
-    return BPETokenizer(
-        vocab, merges, patterns[0], added, template, bool(model.get("ignore_merges"))
-    )
+    check_added(added, vocab)
+    template = read_template(post, {*vocab.values(), *(token["id"] for token in added)})
+    ignore_merges = check_value("ignore_merges", model.get("ignore_merges") or False, bool)
+    return BPETokenizer(vocab, merges, read_pattern(pre), added, template, ignore_merges)
 
 
 def gpt2_parts(vocab, merges):
@@ -1992,9 +2009,13 @@ def check_config(config, tokenizer):
     for key, ids in zip(("add_bos_token", "add_eos_token"), tokenizer.template):
         need(not config.pop(key, None) or ids, f"{key} is true, but tokenizer.json adds none")
     for i, token in config.pop("added_tokens_decoder", {}).items():
-        same = {**token, "id": int(i)} in tokenizer.added
-        need(same, f"added_tokens_decoder: {token!r:.80} is not in tokenizer.json")
-    named = [config.pop(key) for key in [*config] if key.endswith(("_token", "_special_tokens"))]
+        refuse_others("added_tokens_decoder", token, ["content", "normalized", "special"])
+        text, others = token["content"], tokenizer.added[1:]
+        same = all(token.get("normalized") == other.get("normalized") for other in others)
+        same = same and tokenizer.special_tokens.get(text) == int(i)
+        need(same, f"added_tokens_decoder: {i} {token!r:.80} is not in tokenizer.json")
+    lists = "additional_special_tokens", "extra_special_tokens"
+    named = [config.pop(key) for key in [*config] if key.endswith("_token") or key in lists]
     while named:
         token = named.pop()
         token = token.get("content", [*token.values()]) if isinstance(token, dict) else token
@@ -2003,7 +2024,7 @@ def check_config(config, tokenizer):
         elif token is not None:  # transformers would add it with a new id
             there = token in tokenizer.special_tokens
             need(there, f"the token {token!r:.80} is not among the added_tokens")
-    refuse_others("key", config, ["*_token", "*_special_tokens"], HARMLESS)
+    refuse_others("key", config, ["tokenizer_class", "*_token", *lists], HARMLESS)
 
 
 def load_tokenizer(directory):
