@@ -52,7 +52,7 @@ def saved_step(out):
     gpt.load(out / "best")
     tensors, metadata = gpt.read_safetensors(out / "last.safetensors")
     assert all(np.isfinite(array).all() for array in tensors.values())
-    return json.loads(metadata["run"])["step"]
+    return json.loads(metadata["state"])["step"]
 
 
 def rows(out):
