@@ -2501,7 +2501,7 @@ class Run:
         return {"learning_rate": rate, "grad_norm": norm}
 
     def loss(self, piece, stride, max_windows=None):
-        """Nats per character of a piece of the text, "dev" or "held"; FloatingPointError for nan."""
+        """Nats per character of a piece of the text, "dev" or "held"; FloatingPointError: nan."""
         split, T, n = self.split, self.settings["block_size"], len(getattr(self.split, piece))
         ids = split.ids if piece == "held" else split.ids[: len(split.train) + n]
         chars = getattr(split, f"{piece}_chars")
