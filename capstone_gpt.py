@@ -2351,10 +2351,8 @@ def load_for_training(s, given):
     fixed = ", ".join(sorted(given.keys() & {"tokenizer", *SHAPE} - {"block_size", "dropout"}))
     need(not fixed, f"--init_from takes the checkpoint's own {fixed}")
     model, tokenizer = load(checkpoint_of(s["init_from"]))
-    if "block_size" not in given:
-        s["block_size"] = model.config.block_size
+    s |= {name: getattr(model.config, name) for name in SHAPE if name not in given}
     if "dropout" not in given:
-        s["dropout"] = model.config.dropout
         names = ("embd_pdrop", "attn_pdrop") if model.config.arch == "gpt2" else ()
         read = json.loads(model.files["config.json"])
         same = all(read.get(name, 0.1) == s["dropout"] for name in names)
@@ -2427,12 +2425,9 @@ class Run:
     @classmethod
     def resume(cls, out, changes):
         """The run as its last checkpoint left it, with some settings changed if wished."""
-        path = out / "last.safetensors"
-        old = (out / "last").is_dir() and not path.exists()
-        need(not old, f"{out / 'last'} was written by an older version, which can resume it")
-        need(path.exists(), f"{out}: no run to resume, last.safetensors is missing")
         fixed = changes.keys() & {"seed", "tokenizer", "dev_fraction", "init_from", *SHAPE}
         need(not fixed, f"a resumed run keeps its {', '.join(sorted(fixed))}")
+        path = out / "last.safetensors"
         tensors, metadata = read_safetensors(path)
         try:
             settings, state = (
@@ -2649,7 +2644,12 @@ def train_command(args):
         out = Path(args.resume or given.get("out_dir") or latest_run())
         own = not args.preset and given.pop("out_dir", str(out)) == str(out)
         need(own, f"--resume {out} goes on with its own settings in its own directory")
-        need(out.is_dir(), f"{out}: no such run")
+        if not (out / "last.safetensors").exists():
+            old = out / "last"
+            need(
+                not old.is_dir(), f"{old} is of an older version of this file, which can resume it"
+            )
+            raise ValueError(f"{out}: no run to resume, it has no last.safetensors")
     with hold(out):
         resumed = args.resume is not None
         run = Run.resume(out, given) if resumed else begin(out, settings, given)
