@@ -1408,7 +1408,8 @@ HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initial
     chunk_size_feed_forward do_sample max_length temperature top_k top_p repetition_penalty
     tokenizer_class prefix _attn_implementation_autoset is_llama_config transformers.js_config
     unsloth_version unsloth_fixed summary_type summary_use_proj summary_activation
-    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop""".split()
+    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop n_special
+    predict_special_tokens max_sequence_length""".split()
 HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
     merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json

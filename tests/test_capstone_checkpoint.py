@@ -256,6 +256,9 @@ def test_an_open_file_stays_the_one_that_was_opened(tmp_path):
         tensors, _ = gpt.read_safetensors(tmp_path / "t")
         gpt.write_safetensors(tmp_path / "t", {"t": np.full(3, 9)})
         assert tensors["t"].tolist() == [value] * 3
+    file = tensors.file
+    del tensors
+    assert file.closed
 
 
 def test_time_is_linear_in_the_number_of_tensors(tmp_path):
@@ -383,7 +386,7 @@ def test_names_shapes_and_config_are_those_of_transformers(tmp_path):
     assert tensors["lm_head.weight"].shape == (11, 16)
 
 
-GPT2_JSON = {  # the config.json of GPT-2, smaller
+GPT2_JSON = {  # the config.json of GPT-2 medium, smaller
     "activation_function": "gelu_new",
     "architectures": ["GPT2LMHeadModel"],
     "attn_pdrop": 0.15,
@@ -400,6 +403,8 @@ GPT2_JSON = {  # the config.json of GPT-2, smaller
     "n_inner": None,
     "n_layer": 2,
     "n_positions": 8,
+    "n_special": 0,
+    "predict_special_tokens": True,
     "reorder_and_upcast_attn": False,
     "resid_pdrop": 0.1,
     "scale_attn_by_inverse_layer_idx": False,
