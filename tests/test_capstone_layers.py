@@ -132,14 +132,18 @@ def test_attention(rng, B, H, Hkv, Tq, Tk, p):
 
 
 @pytest.mark.parametrize("Tq,Tk", [(63, 63), (65, 65), (130, 150)])
-def test_attention_in_blocks_equals_the_full_matrix(rng, Tq, Tk):
-    q, k, v = (rng.normal(size=(2, 4, T, 8)) for T in (Tq, Tk, Tk))
-    y, cache = gpt.attention_forward(q, k, v)
-    assert np.allclose(y, plain_attention(q, k, v), atol=1e-12)
-    dy, direction = rng.normal(size=y.shape), rng.normal(size=k.shape)
-    _, dk, _ = gpt.attention_backward(dy, cache)
-    ends = [(dy * plain_attention(q, k + h * direction, v)).sum() for h in (1e-6, -1e-6)]
-    assert relative_error((dk * direction).sum(), (ends[0] - ends[1]) / 2e-6) < 1e-6
+@pytest.mark.parametrize("wiggled", [0, 1, 2])
+def test_attention_in_blocks_equals_the_full_matrix(rng, Tq, Tk, wiggled):
+    inputs = [rng.normal(size=(2, H, T, 8)) for H, T in ((4, Tq), (2, Tk), (2, Tk))]
+    y, cache = gpt.attention_forward(*inputs)
+    assert np.allclose(y, plain_attention(*inputs), atol=1e-12)
+    dy, direction = rng.normal(size=y.shape), rng.normal(size=inputs[wiggled].shape)
+    analytic = (gpt.attention_backward(dy, cache)[wiggled] * direction).sum()
+    ends = []
+    for h in (1e-6, -1e-6):
+        moved = [x + h * direction if i == wiggled else x for i, x in enumerate(inputs)]
+        ends.append((dy * plain_attention(*moved)).sum())
+    assert relative_error(analytic, (ends[0] - ends[1]) / 2e-6) < 1e-6
 
 
 def test_attention_is_steady_under_huge_scores(rng):
@@ -282,3 +286,12 @@ def test_llama_3_stretches_slow_pairs_and_leaves_fast_ones():
     scaling["original_max_position_embeddings"] = 500 * np.pi  # 250, 25, 2.5 and 0.25 turns
     half = 0.01 * (0.5 + 0.5 / 8)  # 2.5 is half way from 1 to 4
     assert np.allclose(gpt.rope_frequencies(8, 1e4, scaling), [1, 0.1, half, 0.001 / 8])
+
+
+def test_epsilon_is_a_hundred_thousandth_unless_said():
+    x, one = np.array([[3e-3, 4e-3]]), np.ones(2)
+    assert gpt.rmsnorm_forward(x, one)[0] == pytest.approx(x / np.sqrt(12.5e-6 + 1e-5), rel=1e-12)
+    z = np.array([[-5e-4, 5e-4]])
+    expected = pytest.approx(z / np.sqrt(25e-8 + 1e-5), rel=1e-9)
+    assert gpt.layernorm_forward(x, one)[0] == expected
+    assert gpt.GPTConfig("gpt2").norm_eps == gpt.GPTConfig("llama").norm_eps == 1e-5
