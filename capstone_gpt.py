@@ -1458,31 +1458,24 @@ def write_file(path, pieces):
         os.close(directory)
 
 
-def safetensors_header(entries, metadata=None):
-    """The bytes before the arrays, for {name: (dtype, shape)} in their order and {text: text}."""
-    names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
-    metadata, end = {"format": "pt"} | (metadata or {}), 0
-    if not all(isinstance(text, str) for text in [*metadata, *metadata.values()]):
-        raise ValueError(f"safetensors metadata must be texts, not {metadata!r:.60}")
-    header = {"__metadata__": metadata}
-    for name, (dtype, shape) in entries.items():
-        need(isinstance(name, str) and name not in header, f"{name!r:.60} cannot name a tensor")
-        need(dtype in names, f"{name}: safetensors cannot hold an array of type {dtype}")
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": (start, end)}
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the arrays start on a multiple of 8 bytes
-    need(len(text) <= LONGEST_HEADER, f"{len(text)} bytes are too many for a safetensors header")
-    return len(text).to_bytes(8, "little") + text
-
-
 def write_safetensors(path, tensors, metadata=None):
     """Write {name: array} and the metadata {text: text} in the safetensors format."""
-    by_size = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
-    tensors = dict(by_size)  # the largest numbers first, so that all are aligned
-    header = safetensors_header({n: (t.dtype, t.shape) for n, t in tensors.items()}, metadata)
-    arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for t in tensors.values())
-    write_file(path, itertools.chain([header], arrays))
+    names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
+    metadata, end = {"format": "pt", **(metadata or {})}, 0
+    if not all(isinstance(text, str) for text in [*metadata, *metadata.values()]):
+        raise ValueError(f"{path}: safetensors metadata must be texts, not {metadata!r:.60}")
+    header = {"__metadata__": metadata}
+    by_size = sorted(tensors.items(), key=lambda item: -item[1].itemsize)  # so all are aligned
+    for name, t in by_size:
+        if not isinstance(name, str) or name in header or t.dtype not in names:
+            raise ValueError(f"{path}: no tensor can be called {name!r:.60} and hold {t.dtype}")
+        start, end = end, end + t.nbytes
+        header[name] = {"dtype": names[t.dtype], "shape": t.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the arrays start on a multiple of 8 bytes
+    need(len(text) <= LONGEST_HEADER, f"{path}: {len(text)} bytes are too many for a header")
+    arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for _, t in by_size)
+    write_file(path, itertools.chain([len(text).to_bytes(8, "little") + text], arrays))
 
 
 def parse_json(text, kind, complaint):
@@ -1501,13 +1494,10 @@ def parse_json(text, kind, complaint):
         need(math.isfinite(float(word)), f"{word[:40]} is not a finite number")
         return float(word)
 
-    def whole(word):
-        return -0.0 if word == "-0" else int(word)
-
-    hooks = {"parse_int": whole, "parse_float": finite, "parse_constant": finite}
+    hooks = {"object_pairs_hook": unique, "parse_float": finite, "parse_constant": finite}
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=unique, **hooks)
+        value = json.loads(text, parse_int=lambda n: int(n) if n != "-0" else -0.0, **hooks)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -1580,9 +1570,9 @@ def read_safetensors(path):
         kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
         if not isinstance(kind, str) or kind not in DTYPES:
             raise ValueError(f"{here} is of type {kind!r:.40}, not one of {', '.join(DTYPES)}")
-        for sizes in (shape, offsets):
-            if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes):
-                raise ValueError(f"{here}: shape and data_offsets must be lists of whole numbers")
+        lists = isinstance(shape, list) and isinstance(offsets, list)
+        if not lists or not all(type(n) is int and n >= 0 for n in shape + offsets):
+            raise ValueError(f"{here}: shape and data_offsets must be lists of whole numbers")
         if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:
             raise ValueError(f"{here}: no array has the shape {shape!r:.80}")
         if len(offsets) != 2 or not offsets[0] <= offsets[1] <= size:
@@ -1647,7 +1637,8 @@ HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initial
     chunk_size_feed_forward do_sample max_length temperature top_k top_p repetition_penalty
     tokenizer_class prefix _attn_implementation_autoset is_llama_config transformers.js_config
     unsloth_version unsloth_fixed summary_type summary_use_proj summary_activation
-    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop""".split()
+    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop n_special
+    predict_special_tokens max_sequence_length""".split()
 HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
     merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json
@@ -1764,7 +1755,7 @@ def save_model(directory, model):
 
 def open_weights(directory, arch):
     """{name as transformers has it: the TensorFile that holds it}, of one file or of several."""
-    directory, files, found = Path(directory), ["model.safetensors"], {}
+    files, found = ["model.safetensors"], {}
     index = directory / "model.safetensors.index.json"
     if index.is_file() and not (directory / files[0]).exists():
         files = read_json(index).get("weight_map")
@@ -1809,9 +1800,9 @@ def load_model(directory, dtype=None):
         there = found[name].entries[name][1]
         if there != shape:
             raise ValueError(f"{directory}: {name} is {there!r:.60}, config.json says {shape}")
-    for name in found.keys() - shapes.keys():  # all else must be without effect on the logits
-        zero = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
-        idle = name.endswith(HF_BUFFERS) or (zero and not np.any(found[name][name]))
+    for name in sorted(found.keys() - shapes.keys()):  # may not have an effect on the logits
+        bias = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
+        idle = name.endswith(HF_BUFFERS) or (bias and not np.any(found[name][name]))
         need(idle, f"{directory}: {name!r:.80} has no place in this model")
     if dtype is None:
         double = any(found[name].entries[name][0] == "F64" for name in shapes)
