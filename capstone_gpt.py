@@ -1881,7 +1881,6 @@ def check_added(added, vocab):
         right = type(i) is int and i == expected and (text in vocab or i not in ids)
         need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
         texts.add(text)
-        ids.add(i)
         next_id = max(next_id, i + 1)
     mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
     need(not mixed, "added_tokens: some are normalized; handled here: all or none")
@@ -1910,7 +1909,8 @@ def read_tokenizer(parts):
     """The tokenizer in the object of a tokenizer.json; ValueError."""
     model, decoder = parts["model"], parts.get("decoder") or {}
     pre, post = parts.get("pre_tokenizer") or {}, parts.get("post_processor")
-    kind = model.get("type", "BPE")
+    kind, version = model.get("type", "BPE"), parts.get("version", "1.0")
+    need(version == "1.0", f"version is {version!r:.80}; handled here: 1.0")
     need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
     if parts.get("normalizer") == {"type": "Sequence", "normalizers": []}:
         parts = {**parts, "normalizer": None}
@@ -1951,14 +1951,11 @@ def gpt2_parts(vocab, merges):
     return {**parts, "model": model}
 
 
-def check_config(config, tokenizer):
+def check_config(config, tokenizer, classes):
     """ValueError if a tokenizer_config.json or special_tokens_map.json would change an id."""
     config = dict(config)
-    kinds = GENERIC_CLASSES[:2]
-    if isinstance(tokenizer, BPETokenizer):
-        kinds = GENERIC_CLASSES + GPT2_CLASSES
-    kind = config.pop("tokenizer_class", None)
-    need(kind in [None, *kinds], f"tokenizer_class is {kind!r:.60}; handled: {', '.join(kinds)}")
+    kind, handles = config.pop("tokenizer_class", None), f"handled here: {', '.join(classes)}"
+    need(kind in [None, *classes], f"tokenizer_class is {kind!r:.60}; {handles}")
     for key, ids in zip(("add_bos_token", "add_eos_token"), tokenizer.template):
         need(not config.pop(key, None) or ids, f"{key} is true, but tokenizer.json adds none")
     for i, token in config.pop("added_tokens_decoder", {}).items():
@@ -1995,23 +1992,26 @@ def load_tokenizer(directory):
         parts = parse_json(files[name], dict, "expected a JSON object")
         if name == "vocab.json":
             parts = gpt2_parts(parts, files["merges.txt"].decode())
-        tokenizer, config = read_tokenizer(parts), {}
+        tokenizer = read_tokenizer(parts)
+        classes = GENERIC_CLASSES + GPT2_CLASSES
+        if isinstance(tokenizer, CharTokenizer):
+            classes = GENERIC_CLASSES[:2]
+        elif "tokenizer.json" not in files:
+            classes = GPT2_CLASSES
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if name in files:
-                config = parse_json(files[name], dict, "expected a JSON object")
-                check_config(config, tokenizer)
+            config = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
+            check_config(config, tokenizer, classes)
         name = "added_tokens.json"
         others = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
         need(others.items() <= tokenizer.special_tokens.items(), "not those of tokenizer.json")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = error if isinstance(error, ValueError) else f"damaged: {error!r:.80}"
         raise ValueError(f"{directory / name}: {what}") from None
-    right = GENERIC_CLASSES if "tokenizer.json" in files else []
     is_gpt2 = tokenizer.special_tokens.keys() == {"<|endoftext|>"} and tokenizer.pattern == "gpt2"
-    if is_gpt2 and not tokenizer.ignore_merges:
-        right = right + GPT2_CLASSES
-    if config.get("tokenizer_class") not in right:  # or transformers would not follow the files
-        config = {**config, "tokenizer_class": right[0]}
+    if not is_gpt2 or tokenizer.ignore_merges:
+        classes = GENERIC_CLASSES
+    if config.get("tokenizer_class") not in classes:  # or transformers would not follow the files
+        config = {**config, "tokenizer_class": classes[0]}
         files["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
     tokenizer.files = files
     return tokenizer
