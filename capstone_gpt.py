@@ -1802,6 +1802,7 @@ BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - 
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BYTE_LEVEL_KEYS = [*BYTE_LEVEL, "trim_offsets"]
 ONLY_BYTES = {**BYTE_LEVEL, "use_regex": False}
 SPLIT = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
 PRE_TOKENIZERS = [
@@ -1889,20 +1890,23 @@ def check_added(added, vocab):
 def read_template(post, ids):
     """(ids before a text, ids after it), as the post_processor of a tokenizer.json adds them."""
     steps = post["processors"] if post and post["type"] == "Sequence" else [post]
-    steps = [step for step in steps if step and step["type"] != "ByteLevel"]  # it moves offsets
-    if not steps:
-        return [], []
-    known = len(steps) == 1 and steps[0]["type"] == "TemplateProcessing"
-    need(known, f"post_processor is {steps!r:.80}; handled here: TemplateProcessing, ByteLevel")
-    sides = [[]]
-    for part in steps[0]["single"]:
-        if "Sequence" in part:  # the text
-            sides.append([])
-        else:
-            sides[-1] += steps[0]["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-    right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
-    need(right, f"post_processor: {steps[0]['single']!r:.80} is not one text between tokens")
-    return sides
+    sides = []
+    for step in filter(None, steps):
+        if step["type"] == "ByteLevel":  # it moves offsets
+            refuse_others("post_processor", step, BYTE_LEVEL_KEYS)
+            continue
+        known = step["type"] == "TemplateProcessing" and not sides
+        need(known, f"post_processor is {step!r:.80}; handled here: one TemplateProcessing")
+        refuse_others("post_processor", step, ["type", "single", "pair", "special_tokens"])
+        sides = [[]]
+        for part in step["single"]:
+            if "Sequence" in part:  # the text
+                sides.append([])
+            else:
+                sides[-1] += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+        right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
+        need(right, f"post_processor: {step['single']!r:.80} is not one text between tokens")
+    return sides or ([], [])
 
 
 def read_tokenizer(parts):
@@ -1928,8 +1932,8 @@ def read_tokenizer(parts):
         right = tokenizer.ids == vocab and not merges and not added and not post
         need(right, "decoder is Fuse; handled here: sorted characters without merges, ByteLevel")
         return tokenizer
-    bytes_only = decoder.get("type") == "ByteLevel"
-    need(bytes_only, f"decoder is {decoder!r:.80}; handled here: ByteLevel")
+    need(decoder.get("type") == "ByteLevel", f"decoder is {decoder!r:.60}, handled: ByteLevel")
+    refuse_others("decoder", decoder, BYTE_LEVEL_KEYS)
     lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
     need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
