@@ -1840,6 +1840,7 @@ BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - 
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BYTE_LEVEL_KEYS = [*BYTE_LEVEL, "trim_offsets"]
 ONLY_BYTES = {**BYTE_LEVEL, "use_regex": False}
 SPLIT = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
 PRE_TOKENIZERS = [
@@ -1919,7 +1920,6 @@ def check_added(added, vocab):
         right = type(i) is int and i == expected and (text in vocab or i not in ids)
         need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
         texts.add(text)
-        ids.add(i)
         next_id = max(next_id, i + 1)
     mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
     need(not mixed, "added_tokens: some are normalized; handled here: all or none")
@@ -1928,27 +1928,31 @@ def check_added(added, vocab):
 def read_template(post, ids):
     """(ids before a text, ids after it), as the post_processor of a tokenizer.json adds them."""
     steps = post["processors"] if post and post["type"] == "Sequence" else [post]
-    steps = [step for step in steps if step and step["type"] != "ByteLevel"]  # it moves offsets
-    if not steps:
-        return [], []
-    known = len(steps) == 1 and steps[0]["type"] == "TemplateProcessing"
-    need(known, f"post_processor is {steps!r:.80}; handled here: TemplateProcessing, ByteLevel")
-    sides = [[]]
-    for part in steps[0]["single"]:
-        if "Sequence" in part:  # the text
-            sides.append([])
-        else:
-            sides[-1] += steps[0]["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-    right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
-    need(right, f"post_processor: {steps[0]['single']!r:.80} is not one text between tokens")
-    return sides
+    sides = []
+    for step in filter(None, steps):
+        if step["type"] == "ByteLevel":  # it moves offsets
+            refuse_others("post_processor", step, BYTE_LEVEL_KEYS)
+            continue
+        known = step["type"] == "TemplateProcessing" and not sides
+        need(known, f"post_processor is {step!r:.80}; handled here: one TemplateProcessing")
+        refuse_others("post_processor", step, ["type", "single", "pair", "special_tokens"])
+        sides = [[]]
+        for part in step["single"]:
+            if "Sequence" in part:  # the text
+                sides.append([])
+            else:
+                sides[-1] += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+        right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
+        need(right, f"post_processor: {step['single']!r:.80} is not one text between tokens")
+    return sides or ([], [])
 
 
 def read_tokenizer(parts):
     """The tokenizer in the object of a tokenizer.json; ValueError."""
     model, decoder = parts["model"], parts.get("decoder") or {}
     pre, post = parts.get("pre_tokenizer") or {}, parts.get("post_processor")
-    kind = model.get("type", "BPE")
+    kind, version = model.get("type", "BPE"), parts.get("version", "1.0")
+    need(version == "1.0", f"version is {version!r:.80}; handled here: 1.0")
     need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
     if parts.get("normalizer") == {"type": "Sequence", "normalizers": []}:
         parts = {**parts, "normalizer": None}
@@ -1966,8 +1970,8 @@ def read_tokenizer(parts):
         right = tokenizer.ids == vocab and not merges and not added and not post
         need(right, "decoder is Fuse; handled here: sorted characters without merges, ByteLevel")
         return tokenizer
-    bytes_only = decoder.get("type") == "ByteLevel"
-    need(bytes_only, f"decoder is {decoder!r:.80}; handled here: ByteLevel")
+    need(decoder.get("type") == "ByteLevel", f"decoder is {decoder!r:.60}, handled: ByteLevel")
+    refuse_others("decoder", decoder, BYTE_LEVEL_KEYS)
     lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
     need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
@@ -1989,14 +1993,11 @@ def gpt2_parts(vocab, merges):
     return {**parts, "model": model}
 
 
-def check_config(config, tokenizer):
+def check_config(config, tokenizer, classes):
     """ValueError if a tokenizer_config.json or special_tokens_map.json would change an id."""
     config = dict(config)
-    kinds = GENERIC_CLASSES[:2]
-    if isinstance(tokenizer, BPETokenizer):
-        kinds = GENERIC_CLASSES + GPT2_CLASSES
-    kind = config.pop("tokenizer_class", None)
-    need(kind in [None, *kinds], f"tokenizer_class is {kind!r:.60}; handled: {', '.join(kinds)}")
+    kind, handles = config.pop("tokenizer_class", None), f"handled here: {', '.join(classes)}"
+    need(kind in [None, *classes], f"tokenizer_class is {kind!r:.60}; {handles}")
     for key, ids in zip(("add_bos_token", "add_eos_token"), tokenizer.template):
         need(not config.pop(key, None) or ids, f"{key} is true, but tokenizer.json adds none")
     for i, token in config.pop("added_tokens_decoder", {}).items():
@@ -2033,23 +2034,26 @@ def load_tokenizer(directory):
         parts = parse_json(files[name], dict, "expected a JSON object")
         if name == "vocab.json":
             parts = gpt2_parts(parts, files["merges.txt"].decode())
-        tokenizer, config = read_tokenizer(parts), {}
+        tokenizer = read_tokenizer(parts)
+        classes = GENERIC_CLASSES + GPT2_CLASSES
+        if isinstance(tokenizer, CharTokenizer):
+            classes = GENERIC_CLASSES[:2]
+        elif "tokenizer.json" not in files:
+            classes = GPT2_CLASSES
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if name in files:
-                config = parse_json(files[name], dict, "expected a JSON object")
-                check_config(config, tokenizer)
+            config = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
+            check_config(config, tokenizer, classes)
         name = "added_tokens.json"
         others = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
         need(others.items() <= tokenizer.special_tokens.items(), "not those of tokenizer.json")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = error if isinstance(error, ValueError) else f"damaged: {error!r:.80}"
         raise ValueError(f"{directory / name}: {what}") from None
-    right = GENERIC_CLASSES if "tokenizer.json" in files else []
     is_gpt2 = tokenizer.special_tokens.keys() == {"<|endoftext|>"} and tokenizer.pattern == "gpt2"
-    if is_gpt2 and not tokenizer.ignore_merges:
-        right = right + GPT2_CLASSES
-    if config.get("tokenizer_class") not in right:  # or transformers would not follow the files
-        config = {**config, "tokenizer_class": right[0]}
+    if not is_gpt2 or tokenizer.ignore_merges:
+        classes = GENERIC_CLASSES
+    if config.get("tokenizer_class") not in classes:  # or transformers would not follow the files
+        config = {**config, "tokenizer_class": classes[0]}
         files["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
     tokenizer.files = files
     return tokenizer
