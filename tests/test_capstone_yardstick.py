@@ -108,11 +108,11 @@ class Listener:
 
 
 @pytest.mark.parametrize(
-    "V, T, batch", [(65, 64, 128), (1024, 64, 64), (100_000, 64, 1), (9, 9999, 1)]
+    "V, T, batch", [(65, 64, 128), (65, 1, 8192), (1024, 1, 4096), (100_000, 64, 1), (9, 9999, 1)]
 )
 def test_batches_shrink_with_the_vocabulary(V, T, batch):
     """8,192 tokens and 4,194,304 logits at most, but one window at least."""
-    ids, model = np.arange(30_000, dtype=np.uint16) % 60_000, Listener(V)
+    ids, model = np.arange(30_000, dtype=np.uint16), Listener(V)
     nats, tokens = gpt.evaluate(model, ids, 10_000, T, T)
     assert tokens == 20_000 and nats == pytest.approx(ids[10_000:].sum())
     assert max(B for B, _ in model.shapes) == batch and {t for _, t in model.shapes} == {T}
@@ -203,6 +203,23 @@ def test_the_order_is_chosen_before_the_held_out_tokens_are_seen(rng, dev):
     assert nats == pytest.approx(expected / 200)  # 2 characters a token
     other = np.append(ids[:held], rng.integers(0, V, 100))
     assert gpt.yardstick(split_of(other, end, dev, V))[1] == order
+
+
+@pytest.mark.parametrize("dev, fitted", [(0, 665), (40, 660)])
+def test_what_the_yardstick_counts_and_scores(rng, monkeypatch, dev, fitted):
+    calls, plain = [], gpt.kneser_ney_nats
+
+    def listen(train, rows, before, vocab_size, order):
+        calls.append((train.tolist(), rows.tolist(), before, vocab_size, order))
+        return plain(train, rows, before, vocab_size, order)
+
+    monkeypatch.setattr(gpt, "kneser_ney_nats", listen)
+    ids = rng.integers(0, 5, 800)
+    order = gpt.yardstick(split_of(ids, 700 - dev, dev, 5))[1]
+    assert calls == [
+        (ids[:fitted].tolist(), [ids[fitted - 9 : 700].tolist()], 9, 5, 10),
+        (ids[: 700 - dev].tolist(), [ids[701 - order :].tolist()], order - 1, 5, order),
+    ]
 
 
 def test_a_long_text_is_counted_and_scored_in_part(rng, monkeypatch):
@@ -301,6 +318,7 @@ def test_ids_are_as_narrow_as_the_vocabulary_allows(tmp_path, vocab_size, dtype)
     tokenizer = Characters(TEXT)
     tokenizer = Characters(TEXT, shift=vocab_size - tokenizer.vocab_size)
     split = gpt.split_file(write(tmp_path, TEXT), tokenizer, tmp_path / "tokens")
+    assert len(split.dev) == split.dev_chars == 0
     assert split.ids.dtype == dtype and split.ids.max() == vocab_size - 1
     assert tokenizer.decode(split.ids) == TEXT
 
