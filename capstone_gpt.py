@@ -1301,6 +1301,7 @@ def evaluate(model, ids, first, block_size, stride, max_windows=None):
     many windows, evenly spaced. ids (n,) are integers, in memory or mapped; first is at least 1.
     """
     need(first >= 1, "the first token of a text has nothing before it to be predicted from")
+    need(1 <= stride <= block_size, f"stride must be in 1..{block_size}, not {stride}")
     windows, T = range(first, len(ids), stride), max(1, min(block_size, len(ids) - 1))
     if max_windows and len(windows) > max_windows:
         chosen = np.linspace(0, len(windows) - 1, max_windows).round().astype(int)
