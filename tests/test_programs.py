@@ -35,9 +35,7 @@ def ending(process):
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
-def test_a_program_takes_any_stdout(path, request):
-    if path.stem == "stage07_bpe":
-        request.applymarker(pytest.mark.xfail(reason="status 120 when the disk is full"))
+def test_a_program_takes_any_stdout(path):
     reader, closed_pipe = os.pipe()
     os.close(reader)
     full_disk = os.open(FULL_DISK if os.path.exists(FULL_DISK) else os.devnull, os.O_WRONLY)
@@ -71,9 +69,7 @@ def obey_ctrl_c():
 
 
 @pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
-def test_ctrl_c_ends_a_program_without_a_traceback(path, request):
-    if path.stem == "stage07_bpe":
-        request.applymarker(pytest.mark.xfail(reason="its main does not catch KeyboardInterrupt"))
+def test_ctrl_c_ends_a_program_without_a_traceback(path):
     screen, terminal = pty.openpty()
     process = start(path, stdout=terminal, before=obey_ctrl_c)
     os.close(terminal)
