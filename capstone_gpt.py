@@ -2155,9 +2155,7 @@ def encode_file(path, tokenizer, cache, source):
         write_file(raw, tokens())  # only then it is known how many there are
         need(text_sum.hexdigest() == text_hash, f"{path}: changed while it was read")
         found = {"source": source, "sum": ids_sum.hexdigest(), "cuts": json.dumps(cuts[:2])}
-        header = safetensors_header({"ids": (dtype, [n])}, found)
-        with open(raw, "rb") as file:
-            write_file(cache, itertools.chain([header], iter(lambda: file.read(1 << 20), b"")))
+        write_safetensors(cache, {"ids": np.memmap(raw, dtype, "r")}, found)
     finally:
         raw.unlink(missing_ok=True)
     if due > started + 2:
