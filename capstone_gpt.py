@@ -827,7 +827,8 @@ class GPT:
 # %% 7. Names and shapes
 #
 # Every weight: our name, the name Hugging Face stores it under (* is the layer's number), and its
-# shape there, (in, out) for gpt2 and (out, in) for llama. K is the size of all key heads.
+# shape there, (in, out) for gpt2 and (out, in) for llama. F is the MLP's width and K the size of
+# all key heads together.
 
 LAYOUT = {
     "gpt2": """
@@ -894,8 +895,9 @@ class ParamDict(dict):
 
     def __init__(self, config, flat):
         super().__init__()
-        self.config, self.flat, self.top, starts, end = config, flat, {}, {}, 0
-        self.blocks = [{} for _ in range(config.n_layer)]
+        self.config, self.flat = config, flat
+        self.top, self.blocks = {}, [{} for _ in range(config.n_layer)]
+        starts, end = {}, 0
         for name, shape, layer, ours in param_table(config):
             start, end = end, end + math.prod(shape)
             self[name] = flat[start:end].reshape(shape)
@@ -1481,10 +1483,10 @@ def parse_json(text, kind, complaint):
 
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        whole = {"parse_int": lambda digits: -0.0 if digits == "-0" else int(digits)}
-        value = json.loads(text, object_pairs_hook=unique, **whole)
-        # refuses what is not finite and halves of pairs:
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_int=lambda n: -0.0 if n == "-0" else int(n)
+        )
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # or it is refused
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{complaint} ({error})") from None
     need(isinstance(value, kind), complaint)
@@ -1503,13 +1505,14 @@ StoredTensor = collections.namedtuple("StoredTensor", "file kind shape start")
 
 
 def read_tensor(stored):
-    """The array of a StoredTensor, mapped into memory; BF16, the upper half of it, as float32."""
-    array = np.memmap(stored.file, DTYPES[stored.kind], "r", stored.start, stored.shape)
-    array = np.asarray(array)
-    if stored.kind == "BF16":
+    """The array of a StoredTensor, read-only and mapped into memory; BF16 becomes float32."""
+    mapped = np.memmap(stored.file, DTYPES[stored.kind], "r", stored.start, stored.shape)
+    array = np.asarray(mapped)
+    if stored.kind == "BF16":  # the upper half of a float32
         array = array.astype("<u4")
         array <<= 16
         array = array.view("<f4")
+        array.flags.writeable = False
     return array
 
 
@@ -1733,22 +1736,18 @@ def load_model(directory, dtype=None):
     if config.n_layer > len(found):
         raise ValueError(f"{directory}: {config.n_layer} layers do not fit {len(found)} tensors")
     shapes = param_shapes(config)
-    head, embedding = found.get("lm_head.weight"), found.get(next(iter(shapes)))  # comes first
-    if config.tie_weights and head and embedding:
-        if np.array_equal(read_tensor(head), read_tensor(embedding)):
-            del found["lm_head.weight"]
-        else:  # two matrices, as in transformers
-            config = dataclasses.replace(config, tie_weights=False)
-            shapes = param_shapes(config)
     for name, shape in shapes.items():
         need(name in found, f"{directory}: the weights lack {name}")
         there = found[name].shape
         if there != shape:
             raise ValueError(f"{directory}: {name} is {there!r:.60}, config.json says {shape}")
+    embedding = next(iter(shapes))  # it comes first
     for name in sorted(found.keys() - shapes.keys()):  # may not have an effect on the logits
-        bias = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
-        idle = name.endswith(HF_BUFFERS) or (bias and not read_tensor(found[name]).any())
-        need(idle, f"{directory}: {name!r:.80} has no place in this model")
+        tensor = read_tensor(found[name])
+        buffer = name.endswith(HF_BUFFERS)
+        zero = name.endswith(".bias") and not tensor.any()
+        tied = name == "lm_head.weight" and np.array_equal(tensor, read_tensor(found[embedding]))
+        need(buffer or zero or tied, f"{directory}: {name!r:.80} has no place in this model")
     if dtype is None:
         double = any(found[name].kind == "F64" for name in shapes)
         dtype = np.float64 if double else np.float32
