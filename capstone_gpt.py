@@ -1571,8 +1571,8 @@ def copy_tensor(tensors, name, array):
     need(np.isfinite(extremes).all(), f"{where} holds a number that is not finite")
 
 
-# config.json: the keys that say what to compute, the values that others must have, and the keys
-# that cannot change the logits. Any other key is refused unless it is null, false or empty.
+# config.json: the keys that say what to compute, those that must have one value or be null, and
+# those that cannot change the logits. Any other key is refused unless it is null, false or empty.
 
 HF_FIELDS = {  # their key: our field
     "gpt2": {
@@ -1589,18 +1589,13 @@ HF_FIELDS = {  # their key: our field
         "tie_word_embeddings": "tie_weights",
     },
 }  # fmt: skip
-HF_FIXED = {  # what may stand there; the first is what we write
+HF_FIXED = {
     "gpt2": {
-        "architectures": (["GPT2LMHeadModel"], ["GPT2Model"], None),
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
-        "scale_attn_weights": (True, None),
+        "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new",
+        "scale_attn_weights": True,
     },
-    "llama": {
-        "architectures": (["LlamaForCausalLM"], ["LlamaModel"], None),
-        "hidden_act": ("silu", None),
-        "pretraining_tp": (1, None),
-    },
-}
+    "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "pretraining_tp": 1},
+}  # fmt: skip
 HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initializer_range
     bos_token_id eos_token_id pad_token_id _name_or_path id2label label2id _num_labels output_past
     task_specific_params n_special predict_special_tokens summary_type summary_use_proj
@@ -1646,21 +1641,21 @@ def config_from_json(j):
         fields |= rope_from_json(j)
         known |= {"rope_theta", "rope_scaling", "rope_parameters"}
     config = GPTConfig(arch, **fields)
-    fixed = {"n_ctx": (config.block_size, None), "head_dim": (config.head_size, None)}
-    fixed |= HF_FIXED[arch]
+    fixed = {**HF_FIXED[arch], "n_ctx": config.block_size, "head_dim": config.head_size}
     for key, value in j.items():
-        handled = [json.dumps(v) for v in fixed.get(key, (None, False, "", [], {}))]
-        if key not in known and json.dumps(value) not in handled:
-            raise ValueError(f"{key!r:.60} is {value!r:.60}; handled: {', '.join(handled)}")
+        handled = [fixed[key], None] if key in fixed else [None, False, "", [], {}]
+        texts = [json.dumps(v) for v in handled]  # in JSON, 1 is neither true nor 1.0
+        if key not in known and json.dumps(value) not in texts:
+            raise ValueError(f"{key!r:.60} is {value!r:.60}; handled: {', '.join(texts)}")
     return config
 
 
 def config_to_json(model):
     """config.json as bytes: as it was read, with new fields where the model is not what it was."""
     config, text = model.config, model.files.get("config.json")
+    j, was = {"model_type": config.arch, "bos_token_id": None, "eos_token_id": None}, None
     if text is None:
-        j, was = {"model_type": config.arch, "bos_token_id": None, "eos_token_id": None}, None
-        j |= {key: values[0] for key, values in HF_FIXED[config.arch].items()}
+        j |= HF_FIXED[config.arch]
     else:
         j = parse_json(text, dict, "config.json: expected a JSON object")
         was = config_from_json(j)
