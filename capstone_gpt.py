@@ -1301,6 +1301,7 @@ def evaluate(model, ids, first, block_size, stride, max_windows=None):
     many windows, evenly spaced. ids (n,) are integers, in memory or mapped; first is at least 1.
     """
     need(first >= 1, "the first token of a text has nothing before it to be predicted from")
+    need(1 <= stride <= block_size, f"stride must be in 1..{block_size}, not {stride}")
     windows, T = range(first, len(ids), stride), max(1, min(block_size, len(ids) - 1))
     if max_windows and len(windows) > max_windows:
         chosen = np.linspace(0, len(windows) - 1, max_windows).round().astype(int)
@@ -1388,7 +1389,7 @@ def kneser_ney_nats(train, rows, before, vocab_size, order):
 
 
 COUNTED = 2_000_000  # training tokens that the yardstick counts at most: the last ones
-SCORED = 500_000  # tokens that it scores at most: 100 stretches, evenly spaced
+SCORED = 200_000  # tokens that it scores at most: 100 stretches, evenly spaced
 
 
 def yardstick(split):
@@ -1458,31 +1459,24 @@ def write_file(path, pieces):
         os.close(directory)
 
 
-def safetensors_header(entries, metadata=None):
-    """The bytes before the arrays, for {name: (dtype, shape)} in their order and {text: text}."""
-    names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
-    metadata, end = {"format": "pt"} | (metadata or {}), 0
-    if not all(isinstance(text, str) for text in [*metadata, *metadata.values()]):
-        raise ValueError(f"safetensors metadata must be texts, not {metadata!r:.60}")
-    header = {"__metadata__": metadata}
-    for name, (dtype, shape) in entries.items():
-        need(isinstance(name, str) and name not in header, f"{name!r:.60} cannot name a tensor")
-        need(dtype in names, f"{name}: safetensors cannot hold an array of type {dtype}")
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": (start, end)}
-    text = json.dumps(header, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the arrays start on a multiple of 8 bytes
-    need(len(text) <= LONGEST_HEADER, f"{len(text)} bytes are too many for a safetensors header")
-    return len(text).to_bytes(8, "little") + text
-
-
 def write_safetensors(path, tensors, metadata=None):
     """Write {name: array} and the metadata {text: text} in the safetensors format."""
-    by_size = sorted(tensors.items(), key=lambda item: -item[1].itemsize)
-    tensors = dict(by_size)  # the largest numbers first, so that all are aligned
-    header = safetensors_header({n: (t.dtype, t.shape) for n, t in tensors.items()}, metadata)
-    arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for t in tensors.values())
-    write_file(path, itertools.chain([header], arrays))
+    names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
+    metadata, end = {"format": "pt", **(metadata or {})}, 0
+    if not all(isinstance(text, str) for text in [*metadata, *metadata.values()]):
+        raise ValueError(f"{path}: safetensors metadata must be texts, not {metadata!r:.60}")
+    header = {"__metadata__": metadata}
+    by_size = sorted(tensors.items(), key=lambda item: -item[1].itemsize)  # so all are aligned
+    for name, t in by_size:
+        if not isinstance(name, str) or name in header or t.dtype not in names:
+            raise ValueError(f"{path}: no tensor can be called {name!r:.60} and hold {t.dtype}")
+        start, end = end, end + t.nbytes
+        header[name] = {"dtype": names[t.dtype], "shape": t.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the arrays start on a multiple of 8 bytes
+    need(len(text) <= LONGEST_HEADER, f"{path}: {len(text)} bytes are too many for a header")
+    arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for _, t in by_size)
+    write_file(path, itertools.chain([len(text).to_bytes(8, "little") + text], arrays))
 
 
 def parse_json(text, kind, complaint):
@@ -1501,13 +1495,10 @@ def parse_json(text, kind, complaint):
         need(math.isfinite(float(word)), f"{word[:40]} is not a finite number")
         return float(word)
 
-    def whole(word):
-        return -0.0 if word == "-0" else int(word)
-
-    hooks = {"parse_int": whole, "parse_float": finite, "parse_constant": finite}
+    hooks = {"object_pairs_hook": unique, "parse_float": finite, "parse_constant": finite}
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, object_pairs_hook=unique, **hooks)
+        value = json.loads(text, parse_int=lambda n: int(n) if n != "-0" else -0.0, **hooks)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
@@ -1580,9 +1571,9 @@ def read_safetensors(path):
         kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
         if not isinstance(kind, str) or kind not in DTYPES:
             raise ValueError(f"{here} is of type {kind!r:.40}, not one of {', '.join(DTYPES)}")
-        for sizes in (shape, offsets):
-            if not isinstance(sizes, list) or not all(type(n) is int and n >= 0 for n in sizes):
-                raise ValueError(f"{here}: shape and data_offsets must be lists of whole numbers")
+        lists = isinstance(shape, list) and isinstance(offsets, list)
+        if not lists or not all(type(n) is int and n >= 0 for n in shape + offsets):
+            raise ValueError(f"{here}: shape and data_offsets must be lists of whole numbers")
         if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:
             raise ValueError(f"{here}: no array has the shape {shape!r:.80}")
         if len(offsets) != 2 or not offsets[0] <= offsets[1] <= size:
@@ -1647,7 +1638,8 @@ HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initial
     chunk_size_feed_forward do_sample max_length temperature top_k top_p repetition_penalty
     tokenizer_class prefix _attn_implementation_autoset is_llama_config transformers.js_config
     unsloth_version unsloth_fixed summary_type summary_use_proj summary_activation
-    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop""".split()
+    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop n_special
+    predict_special_tokens max_sequence_length""".split()
 HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
     merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json
@@ -1764,7 +1756,7 @@ def save_model(directory, model):
 
 def open_weights(directory, arch):
     """{name as transformers has it: the TensorFile that holds it}, of one file or of several."""
-    directory, files, found = Path(directory), ["model.safetensors"], {}
+    files, found = ["model.safetensors"], {}
     index = directory / "model.safetensors.index.json"
     if index.is_file() and not (directory / files[0]).exists():
         files = read_json(index).get("weight_map")
@@ -1809,9 +1801,9 @@ def load_model(directory, dtype=None):
         there = found[name].entries[name][1]
         if there != shape:
             raise ValueError(f"{directory}: {name} is {there!r:.60}, config.json says {shape}")
-    for name in found.keys() - shapes.keys():  # all else must be without effect on the logits
-        zero = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
-        idle = name.endswith(HF_BUFFERS) or (zero and not np.any(found[name][name]))
+    for name in sorted(found.keys() - shapes.keys()):  # may not have an effect on the logits
+        bias = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
+        idle = name.endswith(HF_BUFFERS) or (bias and not np.any(found[name][name]))
         need(idle, f"{directory}: {name!r:.80} has no place in this model")
     if dtype is None:
         double = any(found[name].entries[name][0] == "F64" for name in shapes)
@@ -1849,6 +1841,7 @@ BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - 
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BYTE_LEVEL_KEYS = [*BYTE_LEVEL, "trim_offsets"]
 ONLY_BYTES = {**BYTE_LEVEL, "use_regex": False}
 SPLIT = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
 PRE_TOKENIZERS = [
@@ -1928,7 +1921,6 @@ def check_added(added, vocab):
         right = type(i) is int and i == expected and (text in vocab or i not in ids)
         need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
         texts.add(text)
-        ids.add(i)
         next_id = max(next_id, i + 1)
     mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
     need(not mixed, "added_tokens: some are normalized; handled here: all or none")
@@ -1937,27 +1929,31 @@ def check_added(added, vocab):
 def read_template(post, ids):
     """(ids before a text, ids after it), as the post_processor of a tokenizer.json adds them."""
     steps = post["processors"] if post and post["type"] == "Sequence" else [post]
-    steps = [step for step in steps if step and step["type"] != "ByteLevel"]  # it moves offsets
-    if not steps:
-        return [], []
-    known = len(steps) == 1 and steps[0]["type"] == "TemplateProcessing"
-    need(known, f"post_processor is {steps!r:.80}; handled here: TemplateProcessing, ByteLevel")
-    sides = [[]]
-    for part in steps[0]["single"]:
-        if "Sequence" in part:  # the text
-            sides.append([])
-        else:
-            sides[-1] += steps[0]["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-    right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
-    need(right, f"post_processor: {steps[0]['single']!r:.80} is not one text between tokens")
-    return sides
+    sides = []
+    for step in filter(None, steps):
+        if step["type"] == "ByteLevel":  # it moves offsets
+            refuse_others("post_processor", step, BYTE_LEVEL_KEYS)
+            continue
+        known = step["type"] == "TemplateProcessing" and not sides
+        need(known, f"post_processor is {step!r:.80}; handled here: one TemplateProcessing")
+        refuse_others("post_processor", step, ["type", "single", "pair", "special_tokens"])
+        sides = [[]]
+        for part in step["single"]:
+            if "Sequence" in part:  # the text
+                sides.append([])
+            else:
+                sides[-1] += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+        right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
+        need(right, f"post_processor: {step['single']!r:.80} is not one text between tokens")
+    return sides or ([], [])
 
 
 def read_tokenizer(parts):
     """The tokenizer in the object of a tokenizer.json; ValueError."""
     model, decoder = parts["model"], parts.get("decoder") or {}
     pre, post = parts.get("pre_tokenizer") or {}, parts.get("post_processor")
-    kind = model.get("type", "BPE")
+    kind, version = model.get("type", "BPE"), parts.get("version", "1.0")
+    need(version == "1.0", f"version is {version!r:.80}; handled here: 1.0")
     need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
     if parts.get("normalizer") == {"type": "Sequence", "normalizers": []}:
         parts = {**parts, "normalizer": None}
@@ -1975,8 +1971,8 @@ def read_tokenizer(parts):
         right = tokenizer.ids == vocab and not merges and not added and not post
         need(right, "decoder is Fuse; handled here: sorted characters without merges, ByteLevel")
         return tokenizer
-    bytes_only = decoder.get("type") == "ByteLevel"
-    need(bytes_only, f"decoder is {decoder!r:.80}; handled here: ByteLevel")
+    need(decoder.get("type") == "ByteLevel", f"decoder is {decoder!r:.60}, handled: ByteLevel")
+    refuse_others("decoder", decoder, BYTE_LEVEL_KEYS)
     lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
     need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
@@ -1998,14 +1994,11 @@ def gpt2_parts(vocab, merges):
     return {**parts, "model": model}
 
 
-def check_config(config, tokenizer):
+def check_config(config, tokenizer, classes):
     """ValueError if a tokenizer_config.json or special_tokens_map.json would change an id."""
     config = dict(config)
-    kinds = GENERIC_CLASSES[:2]
-    if isinstance(tokenizer, BPETokenizer):
-        kinds = GENERIC_CLASSES + GPT2_CLASSES
-    kind = config.pop("tokenizer_class", None)
-    need(kind in [None, *kinds], f"tokenizer_class is {kind!r:.60}; handled: {', '.join(kinds)}")
+    kind, handles = config.pop("tokenizer_class", None), f"handled here: {', '.join(classes)}"
+    need(kind in [None, *classes], f"tokenizer_class is {kind!r:.60}; {handles}")
     for key, ids in zip(("add_bos_token", "add_eos_token"), tokenizer.template):
         need(not config.pop(key, None) or ids, f"{key} is true, but tokenizer.json adds none")
     for i, token in config.pop("added_tokens_decoder", {}).items():
@@ -2042,23 +2035,26 @@ def load_tokenizer(directory):
         parts = parse_json(files[name], dict, "expected a JSON object")
         if name == "vocab.json":
             parts = gpt2_parts(parts, files["merges.txt"].decode())
-        tokenizer, config = read_tokenizer(parts), {}
+        tokenizer = read_tokenizer(parts)
+        classes = GENERIC_CLASSES + GPT2_CLASSES
+        if isinstance(tokenizer, CharTokenizer):
+            classes = GENERIC_CLASSES[:2]
+        elif "tokenizer.json" not in files:
+            classes = GPT2_CLASSES
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
-            if name in files:
-                config = parse_json(files[name], dict, "expected a JSON object")
-                check_config(config, tokenizer)
+            config = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
+            check_config(config, tokenizer, classes)
         name = "added_tokens.json"
         others = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
         need(others.items() <= tokenizer.special_tokens.items(), "not those of tokenizer.json")
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = error if isinstance(error, ValueError) else f"damaged: {error!r:.80}"
         raise ValueError(f"{directory / name}: {what}") from None
-    right = GENERIC_CLASSES if "tokenizer.json" in files else []
     is_gpt2 = tokenizer.special_tokens.keys() == {"<|endoftext|>"} and tokenizer.pattern == "gpt2"
-    if is_gpt2 and not tokenizer.ignore_merges:
-        right = right + GPT2_CLASSES
-    if config.get("tokenizer_class") not in right:  # or transformers would not follow the files
-        config = {**config, "tokenizer_class": right[0]}
+    if not is_gpt2 or tokenizer.ignore_merges:
+        classes = GENERIC_CLASSES
+    if config.get("tokenizer_class") not in classes:  # or transformers would not follow the files
+        config = {**config, "tokenizer_class": classes[0]}
         files["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
     tokenizer.files = files
     return tokenizer
@@ -2159,9 +2155,7 @@ def encode_file(path, tokenizer, cache, source):
         write_file(raw, tokens())  # only then it is known how many there are
         need(text_sum.hexdigest() == text_hash, f"{path}: changed while it was read")
         found = {"source": source, "sum": ids_sum.hexdigest(), "cuts": json.dumps(cuts[:2])}
-        header = safetensors_header({"ids": (dtype, [n])}, found)
-        with open(raw, "rb") as file:
-            write_file(cache, itertools.chain([header], iter(lambda: file.read(1 << 20), b"")))
+        write_safetensors(cache, {"ids": np.memmap(raw, dtype, "r")}, found)
     finally:
         raw.unlink(missing_ok=True)
     if due > started + 2:
@@ -2363,7 +2357,10 @@ def load_for_training(s, given):
 def fresh_model(s):
     """Random weights in the shape of settings s, and the tokenizer."""
     if s["tokenizer"] == "char":
-        tokenizer = CharTokenizer(set().union(*stream_text(s["data"])))
+        characters = set()
+        for text in stream_text(s["data"]):
+            characters.update(text)
+        tokenizer = CharTokenizer(characters)
     else:
         tokenizer = load_tokenizer(s["tokenizer"])
     shape = {name: s[name] for name in SHAPE}
@@ -2703,7 +2700,8 @@ def conclude(run):
     some = f" of {tokens:,} tokens" if tokens < len(run.split.train) else ""
     what = f"interpolated Kneser-Ney, order {order}{some}"
     print(f"counted:  {held_out_line(counted, what)}")
-    nats = run.loss("held", max(1, s["block_size"] // 2))
+    stride = max(1, s["block_size"] // 2)
+    nats = run.loss("held", stride, 1 + SCORED // stride)  # a long text is measured in part
     print(f"held-out: {held_out_line(nats, f'capstone, {describe(run)}')}")
 
 

@@ -159,7 +159,18 @@ def test_garbage_is_refused(tmp_path, content):
         gpt.read_safetensors(tmp_path)
 
 
+def test_a_header_longer_than_the_file_is_refused(tmp_path):
+    path = raw(tmp_path / "bad", "{" + ONE + "}")
+    content = path.read_bytes()
+    for size in (len(content) - 8, len(content) + 8):
+        path.write_bytes((size - 7).to_bytes(8, "little") + content[8 : min(size, len(content))])
+        words = f"a header of {size - 7} bytes in a file of {min(size, len(content))}"
+        with pytest.raises(ValueError, match=words):
+            gpt.read_safetensors(path)
+
+
 def test_the_longest_header(tmp_path, monkeypatch):
+    assert gpt.LONGEST_HEADER == 100_000_000
     monkeypatch.setattr(gpt, "LONGEST_HEADER", 200)
     text = "{" + ONE + "}"
     assert list(gpt.read_safetensors(raw(tmp_path / "a", text + " " * (200 - len(text))))[0])
@@ -201,11 +212,11 @@ def test_every_type_comes_back_as_it_was(tmp_path, rng, code):
 @pytest.mark.parametrize(
     "tensors,metadata,words",
     [
-        ({"t": np.zeros(2, ">f4")}, None, "t: safetensors cannot hold an array of type >f4"),
-        ({"t": np.zeros(2, complex)}, None, "array of type complex128"),
-        ({"t": np.array([None])}, None, "array of type object"),
-        ({"__metadata__": np.zeros(2)}, None, "cannot name a tensor"),
-        ({5: np.zeros(2)}, None, "5 cannot name a tensor"),
+        ({"t": np.zeros(2, ">f4")}, None, "called 't' and hold >f4"),
+        ({"t": np.zeros(2, complex)}, None, "hold complex128"),
+        ({"t": np.array([None])}, None, "hold object"),
+        ({"__metadata__": np.zeros(2)}, None, "called '__metadata__' and"),
+        ({5: np.zeros(2)}, None, "called 5 and"),
         ({"\ud800": np.zeros(2)}, None, "surrogates"),
         ({"t": np.zeros(2)}, {"step": 5}, "must be texts"),
         ({"t": np.zeros(2)}, {5: "step"}, "must be texts"),
@@ -245,6 +256,9 @@ def test_an_open_file_stays_the_one_that_was_opened(tmp_path):
         tensors, _ = gpt.read_safetensors(tmp_path / "t")
         gpt.write_safetensors(tmp_path / "t", {"t": np.full(3, 9)})
         assert tensors["t"].tolist() == [value] * 3
+    file = tensors.file
+    del tensors
+    assert file.closed
 
 
 def test_time_is_linear_in_the_number_of_tensors(tmp_path):
@@ -299,7 +313,10 @@ def test_write_file_syncs_the_file_before_the_swap_and_the_directory_after(tmp_p
     monkeypatch.setattr(os, "fsync", watched_fsync)
     monkeypatch.setattr(os, "replace", watched_replace)
     gpt.write_file(tmp_path / "name", [b"abc"])
-    assert done == [("file", 3), ("swap", 3), ("directory", None)]
+    before = len(os.listdir("/dev/fd"))
+    gpt.write_file(tmp_path / "name", [b"abc"])
+    assert done == 2 * [("file", 3), ("swap", 3), ("directory", None)]
+    assert len(os.listdir("/dev/fd")) == before  # nothing stays open
 
 
 # Models
@@ -369,7 +386,7 @@ def test_names_shapes_and_config_are_those_of_transformers(tmp_path):
     assert tensors["lm_head.weight"].shape == (11, 16)
 
 
-GPT2_JSON = {  # the config.json of GPT-2, smaller
+GPT2_JSON = {  # the config.json of GPT-2 medium, smaller
     "activation_function": "gelu_new",
     "architectures": ["GPT2LMHeadModel"],
     "attn_pdrop": 0.15,
@@ -386,6 +403,8 @@ GPT2_JSON = {  # the config.json of GPT-2, smaller
     "n_inner": None,
     "n_layer": 2,
     "n_positions": 8,
+    "n_special": 0,
+    "predict_special_tokens": True,
     "reorder_and_upcast_attn": False,
     "resid_pdrop": 0.1,
     "scale_attn_by_inverse_layer_idx": False,
@@ -886,7 +905,7 @@ def test_kill_9_while_saving_never_loses_the_model(tmp_path):
         "    print(n, flush=True)\n"
     )
     directory, last, pause = tmp_path / "model", 0, random.Random(0)
-    for _ in range(12):
+    for _ in range(8):
         command = [sys.executable, "-c", program, str(directory), str(last)]
         child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         confirmed = int(child.stdout.readline())

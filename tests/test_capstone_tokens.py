@@ -400,6 +400,7 @@ REFUSED = [
     (parts(padding={"length": 5}), "'padding'"),
     (parts(normalizer={"type": "NFC"}), "'normalizer'", "NFC"),
     (parts(surprise=1), "'surprise'"),
+    (parts(version="2.0"), "version", "2.0"),
     (parts(pre_tokenizer=None), "pre_tokenizer", "handled here"),
     (parts(pre_tokenizer={"type": "Whitespace"}), "Whitespace"),
     (parts(pre_tokenizer=byte_level(add_prefix_space=True)), "add_prefix_space"),
@@ -415,7 +416,10 @@ REFUSED = [
     (parts(pre_tokenizer=sequence()), "damaged"),
     (parts(decoder=None), "decoder", "ByteLevel"),
     (parts(decoder={"type": "Metaspace"}), "Metaspace"),
-    (parts(post_processor={"type": "RobertaProcessing"}), "RobertaProcessing"),
+    (parts(post_processor={"type": "RobertaProcessing", "sep": ["x", 1]}), "RobertaProcessing"),
+    (parts(post_processor=byte_level(single=["A"])), "'single'"),
+    (parts(post_processor={"type": "TemplateProcessing", "cls": ["x", 1]}), "'cls'"),
+    (parts(decoder=byte_level(prefix="x")), "'prefix'"),
     (parts(model_dropout=0.1), "'dropout'", "0.1"),
     (parts(model_continuing_subword_prefix="##"), "'continuing_subword_prefix'"),
     (parts(model_end_of_word_suffix="</w>"), "'end_of_word_suffix'"),
@@ -533,6 +537,8 @@ def test_gpt2s_own_two_files(tmp_path):
     }
     refuses(tmp_path, {"tokenizer_config.json": {"add_bos_token": True}}, "add_bos_token")
     refuses(tmp_path, {"tokenizer_config.json": {"pad_token": "<pad>"}}, "<pad>")
+    config = {"tokenizer_class": "LlamaTokenizer"}
+    refuses(tmp_path, {"tokenizer_config.json": config}, "handled here: GPT2Tokenizer")
     (tmp_path / "tokenizer_config.json").unlink()
     refuses(tmp_path, {"merges.txt": "l o w"}, "'l', 'o', 'w'")
     refuses(tmp_path, {"merges.txt": b"\xff \xff"}, "utf-8")
@@ -596,7 +602,9 @@ def test_a_config_that_would_change_ids_is_refused(tmp_path):
     refuses(
         tmp_path, {"special_tokens_map.json": {"pad_token": "<pad>"}}, "special_tokens_map.json: "
     )
-    (tmp_path / "special_tokens_map.json").unlink()
+    tokenizer = load(tmp_path, {"special_tokens_map.json": {"pad_token": END}})
+    config = json.loads(tokenizer.files["tokenizer_config.json"])
+    assert config == {"tokenizer_class": "PreTrainedTokenizerFast"}
     refuses(tmp_path, {"added_tokens.json": {"<pad>": 261}}, "added_tokens.json: ")
 
 

@@ -92,6 +92,9 @@ def test_nothing_to_score_and_nothing_before(rng):
     assert gpt.evaluate(model, ids[:1], 1, 8, 8) == (0, 0)
     with pytest.raises(ValueError, match="nothing before it"):
         gpt.evaluate(model, ids, 0, 8, 8)
+    for stride in (0, 9):
+        with pytest.raises(ValueError, match=f"stride must be in 1..8, not {stride}"):
+            gpt.evaluate(model, ids, 60, 8, stride)
 
 
 class Listener:
@@ -108,11 +111,11 @@ class Listener:
 
 
 @pytest.mark.parametrize(
-    "V, T, batch", [(65, 64, 128), (1024, 64, 64), (100_000, 64, 1), (9, 9999, 1)]
+    "V, T, batch", [(65, 64, 128), (65, 1, 8192), (1024, 1, 4096), (100_000, 64, 1), (9, 9999, 1)]
 )
 def test_batches_shrink_with_the_vocabulary(V, T, batch):
     """8,192 tokens and 4,194,304 logits at most, but one window at least."""
-    ids, model = np.arange(30_000, dtype=np.uint16) % 60_000, Listener(V)
+    ids, model = np.arange(30_000, dtype=np.uint16), Listener(V)
     nats, tokens = gpt.evaluate(model, ids, 10_000, T, T)
     assert tokens == 20_000 and nats == pytest.approx(ids[10_000:].sum())
     assert max(B for B, _ in model.shapes) == batch and {t for _, t in model.shapes} == {T}
@@ -203,6 +206,23 @@ def test_the_order_is_chosen_before_the_held_out_tokens_are_seen(rng, dev):
     assert nats == pytest.approx(expected / 200)  # 2 characters a token
     other = np.append(ids[:held], rng.integers(0, V, 100))
     assert gpt.yardstick(split_of(other, end, dev, V))[1] == order
+
+
+@pytest.mark.parametrize("dev, fitted", [(0, 665), (40, 660)])
+def test_what_the_yardstick_counts_and_scores(rng, monkeypatch, dev, fitted):
+    calls, plain = [], gpt.kneser_ney_nats
+
+    def listen(train, rows, before, vocab_size, order):
+        calls.append((train.tolist(), rows.tolist(), before, vocab_size, order))
+        return plain(train, rows, before, vocab_size, order)
+
+    monkeypatch.setattr(gpt, "kneser_ney_nats", listen)
+    ids = rng.integers(0, 5, 800)
+    order = gpt.yardstick(split_of(ids, 700 - dev, dev, 5))[1]
+    assert calls == [
+        (ids[:fitted].tolist(), [ids[fitted - 9 : 700].tolist()], 9, 5, 10),
+        (ids[: 700 - dev].tolist(), [ids[701 - order :].tolist()], order - 1, 5, order),
+    ]
 
 
 def test_a_long_text_is_counted_and_scored_in_part(rng, monkeypatch):
@@ -301,6 +321,7 @@ def test_ids_are_as_narrow_as_the_vocabulary_allows(tmp_path, vocab_size, dtype)
     tokenizer = Characters(TEXT)
     tokenizer = Characters(TEXT, shift=vocab_size - tokenizer.vocab_size)
     split = gpt.split_file(write(tmp_path, TEXT), tokenizer, tmp_path / "tokens")
+    assert len(split.dev) == split.dev_chars == 0
     assert split.ids.dtype == dtype and split.ids.max() == vocab_size - 1
     assert tokenizer.decode(split.ids) == TEXT
 
@@ -358,25 +379,22 @@ def test_a_failed_encoding_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_slow_encoding_says_how_far_it_is(tmp_path, capsys, monkeypatch, terminal):
-    clock = iter(np.arange(0, 1000, 0.75))
+    """Each look at the clock takes 1/8 s: nothing for 2 s, then a line every 0.2 s or just one."""
+    clock = iter(np.arange(0, 1000, 0.125))
     monkeypatch.setattr(gpt.time, "time", lambda: next(clock))
     monkeypatch.setattr(gpt.sys.stdout, "isatty", lambda: terminal, raising=False)
-    pieces = [TEXT[i : i + 100] for i in range(0, len(TEXT), 100)]
+    n = len(TEXT) // 100
+    pieces = [TEXT[i : i + n] for i in range(0, len(TEXT), n)]
     monkeypatch.setattr(gpt, "stream_text", lambda path: iter(pieces))
     gpt.split_file(tmp_path / "a.txt", Characters(TEXT), tmp_path / "tokens")
-    lines = capsys.readouterr().out
-    if terminal:
-        assert (
-            lines.count("\n") == 1 and lines.startswith("\rencoding ") and "100%\rencoded" in lines
-        )
-        assert len(lines.split("\r")) > 10
-    else:
-        assert "\r" not in lines and [line.split()[0] for line in lines.splitlines()] == [
-            "encoding",
-            "encoded",
-        ]
-        assert f"a.txt: {300 / len(TEXT):4.0%}\n" in lines  # after 2 s, which is three pieces
-    assert f"{len(TEXT):,} tokens in " in lines
+    out = capsys.readouterr().out
+    lines = out.replace("\r", "\n").split("\n")
+    lines = [line for line in lines if line]
+    assert lines[0] == f"encoding {tmp_path / 'a.txt'}: {17 * n / len(TEXT):4.0%}"
+    assert lines[-1].startswith(f"encoded {tmp_path / 'a.txt'}: {len(TEXT):,} tokens in ")
+    assert out.count("\n") == (1 if terminal else 2)
+    assert out.count("\r") == (len(lines) if terminal else 0)
+    assert 40 <= len(lines) <= 45 if terminal else len(lines) == 2
 
 
 def test_quick_encoding_says_nothing(tmp_path, capsys):
