@@ -2300,11 +2300,9 @@ CLOSED = 128 + 13  # the exit status of a program that SIGPIPE ended
 
 
 class Stop:
-    """Within `with`, a wish to stop is remembered: .status is what to exit with, 0 before.
+    """Within `with`, signals are wishes to stop: .status is what to exit with then, 0 before.
 
-    Ctrl-C, SIGTERM and SIGHUP say what will happen now; the third of them ends the process at once.
-    A standard output that nobody reads any more is such a wish, too. What was ignored before, as
-    SIGHUP is under nohup, stays ignored.
+    The third signal ends the process at once. That nobody reads standard output is a wish, too.
     """
 
     def __init__(self):
@@ -2313,7 +2311,7 @@ class Stop:
     def __enter__(self):
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number and signal.getsignal(number) != signal.SIG_IGN:
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 self.handlers[number] = signal.signal(number, self.on_signal)
         return self
 
@@ -2338,14 +2336,6 @@ class Stop:
             self.status = self.status or CLOSED
 
 
-class Diverged(Exception):
-    """A loss, a gradient or a weight that is not finite, with what to try."""
-
-    def __init__(self, step, what):
-        advice = "try a lower --learning_rate or more --warmup_iters"
-        super().__init__(f"not finite at step {step}: {what}; {advice}")
-
-
 def load(directory):
     """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
     model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
@@ -2362,10 +2352,8 @@ def load_for_training(s, given):
     fixed = ", ".join(sorted(given.keys() & {"tokenizer", *SHAPE} - {"block_size", "dropout"}))
     need(not fixed, f"--init_from takes the checkpoint's own {fixed}")
     model, tokenizer = load(checkpoint_of(s["init_from"]))
-    if "block_size" not in given:
-        s["block_size"] = model.config.block_size
+    s |= {name: getattr(model.config, name) for name in SHAPE if name not in given}
     if "dropout" not in given:
-        s["dropout"] = model.config.dropout
         names = ("embd_pdrop", "attn_pdrop") if model.config.arch == "gpt2" else ()
         read = json.loads(model.files["config.json"])
         same = all(read.get(name, 0.1) == s["dropout"] for name in names)
@@ -2441,19 +2429,17 @@ class Run:
     @classmethod
     def resume(cls, out, changes):
         """The run as its last checkpoint left it, with some settings changed if wished."""
-        path = out / "last.safetensors"
-        old = (out / "last").is_dir() and not path.exists()
-        need(not old, f"{out / 'last'} was written by an older version, which can resume it")
-        need(path.exists(), f"{out}: no run to resume, last.safetensors is missing")
         fixed = changes.keys() & {"seed", "tokenizer", "dev_fraction", "init_from", *SHAPE}
         need(not fixed, f"a resumed run keeps its {', '.join(sorted(fixed))}")
+        path = out / "last.safetensors"
         tensors, metadata = read_safetensors(path)
         try:
-            state = parse_json(metadata.get("run", ""), dict, "not the checkpoint of a run")
-            need(state.keys() == {"settings", *STATE}, f"expected {', '.join(STATE)} and settings")
-            settings = state.pop("settings")
-            need(isinstance(settings, dict), "its settings are not an object")
+            settings, state = (
+                parse_json(metadata.get(part, ""), dict, f"its {part} are not those of a run")
+                for part in ("settings", "state")
+            )
             settings = check_settings(settings)
+            need(state.keys() == STATE.keys(), f"its state is not {', '.join(STATE)}")
             for name, kind in STATE.items():
                 state[name] = check_value(name, state[name], kind, *[0, 2**63] * (kind is int))
         except ValueError as error:
@@ -2479,12 +2465,12 @@ class Run:
     def save(self, best):
         """Write last.safetensors and, if this is the best step, the weights in best/."""
         if not np.isfinite(self.model.flat).all():
-            raise Diverged(self.step, "weights")
+            raise FloatingPointError("weights")
         if best:
             save_model(self.out / "best", self.model)
-        state = {name: getattr(self, name) for name in STATE} | {"settings": self.settings}
-        path, metadata = self.out / "last.safetensors", {"run": json.dumps(state)}
-        write_safetensors(path, self.tensors(), metadata)
+        state = {name: getattr(self, name) for name in STATE}
+        metadata = {"settings": json.dumps(self.settings), "state": json.dumps(state)}
+        write_safetensors(self.out / "last.safetensors", self.tensors(), metadata)
 
     def keep_metrics(self, until):
         """Drop from metrics.jsonl what came after that step, and every line that is damaged."""
@@ -2506,25 +2492,21 @@ class Run:
             yield draw_batch(self.split.train, s["block_size"], B, s["seed"], self.step, i * B)
 
     def update(self):
-        """One step: its gradient norm and learning rate; Diverged instead of a bad step."""
-        s = self.settings
-        decay = s["lr_decay_iters"] or s["max_iters"]
+        """One step: its learning rate and the norm of its gradient; see training_step."""
+        s, decay = self.settings, self.settings["lr_decay_iters"] or self.settings["max_iters"]
         rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
-        try:
-            loss, norm = training_step(self.model, self.optimizer, self.batches(), rate)
-        except FloatingPointError as error:
-            raise Diverged(self.step, f"{error}, learning rate {rate:.2e}") from None
+        loss, norm = training_step(self.model, self.optimizer, self.batches(), rate)
         self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
         return {"learning_rate": rate, "grad_norm": norm}
 
     def loss(self, piece, stride, max_windows=None):
-        """Nats per character of a piece of the text, "dev" or "held"; Diverged if not finite."""
+        """Nats per character of a piece of the text, "dev" or "held"; FloatingPointError: nan."""
         split, T, n = self.split, self.settings["block_size"], len(getattr(self.split, piece))
         ids = split.ids if piece == "held" else split.ids[: len(split.train) + n]
         chars = getattr(split, f"{piece}_chars")
         loss = nats_per_char(self.model, ids, len(ids) - n, chars, T, stride, max_windows)
         if not math.isfinite(loss):
-            raise Diverged(self.step, f"loss {loss:.4g}")
+            raise FloatingPointError(f"loss {loss:.4g}")
         return loss
 
     def sample(self, length, seed):
@@ -2629,19 +2611,27 @@ def new_settings(preset, given):
     return check_settings(settings | given)
 
 
-def new_directory(given, name):
-    """The directory of a new run, and whether it is new: out_dir, or out/NAME, numbered."""
-    out, n = Path(given or f"out/{name}"), 1
-    need(not out.is_file(), f"{out} is a file, a run needs a directory")
-    while True:
+def new_directory(name):
+    """A directory that no other run has or gets: out/NAME, or else out/NAME-2, out/NAME-3, ..."""
+    for n in itertools.count(1):
+        out = Path("out", name if n == 1 else f"{name}-{n}")
         try:
             out.mkdir(parents=True)
-            return out, True
+            return out
         except FileExistsError:
-            if given:
-                return out, False
-            n += 1
-            out = out.with_name(f"{name}-{n}")
+            continue
+
+
+def begin(out, settings, given):
+    """A new run in its directory, unless that holds one already."""
+    used = any((out / name).exists() for name in ("last.safetensors", "last", "best"))
+    need(not used, f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
+    try:
+        return Run.start(out, settings, given)
+    except BaseException:
+        if not given.get("out_dir"):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def train_command(args):
@@ -2650,32 +2640,36 @@ def train_command(args):
     if args.resume is None:
         settings = new_settings(args.preset, given)
         suffix = "-fast" if args.preset == "fast" else ""  # a smoke run is not the run to sample
-        out, made = new_directory(settings["out_dir"], Path(settings["data"]).stem + suffix)
-        settings["out_dir"] = ""  # a run may be moved
+        out = given.get("out_dir") or new_directory(Path(settings["data"]).stem + suffix)
+        settings["out_dir"], out = "", Path(out)  # a run may be moved
+        need(not out.is_file(), f"{out} is a file, a run needs a directory")
+        out.mkdir(parents=True, exist_ok=True)
     else:
-        out, made = Path(args.resume or given.get("out_dir") or latest_run()), False
+        out = Path(args.resume or given.get("out_dir") or latest_run())
         own = not args.preset and given.pop("out_dir", str(out)) == str(out)
         need(own, f"--resume {out} goes on with its own settings in its own directory")
-        need(out.is_dir(), f"{out}: no such run")
+        if not (out / "last.safetensors").exists():
+            old = out / "last"
+            need(
+                not old.is_dir(), f"{old} is of an older version of this file, which can resume it"
+            )
+            raise ValueError(f"{out}: no run to resume, it has no last.safetensors")
     with hold(out):
-        try:
-            if args.resume is None:
-                used = any((out / name).exists() for name in ("last.safetensors", "last", "best"))
-                need(not used, f"{out} holds an earlier run: --resume {out}, or another --out_dir")
-                run = Run.start(out, settings, given)
-            else:
-                run = Run.resume(out, given)
-        except BaseException:
-            if made:
-                shutil.rmtree(out, ignore_errors=True)
-            raise
+        resumed = args.resume is not None
+        run = Run.resume(out, given) if resumed else begin(out, settings, given)
         keep_freed_memory()
         introduce(run)
         try:
-            status = run.train(resumed=args.resume is not None)
-        except (Diverged, OSError) as error:
-            saved = (out / "last.safetensors").exists()
-            complain(f"{error}{f'; {out} keeps the last checkpoint' if saved else ''}")
+            status = run.train(resumed)
+        except (FloatingPointError, OSError) as error:
+            if isinstance(error, FloatingPointError):
+                rate = f"{run.settings['learning_rate']:g}"
+                advice = f"try a --learning_rate below {rate} or more --warmup_iters"
+                error = f"not finite at step {run.step}: {error}; {advice}"
+            kept = (
+                f"; {out} keeps the last checkpoint" if (out / "last.safetensors").exists() else ""
+            )
+            complain(f"{error}{kept}")
             return 1
         if status == 0:
             conclude(run)
@@ -2684,18 +2678,16 @@ def train_command(args):
 
 def introduce(run):
     """Say what a run is made of."""
-    s, split = run.settings, run.split
+    s, split, say = run.settings, run.split, run.stop.say
     tokens, chars = len(split.ids), split.train_chars + split.dev_chars + split.held_chars
-    run.stop.say(f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters")
+    say(f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters")
     if chars < 2 * tokens and s["tokenizer"] == SETTINGS["tokenizer"][0] and not s["init_from"]:
         learn = f"train {shlex.quote(s['data'])} --fraction 0.85 --out my_tokens"
-        run.stop.say(
-            "       These are short tokens. To learn longer ones from this text, and use them:"
-        )
-        run.stop.say(f"           python stage07_bpe.py {learn}")
-        run.stop.say("           python capstone_gpt.py train ... --tokenizer my_tokens")
-    run.stop.say(f"model  {describe(run)}: {run.model.num_params():,} parameters")
-    run.stop.say(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
+        say("       These are short tokens. To learn longer ones from this text, and use them:")
+        say(f"           python stage07_bpe.py {learn}")
+        say("           python capstone_gpt.py train ... --tokenizer my_tokens")
+    say(f"model  {describe(run)}: {run.model.num_params():,} parameters")
+    say(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
 
 
 def describe(run):
