@@ -72,9 +72,9 @@ def start(*arguments):
     return subprocess.Popen(command, env=ONE_THREAD, **pipes)
 
 
-def wait_for_step(out, step):
+def wait_for_step(child, out, step):
     deadline = time.time() + 60
-    while time.time() < deadline:
+    while time.time() < deadline and child.poll() is None:
         if os.path.exists(f"{out}/metrics.jsonl"):
             if any(f'"step": {step},' in line for line in open(f"{out}/metrics.jsonl")):
                 return
@@ -218,7 +218,7 @@ def test_a_run_that_is_hit_by_signals_loses_nothing():
 def test_a_signal_stops_after_the_step_and_says_so(text, how, status):
     out = ["--out_dir=run", "--max_iters=100000", "--eval_interval=20"]
     child = start("train", "--data", text, *TINY, *out)
-    wait_for_step("run", 20)
+    wait_for_step(child, "run", 20)
     child.send_signal(getattr(signal, how))
     said, errors = child.communicate(timeout=60)
     assert child.returncode == status, errors
@@ -324,7 +324,7 @@ def test_a_full_disk_is_one_line_that_names_the_file_and_the_last_checkpoint(
 def test_one_process_a_run(text, capsys):
     child = start("train", "--data", text, *TINY, "--out_dir=run", "--max_iters=100000")
     try:
-        wait_for_step("run", 4)
+        wait_for_step(child, "run", 4)
         for command in (["--resume", "run"], ["--data", text, *TINY, "--out_dir=run"]):
             assert gpt.main(["train", *command]) == 2
             said = capsys.readouterr().err
