@@ -41,6 +41,7 @@ Units; Shazeer 2020, GLU Variants Improve Transformer; Su et al. 2021, RoFormer;
 """
 
 import argparse
+import contextlib
 import ctypes
 import dataclasses
 import difflib
@@ -755,15 +756,18 @@ class GPT:
         loss, entropy = cross_entropy_forward(logits, targets)
         return loss, (*cache, head, entropy)
 
-    def loss_and_grads(self, idx, targets, rngs=None):
-        """The loss and {name: ∂loss/∂parameter}, the gradients views into one vector, `.flat`.
+    def loss_and_grads(self, idx, targets, rngs=None, weight=1.0, grads=None):
+        """The loss and {name: weight · ∂loss/∂parameter}, views into one vector, `.flat`.
 
         rngs, one numpy Generator a sequence, draw the dropout masks; None switches dropout off.
+        grads: what an earlier call returned, to be written over.
         """
         loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rngs, keep=True)
-        grads = ParamDict(self.config, np.zeros_like(self.flat))
+        if grads is None:
+            grads = ParamDict(self.config, np.empty_like(self.flat))
+        grads.flat[:] = 0
         top = grads.top
-        dx, dhead, _ = linear_backward(cross_entropy_backward(1.0, entropy), head)
+        dx, dhead, _ = linear_backward(cross_entropy_backward(weight, entropy), head)
         dx, top["norm.weight"][...], dbias = norm_backward(dx, last, self.config)
         if dbias is not None:
             top["norm.bias"][...] = dbias
@@ -1098,21 +1102,23 @@ class AdamW:
         self.weight_decay, self.grad_clip, self.t = weight_decay, grad_clip, 0
         self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
 
-    def step(self, gradient, norm, learning_rate):
-        """Update the parameters in place by the gradient vector, whose norm is given."""
+    def step(self, gradient, norm, learning_rate, start=0):
+        """Update the weights from `start` on in place by their gradient; norm: that of all."""
         self.t += 1
         beta1, beta2 = self.betas
         scale = min(1.0, self.grad_clip / norm) if self.grad_clip and norm else 1.0
         correction = math.sqrt(1 - beta2**self.t)
         rate, eps = learning_rate * correction / (1 - beta1**self.t), self.eps * correction
         keep = 1 - learning_rate * self.weight_decay
+        shard = slice(start, start + len(gradient))
+        weights, ms, vs = self.params.flat[shard], self.m[shard], self.v[shard]
         for tile in tiles(len(gradient), 1):
-            w, m, v, g = self.params.flat[tile], self.m[tile], self.v[tile], gradient[tile] * scale
+            w, m, v, g = weights[tile], ms[tile], vs[tile], gradient[tile] * scale
             m *= beta1
             m += (1 - beta1) * g
             v *= beta2
             v += (1 - beta2) * (g * g)
-            w[: max(0, self.params.decayed - tile.start)] *= keep
+            w[: max(0, self.params.decayed - start - tile.start)] *= keep
             w -= rate * m / (np.sqrt(v) + eps)
 
 
@@ -1127,8 +1133,9 @@ def warmup_cosine(step, peak, floor, warmup, decay):
 # %% 12. The training step
 #
 # All of the above in one loop: windows of text, loss and gradient, one step of the optimizer. The
-# gradient of a mean is the mean of the gradients, so a batch too large for the memory is taken in
-# pieces of one size, whose gradients are averaged.
+# loss of a step is the mean over its sequences, and the derivative of a sum is the sum of the
+# derivatives. So the sequences may be taken in batches, when the memory is too small for all of
+# them, or by several processes (section 13): each batch counts for the sequences it holds.
 #
 # Every sequence has a generator of its own, seeded with the run's seed, the step and its place in
 # the step's batch. It draws where the window begins and then the dropout masks. So a step is the
@@ -1144,26 +1151,421 @@ def draw_batch(ids, block_size, batch_size, seed, step, first=0):
     return ids[at], ids[at + 1], rngs  # a target is the token one place later
 
 
-def training_step(model, optimizer, batches, learning_rate):
-    """One update from the mean over batches, an iterable of what draw_batch returns.
+class Alone:
+    """The team of one: whatever is to be summed over its members is summed already."""
 
-    Returns the mean loss in nats and the norm of the gradient. If either is not finite, raises
-    FloatingPointError and changes nothing.
+    grads = None  # where gradients are written; None: into new memory
+
+    def sum_gradients(self, gradient):
+        """Where this member's shard of the weights begins, and the summed gradient of the shard."""
+        return 0, gradient
+
+    def sum_numbers(self, *numbers):
+        """The sum of every number over the members."""
+        return numbers
+
+    def gather(self, vector):
+        """Bring everybody's shard of the vector to everybody."""
+
+
+def training_step(model, optimizer, batches, learning_rate, team=Alone()):  # noqa: B008
+    """One update from the mean over all sequences in batches, an iterable of what draw_batch gives.
+
+    team: who else has batches of this step. Returns the mean loss in nats and the norm of the
+    gradient. If either is not finite, raises FloatingPointError and changes nothing.
     """
-    losses, gradient = [], None
+    loss, count, gradient = 0.0, 0, None
     for idx, targets, rngs in batches:
-        loss, grads = model.loss_and_grads(idx, targets, rngs)
-        losses.append(loss)
+        n = len(idx)
+        into = team.grads if gradient is None else None
+        batch_loss, grads = model.loss_and_grads(idx, targets, rngs, n, into)
+        loss, count = loss + n * batch_loss, count + n
         if gradient is None:
             gradient = grads.flat
         else:
             gradient += grads.flat
-    gradient /= len(losses)
-    loss, norm = sum(losses) / len(losses), math.sqrt(gradient @ gradient)
+    start, gradient = team.sum_gradients(gradient)
+    loss, count, squares = team.sum_numbers(loss, count, gradient @ gradient)
+    gradient /= count
+    loss, norm = loss / count, math.sqrt(squares) / count
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise FloatingPointError(f"loss {loss:.4g}, gradient norm {norm:.4g}")
-    optimizer.step(gradient, norm, learning_rate)
+    optimizer.step(gradient, norm, learning_rate, start)
+    team.gather(model.flat)
     return loss, norm
+
+
+# %% 13. The team
+#
+# A step's sequences can be shared out among several processes, the members of a team. Let member r
+# have nᵣ of the N sequences, with mean loss Lᵣ. Then
+#     L = Σᵣ (nᵣ/N) Lᵣ,      ∂L/∂w = Σᵣ (nᵣ/N) ∂Lᵣ/∂w,
+# whatever the nᵣ, which differ by one when N is no multiple of the team's size R. The factor nᵣ is
+# the derivative with which the backward pass begins, and so costs nothing.
+#
+# What remains is to add up R gradients of P numbers, and to update P weights once. Each member does
+# that for its *shard*, the r-th of R pieces of the flat vector:
+#     reduce-scatter   every member gets the others' gradients of its shard, and adds them up
+#     two numbers      the loss, and ‖g‖² = Σᵣ ‖g on shard r‖², which clipping must know before
+#     AdamW            each member updates its shard, with its part of m and v: 1/R of the work
+#     all-gather       every member gets the others' new weights
+# In the first and in the last a member sends (R-1)/R · P numbers, together less than 2P however
+# large the team. Its arithmetic is 6P operations a token, so the more tokens a member has in a
+# step, the less the sending counts. And a step takes as long as its slowest member.
+#
+# Workers on one machine are forked: each starts as a copy of this process, and they send by writing
+# into memory that all of them see. It pays because NumPy gives only matrix products to several
+# cores. With two threads in one process, all that stands between two products has one core; with
+# two processes it has two. The price is a gradient and a copy of the program for every worker, and
+# four waits for the slowest in a step. MPI ranks live on any machines that a network connects: 10⁷
+# parameters are 80 MB a step, 0.1 s at ten gigabits a second, where the arithmetic of 1,000 tokens
+# takes 0.6 s at 100 GF/s.
+#
+# Sums are taken in the same order every time, so for one size of team a run is the same bit for
+# bit; between two sizes it differs by rounding.
+
+
+def keep_freed_memory():
+    """Ask glibc to keep freed arrays in the process: no page faults at every step."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (AttributeError, TypeError, OSError):
+        pass
+
+
+def usable_cores(root="/"):
+    """Cores this process may use: those of its affinity, or fewer under a cgroup's quota."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores, groups = len(os.sched_getaffinity(0)), Path(root, "proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        names, folder = ["cpu.max"], ""  # version 2
+        if controllers:
+            names, folder = ["cpu.cfs_quota_us", "cpu.cfs_period_us"], controllers
+        at = Path(root, "sys/fs/cgroup", folder, group[1:])
+        for directory in (at, *at.parents):  # inside a container the group is the mount itself
+            try:
+                words = " ".join((directory / name).read_text() for name in names).split()
+                quota, period = map(int, words)
+            except (OSError, ValueError):  # no such file, or "max": no quota
+                continue
+            if quota > 0:
+                cores = min(cores, -(-quota // period))  # rounded up
+    return cores
+
+
+def blas_threads():
+    """Functions that get and set the number of threads of NumPy's OpenBLAS; None if not found."""
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        path = next(line.split(None, 5)[5] for line in maps if "openblas" in line)
+        library = ctypes.CDLL(path)
+    except (OSError, StopIteration):
+        return None
+    for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads"):
+        if hasattr(library, name.format("set")):
+            return [getattr(library, name.format(what)) for what in ("get", "set")]
+    return None
+
+
+def wait_until(done, look=lambda: None):
+    """Return when done(): ask at once and again and again, then after naps of up to 5 ms.
+
+    look() is called before a nap, to raise an exception if it is waited for in vain.
+    """
+    tries = 0
+    while not done():
+        tries += 1
+        if tries > 1000:  # some milliseconds
+            look()
+            time.sleep(min(1e-5 * (tries - 1000), 5e-3))
+
+
+def shared(array):
+    """A copy of the array in memory that this process and those it forks have in common."""
+    copy = np.frombuffer(mmap.mmap(-1, array.nbytes), array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+COLLECT, END = -1, -2  # what the leader may say instead of the number of a step
+
+
+class Team(Alone):
+    """A team of one, and what all teams have in common. Rank 0, the leader, calls step and collect.
+
+    ids: the tokens to train on. plan: block_size, batch_size and seed as for draw_batch, and
+    gradient_accumulation_steps, the batches in a step. Between two of them the leader asks
+    stopping(); if that is true, step raises KeyboardInterrupt and has changed nothing.
+    """
+
+    rank, size, threads = 0, 1, None  # threads: for a member's products; None leaves them as found
+
+    def __init__(self, model, optimizer, ids, plan, stopping=lambda: False):
+        few = plan["batch_size"] < self.size
+        need(not few, f"batch_size must be at least {self.size}, a sequence for every process")
+        keep_freed_memory()
+        self.model, self.optimizer, self.ids, self.plan = model, optimizer, ids, plan
+        self.grads = ParamDict(model.config, np.empty_like(model.flat))
+        self.stopping, self.blas = stopping, blas_threads()
+
+    def step(self, step, learning_rate):
+        """One step of all members together: what training_step returns, and raises."""
+        return self.do(*self.hear(step, learning_rate))
+
+    def collect(self):
+        """See that m and v are complete here, in order to save them."""
+        self.do(*self.hear(COLLECT, 0))
+
+    def close(self):
+        """The end of the team."""
+
+    def serve(self):
+        """What the other members do: their part of everything, until the leader says END."""
+        while True:
+            command, learning_rate = self.hear()
+            if command == END:
+                return
+            with contextlib.suppress(FloatingPointError):  # the leader gets one, too
+                self.do(command, learning_rate)
+
+    def hear(self, *command):
+        """The two numbers that the leader gives here, in every member."""
+        return command
+
+    def do(self, command, learning_rate):
+        """This member's part of a command."""
+        if command == COLLECT:
+            self.gather(self.optimizer.m)
+            self.gather(self.optimizer.v)
+            return None
+        before = self.set_threads(self.threads)
+        try:
+            batches = self.batches(int(command))
+            return training_step(self.model, self.optimizer, batches, learning_rate, self)
+        finally:
+            self.set_threads(before)
+
+    def set_threads(self, n):
+        """Let matrix products use n threads; returns how many they used. None changes nothing."""
+        if n is None or self.blas is None:
+            return None
+        get, put = self.blas
+        before = get()
+        put(n)
+        return before
+
+    def batches(self, step):
+        """This member's batches of a step."""
+        T, B, seed = (self.plan[name] for name in ("block_size", "batch_size", "seed"))
+        first, end = self.shard(B)
+        for i in range(self.plan["gradient_accumulation_steps"]):
+            if i and self.stopping():
+                raise KeyboardInterrupt
+            yield draw_batch(self.ids, T, end - first, seed, step, i * B + first)
+
+    def shard(self, n, rank=None):
+        """Where a member's part of n things begins and ends, this one's if no rank is given."""
+        rank = self.rank if rank is None else rank
+        return n * rank // self.size, n * (rank + 1) // self.size
+
+
+class Workers(Team):
+    """A team of `size` processes on this machine, this one and those it forks (Linux).
+
+    The model's weights and the optimizer's m and v move into shared memory. The workers end with
+    this process, however it ends. When one fails, step raises ChildProcessError, an OSError.
+    """
+
+    def __init__(self, model, optimizer, ids, plan, stopping=lambda: False, size=2):
+        self.size, self.threads = size, max(1, usable_cores() // size)
+        super().__init__(model, optimizer, ids, plan, stopping)
+        model.params = optimizer.params = ParamDict(model.config, shared(model.flat))
+        model.flat, optimizer.m = model.params.flat, shared(optimizer.m)
+        optimizer.v = shared(optimizer.v)
+        self.gradients = shared(np.zeros((size, model.flat.size), model.dtype))
+        self.grads = ParamDict(model.config, self.gradients[0])
+        self.arrived = shared(np.zeros(size, np.int64))  # how many barriers each has reached
+        self.numbers, self.command = shared(np.zeros((size, 3))), shared(np.zeros(2))
+        self.last_words, self.leader, self.pids = mmap.mmap(-1, 300), os.getpid(), {}
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # workers never unblock them
+        try:
+            for rank in range(1, size):
+                pid = os.fork()
+                if pid == 0:
+                    self.be_worker(rank)
+                self.pids[rank] = pid
+        except OSError:
+            self.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def be_worker(self, rank):
+        """The life of a forked process. It holds no files, above all not the lock of the run."""
+        try:
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the leader
+            for name in os.listdir("/proc/self/fd"):
+                with contextlib.suppress(OSError):
+                    os.close(int(name)) if int(name) > 2 else None
+            self.rank, self.grads = rank, ParamDict(self.model.config, self.gradients[rank])
+            self.serve()
+        except BaseException as error:
+            self.last_words.write(f"{type(error).__name__}: {error}".encode()[:300])
+        finally:
+            os._exit(1)
+
+    def barrier(self):
+        """Wait until every member has come here."""
+        self.arrived[self.rank] += 1
+        wait_until(lambda: self.arrived.min() >= self.arrived[self.rank], self.look)
+
+    def look(self):
+        """See whether those that are waited for still live."""
+        if self.rank and os.getppid() != self.leader:
+            os._exit(1)
+        for rank, pid in self.pids.items() if self.rank == 0 else ():
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del self.pids[rank]
+                why = self.last_words[:].rstrip(b"\0").decode(errors="replace")
+                code = os.waitstatus_to_exitcode(status)
+                if code < 0:
+                    why = f"ended by {signal.Signals(-code).name}"
+                raise ChildProcessError(f"worker {rank} of {self.size}: {why}")
+
+    def hear(self, *command):
+        if command:
+            self.command[:] = command
+        self.barrier()
+        return self.command.tolist()
+
+    def sum_gradients(self, gradient):
+        self.barrier()
+        start, end = self.shard(gradient.size)
+        total = self.gradients[0, start:end]
+        for others in self.gradients[1:, start:end]:
+            total += others
+        return start, total
+
+    def sum_numbers(self, *numbers):
+        self.numbers[self.rank] = numbers
+        self.barrier()
+        return self.numbers.sum(0).tolist()
+
+    def gather(self, vector):
+        self.barrier()  # the vector is shared
+
+    def close(self):
+        while self.pids:
+            _, pid = self.pids.popitem()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def mpi():
+    """mpi4py's MPI if mpiexec started several processes, else None; ValueError without mpi4py."""
+    for size, rank in (("PMI_SIZE", "PMI_RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")):
+        started = int(os.environ.get(size, 1))
+        if started == 1:
+            continue
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError):
+            if int(os.environ[rank]) > 0:  # rank 0 says it for all
+                sys.exit(2)
+            raise ValueError("mpiexec needs mpi4py: python -m pip install mpi4py mpich") from None
+        found = MPI.COMM_WORLD.size
+        need(found == started, f"mpiexec started {started} processes, but mpi4py finds {found}")
+        return MPI
+    return None
+
+
+def tell(MPI, *command):
+    """Rank 0's two numbers to all ranks, which wait for them without keeping a core busy."""
+    numbers = np.array(command or (0, 0), np.float64)
+    wait_until(MPI.COMM_WORLD.Ibcast(numbers).Test)
+    return numbers.tolist()
+
+
+def abort(MPI, error):
+    """End all ranks because this one cannot go on."""
+    what = f"rank {MPI.COMM_WORLD.rank}: {type(error).__name__}: {error}"
+    print(f"capstone_gpt.py: {what:.300}", file=sys.stderr, flush=True)
+    MPI.COMM_WORLD.Abort(1)
+
+
+class Ranks(Team):
+    """The processes that mpiexec started, on one machine or several. Others than rank 0 `follow`.
+
+    A rank that fails says why and ends all of them.
+    """
+
+    def __init__(self, MPI, model, optimizer, ids, plan):
+        self.MPI, self.world = MPI, MPI.COMM_WORLD
+        self.rank, self.size = self.world.rank, self.world.size
+        super().__init__(model, optimizer, ids, plan)
+        if self.rank == 0:
+            numbers = {k: v for k, v in vars(optimizer).items() if k not in ("params", "m", "v")}
+            config, dtype = dataclasses.asdict(model.config), str(model.dtype)
+            setup = [config, dtype, numbers, str(ids.dtype), len(ids), plan]
+            text = bytearray(json.dumps(setup).encode())
+            self.hear(0, len(text))
+            self.world.Bcast(text)
+        for array in (model.flat, optimizer.m, optimizer.v, ids):
+            self.world.Bcast(array)
+        self.counts = [b - a for a, b in (self.shard(model.flat.size, r) for r in range(self.size))]
+        neighbours = self.world.Split_type(MPI.COMM_TYPE_SHARED).size  # ranks on this machine
+        self.threads = max(1, usable_cores() // neighbours)
+
+    def hear(self, *command):
+        return tell(self.MPI, *command)
+
+    def do(self, command, learning_rate):
+        try:
+            return super().do(command, learning_rate)
+        except FloatingPointError:  # every rank has it, and none is out of step
+            raise
+        except BaseException as error:
+            abort(self.MPI, error)
+
+    def sum_gradients(self, gradient):
+        start, end = self.shard(gradient.size)
+        total = np.empty(end - start, gradient.dtype)
+        self.world.Reduce_scatter(gradient, total, self.counts)
+        return start, total
+
+    def sum_numbers(self, *numbers):
+        everyone = np.empty((self.size, len(numbers)))
+        self.world.Allgather(np.array(numbers, np.float64), everyone)
+        return everyone.sum(0).tolist()
+
+    def gather(self, vector):
+        start, end = self.shard(vector.size)
+        self.world.Allgatherv(vector[start:end].copy(), [vector, self.counts])
+
+
+def follow(MPI):
+    """What ranks above 0 do: receive the run that rank 0 has, and take part until it is over."""
+    world = MPI.COMM_WORLD
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what it means
+        command, length = tell(MPI)
+        if command == END:
+            return
+        text = bytearray(int(length))
+        world.Bcast(text)
+        config, dtype, numbers, ids_dtype, n, plan = json.loads(text)
+        model = GPT(GPTConfig(**config), None, dtype)
+        optimizer, ids = AdamW(model.params), np.empty(n, ids_dtype)
+        vars(optimizer).update(numbers)
+        Ranks(MPI, model, optimizer, ids, plan).serve()
+    except BaseException as error:
+        abort(MPI, error)
 
 
 # %% 13. The yardstick
@@ -1494,16 +1896,6 @@ def check_settings(settings):
             what = "positive" if 0 < smallest < 1 else f"at least {smallest}"
             inside = smallest <= value < below
             need(inside, f"{name} must be {what} and below {below}, not {value}")
-
-
-def keep_freed_memory():
-    """Ask glibc to keep freed arrays in the process: no page faults at every step."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-    except (AttributeError, TypeError, OSError):
-        pass
 
 
 class Diverged(Exception):
