@@ -45,6 +45,7 @@ import contextlib
 import ctypes
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import mmap
@@ -1203,7 +1204,7 @@ def training_step(model, optimizer, batches, learning_rate, team=Alone()):  # no
 # whatever the nᵣ, which differ by one when N is no multiple of the team's size R. The factor nᵣ is
 # the derivative with which the backward pass begins, and so costs nothing.
 #
-# What remains is to add up R gradients of P numbers, and to update P weights once. Each member does
+# What remains is to add up R gradients of P numbers and to update P weights once. Each member does
 # that for its *shard*, the r-th of R pieces of the flat vector:
 #     reduce-scatter   every member gets the others' gradients of its shard, and adds them up
 #     two numbers      the loss, and ‖g‖² = Σᵣ ‖g on shard r‖², which clipping must know before
@@ -1211,77 +1212,100 @@ def training_step(model, optimizer, batches, learning_rate, team=Alone()):  # no
 #     all-gather       every member gets the others' new weights
 # In the first and in the last a member sends (R-1)/R · P numbers, together less than 2P however
 # large the team. Its arithmetic is 6P operations a token, so the more tokens a member has in a
-# step, the less the sending counts. And a step takes as long as its slowest member.
+# step, the less the sending counts; and every step is as slow as the slowest member.
 #
 # Workers on one machine are forked: each starts as a copy of this process, and they send by writing
-# into memory that all of them see. It pays because NumPy gives only matrix products to several
-# cores. With two threads in one process, all that stands between two products has one core; with
-# two processes it has two. The price is a gradient and a copy of the program for every worker, and
-# four waits for the slowest in a step. MPI ranks live on any machines that a network connects: 10⁷
-# parameters are 80 MB a step, 0.1 s at ten gigabits a second, where the arithmetic of 1,000 tokens
-# takes 0.6 s at 100 GF/s.
+# into memory that all of them see. It pays because NumPy gives several cores to matrix products and
+# to nothing else: in one process all that stands between two products has one core, in two
+# processes it has two. The price is a gradient and a copy of Python's own memory for every worker,
+# and four waits a step. MPI ranks live on any machines that a network connects: 10⁷ parameters are
+# 80 MB a step, 0.1 s at ten gigabits a second, and 1,000 tokens 0.6 s of arithmetic at 100 GF/s.
 #
 # Sums are taken in the same order every time, so for one size of team a run is the same bit for
 # bit; between two sizes it differs by rounding.
 
 
-def keep_freed_memory():
-    """Ask glibc to keep freed arrays in the process: no page faults at every step."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
-    except (AttributeError, TypeError, OSError):
-        pass
-
-
-def usable_cores(root="/"):
-    """Cores this process may use: those of its affinity, or fewer under a cgroup's quota."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    cores, groups = len(os.sched_getaffinity(0)), Path(root, "proc/self/cgroup")
-    for line in groups.read_text().splitlines() if groups.exists() else []:
-        _, controllers, group = line.split(":", 2)
-        names, folder = ["cpu.max"], ""  # version 2
-        if controllers:
-            names, folder = ["cpu.cfs_quota_us", "cpu.cfs_period_us"], controllers
-        at = Path(root, "sys/fs/cgroup", folder, group[1:])
-        for directory in (at, *at.parents):  # inside a container the group is the mount itself
-            try:
-                words = " ".join((directory / name).read_text() for name in names).split()
-                quota, period = map(int, words)
-            except (OSError, ValueError):  # no such file, or "max": no quota
-                continue
-            if quota > 0:
-                cores = min(cores, -(-quota // period))  # rounded up
-    return cores
-
-
-def blas_threads():
-    """Functions that get and set the number of threads of NumPy's OpenBLAS; None if not found."""
-    try:
-        maps = Path("/proc/self/maps").read_text().splitlines()
-        path = next(line.split(None, 5)[5] for line in maps if "openblas" in line)
-        library = ctypes.CDLL(path)
-    except (OSError, StopIteration):
-        return None
-    for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads"):
-        if hasattr(library, name.format("set")):
-            return [getattr(library, name.format(what)) for what in ("get", "set")]
-    return None
-
-
 def wait_until(done, look=lambda: None):
-    """Return when done(): ask at once and again and again, then after naps of up to 5 ms.
+    """Return when done(): ask again and again for some milliseconds, then between longer naps.
 
-    look() is called before a nap, to raise an exception if it is waited for in vain.
+    look() is called before every nap, to raise an exception if the wait is in vain.
     """
     tries = 0
     while not done():
         tries += 1
-        if tries > 1000:  # some milliseconds
+        if tries > 1000:
             look()
             time.sleep(min(1e-5 * (tries - 1000), 5e-3))
+
+
+COLLECT, END = -1, -2  # what the leader may say instead of the number of a step
+
+
+class Team(Alone):
+    """A team of one, and what all teams have in common. Rank 0, the leader, calls step and collect.
+
+    ids: the tokens to train on; settings: those of a run. Between the batches of a step the leader
+    asks stopping(); if that is true, step raises KeyboardInterrupt and has changed nothing.
+    """
+
+    rank, size, threads = 0, 1, None  # threads: BLAS threads of a member; None: as they are
+
+    def __init__(self, model, optimizer, ids, settings, stopping=lambda: False):
+        keep_freed_memory()
+        self.model, self.optimizer, self.ids = model, optimizer, ids
+        self.settings, self.stopping = settings, stopping
+        self.grads = ParamDict(model.config, np.empty_like(model.flat))
+
+    def step(self, step, learning_rate):
+        """One step of all members together: what training_step returns, and raises."""
+        return self.do(*self.hear(step, learning_rate))
+
+    def collect(self):
+        """See that m and v are complete in this process, in order to save them."""
+        self.do(*self.hear(COLLECT, 0))
+
+    def close(self):
+        """End what the team consists of besides this process."""
+
+    def serve(self):
+        """The life of the other members: their part of everything, until the leader says END."""
+        while True:
+            command, learning_rate = self.hear()
+            if command == END:
+                return
+            with contextlib.suppress(FloatingPointError):  # the leader gets one, too
+                self.do(command, learning_rate)
+
+    def hear(self, *command):
+        """The two numbers that the leader gives here; every member hears them."""
+        return command
+
+    def do(self, command, learning_rate):
+        """This member's part of a command."""
+        if command == COLLECT:
+            self.gather(self.optimizer.m)
+            self.gather(self.optimizer.v)
+            return None
+        before = blas_threads(self.threads)
+        try:
+            batches = self.batches(int(command))
+            return training_step(self.model, self.optimizer, batches, learning_rate, self)
+        finally:
+            blas_threads(before)
+
+    def batches(self, step):
+        """This member's share of every batch of a step."""
+        s = self.settings
+        first, end = self.shard(s["batch_size"])
+        for i in range(s["gradient_accumulation_steps"]):
+            if i and self.stopping():
+                raise KeyboardInterrupt
+            place = i * s["batch_size"] + first
+            yield draw_batch(self.ids, s["block_size"], end - first, s["seed"], step, place)
+
+    def shard(self, n):
+        """Where this member's part of n things begins and ends."""
+        return n * self.rank // self.size, n * (self.rank + 1) // self.size
 
 
 def shared(array):
@@ -1291,88 +1315,6 @@ def shared(array):
     return copy
 
 
-COLLECT, END = -1, -2  # what the leader may say instead of the number of a step
-
-
-class Team(Alone):
-    """A team of one, and what all teams have in common. Rank 0, the leader, calls step and collect.
-
-    ids: the tokens to train on. plan: block_size, batch_size and seed as for draw_batch, and
-    gradient_accumulation_steps, the batches in a step. Between two of them the leader asks
-    stopping(); if that is true, step raises KeyboardInterrupt and has changed nothing.
-    """
-
-    rank, size, threads = 0, 1, None  # threads: for a member's products; None leaves them as found
-
-    def __init__(self, model, optimizer, ids, plan, stopping=lambda: False):
-        few = plan["batch_size"] < self.size
-        need(not few, f"batch_size must be at least {self.size}, a sequence for every process")
-        keep_freed_memory()
-        self.model, self.optimizer, self.ids, self.plan = model, optimizer, ids, plan
-        self.grads = ParamDict(model.config, np.empty_like(model.flat))
-        self.stopping, self.blas = stopping, blas_threads()
-
-    def step(self, step, learning_rate):
-        """One step of all members together: what training_step returns, and raises."""
-        return self.do(*self.hear(step, learning_rate))
-
-    def collect(self):
-        """See that m and v are complete here, in order to save them."""
-        self.do(*self.hear(COLLECT, 0))
-
-    def close(self):
-        """The end of the team."""
-
-    def serve(self):
-        """What the other members do: their part of everything, until the leader says END."""
-        while True:
-            command, learning_rate = self.hear()
-            if command == END:
-                return
-            with contextlib.suppress(FloatingPointError):  # the leader gets one, too
-                self.do(command, learning_rate)
-
-    def hear(self, *command):
-        """The two numbers that the leader gives here, in every member."""
-        return command
-
-    def do(self, command, learning_rate):
-        """This member's part of a command."""
-        if command == COLLECT:
-            self.gather(self.optimizer.m)
-            self.gather(self.optimizer.v)
-            return None
-        before = self.set_threads(self.threads)
-        try:
-            batches = self.batches(int(command))
-            return training_step(self.model, self.optimizer, batches, learning_rate, self)
-        finally:
-            self.set_threads(before)
-
-    def set_threads(self, n):
-        """Let matrix products use n threads; returns how many they used. None changes nothing."""
-        if n is None or self.blas is None:
-            return None
-        get, put = self.blas
-        before = get()
-        put(n)
-        return before
-
-    def batches(self, step):
-        """This member's batches of a step."""
-        T, B, seed = (self.plan[name] for name in ("block_size", "batch_size", "seed"))
-        first, end = self.shard(B)
-        for i in range(self.plan["gradient_accumulation_steps"]):
-            if i and self.stopping():
-                raise KeyboardInterrupt
-            yield draw_batch(self.ids, T, end - first, seed, step, i * B + first)
-
-    def shard(self, n, rank=None):
-        """Where a member's part of n things begins and ends, this one's if no rank is given."""
-        rank = self.rank if rank is None else rank
-        return n * rank // self.size, n * (rank + 1) // self.size
-
-
 class Workers(Team):
     """A team of `size` processes on this machine, this one and those it forks (Linux).
 
@@ -1380,38 +1322,35 @@ class Workers(Team):
     this process, however it ends. When one fails, step raises ChildProcessError, an OSError.
     """
 
-    def __init__(self, model, optimizer, ids, plan, stopping=lambda: False, size=2):
+    def __init__(self, model, optimizer, ids, settings, stopping=lambda: False, size=2):
         self.size, self.threads = size, max(1, usable_cores() // size)
-        super().__init__(model, optimizer, ids, plan, stopping)
+        super().__init__(model, optimizer, ids, settings, stopping)
         model.params = optimizer.params = ParamDict(model.config, shared(model.flat))
         model.flat, optimizer.m = model.params.flat, shared(optimizer.m)
         optimizer.v = shared(optimizer.v)
         self.gradients = shared(np.zeros((size, model.flat.size), model.dtype))
-        self.grads = ParamDict(model.config, self.gradients[0])
-        self.arrived = shared(np.zeros(size, np.int64))  # how many barriers each has reached
+        self.arrived = shared(np.zeros(size, np.int64))  # the barriers that each has reached
         self.numbers, self.command = shared(np.zeros((size, 3))), shared(np.zeros(2))
         self.last_words, self.leader, self.pids = mmap.mmap(-1, 300), os.getpid(), {}
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # workers never unblock them
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which the leader understands,
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # and no worker ever sees
         try:
             for rank in range(1, size):
                 pid = os.fork()
                 if pid == 0:
-                    self.be_worker(rank)
+                    self.live(rank)
                 self.pids[rank] = pid
-        except OSError:
-            self.close()
-            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.grads = ParamDict(model.config, self.gradients[0])
 
-    def be_worker(self, rank):
-        """The life of a forked process. It holds no files, above all not the lock of the run."""
+    def live(self, rank):
+        """The life of a worker. It holds no files, above all not the lock of the run."""
         try:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: die with the leader
             for name in os.listdir("/proc/self/fd"):
-                with contextlib.suppress(OSError):
-                    os.close(int(name)) if int(name) > 2 else None
+                with contextlib.suppress(OSError):  # the listing's own is closed already
+                    os.close(max(3, int(name)))
             self.rank, self.grads = rank, ParamDict(self.model.config, self.gradients[rank])
             self.serve()
         except BaseException as error:
@@ -1425,18 +1364,21 @@ class Workers(Team):
         wait_until(lambda: self.arrived.min() >= self.arrived[self.rank], self.look)
 
     def look(self):
-        """See whether those that are waited for still live."""
+        """See whether those that are waited for are still there."""
         if self.rank and os.getppid() != self.leader:
             os._exit(1)
         for rank, pid in self.pids.items() if self.rank == 0 else ():
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
+            if os.waitpid(pid, os.WNOHANG)[0]:
                 del self.pids[rank]
-                why = self.last_words[:].rstrip(b"\0").decode(errors="replace")
-                code = os.waitstatus_to_exitcode(status)
-                if code < 0:
-                    why = f"ended by {signal.Signals(-code).name}"
-                raise ChildProcessError(f"worker {rank} of {self.size}: {why}")
+                words = self.last_words[:].rstrip(b"\0").decode(errors="replace")
+                why = words or "killed, perhaps for want of memory"
+                raise ChildProcessError(f"worker {rank} of {self.size} ended: {why}")
+
+    def close(self):
+        while self.pids:
+            _, pid = self.pids.popitem()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
     def hear(self, *command):
         if command:
@@ -1460,30 +1402,6 @@ class Workers(Team):
     def gather(self, vector):
         self.barrier()  # the vector is shared
 
-    def close(self):
-        while self.pids:
-            _, pid = self.pids.popitem()
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-def mpi():
-    """mpi4py's MPI if mpiexec started several processes, else None; ValueError without mpi4py."""
-    for size, rank in (("PMI_SIZE", "PMI_RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")):
-        started = int(os.environ.get(size, 1))
-        if started == 1:
-            continue
-        try:
-            from mpi4py import MPI
-        except (ImportError, RuntimeError):
-            if int(os.environ[rank]) > 0:  # rank 0 says it for all
-                sys.exit(2)
-            raise ValueError("mpiexec needs mpi4py: python -m pip install mpi4py mpich") from None
-        found = MPI.COMM_WORLD.size
-        need(found == started, f"mpiexec started {started} processes, but mpi4py finds {found}")
-        return MPI
-    return None
-
 
 def tell(MPI, *command):
     """Rank 0's two numbers to all ranks, which wait for them without keeping a core busy."""
@@ -1492,46 +1410,44 @@ def tell(MPI, *command):
     return numbers.tolist()
 
 
-def abort(MPI, error):
-    """End all ranks because this one cannot go on."""
-    what = f"rank {MPI.COMM_WORLD.rank}: {type(error).__name__}: {error}"
-    print(f"capstone_gpt.py: {what:.300}", file=sys.stderr, flush=True)
-    MPI.COMM_WORLD.Abort(1)
+@contextlib.contextmanager
+def or_abort(MPI):
+    """What goes wrong within `with` in one rank ends them all, unless it is the step's own nan."""
+    try:
+        yield
+    except FloatingPointError:
+        raise
+    except BaseException as error:
+        what = f"rank {MPI.COMM_WORLD.rank}: {type(error).__name__}: {error}"
+        print(f"capstone_gpt.py: {what:.300}", file=sys.stderr, flush=True)
+        MPI.COMM_WORLD.Abort(1)
 
 
 class Ranks(Team):
-    """The processes that mpiexec started, on one machine or several. Others than rank 0 `follow`.
+    """The processes that mpiexec started, on one machine or on several.
 
-    A rank that fails says why and ends all of them.
+    Rank 0 gives what a Team is made of. It is pickled and sent to the others, who `follow`, and has
+    to fit into the memory of each.
     """
 
-    def __init__(self, MPI, model, optimizer, ids, plan):
+    def __init__(self, MPI, *run):
         self.MPI, self.world = MPI, MPI.COMM_WORLD
         self.rank, self.size = self.world.rank, self.world.size
-        super().__init__(model, optimizer, ids, plan)
         if self.rank == 0:
-            numbers = {k: v for k, v in vars(optimizer).items() if k not in ("params", "m", "v")}
-            config, dtype = dataclasses.asdict(model.config), str(model.dtype)
-            setup = [config, dtype, numbers, str(ids.dtype), len(ids), plan]
-            text = bytearray(json.dumps(setup).encode())
-            self.hear(0, len(text))
-            self.world.Bcast(text)
-        for array in (model.flat, optimizer.m, optimizer.v, ids):
-            self.world.Bcast(array)
-        self.counts = [b - a for a, b in (self.shard(model.flat.size, r) for r in range(self.size))]
-        neighbours = self.world.Split_type(MPI.COMM_TYPE_SHARED).size  # ranks on this machine
-        self.threads = max(1, usable_cores() // neighbours)
+            tell(MPI, 0, 0)
+        sent = self.world.bcast(run)
+        super().__init__(*(sent if self.rank else run))
+        start, end = self.shard(self.model.flat.size)
+        self.counts = self.world.allgather(end - start)
+        here = self.world.Split_type(MPI.COMM_TYPE_SHARED).size  # ranks on this machine
+        self.threads = max(1, usable_cores() // here)
 
     def hear(self, *command):
         return tell(self.MPI, *command)
 
-    def do(self, command, learning_rate):
-        try:
-            return super().do(command, learning_rate)
-        except FloatingPointError:  # every rank has it, and none is out of step
-            raise
-        except BaseException as error:
-            abort(self.MPI, error)
+    def do(self, *command):
+        with or_abort(self.MPI):
+            return super().do(*command)
 
     def sum_gradients(self, gradient):
         start, end = self.shard(gradient.size)
@@ -1540,9 +1456,7 @@ class Ranks(Team):
         return start, total
 
     def sum_numbers(self, *numbers):
-        everyone = np.empty((self.size, len(numbers)))
-        self.world.Allgather(np.array(numbers, np.float64), everyone)
-        return everyone.sum(0).tolist()
+        return np.sum(self.world.allgather(numbers), 0).tolist()
 
     def gather(self, vector):
         start, end = self.shard(vector.size)
@@ -1550,22 +1464,22 @@ class Ranks(Team):
 
 
 def follow(MPI):
-    """What ranks above 0 do: receive the run that rank 0 has, and take part until it is over."""
-    world = MPI.COMM_WORLD
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what it means
-        command, length = tell(MPI)
-        if command == END:
-            return
-        text = bytearray(int(length))
-        world.Bcast(text)
-        config, dtype, numbers, ids_dtype, n, plan = json.loads(text)
-        model = GPT(GPTConfig(**config), None, dtype)
-        optimizer, ids = AdamW(model.params), np.empty(n, ids_dtype)
-        vars(optimizer).update(numbers)
-        Ranks(MPI, model, optimizer, ids, plan).serve()
-    except BaseException as error:
-        abort(MPI, error)
+    """What ranks above 0 do: take part in the run that rank 0 has, if it has one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 understands it
+    with or_abort(MPI):
+        if tell(MPI)[0] != END:
+            Ranks(MPI).serve()
+
+
+def make_team(model, optimizer, ids, settings, stopping=lambda: False):
+    """The team that mpiexec or settings["workers"] ask for; ValueError if it is too large."""
+    MPI, run = mpi(), (model, optimizer, ids, settings)
+    size = MPI.COMM_WORLD.size if MPI else settings["workers"]
+    few = settings["batch_size"] < size
+    need(not few, f"batch_size must be at least {size}, a sequence for each of {size} processes")
+    if MPI:
+        return Ranks(MPI, *run)
+    return Workers(*run, stopping, size) if size > 1 else Team(*run, stopping)
 
 
 # %% 13. The yardstick
@@ -1832,6 +1746,81 @@ def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None
         os.rename(path, old)
         os.rename(new, path)
         shutil.rmtree(old)
+
+
+# %% 17. The machine
+#
+# What NumPy, glibc, the kernel and MPI are asked for training (section 13). All of it is optional:
+# where something is not there, the run goes on without it.
+
+
+def keep_freed_memory():
+    """Ask glibc to keep freed arrays in the process: no page faults at every step."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    except (AttributeError, TypeError, OSError):
+        pass
+
+
+def usable_cores(root="/"):
+    """Cores this process may use: those of its affinity, or fewer under a cgroup's quota."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores, groups = len(os.sched_getaffinity(0)), Path(root, "proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, group = line.split(":", 2)
+        at = Path(root, "sys/fs/cgroup", controllers, group[1:])
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        for directory in (at, *at.parents):  # inside a container the group is the mount itself
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max": no quota
+                words = " ".join((directory / name).read_text() for name in names).split()
+                quota, period = map(int, words)
+                if quota > 0:
+                    cores = min(cores, -(-quota // period))  # rounded up
+    return cores
+
+
+@functools.cache
+def openblas():
+    """Functions that get and set the number of threads of NumPy's OpenBLAS; None if not found."""
+    with contextlib.suppress(OSError, StopIteration):
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        path = next(line.split(None, 5)[5] for line in maps if "openblas" in line)
+        library = ctypes.CDLL(path)
+        for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads"):
+            if hasattr(library, name.format("set")):
+                return [getattr(library, name.format(what)) for what in ("get", "set")]
+    return None
+
+
+def blas_threads(n):
+    """Let matrix products use n threads; returns how many they used. None changes nothing."""
+    if n is None or openblas() is None:
+        return None
+    get, put = openblas()
+    before = get()
+    put(n)
+    return before
+
+
+def mpi():
+    """mpi4py's MPI if mpiexec started several processes, else None; ValueError without mpi4py."""
+    for size, rank in (("PMI_SIZE", "PMI_RANK"), ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK")):
+        started = int(os.environ.get(size, 1))
+        if started == 1:
+            continue
+        try:
+            from mpi4py import MPI
+        except (ImportError, RuntimeError):
+            if int(os.environ[rank]) > 0:  # rank 0 says it for all
+                sys.exit(2)
+            raise ValueError("mpiexec needs mpi4py: python -m pip install mpi4py mpich") from None
+        found = MPI.COMM_WORLD.size
+        need(found == started, f"mpiexec started {started} processes, but mpi4py finds {found}")
+        return MPI
+    return None
 
 
 # %% 15. Training runs
