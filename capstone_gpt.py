@@ -1421,6 +1421,7 @@ def or_abort(MPI):
         what = f"rank {MPI.COMM_WORLD.rank}: {type(error).__name__}: {error}"
         print(f"capstone_gpt.py: {what:.300}", file=sys.stderr, flush=True)
         MPI.COMM_WORLD.Abort(1)
+        os._exit(1)
 
 
 class Ranks(Team):
