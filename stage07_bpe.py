@@ -22,10 +22,12 @@ Schuster, Nakajima 2012, Japanese and Korean Voice Search; Kudo 2018, Subword Re
 """
 
 import argparse
+import contextlib
 import functools
 import heapq
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -221,14 +223,17 @@ class Tokenizer:
         """The text of the ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def save(self, directory):
-        """Write the files into a directory, made if need be; each appears whole or not at all."""
-        directory = Path(directory)
+    def save(self, directory, names=None):
+        """Write the files (or those named) into a directory; each appears whole or not at all."""
+        directory, files = Path(directory), to_files(self)
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in to_files(self).items():
+        for name in names or files:
             temporary = directory / f".{name}.part"
-            temporary.write_bytes(content.encode())
-            temporary.replace(directory / name)
+            with open(temporary, "wb") as file:
+                file.write(files[name].encode())
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before it takes the old one's place
+            os.replace(temporary, directory / name)
 
     @fills
     def load(self, directory):
@@ -236,7 +241,14 @@ class Tokenizer:
         fresh = type(self)()
         try:
             fill_from_files(fresh, Path(directory))
-        except (OSError, LookupError, TypeError, AttributeError, ValueError) as error:
+        except (
+            OSError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ValueError,
+            RecursionError,
+        ) as error:
             what = f"expected the files of a {self.model_type} tokenizer"
             raise ValueError(f"{directory}: {error!r}: {what}") from None
         self.__dict__ = fresh.__dict__
@@ -703,33 +715,107 @@ def report(fast, seed):
     print(f"\nheld-out: {score}")
 
 
-def main(argv=None):
-    """The report, or one of the commands train, encode and decode."""
-    usage = "train FILE --vocab-size N --out DIR, encode DIR [TEXT] or decode DIR [ID ...]"
-    parser = argparse.ArgumentParser(description=f"The report on data/stories.txt, or {usage}.")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    parser.add_argument("command", nargs="?", choices=("train", "encode", "decode"))
-    parser.add_argument("given", nargs="*", help="its arguments, or TEXT and IDs by stdin")
-    parser.add_argument("--vocab-size", type=int, metavar="N")
-    parser.add_argument("--out", metavar="DIR")
-    parser.add_argument("--fast", action="store_true", help="a smoke run of the report")
-    parser.add_argument("--seed", type=int, default=0, help="of the random choices (default 0)")
-    args = parser.parse_intermixed_args(argv)
-    if args.command and not args.given or args.command == "train" and not args.out:
-        parser.error(f"expected {usage}")
+class CommandLine(argparse.ArgumentParser):
+    """A parser whose errors are one line on standard error and exit status 2."""
+
+    def error(self, message):
+        one_line = " ".join(message.split())
+        self.exit(2, f"{self.prog}: {one_line[:300]}\n")
+
+
+def build_parser():
+    """The command line: the report, or one of the commands train, encode and decode."""
+    what = "Without a command: the report on data/stories.txt."
+    parser = CommandLine(prog="stage07_bpe.py", description=what)
+    parser.add_argument("--fast", action="store_true", help="a smoke run of the report [no]")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the report [0]")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    what = "learn byte-pair tokens from a text and write them to DIR/tokenizer.json"
+    train = commands.add_parser("train", help=what, description=what)
+    train.add_argument("file", metavar="FILE", help="a UTF-8 text; \\r\\n is read as \\n")
+    train.add_argument("--out", required=True, metavar="DIR", help="made if need be; required")
+    about = "tokens, counting the 256 bytes and the special tokens; fewer if no pair is left [1024]"
+    train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help=about)
+    about = "learn from the first int(X * characters) characters of the text, 0 < X <= 1 [1]"
+    train.add_argument("--fraction", type=float, default=1.0, metavar="X", help=about)
+    about = "tokens with the last ids, in this order; cut out of the text before learning [none]"
+    train.add_argument("--special-tokens", nargs="+", default=[], metavar="TOKEN", help=about)
+    about = "where the text is cut before learning [gpt2]"
+    train.add_argument("--pattern", choices=("gpt2", "gpt4"), default="gpt2", help=about)
+
+    what = "print the ids of a text; special tokens in it are plain text"
+    encode = commands.add_parser("encode", help=what, description=what)
+    encode.add_argument("directory", metavar="DIR", help="holds the tokenizer")
+    about = "joined by spaces [all of standard input, as UTF-8]"
+    encode.add_argument("given", nargs="*", metavar="TEXT", help=about)
+
+    what = "print the text of ids"
+    decode = commands.add_parser("decode", help=what, description=what)
+    decode.add_argument("directory", metavar="DIR", help="holds the tokenizer")
+    decode.add_argument("given", nargs="*", metavar="ID", help="whole numbers [standard input]")
+    return parser
+
+
+def train_command(args):
+    """Learn a vocabulary from the beginning of a text file and save it."""
+    if not 0 < args.fraction <= 1:
+        raise ValueError(f"--fraction {args.fraction}: expected more than 0 and at most 1")
+    if Path(args.out).exists() and not Path(args.out).is_dir():
+        raise ValueError(f"--out {args.out}: exists and is not a directory")
     try:
-        if not args.command:
-            return report(args.fast, args.seed)
-        source, given = args.given[0], " ".join(args.given[1:])
-        if args.command == "train":
-            text = Path(source).read_bytes().decode()
-            tokenizer = BPETokenizer.train(text, args.vocab_size)
-            tokenizer.save(args.out)
-            print(f"{tokenizer.vocab_size} tokens from {len(text):,} characters -> {args.out}")
-        elif args.command == "encode":
-            print(*BPETokenizer.load(source).encode(given or sys.stdin.read()))
-        else:
-            print(BPETokenizer.load(source).decode(map(int, (given or sys.stdin.read()).split())))
+        text = Path(args.file).read_bytes().decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{args.file}: not UTF-8 text (at byte {error.start})") from None
+    part = text[: int(args.fraction * len(text))]
+    if not part:
+        raise ValueError(f"{args.file}: no text to learn from in {len(text)} characters")
+    with contextlib.suppress(BrokenPipeError):  # nobody listens: learn and save all the same
+        print(f"Learning from {len(part):,} of {len(text):,} characters", flush=True)
+    tokenizer = BPETokenizer.train(part, args.vocab_size, args.pattern, args.special_tokens)
+    tokenizer.save(args.out, ["tokenizer.json"])
+    fewer = "; no pair is left" if tokenizer.vocab_size < args.vocab_size else ""
+    print(f"{tokenizer.vocab_size:,} tokens -> {Path(args.out) / 'tokenizer.json'}{fewer}")
+
+
+def read_standard_input():
+    """All of standard input as UTF-8, line ends as they are; ValueError if it is not that."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed: expected text or ids there")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline="")
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: not UTF-8 text (at byte {error.start})") from None
+
+
+def run(args):
+    """What the command line asks for."""
+    if args.command is None:
+        return report(args.fast, args.seed)
+    if args.command == "train":
+        return train_command(args)
+    tokenizer = BPETokenizer.load(args.directory)
+    text = " ".join(args.given) if args.given else read_standard_input()
+    if args.command == "encode":
+        print(*tokenizer.encode(text))
+    else:
+        print(tokenizer.decode(map(int, text.split())))
+
+
+def main(argv=None):
+    """Run the command line; bad input ends it with one line and exit status 2."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if the caller has closed it
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, LookupError, OSError) as error:
         parser.error(str(error))
 

@@ -284,3 +284,35 @@ def test_warmup_and_cosine_by_hand():
     assert rate(6) == pytest.approx(0.2 + 0.4 * (1 + np.sqrt(0.5)))
     assert rate(12) == rate(50) == pytest.approx(0.2)
     assert gpt.warmup_cosine(0, 1.0, 0.0, 0, 10) == 1.0
+
+
+# sizes and the start
+
+
+@pytest.mark.parametrize("arch,C,F", [("llama", 4096, 11008), ("llama", 96, 258), ("llama", 8, 22)])
+def test_the_width_of_llama_s_mlp_is_eight_thirds_rounded_up(arch, C, F):
+    """11008 is Llama-2 7B's; 8·96/3 = 256 = 42⅔ units of 6; 8·8/3 = 21⅓ units of 1."""
+    assert gpt.GPTConfig(arch, n_embd=C, n_head=1).n_hidden == F
+    assert gpt.GPTConfig("gpt2", n_embd=C, n_head=1).n_hidden == 4 * C
+
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_weights_start_with_the_spread_that_the_docstring_promises(arch):
+    model = gpt.GPT(gpt.GPTConfig(arch, 50, 40, 8, 2, 64))
+    for name, p in model.params.items():
+        if p.ndim == 1:
+            assert np.all(p == (1 if name.endswith("weight") else 0)), name
+        else:
+            into_stream = any(word in name for word in ("c_proj", "o_proj", "down_proj"))
+            assert p.std() == pytest.approx(0.005 if into_stream else 0.02, rel=0.1), name
+            assert abs(p.mean()) < 0.002
+
+
+@pytest.mark.parametrize("top_p,ok", [(1, True), (0.5, True), (0, False), (1.01, False)])
+def test_top_p_lies_above_0_and_reaches_1(top_p, ok):
+    model, idx = make(), np.zeros((1, 1), int)
+    if ok:
+        assert model.generate(idx, 2, top_p=top_p, seed=0).shape == (1, 3)
+    else:
+        with pytest.raises(ValueError, match="top_p"):
+            model.generate(idx, 2, top_p=top_p)

@@ -3,11 +3,16 @@
 import io
 import json
 import math
+import os
 import re
+import shlex
+import subprocess
+import sys
 import time
 import unicodedata
 from collections import Counter
 from itertools import combinations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,6 +276,21 @@ def test_files_carry_everything(trained, tmp_path, rng):
     assert not list((tmp_path / "a" / "b").glob(".*"))
 
 
+def test_a_file_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path, monkeypatch):
+    BPETokenizer.train(SMALL, 300).save(tmp_path)
+    tokenizer, seen = BPETokenizer(), []  # small enough to stay in Python's buffer unless flushed
+    old = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
+    new = stage.to_files(tokenizer)["tokenizer.json"]
+
+    def fsync(number):
+        seen.append((os.fstat(number).st_size, (tmp_path / "tokenizer.json").read_text("utf-8")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    tokenizer.save(tmp_path, ["tokenizer.json"])
+    assert seen == [(len(new.encode()), old)]
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == new
+
+
 def test_special_tokens_are_plain_text_unless_allowed(trained):
     end, longer = trained.special_tokens["<|end|>"], trained.special_tokens["<|end|>x"]
     text = "a<|end|>b<|end|>xx"
@@ -346,6 +366,7 @@ def test_gpt2s_two_files_open(tmp_path):
     assert tokenizer.special_tokens == {"<|endoftext|>": 260}
     assert tokenizer.decode(tokenizer.encode("été <|endoftext|>")) == "été <|endoftext|>"
     tokenizer.save(tmp_path / "again")
+    assert len(list((tmp_path / "again").iterdir())) == 3
     saved = (tmp_path / "again" / "merges.txt").read_text(encoding="utf-8")
     assert saved == "#version: 0.2\nĠ t\nh e\nĠt he\n# #\n"
     (tmp_path / "again" / "tokenizer.json").unlink()
@@ -530,6 +551,70 @@ def test_report_is_complete_and_deterministic(capsys):
     assert outputs[0].splitlines()[-1].startswith("held-out:") and "same: True" in outputs[0]
 
 
+def test_the_shipped_tokenizer_is_what_the_command_in_data_readme_learns(tmp_path, monkeypatch):
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    command = re.findall(r"^    python stage07_bpe\.py (train .+)$", readme, re.M)
+    arguments = shlex.split(command[0])
+    assert len(command) == 1 and arguments[arguments.index("--out") + 1] == "data/tokenizer"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "stories.txt").write_text(STORIES, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    stage.main(arguments)
+    learned = {path.name: path.read_bytes() for path in Path("data/tokenizer").iterdir()}
+    shipped = {path.name: path.read_bytes() for path in (ROOT / "data" / "tokenizer").iterdir()}
+    assert list(learned) == ["tokenizer.json"]
+    assert learned == {name: data.replace(b"\r\n", b"\n") for name, data in shipped.items()}
+
+    tokenizer = BPETokenizer.load("data/tokenizer")
+    n = int(0.9 * len(STORIES))  # the capstone holds out the rest
+    same = BPETokenizer.train(STORIES[:n], tokenizer.vocab_size, "gpt2", ["<|endoftext|>"])
+    assert tokenizer.vocab == same.vocab and tokenizer.merges == same.merges
+    assert tokenizer.special_tokens == {"<|endoftext|>": tokenizer.vocab_size - 1}
+    assert tokenizer.vocab_size == int(arguments[arguments.index("--vocab-size") + 1])
+
+
+def train_files(directory, text, *flags):
+    """{name: bytes} of what the command learns from a text, with line ends as they are."""
+    directory.mkdir(exist_ok=True)
+    (directory / "text.txt").write_bytes(text.encode())
+    out = directory / "out" / "tok"
+    stage.main(["train", str(directory / "text.txt"), "--out", str(out), *flags])
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_the_fraction_is_of_characters_and_nothing_after_it_is_read(tmp_path, capsys):
+    text = "éé狐狸🦊" * 30 + SMALL[:1501]  # the first tenth of the characters has half the bytes
+    size = ("--vocab-size", "300", "--fraction", "0.9")
+    n = int(0.9 * len(text))
+    files = train_files(tmp_path / "a", text, *size)
+    assert capsys.readouterr().out.startswith(f"Learning from {n:,} of {len(text):,} characters\n")
+    assert files == train_files(tmp_path / "b", text[:n] + "q" * (len(text) - n), *size)
+    assert files == train_files(tmp_path / "c", text[:n], "--vocab-size", "300")
+    assert files == train_files(tmp_path / "d", text.replace("\n", "\r\n"), *size)
+    assert files != train_files(tmp_path / "e", text[: n - 1] + "q" * (len(text) - n + 1), *size)
+
+
+def test_flags_of_train(tmp_path, capsys):
+    specials = ["<|end|>", "<|é|>"]
+    text = SMALL + "<|end|>" * 500  # were it not cut out, "<|" would be the first pair
+    flags = ["--pattern", "gpt4", "--vocab-size", "400", "--special-tokens", *specials]
+    (content,) = train_files(tmp_path, text, *flags).values()
+    assert capsys.readouterr().out.endswith(
+        f"400 tokens -> {tmp_path / 'out/tok/tokenizer.json'}\n"
+    )
+    tokenizer = BPETokenizer.load(tmp_path / "out" / "tok")
+    assert tokenizer.special_tokens == {"<|end|>": 398, "<|é|>": 399}
+    assert tokenizer.vocab == BPETokenizer.train(text, 400, "gpt4", specials).vocab
+    assert tokenizer.pattern == "gpt4" and b"<|" not in set(tokenizer.vocab.values())
+    assert json.loads(content)["added_tokens"][1]["content"] == "<|é|>"
+    (content,) = train_files(tmp_path, SMALL).values()  # the defaults
+    default = BPETokenizer.train(SMALL, 1024)
+    assert json.loads(content) == json.loads(stage.to_files(default)["tokenizer.json"])
+    assert capsys.readouterr().out.endswith("tokenizer.json\n")
+    train_files(tmp_path, "the then")
+    assert capsys.readouterr().out.endswith("tokenizer.json; no pair is left\n")
+
+
 def test_train_encode_decode_on_the_command_line(tmp_path, capsys, monkeypatch):
     (tmp_path / "text.txt").write_bytes("the fox\r\nthe fén\n".encode() * 9)
     out = str(tmp_path / "tok")
@@ -543,21 +628,118 @@ def test_train_encode_decode_on_the_command_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO(" ".join(ids)))
     stage.main(["decode", out])
     assert capsys.readouterr().out == "the fén 🦊\n"
+    stage.main(["encode", out, ""])  # an empty text is a text: nothing is read
+    assert capsys.readouterr().out == "\n"
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "arguments, message",
     [
-        ["train", "/no/such/file", "--vocab-size", "300", "--out", "x"],
-        ["train", __file__, "--vocab-size", "10", "--out", "x"],
-        ["train", __file__, "--vocab-size", "many", "--out", "x"],
-        ["encode", "/no/such/place", "text"],
-        ["nonsense"],
-        ["--seed", "x"],
+        (["train", "/no/such/file", "--out", "x"], "/no/such/file"),
+        (["train", str(ROOT), "--out", "x"], "directory"),
+        (["train", "EMPTY", "--out", "x"], "EMPTY: no text to learn from in 0 characters"),
+        (["train", "LATIN", "--out", "x"], "LATIN: not UTF-8 text (at byte 1)"),
+        (["train", "LATIN"], "--out"),
+        (["train", "--out", "x"], "FILE"),
+        (["train", "TEXT", "--out", "TEXT"], "--out TEXT: exists and is not a directory"),
+        (["train", "TEXT", "--out", "TEXT/x"], "TEXT"),
+        (["train", "TEXT", "--out", "x", "--vocab-size", "256", "--special-tokens", "e"], "257"),
+        (["train", "TEXT", "--out", "x", "--vocab-size", "many"], "vocab-size"),
+        (["train", "TEXT", "--out", "x", "--vocab-size", "9" * 5000], "vocab-size"),
+        (["train", "TEXT", "--out", "x", "--fraction", "0"], "--fraction 0.0: expected"),
+        (["train", "TEXT", "--out", "x", "--fraction", "1.01"], "--fraction 1.01: expected"),
+        (["train", "TEXT", "--out", "x", "--fraction", "nan"], "--fraction nan: expected"),
+        (["train", "TEXT", "--out", "x", "--fraction", "0.01"], "no text to learn from in 9 char"),
+        (["train", "TEXT", "--out", "x", "--fraction", "most"], "fraction"),
+        (["train", "TEXT", "--out", "x", "--pattern", "gpt3"], "gpt3"),
+        (["train", "TEXT", "--out", "x", "--special-tokens"], "special-tokens"),
+        (["train", "TEXT", "--out", "x", "--special-tokens", "e", "e"], "distinct"),
+        (["train", "TEXT", "--out", "x", "--special-tokens", ""], "non-empty"),
+        (["train", "TEXT", "--out", "x", "--special-tokens", "t"], "{'t'}"),
+        (["train", "TEXT", "--out", "x", "--special-tokens", "\udcff"], "surrogate"),
+        (["train", "TEXT", "--out", "x", "--fast"], "--fast"),
+        (["encode", "/no/such/place", "text"], "/no/such/place"),
+        (["encode", "DEEP", "text"], "RecursionError"),
+        (["encode", "a\nb", "text"], "a b"),
+        (["encode", "TOK", "\udcff"], "surrogate"),
+        (["encode"], "DIR"),
+        (["decode", "TOK", "256"], "256: expected integers 0..255"),
+        (["decode", "TOK", "-1"], "-1: expected integers 0..255"),
+        (["decode", "TOK", "one"], "one"),
+        (["nonsense"], "nonsense"),
+        (["--seed", "x"], "x"),
+        (["--seed", "-1"], "non-negative"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_status_two(arguments, capsys):
+def test_a_wrong_command_is_one_line_and_status_two(
+    arguments, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("TEXT").write_bytes(b"the then\n")
+    Path("EMPTY").touch()
+    Path("LATIN").write_bytes("né".encode("latin-1"))
+    Path("DEEP").mkdir()
+    Path("DEEP/tokenizer.json").write_text("[" * 200_000)
+    BPETokenizer().save("TOK")
     with pytest.raises(SystemExit) as stop:
         stage.main(arguments)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error
+    assert message in error and error.startswith("stage07_bpe.py") and len(error) < 400
+    assert not Path("x").exists()
+
+
+def run_program(*arguments, python=(), **options):
+    command = [sys.executable, *python, str(ROOT / "stage07_bpe.py"), *arguments]
+    return subprocess.run(command, capture_output=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("flags", [[], ["-OO"]])
+def test_help_says_every_flag(flags):
+    done = run_program("train", "--help", python=flags)
+    assert done.returncode == 0 and not done.stderr
+    for word in ("--fraction", "--special-tokens", "--pattern", "[1024]", "[1]", "[gpt2]"):
+        assert word in done.stdout.decode()
+    assert b"--fast" in run_program("--help", python=flags).stdout
+
+
+def test_any_standard_output_will_do(tmp_path):
+    """A narrow encoding gets question marks, a closed pipe ends quietly, none at all is none."""
+    BPETokenizer().save(tmp_path)
+    ids = [str(byte) for byte in "狐a".encode()]
+    narrow = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    done = run_program("decode", str(tmp_path), *ids, env=narrow)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, b"?a", b"")
+    program = [sys.executable, str(ROOT / "stage07_bpe.py")]
+    learn = ["train", str(ROOT / "LICENSE"), "--out", str(tmp_path / "saved")]
+    for arguments in (["--fast"], learn):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen([*program, *arguments], **pipes) as process:
+            process.stdout.close()
+            assert process.stderr.read() == b"" and process.wait() == 0
+    assert (tmp_path / "saved" / "tokenizer.json").exists()  # the work is done first
+
+
+def test_standard_input_is_utf8_whatever_the_terminal_speaks(tmp_path):
+    BPETokenizer().save(tmp_path)
+    narrow = {**os.environ, "PYTHONIOENCODING": "cp1252:replace"}
+    text = "é\r\n\rx".encode()
+    done = run_program("encode", str(tmp_path), env=narrow, input=text)
+    assert list(map(int, done.stdout.split())) == list(text)
+    done = run_program("encode", str(tmp_path), env=narrow, input=text + b"\xff")
+    expected = b"stage07_bpe.py: standard input: not UTF-8 text (at byte 6)"
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (2, b"", expected)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell closes the streams")
+def test_a_closed_stream_gives_no_traceback(tmp_path):
+    (tmp_path / "text.txt").write_text("the then")
+    program = f"{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'stage07_bpe.py'))}"
+    for arguments, status, error in (
+        ("train text.txt --out tok >&-", 0, b""),
+        ("encode tok <&-", 2, b"stage07_bpe.py: standard input is closed: expected text or ids"),
+    ):
+        command = f"{program} {arguments}"
+        done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True)
+        assert done.returncode == status and done.stderr.startswith(error)
+        assert done.stderr.count(b"\n") == (status > 0) and (tmp_path / "tok").exists()
