@@ -1114,11 +1114,11 @@ class AdamW:
         shard = slice(start, start + len(gradient))
         weights, ms, vs = self.params.flat[shard], self.m[shard], self.v[shard]
         for tile in tiles(len(gradient), 1):
-            w, m, v, g = weights[tile], ms[tile], vs[tile], gradient[tile] * scale
+            w, m, v, g = weights[tile], ms[tile], vs[tile], gradient[tile]
             m *= beta1
-            m += (1 - beta1) * g
+            m += (1 - beta1) * scale * g
             v *= beta2
-            v += (1 - beta2) * (g * g)
+            v += (1 - beta2) * scale**2 * (g * g)
             w[: max(0, self.params.decayed - start - tile.start)] *= keep
             w -= rate * m / (np.sqrt(v) + eps)
 
