@@ -124,6 +124,8 @@ def tiles(rows, columns, floats=65536):
 #     ∂L/∂xᵢ  = Σⱼ dyⱼ Wᵢⱼ         dx = dy Wᵀ
 #     ∂L/∂Wᵢⱼ = Σₙ xₙᵢ dyₙⱼ        dW = xᵀ dy
 #     ∂L/∂bⱼ  = Σₙ dyₙⱼ            db = 1ᵀ dy
+# dW is laid out in memory as W is. Llama's weights and the head's are transposed views; for them
+# dWᵀ = dyᵀx is computed, so that putting it in its place is a plain copy and not a shuffle.
 
 
 def linear_forward(x, W, b=None):
@@ -140,7 +142,8 @@ def linear_backward(dy, cache):
     flat_x, flat_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     dx = (flat_dy @ W.T).reshape(x.shape)
     db = None if b is None else np.ones(len(flat_dy), dy.dtype) @ flat_dy
-    return dx, flat_x.T @ flat_dy, db
+    dW = (flat_dy.T @ flat_x).T if W.flags.f_contiguous else flat_x.T @ flat_dy
+    return dx, dW, db
 
 
 # Embedding. y = W[i] picks row i, which is the linear layer for a one-hot input x. Its dW = xᵀdy
