@@ -777,7 +777,6 @@ class GPT:
         loss, (embed, drop, caches, last, head, entropy) = self._loss(idx, targets, rngs, keep=True)
         if grads is None:
             grads = ParamDict(self.config, np.empty_like(self.flat))
-        grads.flat[:] = 0
         top = grads.top
         dx, dhead, _ = linear_backward(cross_entropy_backward(weight, entropy), head)
         dx, top["norm.weight"][...], dbias = norm_backward(dx, last, self.config)
@@ -790,8 +789,12 @@ class GPT:
         dx = dropout_backward(dx, drop)
         if self.config.arch == "gpt2":
             top["positions.weight"][: dx.shape[1]] = dx.sum(0)
+            top["positions.weight"][dx.shape[1] :] = 0
         top["embedding.weight"][...] = embedding_backward(dx, embed)
-        top["head.weight"] += dhead.T  # when tied, the same memory: its two gradients add
+        if self.config.tie_weights:  # the same memory: its two gradients add
+            top["head.weight"] += dhead.T
+        else:
+            top["head.weight"][...] = dhead.T
         return loss, grads
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
