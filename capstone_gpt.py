@@ -41,22 +41,28 @@ Units; Shazeer 2020, GLU Variants Improve Transformer; Su et al. 2021, RoFormer;
 """
 
 import argparse
+import codecs
+import collections
 import contextlib
 import ctypes
 import dataclasses
-import difflib
 import functools
+import hashlib
+import heapq
+import itertools
 import json
 import math
 import mmap
 import numbers
 import os
+import re
 import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import time
-import zlib
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -835,46 +841,13 @@ class GPT:
                 past, fresh = 0, idx  # back, and all that follows from it is computed anew
 
     def save_pretrained(self, directory):
-        """Write config.json and model.safetensors atomically; other files there are kept."""
-        write_checkpoint(directory, self)
+        """Write config.json, model.safetensors and the files it came with; see save_model."""
+        save_model(directory, self)
 
     @classmethod
     def from_pretrained(cls, directory, dtype=None):
-        """Read a gpt2 or llama checkpoint written here or by transformers.
-
-        dtype None is float64 for a float64 file and float32 otherwise. Raises ValueError for files
-        that are damaged or describe another kind of model.
-        """
-        directory, tensors, files = find_checkpoint(directory), {}, ["model.safetensors"]
-        config = config_from_json(read_json(directory / "config.json"))
-        index = directory / "model.safetensors.index.json"
-        if index.exists():  # large models come in several files
-            where = read_json(index).get("weight_map")
-            files = [*where.values()] if isinstance(where, dict) else [None]
-            plain = all(isinstance(name, str) and Path(name).name == name for name in files)
-            need(plain, f"{index}: weight_map must name files of this directory")
-        for name in sorted(set(files)):
-            tensors |= read_safetensors(directory / name)[0]
-        gpt2 = config.arch == "gpt2"
-        if gpt2 and "wte.weight" in tensors:  # the names of the original GPT-2 files
-            tensors = {f"transformer.{name}": t for name, t in tensors.items()}
-        if dtype is None:
-            double = any(t.dtype == np.float64 for t in tensors.values())
-            dtype = np.float64 if double else np.float32
-        model = cls(config, seed=None, dtype=dtype)
-        for name, p in model.params.items():
-            need(name in tensors, f"{directory}: the weights lack {name}")
-            t = tensors.pop(name)
-            fits = t.shape == p.shape
-            need(fits, f"{directory}: {name} is {t.shape}, config.json makes it {p.shape}")
-            p[...] = t
-        for name, t in tensors.items():  # all else must be without effect on the logits
-            buffer = name.endswith((".attn.bias", ".attn.masked_bias", "rotary_emb.inv_freq"))
-            tied_head = name == "lm_head.weight" and config.tie_weights
-            zero_bias = gpt2 and not config.bias and name.endswith(".bias") and not np.any(t)
-            idle = buffer or tied_head or zero_bias
-            need(idle, f"{directory}: {name} has no place in this model")
-        return model
+        """Read a gpt2 or llama checkpoint written here or by transformers; see load_model."""
+        return load_model(directory, dtype)
 
 
 # %% 7. Names and shapes
@@ -1033,67 +1006,211 @@ def sample_token(logits, temperature, top_k, top_p, rng):
 
 
 # %% 10. Text and tokens
+#
+# A model reads and writes integers, the ids of tokens; each has a row in the embedding. One token a
+# character is the simplest choice, but texts become long. One token a word makes them short, but no
+# list of words is complete. Subwords lie between: begin with the 256 bytes, which can write any
+# text in UTF-8, and join pairs that often stand side by side into new tokens, again and again. This
+# is byte-pair encoding (BPE), the tokenizer of GPT-2, GPT-4 and Llama 3. Stage 7 derives how the
+# merges are learned; here they are used. Of all known pairs in a word, the one that was learned
+# first, which has the lowest rank, is joined (the leftmost, if it stands in several places). Then
+# look again, until no pair is known.
 
 
-class CharTokenizer:
+def merge(ids, merges):
+    """The list of ids after all merges {(left id, right id): (rank, new id)}; plain and slow."""
+    ids = list(ids)
+    while True:
+        known = [(merges[p][0], i) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
+        if not known:
+            return ids
+        rank, i = min(known)
+        ids[i : i + 2] = [merges[ids[i], ids[i + 1]][1]]
+
+
+#     ids        e 0   l 1   o 2   r 3   s 4   w 5   lo 6   low 7   er 8
+#     merges     l+o: rank 0     lo+w: rank 1     e+r: rank 2
+#
+#     lower      1 2 5 0 3    ->  6 5 0 3    ->  7 0 3    ->  7 8      low|er
+#     slower     4 1 2 5 0 3  ->  4 6 5 0 3  ->  4 7 0 3  ->  4 7 8    s|low|er, never seen before
+#
+# Each round looks at the whole word: n bytes take up to n² steps. The fast form finds the next pair
+# in a heap of (rank, place). Each place knows the one before it and the one after it, so that two
+# neighbours become one without moving the others. A merge creates at most two pairs, with its
+# neighbours; they go into the heap. A pair that lost a side meanwhile is noticed when it is due.
+
+
+def merge_fast(ids, merges):
+    """What merge() computes, in about n log n steps for n ids."""
+    n, ids = len(ids), [*ids, -1]  # the last one is in no pair; it also stands before the first
+    before, after = list(range(-1, n)), list(range(1, n + 2))
+    heap = [(*merges[p], i, p) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
+    heapq.heapify(heap)
+    while heap:
+        _, new, i, pair = heapq.heappop(heap)
+        j = after[i]
+        if (ids[i], ids[j]) == pair:
+            k = after[j]
+            ids[i], ids[j] = new, -1
+            after[i], before[k] = k, i
+            for left, right in ((before[i], i), (i, k)):
+                pair = ids[left], ids[right]
+                if pair in merges:
+                    heapq.heappush(heap, (*merges[pair], left, pair))
+    return [i for i in ids if i >= 0]
+
+
+# Merges never reach across pre-tokens: a word with the space before it, a run of digits, of marks,
+# of blanks. These patterns cut a text into them: GPT-2's, the one of GPT-4 and Llama 3, and GPT-2's
+# with every digit alone, for SmolLM. \p{L} is a letter, \p{N} a number of any kind (½, Ⅷ), \s a
+# blank; \s+(?!\S) lets a run of blanks give back its last one, which leads the next word. Python's
+# re has no \p, and its \s takes U+001C to U+001F; so splitter() spells the classes out as ranges.
+
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "digits": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+}
+
+
+@functools.cache
+def splitter(pattern, ascii_only):
+    """The compiled pattern; for ASCII text, classes of ASCII alone do the same and start faster."""
+    kinds = [unicodedata.category(chr(code))[0] for code in range(128 if ascii_only else 0x110000)]
+    ranges = {"L": "", "N": "", "Z": r"\t-\r" if ascii_only else r"\t-\r\x85"}
+    start = 0
+    for kind, run in itertools.groupby(kinds):  # letters, numbers, blanks as "a-z..."
+        end = start + len(list(run))
+        if kind in ranges:
+            ranges[kind] += rf"\U{start:08x}-\U{end - 1:08x}"
+        start = end
+    source = PATTERNS[pattern].replace(r"\S", r"[^\s]")  # then put lone classes into brackets
+    source = re.sub(r"(\[.*?\])|(\\p\{.\}|\\s)", lambda m: m[1] or f"[{m[2]}]", source)
+    for name, kind in ((r"\p{L}", "L"), (r"\p{N}", "N"), (r"\s", "Z")):
+        source = source.replace(name, ranges[kind])
+    return re.compile(source)
+
+
+class Tokenizer:
+    """What both kinds share; files {name: bytes} is what save writes and load_tokenizer reads."""
+
+    def __init__(self, tokens, added, template, files):
+        self.tokens = tokens  # {id: its bytes}
+        self.vocab_size = max(tokens) + 1
+        self.added = added  # [{"id", "content", ...}], looked for in a text before it is split
+        self.special_tokens = {token["content"]: token["id"] for token in added}
+        self.template = template  # ids that add_special_tokens puts before a text, and after it
+        self.files = files
+
+    def decode_stream(self, ids):
+        """Yield the text of ids, never half a character; what is no character becomes U+FFFD."""
+        text = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            if piece := text.decode(self.tokens.get(int(i), b"\xef\xbf\xbd")):
+                yield piece
+        if rest := text.decode(b"", final=True):
+            yield rest
+
+    def decode(self, ids):
+        """The text of token ids (T,)."""
+        return "".join(self.decode_stream(ids))
+
+    def save(self, directory):
+        """Write the files into a directory that exists."""
+        for name, content in self.files.items():
+            write_file(Path(directory, name), [content])
+
+
+class CharTokenizer(Tokenizer):
     """One token per character: the sorted distinct characters of a text are the vocabulary."""
 
     def __init__(self, characters):
-        self.characters = "".join(sorted(set(characters)))
-        self.ids = {c: i for i, c in enumerate(self.characters)}
-        self.vocab_size = len(self.characters)
-        self.start = "\n" if "\n" in self.ids else self.characters[0]  # what an empty prompt means
+        need(characters, "a vocabulary needs at least one character")
+        self.ids = {c: i for i, c in enumerate(sorted(set(characters)))}
+        tokens = {i: c.encode() for c, i in self.ids.items()}
+        super().__init__(tokens, [], ([], []), character_files(self.ids))
 
-    def encode(self, text):
+    def encode(self, text, add_special_tokens=False):
         """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
         unknown = sorted(set(text) - self.ids.keys())
         names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
         need(not unknown, f"characters the model was not trained on: {names}")
         return np.array([self.ids[c] for c in text], dtype=np.int64)
 
-    def decode(self, ids):
-        """The text of token ids (T,)."""
-        return "".join(self.characters[i] for i in ids)
-
-    def save(self, directory):
-        """Write the vocabulary to the file `tokenizer`, as a JSON string."""
-        Path(directory, "tokenizer").write_text(json.dumps(self.characters) + "\n")
+    def encode_stream(self, texts):
+        """Yield the ids of each text."""
+        return map(self.encode, texts)
 
 
-def load_tokenizer(directory):
-    """The tokenizer of a checkpoint; the place where a tokenizer.json of stage 7 will be read."""
-    path = find_checkpoint(directory) / "tokenizer"
-    need(path.is_file(), f"{directory}: no tokenizer file, so text cannot be turned into tokens")
-    bad = f"{path}: damaged tokenizer file, expected a JSON string of characters"
-    characters = parse_json(path.read_bytes(), str, bad)
-    need(characters, bad)
-    return CharTokenizer(characters)
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE: vocab {token: id}, [left token, right token] of each merge, key of PATTERNS.
 
+    Bytes are written in GPT-2's alphabet (section 15). ignore_merges: a pre-token that is a token
+    needs no merges (Llama 3).
+    """
 
-def load(directory):
-    """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
-    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
-    n, V = tokenizer.vocab_size, model.config.vocab_size
-    need(n == V, f"{directory}: {n} characters for a vocabulary of {V}")
-    return model, tokenizer
+    def __init__(self, vocab, merges, pattern, added, template, ignore_merges=False, files=None):
+        tokens = {i: token_bytes(token) for token, i in vocab.items()}
+        tokens |= {token["id"]: token["content"].encode() for token in added}
+        super().__init__(tokens, added, template, files)
+        self.vocab, self.pattern, self.ignore_merges = vocab, pattern, ignore_merges
+        self.byte_ids = [vocab[BYTE_TO_CHAR[byte]] for byte in range(256)]
+        self.merges = {
+            (vocab[left], vocab[right]): (rank, vocab[left + right])
+            for rank, (left, right) in enumerate(merges)
+        }
+        longest_first = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
+        self.cutter = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+        self.known_word = functools.lru_cache(1 << 17)(self.encode_word)
 
+    def encode_word(self, word):
+        """The list of ids of a pre-token."""
+        data = word.encode()
+        if self.ignore_merges and to_alphabet(data) in self.vocab:
+            return [self.vocab[to_alphabet(data)]]
+        return merge_fast([self.byte_ids[byte] for byte in data], self.merges)
 
-def read_text(path):
-    """A UTF-8 text file; ValueError if it is missing, empty or something else."""
-    need(Path(path).exists(), f"{path}: no such file")
-    need(not Path(path).is_dir(), f"{path}: a directory, expected a text file")
-    try:
-        text = Path(path).read_bytes().decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (at byte {error.start})") from None
-    need(text, f"{path}: the file is empty")
-    return text
+    def encode(self, text, add_special_tokens=False):
+        """Token ids (T,); special tokens in the text are found. ValueError for half a surrogate."""
+        ids = []
+        for n, piece in enumerate(self.cutter.split(text)):
+            if n % 2:  # text, special token, text, special token, ..., text
+                ids.append(self.special_tokens[piece])
+                continue
+            for word in splitter(self.pattern, piece.isascii()).findall(piece):
+                ids += self.known_word(word) if len(word) < 64 else self.encode_word(word)
+        before, after = self.template if add_special_tokens else ([], [])
+        return np.array([*before, *ids, *after], dtype=np.int64)
 
+    def may_cut(self, text, i):
+        """Whether text[:i] and text[i:] have together the ids of text, whatever follows text.
 
-def split_text(text, tokenizer):
-    """Token ids to train on, ids held out (the last tenth of the text), characters held out."""
-    n = int(0.9 * len(text))
-    return tokenizer.encode(text[:n]), tokenizer.encode(text[n:]), len(text) - n
+        So it is where something else follows a letter or digit: no pattern has a pre-token that
+        goes on there, nor one before it that looks further. But no special token may be cut.
+        """
+        if not text[i - 1].isalnum() or text[i].isalnum():
+            return False
+        return not any(
+            s in text[max(0, i - len(s) + 1) : i + len(s) - 1] for s in self.special_tokens
+        )
+
+    def encode_stream(self, texts):
+        """Yield the ids of "".join(texts) in parts; constant memory while letters come by."""
+        held, enough = "", 1 << 16
+        longest = max(map(len, self.special_tokens), default=1)
+        for text in texts:
+            held += text
+            if len(held) < enough:
+                continue
+            cut = len(held) - longest
+            while cut > 0 and not self.may_cut(held, cut):
+                cut -= 1
+            if cut > 0:
+                yield self.encode(held[:cut])
+                held = held[cut:]
+            enough = max(1 << 16, 2 * len(held))  # what has no such place is seldom searched again
+        yield self.encode(held)
 
 
 # %% 11. The optimizer
@@ -1497,92 +1614,224 @@ def make_team(model, optimizer, ids, settings, stopping=lambda: False):
     return Workers(*run, stopping, size) if size > 1 else Team(*run, stopping)
 
 
-# %% 13. The yardstick
+# %% 14. The yardstick
 #
-# Before a network earns its place it must beat counting. With c(h, w) the times w followed the
-# context h, N(h) = Σ c(h, w) and U(h) the number of *different* w seen after h, Witten-Bell
-# smoothing (stage 1) reserves U/(N + U) for what the next shorter context h' says:
-#     p(w | h) = (c(h, w) + U(h) p(w | h')) / (N(h) + U(h)),    p(w | no context at all) = 1/V.
+# A network is judged by tokens it has not seen, each predicted once from those before it. It looks
+# at block_size tokens at a time. If such windows stood side by side, the first token of each would
+# be predicted from nothing; so they overlap, and only the last `stride` targets of each count. Ids
+# may be a file on disk: what a long text needs in memory at once does not grow with it.
+
+LOGITS = 1 << 22  # floats of logits computed at once in an evaluation, or those of one window
 
 
-def ngram_nats(train, held_out, vocab_size, order=5):
-    """Mean nats per token of held_out (n,) under an `order`-gram counter fitted to train."""
-    ids = np.concatenate([train, held_out]).astype(np.int64)
-    n, p = len(train), np.full(len(held_out), 1 / vocab_size)
-    context = np.zeros(len(ids), np.int64)  # numbers the tokens before each one: at first, none
-    for _ in range(order):
-        gram = np.unique(context * vocab_size + ids, return_inverse=True)[1]
-        c, N = np.bincount(gram[:n], minlength=gram.max() + 1), np.bincount(context[:n])
-        U = np.bincount(context[:n][np.unique(gram[:n], return_index=True)[1]])
-        N, U = (np.append(a, np.zeros(len(ids) + 1 - len(a)))[context[n:]] for a in (N, U))
-        seen = N > 0  # an unseen context has nothing to add
-        p[seen] = ((c[gram[n:]] + U * p) / np.maximum(N + U, 1))[seen]
-        context = np.concatenate([[gram.max() + 1], gram[:-1]])  # one token longer
-    return float(-np.log(p).mean())
-
-
-def evaluate(model, ids, first, stride, max_windows=None):
+def evaluate(model, ids, first, block_size, stride, max_windows=None):
     """Summed nats and number of the tokens ids[first:], each predicted exactly once.
 
     Windows of block_size tokens move on by `stride` and score their last `stride` targets: a token
-    sees at least block_size - stride tokens before it. max_windows takes that many, evenly spaced.
+    sees the block_size - stride tokens before it or more, or all there are. max_windows takes that
+    many windows, evenly spaced. ids (n,) are integers, in memory or mapped; first is at least 1.
     """
-    starts = np.arange(first, len(ids), stride)
-    ends = np.minimum(starts + stride, len(ids))
-    if max_windows and len(ends) > max_windows:
-        chosen = np.linspace(0, len(ends) - 1, max_windows).round().astype(int)
-        starts, ends = starts[chosen], ends[chosen]
-    T = min(model.config.block_size, int(ends.min()) - 1)
-    nats, batch = 0.0, max(1, 8192 // T)
-    for i in range(0, len(ends), batch):
-        at = ends[i : i + batch, None] - T + np.arange(T)  # positions of the targets (B, T)
-        targets = np.where(at >= starts[i : i + batch, None], ids[at], -1)
-        nats += model.loss(ids[at - 1], targets) * int((targets != -1).sum())
-    return nats, int((ends - starts).sum())
+    need(first >= 1, "the first token of a text has nothing before it to be predicted from")
+    need(1 <= stride <= block_size, f"stride must be in 1..{block_size}, not {stride}")
+    windows, T = range(first, len(ids), stride), max(1, min(block_size, len(ids) - 1))
+    if max_windows and len(windows) > max_windows:
+        chosen = np.linspace(0, len(windows) - 1, max_windows).round().astype(int)
+        windows = [windows[i] for i in chosen]
+    batch = max(1, min(8192, LOGITS // model.config.vocab_size) // T)
+    nats, tokens = 0.0, 0
+    for i in range(0, len(windows), batch):
+        start = np.array(windows[i : i + batch])[:, None]  # (B, 1) the first target that counts
+        end = np.minimum(start + stride, len(ids))
+        at = np.maximum(end - T, 1) + np.arange(T)  # (B, T) the places of all targets
+        counted = (start <= at) & (at < end)
+        targets, n = np.where(counted, ids[at].astype(np.int64), -1), int(counted.sum())
+        nats += n * model.loss(ids[at - 1], targets)
+        tokens += n
+    return nats, tokens
 
 
-def held_out_nats(model, split, stride, max_windows=None):
-    """Nats per held-out character; the first ones may look back into the training text."""
-    train, held, chars = split
-    ids = np.concatenate([train[-model.config.block_size :], held])
-    nats, tokens = evaluate(model, ids, len(ids) - len(held), stride, max_windows)
-    return nats / tokens * len(held) / chars
-
-
-# %% 14. Checkpoints
+# Before a network earns its place it must beat counting. Let c(h, w) be how often the token w came
+# after the context h in the training text, N(h) = Σ c(h, w) how often anything did, and U(h) how
+# many *different* tokens did. The share c/N leaves nothing for what never came after h. But grams
+# (h, w) that came r times in one text come about r - D times in another, with much the same D < 1
+# for every r (Church & Gale 1991). So take D off each of the U(h) counts, and let what that frees,
+# D U(h), go where h' says, which is the context h without its first token:
+#     p(w | h) = (max(c(h, w) - D, 0) + D U(h) p(w | h')) / N(h),    p(w | no context at all) = 1/V.
+# The first terms add up to N(h) - D U(h), the second to D U(h): the sum over w is 1. An h that was
+# never seen leaves all to h'.
 #
-# A checkpoint is a directory as Hugging Face lays it out: transformers opens ours, we open theirs.
+# How large is D? Take one token out of the text and let the rest predict it. If its gram came once,
+# it is now new and its chance in proportion to D; if twice, to 1 - D. With n₁ grams seen once and
+# n₂ twice, that makes D^n₁ (1 - D)^(2n₂), largest where the slope of its logarithm is 0: n₁/D =
+# 2n₂/(1 - D), hence D = n₁/(n₁ + 2n₂). With 1 more above and 2 more below, D is strictly between 0
+# and 1 for any text. Grams of every length have their own.
+#
+# Should h' count as h does? "Francisco" is frequent, but only after "San", where the longer context
+# has it covered. The shorter one is asked when the longer one fails: how likely is w after
+# something *new*? As likely as it has come after many *different* tokens. So for all contexts but
+# the longest, c(h', w) is the number of different tokens v that came before (h', w); stage 1
+# derives that only so each token stays as frequent as it is. N and U are sums over these c. This is
+# Kneser-Ney smoothing (Kneser & Ney 1995). Three tokens a, b, c, the text a b a b, grams of 2:
+#     c(a, b) = 2, c(b, a) = 1                                 n₁ = 1, n₂ = 1, D = 2/5
+#     c(b) = 1, as b came twice but after a alone; c(a) = 1    n₁ = 2, n₂ = 0, D = 3/4
+#     p(b) = (1 - 3/4 + 3/4 · 2 · 1/3) / 2 = 0.375             p(a) = 0.375, p(c) = 0.25
+#     p(b | a) = (2 - 2/5 + 2/5 · 1 · 0.375) / 2 = 0.875       p(a | a) = 0.075, p(c | a) = 0.05
+#     p(a | b) = (1 - 2/5 + 2/5 · 1 · 0.375) / 1 = 0.75        p(b | b) = 0.15, p(c | b) = 0.1
+
+
+def kneser_ney(c, contexts, h, hw, p):
+    """p(w | h) from p(w | h') for grams numbered hw and their contexts numbered h, of any shape.
+
+    c (grams,) are the counts of all grams, contexts (grams,) the numbers of their contexts.
+    """
+    N, U = np.bincount(contexts, c), np.bincount(contexts, c > 0)
+    once, twice = np.sum(c == 1), np.sum(c == 2)
+    D = (once + 1) / (once + 2 * twice + 2)
+    longer = (np.maximum(c[hw] - D, 0) + D * U[h] * p) / np.maximum(N[h], 1)
+    return np.where(N[h] > 0, longer, p)
+
+
+def kneser_ney_nats(train, rows, before, vocab_size, order):
+    """Summed nats of rows[:, before:] under the grams of train, for each order 1 ... `order`.
+
+    train (n,) and rows (R, T) are token ids; the first `before` of each row are context only.
+    """
+    # A gram's key is (number of its context) · V + (its last token), its number the place of its
+    # key among the sorted ones of its length, and all that were not seen share the next number.
+    train, rows, V, nats = train.astype(np.int64), rows.astype(np.int64), vocab_size, []
+    grams, h, unseen = np.zeros(len(train) + 1, np.int64), np.zeros_like(rows), 1  # of no token
+    p = np.full(rows.shape, 1 / V)
+    for k in range(1, order + 1):
+        keys, grams = np.unique(grams[:-1] * V + train[k - 1 :], return_inverse=True)
+        keys = np.append(keys, unseen * V)
+        unseen = len(keys) - 1
+        hw = np.minimum(np.searchsorted(keys, h * V + rows), unseen)
+        hw[keys[hw] != h * V + rows] = unseen
+        counted = grams[order - k :]  # grams of all lengths are counted at the same places
+        times = np.bincount(counted, minlength=len(keys))
+        nats.append(-np.log(kneser_ney(times, keys // V, h, hw, p)[:, before:]).sum())
+        if k < order:
+            preceded = np.sort(counted * V + train[order - 1 - k :][: len(counted)])  # (v, h, w)
+            different = preceded[np.diff(preceded, prepend=-1) > 0]
+            kinds = np.bincount(different // V, minlength=len(keys))
+            p = kneser_ney(kinds, keys // V, h, hw, p)
+            h = np.insert(hw[:, :-1], 0, unseen, axis=1)  # contexts of one token more
+    return np.array(nats)
+
+
+COUNTED = 2_000_000  # training tokens that the yardstick counts at most: the last ones
+SCORED = 200_000  # tokens that it scores at most: 100 stretches, evenly spaced
+
+
+def yardstick(split):
+    """Kneser-Ney on the held-out piece: (nats per character, order, training tokens counted).
+
+    The order, 10 at most, is the best on the development piece or, without one, on the last 5 % of
+    the training tokens, which are counted only afterwards.
+    """
+    ids, end, first = split.ids, len(split.train), len(split.ids) - len(split.held)
+
+    def nats_per_token(counted, first, last, order):
+        before, size, stretches = min(first, order - 1), last - first, 1
+        if size > SCORED:
+            size, stretches = SCORED // 100, 100
+        starts = np.linspace(first, last - size, stretches).astype(int)
+        rows = ids[starts[:, None] + np.arange(-before, size)]
+        train = ids[max(0, counted - COUNTED) : counted]
+        nats = kneser_ney_nats(train, rows, before, split.vocab_size, order)
+        return nats / max(1, stretches * size)
+
+    counted = end if len(split.dev) else end - end // 20
+    order = 1 + int(np.argmin(nats_per_token(counted, counted, first, 10)))
+    nats = nats_per_token(end, first, len(ids), order)[-1] * len(split.held)
+    return float(nats / split.held_chars), order, min(end, COUNTED)
+
+
+# %% 15. Checkpoints
+#
+# A model is kept as Hugging Face keeps it: a directory with config.json, model.safetensors and the
+# tokenizer's files. transformers opens ours, we open theirs.
 #
 # safetensors: 8 bytes of little-endian header length N, N bytes of JSON {name: {dtype, shape,
-# data_offsets}}, then the arrays' raw bytes. It is read through a memory map, so an array costs
-# memory when it is used, and nothing in the file is trusted before it is checked: no pickle, no
-# code, no offset out of bounds.
+# data_offsets}}, then the arrays' raw bytes, without gaps. An array is mapped into memory when it
+# is asked for, and nothing in the file is trusted before it is checked: no pickle, no code, no
+# offset out of bounds.
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-DTYPES |= {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U8": "|u1", "BOOL": "|b1"}
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4",
+    "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1",
+}  # fmt: skip
+LONGEST_HEADER = 100_000_000  # bytes, the reference library's limit
+
+
+def write_file(path, pieces):
+    """Write pieces of bytes to path: whenever the power fails, the old file is there or the new.
+
+    They go to a temporary name, onto the disk, and then take the old file's place in one step.
+    """
+    path = Path(path)
+    for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # by a writer that was killed
+        left_over.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        message = f"{error.strerror}; what was there before is kept"
+        raise OSError(error.errno, message, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name is on the disk when the directory is
+        directory = os.open(path.parent, os.O_RDONLY)
+        os.fsync(directory)
+        os.close(directory)
 
 
 def write_safetensors(path, tensors, metadata=None):
-    """Write {name: array} to path in the safetensors format."""
-    names = {np.dtype(code): name for name, code in DTYPES.items()}
-    header, end = {"__metadata__": {"format": "pt"} | (metadata or {})}, 0
-    for name, t in tensors.items():
+    """Write {name: array} and the metadata {text: text} in the safetensors format."""
+    names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
+    metadata, end = {"format": "pt", **(metadata or {})}, 0
+    if not all(isinstance(text, str) for text in [*metadata, *metadata.values()]):
+        raise ValueError(f"{path}: safetensors metadata must be texts, not {metadata!r:.60}")
+    header = {"__metadata__": metadata}
+    by_size = sorted(tensors.items(), key=lambda item: -item[1].itemsize)  # so all are aligned
+    for name, t in by_size:
+        if not isinstance(name, str) or name in header or t.dtype not in names:
+            raise ValueError(f"{path}: no tensor can be called {name!r:.60} and hold {t.dtype}")
         start, end = end, end + t.nbytes
-        header[name] = {"dtype": names[t.dtype], "shape": t.shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # arrays start on a multiple of 8 bytes
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for t in tensors.values():
-            file.write(np.ascontiguousarray(t).data)
-        file.flush()
-        os.fsync(file.fileno())
+        header[name] = {"dtype": names[t.dtype], "shape": t.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the arrays start on a multiple of 8 bytes
+    need(len(text) <= LONGEST_HEADER, f"{path}: {len(text)} bytes are too many for a header")
+    arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for _, t in by_size)
+    write_file(path, itertools.chain([len(text).to_bytes(8, "little") + text], arrays))
 
 
 def parse_json(text, kind, complaint):
-    """The JSON value in text, str or bytes; ValueError(complaint) unless it is of that kind."""
+    """The JSON value in text, str or UTF-8 bytes; ValueError(complaint) unless it is of that kind.
+
+    Stricter than Python, as strict as safetensors: fields given twice, numbers that are not finite
+    and halves of surrogate pairs are refused, and -0 is no whole number.
+    """
+
+    def unique(pairs):
+        fields = dict(pairs)
+        need(len(fields) == len(pairs), "a field is given twice")
+        return fields
+
+    def finite(word):
+        need(math.isfinite(float(word)), f"{word[:40]} is not a finite number")
+        return float(word)
+
+    hooks = {"object_pairs_hook": unique, "parse_float": finite, "parse_constant": finite}
     try:
-        value = json.loads(text)
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(text, parse_int=lambda n: int(n) if n != "-0" else -0.0, **hooks)
+        if "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{complaint} ({error})") from None
     need(isinstance(value, kind), complaint)
@@ -1595,175 +1844,657 @@ def read_json(path):
     return parse_json(Path(path).read_bytes(), dict, f"{path}: expected a JSON object")
 
 
+class TensorFile(collections.abc.Mapping):
+    """{name: read-only array} of an open safetensors file; BF16 becomes float32.
+
+    An array costs memory from when it is asked for until it is forgotten. The file may be replaced
+    meanwhile: this is still the old one. .entries holds {name: (type, shape, first byte)}.
+    """
+
+    def __init__(self, file):
+        self.file, self.entries = file, {}
+
+    def __getitem__(self, name):
+        kind, shape, start = self.entries[name]
+        if 0 in shape:  # nothing to map
+            array = np.empty(shape, DTYPES[kind])
+        else:
+            array = np.asarray(np.memmap(self.file, DTYPES[kind], "r", start, shape))
+        if kind == "BF16":  # the upper half of a float32
+            array = array.astype("<u4")
+            array <<= 16
+            array = array.view("<f4")
+        array.flags.writeable = False
+        return array
+
+    def __iter__(self):
+        return iter(self.entries)
+
+    def __len__(self):
+        return len(self.entries)
+
+    def __del__(self):
+        self.file.close()
+
+
 def read_safetensors(path):
-    """({name: read-only array}, metadata) of a safetensors file; BF16 becomes float32.
+    """(TensorFile, metadata) of a safetensors file.
 
     Raises ValueError naming the file when any length, offset, shape or type does not hold.
     """
     need(Path(path).is_file(), f"{path}: no such file")
-    size, bad = os.path.getsize(path), f"{path}: damaged safetensors file:"
-    need(size >= 8, f"{bad} {size} bytes are too few")
-    with open(path, "rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    start = 8 + int.from_bytes(data[:8], "little")
-    need(start <= size, f"{bad} a header of {start - 8} bytes in a file of {size}")
-    header = parse_json(data[8:start], dict, f"{bad} the header is not a JSON object")
-    metadata, tensors, spans = header.pop("__metadata__", {}), {}, []
-    need(isinstance(metadata, dict), f"{bad} the metadata is not a JSON object")
+    tensors, bad = TensorFile(open(path, "rb")), f"{path}: damaged safetensors file:"
+    size = os.fstat(tensors.file.fileno()).st_size
+    length = int.from_bytes(tensors.file.read(8), "little")
+    if size < 8 or length > min(size - 8, LONGEST_HEADER):
+        raise ValueError(f"{bad} a header of {length} bytes in a file of {size}")
+    text, size = tensors.file.read(length), size - 8 - length
+    need(text.startswith(b"{"), f"{bad} the header does not begin with {{")
+    header = parse_json(text, dict, f"{bad} the header is not a JSON object")
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise ValueError(f"{bad} its metadata are not texts")
+    spans, end = [], 0
     for name, entry in header.items():
-        known = isinstance(entry, dict) and entry.get("dtype") in [*DTYPES]
-        need(known, f"{bad} type of {name}")
-        shape, offsets = entry.get("shape"), entry.get("data_offsets")
-        for ns in (shape, offsets):
-            right = isinstance(ns, list) and len(ns) <= 32
-            right = right and all(type(n) is int and 0 <= n <= size for n in ns)
-            need(right, f"{bad} shape or offsets of {name}")
-        right = len(offsets) == 2 and offsets[0] <= offsets[1] <= size - start
-        need(right, f"{bad} offsets of {name}")
-        dtype, count = np.dtype(DTYPES[entry["dtype"]]), math.prod(shape)
-        right = offsets[1] - offsets[0] == count * dtype.itemsize
-        need(right, f"{bad} {name} is {shape} but has another length")
-        array = np.frombuffer(data, dtype, count, start + offsets[0]).reshape(shape)
-        if entry["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        tensors[name] = array
-        spans.append(offsets)
-    begins, ends = zip(*sorted(spans), (size - start, None))
-    right = begins == (0, *ends[:-1])  # each begins where the one before it ends
-    need(right, f"{bad} the arrays do not fill its {size - start} bytes one after the other")
+        here = f"{bad} {name!r:.80}"
+        need(isinstance(entry, dict), f"{here} is not described by an object")
+        kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+        if not isinstance(kind, str) or kind not in DTYPES:
+            raise ValueError(f"{here} is of type {kind!r:.40}, not one of {', '.join(DTYPES)}")
+        lists = isinstance(shape, list) and isinstance(offsets, list)
+        if not lists or not all(type(n) is int and n >= 0 for n in shape + offsets):
+            raise ValueError(f"{here}: shape and data_offsets must be lists of whole numbers")
+        if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:
+            raise ValueError(f"{here}: no array has the shape {shape!r:.80}")
+        if len(offsets) != 2 or not offsets[0] <= offsets[1] <= size:
+            raise ValueError(f"{here}: data_offsets {offsets!r:.80} in {size} bytes")
+        count = math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
+        need(offsets[1] - offsets[0] == count, f"{here}, {shape!r:.80}, has another length")
+        tensors.entries[name] = kind, tuple(shape), 8 + length + offsets[0]
+        spans.append(tuple(offsets))
+    for start, stop in sorted(spans):
+        need(start == end, f"{bad} a gap or an overlap in its arrays at byte {end}")
+        end = stop
+    need(end == size, f"{bad} {size} bytes of arrays, {end} of them described")
     return tensors, metadata
 
 
-# config.json, field by field: our name for each of theirs, and the values that this file computes.
+def copy_tensor(tensors, name, array):
+    """Copy a TensorFile's tensor into array; ValueError unless it is finite and of that shape."""
+    kind, shape, _ = tensors.entries[name]
+    where = f"{tensors.file.name}: {name!r:.80}"
+    if kind not in ("F64", "F32", "F16", "BF16") or shape != array.shape:
+        raise ValueError(f"{where} is {kind} {shape!r:.80}, expected floats {array.shape}")
+    with np.errstate(over="ignore"):
+        array[...] = tensors[name]
+    extremes = [array.min(initial=0), array.max(initial=0)]  # nan if there is one
+    need(np.isfinite(extremes).all(), f"{where} holds a number that is not finite")
+
+
+# config.json: the keys that say what to compute, the values that others must have, and the keys
+# that cannot change the logits. Any other key is refused unless it is null, false or empty.
 
 HF_FIELDS = {
-    "gpt2": dict(vocab_size="vocab_size", n_positions="block_size", n_layer="n_layer")
-    | dict(n_head="n_head", n_embd="n_embd", n_inner="n_hidden", bias="bias")
-    | dict(resid_pdrop="dropout", layer_norm_epsilon="norm_eps", tie_word_embeddings="tie_weights"),
-    "llama": dict(vocab_size="vocab_size", max_position_embeddings="block_size")
-    | dict(num_hidden_layers="n_layer", num_attention_heads="n_head", hidden_size="n_embd")
-    | dict(num_key_value_heads="n_kv_head", intermediate_size="n_hidden", rope_theta="rope_theta")
-    | dict(attention_dropout="dropout", rms_norm_eps="norm_eps", tie_word_embeddings="tie_weights"),
+    "gpt2": {
+        "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
+        "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_hidden", "bias": "bias",
+        "resid_pdrop": "dropout", "layer_norm_epsilon": "norm_eps",
+        "tie_word_embeddings": "tie_weights",
+    },
+    "llama": {
+        "vocab_size": "vocab_size", "max_position_embeddings": "block_size",
+        "num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "hidden_size": "n_embd",
+        "num_key_value_heads": "n_kv_head", "intermediate_size": "n_hidden",
+        "attention_dropout": "dropout", "rms_norm_eps": "norm_eps",
+        "tie_word_embeddings": "tie_weights",
+    },
+}  # fmt: skip
+HF_FIXED = {  # what may stand there; the first is what we write
+    "gpt2": {
+        "architectures": (["GPT2LMHeadModel"], ["GPT2Model"], None),
+        "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
+        "scale_attn_weights": (True, None),
+    },
+    "llama": {
+        "architectures": (["LlamaForCausalLM"], ["LlamaModel"], ["LLaMAForCausalLM"], None),
+        "hidden_act": ("silu", None),
+        "pretraining_tp": (1, None),
+    },
 }
-HF_FIXED = {
-    "gpt2": {"architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new"}
-    | {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False},
-    "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
-    | {"attention_bias": False, "mlp_bias": False},
-}
+HF_ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initializer_range
+    bos_token_id eos_token_id pad_token_id _name_or_path _commit_hash return_dict output_past
+    id2label label2id num_labels _num_labels task_specific_params gradient_checkpointing
+    chunk_size_feed_forward do_sample max_length temperature top_k top_p repetition_penalty
+    tokenizer_class prefix _attn_implementation_autoset is_llama_config transformers.js_config
+    unsloth_version unsloth_fixed summary_type summary_use_proj summary_activation
+    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop n_special
+    predict_special_tokens max_sequence_length""".split()
+HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
+FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
+    merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json
+    tokenizer.model tokenizer""".split()  # what a model keeps beside its weights
 
 
-def config_to_json(config):
-    """config.json as transformers has it for GPT2LMHeadModel and LlamaForCausalLM."""
-    fields = {theirs: getattr(config, ours) for theirs, ours in HF_FIELDS[config.arch].items()}
-    if config.arch == "gpt2":
-        fields |= {"embd_pdrop": config.dropout, "attn_pdrop": config.dropout}
-    fields |= {"bos_token_id": None, "eos_token_id": None}
-    return {"model_type": config.arch} | HF_FIXED[config.arch] | fields
+def rope_from_json(path, j):
+    """The rotary fields of GPTConfig, in the form of transformers 4 or 5."""
+    rope = {} if j.get("rope_theta") is None else {"rope_theta": j["rope_theta"]}
+    for key in ("rope_scaling", "rope_parameters"):
+        settings = {} if j.get(key) is None else j[key]
+        if not isinstance(settings, dict):
+            raise ValueError(f"{path}: {key} must be an object, not {settings!r:.60}")
+        for name, value in settings.items():
+            if value is not None and rope.setdefault(name, value) != value:
+                raise ValueError(f"{path}: {name!r:.60} is given twice, differently")
+    old_kind = rope.pop("type", "default")
+    kind = rope.pop("rope_type", old_kind)
+    theta = rope.pop("rope_theta", 10000.0)
+    if kind not in ("default", "llama3") or (kind == "default" and rope):
+        rope = {"rope_type": kind, **rope}
+        raise ValueError(f"{path}: rotary positions are default or llama3, not {rope!r:.80}")
+    return {"rope_theta": theta, "rope_scaling": rope if kind == "llama3" else None}
 
 
-def config_from_json(j):
-    """The GPTConfig of a config.json; ValueError for anything this file does not compute."""
+def config_from_json(path, j):
+    """The GPTConfig of a config.json's object j; ValueError for what this file does not compute."""
     arch = j.get("model_type")
-    known = arch in [*HF_FIELDS]
-    need(known, f"config.json: model_type must be gpt2 or llama, not {arch!r}")
-    fields = {} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' default
+    if arch not in list(HF_FIELDS):
+        raise ValueError(f"{path}: model_type must be gpt2 or llama, not {arch!r:.60}")
+    fields = {"dropout": 0.1} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' defaults
+    kinds = {"bias": bool, "tie_weights": bool, "dropout": float, "norm_eps": float}
+    optional = ("n_inner", "num_key_value_heads")
     for theirs, ours in HF_FIELDS[arch].items():
+        kind = kinds.get(ours, int)
         if j.get(theirs) is not None:
-            fields[ours] = j[theirs]
-        optional = ours not in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-        need(optional or ours in fields, f"config.json lacks {theirs}")
-    rope = j.get("rope_parameters") or j.get("rope_scaling") or {}  # transformers 5 and 4
-    need(isinstance(rope, dict), f"config.json: rotary settings {rope!r} are not an object")
-    plain = rope.get("rope_type", rope.get("type", "default")) == "default"
-    need(plain, f"config.json: scaled rotary positions are not supported: {rope}")
-    if "rope_theta" in rope:
-        fields["rope_theta"] = rope["rope_theta"]
-    config = GPTConfig(arch, **fields)
-    for name, value in (HF_FIXED[arch] | {"head_dim": config.head_size}).items():
-        found = None if name == "architectures" else j.get(name)
-        message = f"config.json: {name}={found!r} is not supported, only {value!r}"
-        need(found in (None, value), message)
+            fields[ours] = check_value(f"{path}: {theirs}", j[theirs], kind)
+        elif kind is int and theirs not in optional:
+            raise ValueError(f"{path} lacks {theirs}")
+    if arch == "llama":
+        fields |= rope_from_json(path, j)
+    try:
+        config = GPTConfig(arch, **fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    fixed = HF_FIXED[arch] | {"n_ctx": (config.block_size, None)}
+    fixed["head_dim"] = (config.head_size, None)
+    known = {*HF_FIELDS[arch], *HF_IDLE, *(HF_ROPE if arch == "llama" else ())}
+    for key, value in j.items():
+        handled = fixed.get(key, (None, False, "", [], {}))
+        right = any(value == v and type(value) is type(v) for v in handled)
+        if key not in known and not right:
+            handled = ", ".join(map(json.dumps, handled))
+            raise ValueError(f"{path}: {key!r:.60} is {value!r:.60}; handled: {handled}")
     return config
 
 
-# Several files cannot be replaced at one instant, but one directory can: the new checkpoint is
-# written beside the old one, complete, and the two change places in a single system call. Linux has
-# one for that (renameat2 with RENAME_EXCHANGE); elsewhere two renames do it, and a reader who comes
-# between them finds the old directory under its other name.
+def config_to_json(model):
+    """config.json as bytes: as it was read, changed where the model is not what it was."""
+    config, text = model.config, model.files.get("config.json")
+    if text is None:
+        j, was = {"model_type": config.arch, "bos_token_id": None, "eos_token_id": None}, None
+        j |= {key: handled[0] for key, handled in HF_FIXED[config.arch].items()}
+    else:
+        j = parse_json(text, dict, "config.json: expected a JSON object")
+        was = config_from_json("config.json", j)
+    new = dict(j)
+    for theirs, ours in HF_FIELDS[config.arch].items():
+        if was is None or getattr(was, ours) != getattr(config, ours):
+            new[theirs] = getattr(config, ours)
+            if theirs == "resid_pdrop":
+                new["embd_pdrop"] = new["attn_pdrop"] = config.dropout
+    rope = (config.rope_theta, config.rope_scaling)
+    if config.arch == "llama" and (was is None or rope != (was.rope_theta, was.rope_scaling)):
+        scaling = config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}
+        new |= {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": None}
+    for key in ("dtype", "torch_dtype"):  # transformers converts the weights to it
+        if j.get(key) is not None:
+            new[key] = model.dtype.name
+    return text if new == j and text else (json.dumps(new, indent=2) + "\n").encode()
 
 
-def siblings(directory):
-    """A directory's real path, the name its new version is written under, its old one's name."""
-    path = Path(os.path.realpath(directory))
-    return path, path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+def save_model(directory, model):
+    """Write config.json, the files the model came with and, last, model.safetensors.
 
-
-def find_checkpoint(directory):
-    """The directory to read; ValueError if it is none."""
-    path, _, old = siblings(directory)
-    found = path if path.is_dir() else old
-    need(found.is_dir(), f"{directory}: no such checkpoint directory")
-    return found
-
-
-def exchange(a, b):
-    """Swap two paths atomically; False where the system cannot."""
-    try:
-        call = ctypes.CDLL(None).renameat2  # AT_FDCWD is -100, RENAME_EXCHANGE is 2
-        return call(-100, os.fsencode(a), -100, os.fsencode(b), 2) == 0
-    except (AttributeError, TypeError, OSError):
-        return False
-
-
-def write_checkpoint(directory, model, tokenizer=None, state=None, settings=None):
-    """Write a checkpoint atomically: model, config and, if given, tokenizer and training state.
-
-    state: {name: array} for training_state.safetensors; settings: a dict for training_state.json.
-    Other files that are there already are kept, but for the training state of older weights.
+    A directory that holds the same model gets new weights in one step. ValueError if it holds
+    another one: between two steps it would be neither the old nor the new.
     """
-    (path, new, old), cwd = siblings(directory), Path.cwd().resolve()
-    alone = path not in (cwd, *cwd.parents)
-    need(alone, f"{directory}: give the checkpoint a directory of its own")
-    free = path.is_dir() or not path.exists()
-    need(free, f"{directory}: is a file, a checkpoint is a directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if old.is_dir() and not path.is_dir():
-        os.rename(old, path)  # an earlier writer died between its two renames
-    shutil.rmtree(new, ignore_errors=True)
-    config, tensors = model.config, dict(model.params)
+    directory, config = Path(directory), model.config
+    need(not directory.is_file(), f"{directory} is a file, a model needs a directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    weights, stale = directory / "model.safetensors", {}
+    for name, content in {**model.files, "config.json": config_to_json(model)}.items():
+        path = directory / name
+        old = path.read_bytes() if path.is_file() else None
+        if name != "config.json":
+            same = old is None or old == content
+        elif old is None:
+            same = not weights.exists()
+        else:  # dropout and what this file does not compute may differ
+            found = config_from_json(path, read_json(path))
+            same = dataclasses.replace(found, dropout=config.dropout) == config
+        need(same, f"{directory} holds another model, its {name} differs: choose another directory")
+        if old != content:
+            stale[name] = content
+    tensors = dict(model.params)
     if config.arch == "gpt2" and not config.bias:  # transformers has biases: zeros
         full = param_shapes(dataclasses.replace(config, bias=True))
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
+    for name, content in stale.items():
+        write_file(directory / name, [content])
+    write_safetensors(weights, tensors)
+
+
+def open_weights(directory, arch):
+    """{name as transformers has it: the TensorFile that holds it}, of one file or of several."""
+    files, found = ["model.safetensors"], {}
+    index = directory / "model.safetensors.index.json"
+    if index.is_file() and not (directory / files[0]).exists():
+        files = read_json(index).get("weight_map")
+        files = sorted(set(map(str, files.values()))) if isinstance(files, dict) else [""]
+        if not all(name and Path(name).name == name for name in files):
+            raise ValueError(f"{index}: weight_map must name files of this directory")
+    prefix = "transformer." if arch == "gpt2" else "model."
+    for file in files:
+        tensors, _ = read_safetensors(directory / file)
+        for stored in list(tensors):
+            name = stored.replace("_orig_mod.", "")  # torch.compile's
+            if not name.startswith((prefix, "lm_head.")):  # the file of a model without a head
+                name = prefix + name
+            need(name not in found, f"{directory / file}: {stored!r:.80} is there twice")
+            tensors.entries[name] = tensors.entries.pop(stored)
+            found[name] = tensors
+    return found
+
+
+def load_model(directory, dtype=None):
+    """The gpt2 or llama model in a directory written here or by transformers, as a GPT.
+
+    dtype None is float64 for a float64 file and float32 otherwise. ValueError if anything is
+    damaged or would have to be ignored; nothing is allocated before names and shapes agree.
+    """
+    directory = Path(directory)
+    need(directory.is_dir(), f"{directory}: no such model directory")
+    config = config_from_json(directory / "config.json", read_json(directory / "config.json"))
+    found = open_weights(directory, config.arch)
+    if config.n_layer > len(found):
+        raise ValueError(f"{directory}: {config.n_layer} layers do not fit {len(found)} tensors")
+    shapes, head = param_shapes(config), "lm_head.weight"
+    if config.tie_weights and head in found:
+        embedding = next(iter(shapes))  # comes first
+        if embedding in found and np.array_equal(found[head][head], found[embedding][embedding]):
+            del found[head]
+        else:  # as transformers does it
+            config = dataclasses.replace(config, tie_weights=False)
+            shapes = param_shapes(config)
+    for name, shape in shapes.items():
+        need(name in found, f"{directory}: the weights lack {name}")
+        there = found[name].entries[name][1]
+        if there != shape:
+            raise ValueError(f"{directory}: {name} is {there!r:.60}, config.json says {shape}")
+    for name in sorted(found.keys() - shapes.keys()):  # may not have an effect on the logits
+        bias = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
+        idle = name.endswith(HF_BUFFERS) or (bias and not np.any(found[name][name]))
+        need(idle, f"{directory}: {name!r:.80} has no place in this model")
+    if dtype is None:
+        double = any(found[name].entries[name][0] == "F64" for name in shapes)
+        dtype = np.float64 if double else np.float32
+    model = GPT(config, None, dtype)
+    for name, array in model.params.items():
+        copy_tensor(found[name], name, array)
+    model.files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
+    return model
+
+
+def bos_and_eos(model):
+    """The id a text begins with, or None, and a tuple of those it ends with; from model.files."""
+    name = "generation_config.json" if "generation_config.json" in model.files else "config.json"
+    j = parse_json(model.files.get(name, b"{}"), dict, f"{name}: expected a JSON object")
+    bos, eos = j.get("bos_token_id"), j.get("eos_token_id")
+    if not isinstance(eos, list):
+        eos = [] if eos is None else [eos]
+    for token in eos if bos is None else [bos, *eos]:
+        check_value(f"{name}: a token id", token, int, 0, model.config.vocab_size)
+    return bos, tuple(eos)
+
+
+# %% 16. Tokenizer files
+#
+# tokenizer.json holds everything; GPT-2 came as vocab.json (token: id) and merges.txt (by rank).
+# Both are text, but a token may be half a character. So GPT-2 writes each byte as one printable
+# character: those of Latin-1 that print stand for themselves, the 68 others take U+0100 and on, in
+# order. A space becomes Ġ, a newline Ċ, and é, in UTF-8 the bytes C3 A9, Ã©. Whatever could change
+# an id is handled here or refused, key by key.
+
+PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
+BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
+CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+BYTE_LEVEL_KEYS = [*BYTE_LEVEL, "trim_offsets"]
+ONLY_BYTES = {**BYTE_LEVEL, "use_regex": False}
+SPLIT = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
+PRE_TOKENIZERS = [
+    ("gpt2", [BYTE_LEVEL]),
+    ("gpt4", [{**SPLIT, "behavior": "Isolated", "invert": False}, ONLY_BYTES]),
+    ("gpt4", [{**SPLIT, "behavior": "Removed", "invert": True}, ONLY_BYTES]),  # no gap is removed
+    ("digits", [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]),
+]
+TOKENIZER_FILES = [name for name in FILES if name not in ("config.json", "generation_config.json")]
+# With these, transformers follows tokenizer.json (with the last two if it is byte-level); with
+# GPT-2's it takes the vocabulary and the merges out of it and splits as GPT-2, whatever it says.
+GENERIC_CLASSES = ["PreTrainedTokenizerFast", "TokenizersBackend"]
+GENERIC_CLASSES += ["LlamaTokenizer", "LlamaTokenizerFast"]
+GPT2_CLASSES = ["GPT2Tokenizer", "GPT2TokenizerFast"]
+HARMLESS = (  # keys of tokenizer_config.json that change no id
+    "backend chat_template clean_up_tokenization_spaces errors is_local legacy local_files_only "
+    "max_length model_input_names model_max_length name_or_path pad_to_multiple_of "
+    "pad_token_type_id padding_side processor_class sp_model_kwargs spaces_between_special_tokens "
+    "special_tokens_map_file stride tokenizer_file trim_offsets truncation_side "
+    "truncation_strategy use_default_system_prompt vocab_size"
+).split()
+
+
+def to_alphabet(data):
+    """Bytes in GPT-2's printable alphabet: b" fox" -> "Ġfox"."""
+    return data.decode("latin-1").translate(BYTE_TO_CHAR)
+
+
+def token_bytes(token):
+    """The bytes behind a token of a vocabulary; one that is not in the alphabet is plain text."""
+    if CHAR_TO_BYTE.keys() >= set(token):
+        return bytes(map(CHAR_TO_BYTE.get, token))
+    return token.encode()
+
+
+def character_files(vocab):
+    """The files of a CharTokenizer: for the tokenizers library it is BPE without merges."""
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    parts = {"version": "1.0", "added_tokens": [], "decoder": {"type": "Fuse"}, "model": model}
+    config = {"tokenizer_class": GENERIC_CLASSES[0]}
+    return {
+        "tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=1).encode(),
+    }
+
+
+def refuse_others(where, found, handled, harmless=()):
+    """ValueError if the object `found` has another key whose value is not null, false or empty."""
+    need(isinstance(found, dict), f"{where} {found!r:.80} is not an object")
+    for key, value in found.items():
+        if value and key not in handled and key not in harmless:
+            handles = f"handled here: {', '.join(handled)}"
+            raise ValueError(f"{where} {key!r:.60} is {value!r:.80}; {handles}")
+
+
+def read_pattern(pre):
+    """The key of PATTERNS for the pre_tokenizer of a tokenizer.json."""
+    steps = pre["pretokenizers"] if pre.get("type") == "Sequence" else [pre]
+    steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
+    steps[-1] = {"use_regex": True, **steps[-1]}
+    for pattern, known in PRE_TOKENIZERS:
+        if steps == known:
+            return pattern
+    handles = "handled here: the patterns of GPT-2 and Llama 3, or single Digits before GPT-2's"
+    raise ValueError(f"pre_tokenizer is {pre!r:.160}; {handles}")
+
+
+def check_added(added, vocab):
+    """ValueError if the added_tokens of a tokenizer.json are not found and numbered as here."""
+    texts, ids = set(), set(vocab.values())
+    next_id = len(vocab)
+    for token in added:
+        refuse_others("added_tokens", token, ["id", "content", "normalized", "special"])
+        text, i = token["content"], token["id"]
+        need(text and text not in texts, f"added_tokens: {text!r:.80} is empty or there twice")
+        expected = vocab.get(text, next_id)  # the rule by which the tokenizers library counts on
+        right = type(i) is int and i == expected and (text in vocab or i not in ids)
+        need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
+        texts.add(text)
+        next_id = max(next_id, i + 1)
+    mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
+    need(not mixed, "added_tokens: some are normalized; handled here: all or none")
+
+
+def read_template(post, ids):
+    """(ids before a text, ids after it), as the post_processor of a tokenizer.json adds them."""
+    steps = post["processors"] if post and post["type"] == "Sequence" else [post]
+    sides = []
+    for step in filter(None, steps):
+        if step["type"] == "ByteLevel":  # it moves offsets
+            refuse_others("post_processor", step, BYTE_LEVEL_KEYS)
+            continue
+        known = step["type"] == "TemplateProcessing" and not sides
+        need(known, f"post_processor is {step!r:.80}; handled here: one TemplateProcessing")
+        refuse_others("post_processor", step, ["type", "single", "pair", "special_tokens"])
+        sides = [[]]
+        for part in step["single"]:
+            if "Sequence" in part:  # the text
+                sides.append([])
+            else:
+                sides[-1] += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
+        right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
+        need(right, f"post_processor: {step['single']!r:.80} is not one text between tokens")
+    return sides or ([], [])
+
+
+def read_tokenizer(parts):
+    """The tokenizer in the object of a tokenizer.json; ValueError."""
+    model, decoder = parts["model"], parts.get("decoder") or {}
+    pre, post = parts.get("pre_tokenizer") or {}, parts.get("post_processor")
+    kind, version = model.get("type", "BPE"), parts.get("version", "1.0")
+    need(version == "1.0", f"version is {version!r:.80}; handled here: 1.0")
+    need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
+    if parts.get("normalizer") == {"type": "Sequence", "normalizers": []}:
+        parts = {**parts, "normalizer": None}
+    keys = ["version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model"]
+    refuse_others("key", parts, keys)
+    is_characters = decoder == {"type": "Fuse"} and not pre
+    unknown = [] if is_characters else ["unk_token", "fuse_unk", "byte_fallback"]  # no byte is
+    refuse_others("model", model, ["type", "vocab", "merges", "ignore_merges"], unknown)
+    vocab, merges, added = model["vocab"], model["merges"], parts["added_tokens"]
+    bad = [(token, i) for token, i in vocab.items() if type(i) is not int or not 0 <= i < 2**32]
+    need(not bad, f"vocab: {bad[:1]!r:.80} is not an id from 0 to 2³²")
+    need(len({*vocab.values()}) == len(vocab), "vocab: two tokens have the same id")
+    if is_characters:
+        tokenizer = CharTokenizer("".join(vocab))
+        right = tokenizer.ids == vocab and not merges and not added and not post
+        need(right, "decoder is Fuse; handled here: sorted characters without merges, ByteLevel")
+        return tokenizer
+    need(decoder.get("type") == "ByteLevel", f"decoder is {decoder!r:.60}, handled: ByteLevel")
+    refuse_others("decoder", decoder, BYTE_LEVEL_KEYS)
+    lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
+    need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    bad = [pair for pair in merges if type(pair) is not list or len(pair) != 2]
+    need(not bad, f"merges: {bad[:1]!r:.80} is not a pair")
+    check_added(added, vocab)
+    template = read_template(post, {*vocab.values(), *(token["id"] for token in added)})
+    ignore_merges = check_value("ignore_merges", model.get("ignore_merges") or False, bool)
+    return BPETokenizer(vocab, merges, read_pattern(pre), added, template, ignore_merges)
+
+
+def gpt2_parts(vocab, merges):
+    """vocab.json and the text of merges.txt as a tokenizer.json would hold them."""
+    lines = re.split("\r?\n", merges)
+    merges = [line for line in lines if line and not line.startswith("#version")]
+    added = [{"id": vocab["<|endoftext|>"], "content": "<|endoftext|>"}]
+    model = {"type": "BPE", "vocab": vocab, "merges": merges}
+    parts = {"added_tokens": added, "pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL}
+    return {**parts, "model": model}
+
+
+def check_config(config, tokenizer, classes):
+    """ValueError if a tokenizer_config.json or special_tokens_map.json would change an id."""
+    config = dict(config)
+    kind, handles = config.pop("tokenizer_class", None), f"handled here: {', '.join(classes)}"
+    need(kind in [None, *classes], f"tokenizer_class is {kind!r:.60}; {handles}")
+    for key, ids in zip(("add_bos_token", "add_eos_token"), tokenizer.template):
+        need(not config.pop(key, None) or ids, f"{key} is true, but tokenizer.json adds none")
+    for i, token in config.pop("added_tokens_decoder", {}).items():
+        refuse_others("added_tokens_decoder", token, ["content", "normalized", "special"])
+        text, others = token["content"], tokenizer.added[1:]
+        same = all(token.get("normalized") == other.get("normalized") for other in others)
+        same = same and tokenizer.special_tokens.get(text) == int(i)
+        need(same, f"added_tokens_decoder: {i} {token!r:.80} is not in tokenizer.json")
+    lists = "additional_special_tokens", "extra_special_tokens"
+    named = [config.pop(key) for key in [*config] if key.endswith("_token") or key in lists]
+    while named:
+        token = named.pop()
+        token = token.get("content", [*token.values()]) if isinstance(token, dict) else token
+        if isinstance(token, list):
+            named += token
+        elif token is not None:  # transformers would add it with a new id
+            there = token in tokenizer.special_tokens
+            need(there, f"the token {token!r:.80} is not among the added_tokens")
+    refuse_others("key", config, ["tokenizer_class", "*_token", *lists], HARMLESS)
+
+
+def load_tokenizer(directory):
+    """The tokenizer in a directory written here, by stage 7 or by transformers.
+
+    ValueError for a damaged file, and for what is not handled here and could change an id.
+    """
+    directory = Path(directory)
+    files = {n: (directory / n).read_bytes() for n in TOKENIZER_FILES if (directory / n).is_file()}
+    name = next((n for n in ("tokenizer.json", "vocab.json", "tokenizer") if n in files), None)
+    need(name, f"{directory}: no tokenizer.json, so text cannot be turned into tokens")
     try:
-        if path.is_dir():
-            ours = ["model.safetensors*", "config.json", "training_state.*"]
-            ours += ["tokenizer"] * bool(tokenizer)
-            shutil.copytree(path, new, symlinks=True, ignore=shutil.ignore_patterns(*ours))
-        else:
-            new.mkdir()
-        write_safetensors(new / "model.safetensors", tensors)
-        (new / "config.json").write_text(json.dumps(config_to_json(config), indent=2) + "\n")
-        if tokenizer:
-            tokenizer.save(new)
-        if state:
-            write_safetensors(new / "training_state.safetensors", state)
-            (new / "training_state.json").write_text(json.dumps(settings, indent=2) + "\n")
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
-    if not path.exists():
-        os.rename(new, path)
-    elif exchange(new, path):
-        shutil.rmtree(new)
-    else:
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(path, old)
-        os.rename(new, path)
-        shutil.rmtree(old)
+        if name == "tokenizer":  # how characters were kept until 2026
+            return CharTokenizer(parse_json(files[name], str, "expected a JSON string"))
+        parts = parse_json(files[name], dict, "expected a JSON object")
+        if name == "vocab.json":
+            parts = gpt2_parts(parts, files["merges.txt"].decode())
+        tokenizer = read_tokenizer(parts)
+        classes = GENERIC_CLASSES + GPT2_CLASSES
+        if isinstance(tokenizer, CharTokenizer):
+            classes = GENERIC_CLASSES[:2]
+        elif "tokenizer.json" not in files:
+            classes = GPT2_CLASSES
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            config = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
+            check_config(config, tokenizer, classes)
+        name = "added_tokens.json"
+        others = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
+        need(others.items() <= tokenizer.special_tokens.items(), "not those of tokenizer.json")
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        what = error if isinstance(error, ValueError) else f"damaged: {error!r:.80}"
+        raise ValueError(f"{directory / name}: {what}") from None
+    is_gpt2 = tokenizer.special_tokens.keys() == {"<|endoftext|>"} and tokenizer.pattern == "gpt2"
+    if not is_gpt2 or tokenizer.ignore_merges:
+        classes = GENERIC_CLASSES
+    if config.get("tokenizer_class") not in classes:  # or transformers would not follow the files
+        config = {**config, "tokenizer_class": classes[0]}
+        files["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
+    tokenizer.files = files
+    return tokenizer
 
 
-# %% 17. The machine
+# %% 17. Texts larger than memory
+#
+# A text is read in pieces, and its token ids go to a file that is mapped into memory: an array that
+# the system reads from disk where it is looked at, and forgets when space runs short. The file says
+# in its metadata which text and which tokenizer it was made from, and is used again for the same.
+#
+# A Split is such a text: ids (n,), uint16 or uint32, and its pieces as views of them. held is the
+# last tenth of the characters, train what comes before, less dev, which is cut from its end.
+Split = collections.namedtuple(
+    "Split", "ids train dev held train_chars dev_chars held_chars vocab_size text_hash"
+)
+
+
+def stream_text(path):
+    """Yield a UTF-8 file as pieces of str; ValueError if it is missing, empty or something else.
+
+    "\\r\\n" becomes "\\n", and a byte order mark at the beginning is not part of the text.
+    """
+    need(Path(path).exists(), f"{path}: no such file")
+    need(Path(path).is_file(), f"{path}: a directory or a stream, expected a text file")
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        carried, empty = "", True
+        try:
+            for text in iter(lambda: file.read(1 << 20), ""):
+                text, empty = carried + text, False
+                carried = "\r" if text.endswith("\r") else ""  # perhaps the half of "\r\n"
+                yield text.removesuffix(carried).replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            at = file.buffer.tell() - len(error.object) + error.start
+            raise ValueError(f"{path}: not UTF-8 text (at byte {at})") from None
+    need(not empty, f"{path}: the file is empty")
+    yield carried
+
+
+def split_file(path, tokenizer, cache, dev_fraction=0.0):
+    """The Split of a text through the token file `cache`, made or used again; ValueError."""
+    text_sum, chars = hashlib.sha256(), 0
+    for text in stream_text(path):
+        text_sum.update(text.encode())
+        chars += len(text)
+    text_hash, seen = text_sum.hexdigest(), int(0.9 * chars)
+    dev = int(dev_fraction * seen)
+    lengths = [seen - dev, dev, chars - seen]
+    files = [(name, data.hex()) for name, data in sorted(tokenizer.files.items())]
+    files_hash = hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    source = json.dumps([text_hash, files_hash, lengths])
+
+    def read():
+        tensors, found = read_safetensors(cache)
+        ids = tensors["ids"]
+        right = found["source"] == source and found["sum"] == hashlib.sha256(ids).hexdigest()
+        need(right, f"{cache}: not the tokens of {path}")
+        return ids, *np.split(ids, json.loads(found["cuts"]))
+
+    try:
+        pieces = read()
+    except (ValueError, KeyError):  # missing, damaged, or of another text or tokenizer
+        encode_file(path, tokenizer, cache, source)
+        pieces = read()
+    return Split(*pieces, *lengths, tokenizer.vocab_size, text_hash)
+
+
+def encode_file(path, tokenizer, cache, source):
+    """Write the token file of a text; if that takes long, say how far it is."""
+    (text_hash, _, lengths), raw = json.loads(source), Path(f"{cache}.raw")
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    text_sum, ids_sum, n, cuts, started = hashlib.sha256(), hashlib.sha256(), 0, [], time.time()
+    due, (before, after) = started + 2, ("\r", "") if sys.stdout.isatty() else ("", "\n")
+
+    def characters(begin, end):
+        nonlocal due
+        at = 0
+        for text in stream_text(path):
+            piece = text[max(0, begin - at) : max(0, end - at)]
+            at += len(text)
+            text_sum.update(piece.encode())
+            yield piece
+            if piece and time.time() > due:
+                line = f"encoding {path}: {min(at, end) / sum(lengths):4.0%}"
+                print(before + line, end=after, flush=True)
+                due = time.time() + 0.2 if before else math.inf
+
+    def tokens():
+        nonlocal n
+        for begin, end in itertools.pairwise([0, *itertools.accumulate(lengths)]):
+            for ids in tokenizer.encode_stream(characters(begin, end)):
+                n, ids = n + len(ids), ids.astype(dtype)
+                ids_sum.update(ids)
+                yield ids
+            cuts.append(n)
+
+    try:
+        write_file(raw, tokens())  # only then it is known how many there are
+        need(text_sum.hexdigest() == text_hash, f"{path}: changed while it was read")
+        found = {"source": source, "sum": ids_sum.hexdigest(), "cuts": json.dumps(cuts[:2])}
+        write_safetensors(cache, {"ids": np.memmap(raw, dtype, "r")}, found)
+    finally:
+        raw.unlink(missing_ok=True)
+    if due > started + 2:
+        line = f"encoded {path}: {n:,} tokens in {time.time() - started:.0f} s"
+        print(before + line, flush=True)
+
+
+# %% 18. The machine
 #
 # What NumPy, glibc, the kernel and MPI are asked for training (section 13). All of it is optional:
 # where something is not there, the run goes on without it.
@@ -1838,30 +2569,42 @@ def mpi():
     return None
 
 
-# %% 15. Training runs
+# %% 19. Training runs
 #
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
 # a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
-# what the uninterrupted one would have. What is kept: the weights, AdamW's m and v, and the step.
+# what the uninterrupted one would have. Its directory holds
+#     best/              the model to use, as Hugging Face lays it out; only its weights ever change
+#     last.safetensors   all it takes to go on: weights, AdamW's m and v, the rest as metadata
+#     tokens.safetensors, metrics.jsonl, lock    the text as tokens, the curve, who is at work here
+# Files are replaced one at a time, each at one instant, so whatever happens, what is there can be
+# used: a signal costs at most the step at hand, kill -9 the steps since the last evaluation.
 
 SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's where it has one
     "data": (str(HERE / "data" / "stories.txt"), None, "a UTF-8 text; its last tenth is held out"),
     "out_dir": ("", None, "directory of the run (default: out/NAME-OF-DATA, numbered)"),
+    "tokenizer": (str(HERE / "data" / "tokenizer"), None, "a tokenizer's directory, or: char"),
+    "init_from": ("", None, "a checkpoint to start from, with its tokenizer and its shape"),
     "seed": (0, 0, "fixes weights, batches, dropout and samples"),
+    "dev_fraction": (
+        0.05,
+        0,
+        "end of the training part, not trained on, that chooses the best step",
+    ),
     "arch": ("llama", None, "gpt2 or llama"),
     "n_layer": (3, 1, "blocks"),
     "n_head": (4, 1, "attention heads"),
     "n_kv_head": (0, 0, "key/value heads (llama; 0: as many as heads)"),
     "n_embd": (96, 1, "channels"),
     "n_hidden": (0, 0, "MLP width (0: the family's rule)"),
-    "block_size": (64, 1, "context length in tokens"),
+    "block_size": (64, 1, "context length in tokens (with --init_from: the model's)"),
     "bias": (False, None, "biases in linear layers and norms (gpt2)"),
-    "dropout": (0.0, 0, "fraction of activations dropped in training"),
+    "dropout": (0.0, 0, "fraction of activations dropped (with --init_from: the model's)"),
     "tie_weights": (True, None, "one matrix for the embedding and the head"),
     "batch_size": (16, 1, "sequences in a batch"),
     "gradient_accumulation_steps": (1, 1, "batches whose gradients are averaged for one update"),
     "max_iters": (2600, 1, "updates"),
-    "learning_rate": (2.5e-3, 1e-30, "peak learning rate"),
+    "learning_rate": (2.5e-3, 1e-30, "peak learning rate (with --init_from: 3e-5)"),
     "min_lr": (1e-4, 0, "learning rate at the end of the cosine"),
     "warmup_iters": (100, 0, "updates of linear warmup"),
     "lr_decay_iters": (0, 0, "where the cosine ends (0: at max_iters)"),
@@ -1874,204 +2617,363 @@ SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's w
     "sample_interval": (600, 1, "updates between samples"),
 }
 PRESETS = {
-    "stories": {},
+    "stories": {"dev_fraction": 0.0},
     "nanogpt-cpu": {  # the CPU setting of nanoGPT's README
-        "arch": "gpt2", "n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "bias": False,
-        "dropout": 0.0, "batch_size": 12, "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4,
-        "warmup_iters": 100, "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0,
-        "eval_interval": 250, "sample_interval": 1000,
+        "tokenizer": "char", "dev_fraction": 0.0, "arch": "gpt2", "n_layer": 4, "n_head": 4,
+        "n_embd": 128, "block_size": 64, "bias": False, "dropout": 0.0, "batch_size": 12,
+        "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100,
+        "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0, "eval_interval": 250,
+        "sample_interval": 1000,
     },
     "fast": {
-        "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32, "batch_size": 8, "max_iters": 60,
-        "warmup_iters": 10, "eval_interval": 20, "eval_iters": 4, "sample_interval": 40,
+        "dev_fraction": 0.0, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32,
+        "batch_size": 8, "max_iters": 60, "warmup_iters": 10, "eval_interval": 20, "eval_iters": 4,
+        "sample_interval": 40,
     },
 }  # fmt: skip
-MODEL_SETTINGS = [f.name for f in dataclasses.fields(GPTConfig) if f.name in SETTINGS]
+FINE_TUNING = {"learning_rate": 3e-5, "min_lr": 3e-6}  # with --init_from
+SHAPE = [field.name for field in dataclasses.fields(GPTConfig) if field.name in SETTINGS]
+STATE = {"step": int, "count": int, "sum": float, "best": float, "text_hash": str}  # of a run
 
 
 def check_settings(settings):
-    """Raise ValueError for a training setting of the wrong type or size."""
-    for name, (default, smallest, _) in SETTINGS.items():
-        value, kind = settings[name], type(default)
-        right = type(value) is kind or (kind is float and type(value) is int)
-        need(right, f"{name} must be of type {kind.__name__}, not {value!r}")
-        if smallest is not None:
-            below = 1 if name in ("beta1", "beta2", "dropout") else math.inf
-            what = "positive" if 0 < smallest < 1 else f"at least {smallest}"
-            inside = smallest <= value < below
-            need(inside, f"{name} must be {what} and below {below}, not {value}")
+    """The settings, each as its type; ValueError if one is missing, unknown or wrong."""
+    odd = ", ".join(sorted(settings.keys() ^ SETTINGS.keys()))
+    need(not odd, f"settings that are missing or unknown: {odd:.200}")
+    checked = {}
+    for name, (default, lowest, _) in SETTINGS.items():
+        fraction = name in ("beta1", "beta2", "dropout", "dev_fraction")
+        below = 1 if fraction else 2**63 if type(default) is int else 1e300
+        limits = () if lowest is None else (lowest, below)
+        checked[name] = check_value(name, settings[name], type(default), *limits)
+    checked["data"] = os.path.abspath(checked["data"])  # to resume from another directory
+    if checked["min_lr"] > checked["learning_rate"]:
+        checked["min_lr"] = checked["learning_rate"] / 10
+        print(f"min_lr goes down with the learning rate, to a tenth of it: {checked['min_lr']:g}")
+    return checked
 
 
-class Diverged(Exception):
-    """A loss or a gradient that is not finite, with what to try."""
+def complain(message):
+    """Print one line on standard error, if there is still anyone to read it."""
+    try:
+        print("capstone_gpt.py:", " ".join(str(message).split())[:500], file=sys.stderr, flush=True)
+    except (OSError, RuntimeError):  # closed; or a signal came in the middle of another line
+        pass
 
-    def __init__(self, step, loss, norm, rate):
-        measured = f"loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {rate:.2e}"
-        advice = "try a lower --learning_rate or more --warmup_iters"
-        super().__init__(f"not finite at step {step}: {measured}; {advice}")
+
+def silence_stdout():
+    """Send nowhere what is printed from here on, and what still waits to be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def hold(out):
+    """The lock file of a run, held until it is closed; ValueError if another process has it."""
+    file = open(out / "lock", "a+")
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        pid = file.read(20).strip() or "of unknown number"
+        file.close()
+        raise ValueError(f"{out}: process {pid} is at work on this run") from None
+    except (ImportError, OSError):
+        pass  # where there are no such locks, nothing can be held
+    file.truncate(0)
+    print(os.getpid(), file=file, flush=True)
+    return file
+
+
+CLOSED = 128 + 13  # the exit status of a program that SIGPIPE ended
+
+
+class Stop:
+    """Within `with`, signals are wishes to stop: .status is what to exit with then, 0 before.
+
+    The third signal ends the process at once. That nobody reads standard output is a wish, too.
+    """
+
+    def __init__(self):
+        self.status, self.signals, self.handlers = 0, 0, {}
+
+    def __enter__(self):
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
+                self.handlers[number] = signal.signal(number, self.on_signal)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def on_signal(self, number, _):
+        """The handler of the three signals."""
+        self.status, self.signals = self.status or 128 + number, self.signals + 1
+        if self.signals > 2:
+            raise SystemExit(self.status)
+        again = "" if self.signals == 1 else "; once more ends it without"
+        complain(f"this step is finished, then the run is saved{again}")
+
+    def say(self, text, end="\n"):
+        """Print, and see whether anybody reads it."""
+        try:
+            print(text, end=end, flush=True)
+        except OSError:
+            silence_stdout()
+            self.status = self.status or CLOSED
+
+
+def load(directory):
+    """The model and the tokenizer of a checkpoint; ValueError if they do not fit together."""
+    model, tokenizer = GPT.from_pretrained(directory), load_tokenizer(directory)
+    n, V = tokenizer.vocab_size, model.config.vocab_size
+    need(n <= V, f"{directory}: {n} tokens in the tokenizer for a vocabulary of {V}")
+    return model, tokenizer
+
+
+def load_for_training(s, given):
+    """Model and tokenizer of the checkpoint s["init_from"], which also settles its part of s.
+
+    given: the settings that someone asked for. Its shape is not to be asked for.
+    """
+    fixed = ", ".join(sorted(given.keys() & {"tokenizer", *SHAPE} - {"block_size", "dropout"}))
+    need(not fixed, f"--init_from takes the checkpoint's own {fixed}")
+    model, tokenizer = load(checkpoint_of(s["init_from"]))
+    s |= {name: getattr(model.config, name) for name in SHAPE if name not in given}
+    if "dropout" not in given:
+        names = ("embd_pdrop", "attn_pdrop") if model.config.arch == "gpt2" else ()
+        read = json.loads(model.files["config.json"])
+        same = all(read.get(name, 0.1) == s["dropout"] for name in names)
+        need(same, f"{s['init_from']} has three different dropouts, so --dropout must be given")
+    return model, tokenizer
+
+
+def fresh_model(s):
+    """Random weights in the shape of settings s, and the tokenizer."""
+    if s["tokenizer"] == "char":
+        characters = set()
+        for text in stream_text(s["data"]):
+            characters.update(text)
+        tokenizer = CharTokenizer(characters)
+    else:
+        tokenizer = load_tokenizer(s["tokenizer"])
+    shape = {name: s[name] for name in SHAPE}
+    shape |= {name: s[name] or None for name in ("n_kv_head", "n_hidden")}
+    return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape), s["seed"]), tokenizer
+
+
+def first_ids(model, tokenizer):
+    """What a text begins with, (1,): the model's token for that, or else a new line."""
+    bos, _ = bos_and_eos(model)
+    if bos is None:
+        try:
+            bos = tokenizer.encode("\n")[0]
+        except ValueError:  # characters without it
+            bos = 0
+    return np.array([bos])
+
+
+def nats_per_char(model, ids, first, chars, block_size, stride, max_windows=None):
+    """Nats per character of ids[first:], a text of so many characters; see evaluate."""
+    nats, tokens = evaluate(model, ids, first, block_size, stride, max_windows)
+    return nats / tokens * (len(ids) - first) / chars
 
 
 class Run:
     """A training run: settings, text, model, optimizer, and the directory they are kept in."""
 
-    def __init__(self, settings, resumed=None):
-        check_settings(settings)
-        s = self.settings = settings
-        s["data"] = os.path.abspath(s["data"])  # to resume from another directory
-        self.out, text = Path(s["out_dir"]), read_text(s["data"])
-        self.step, self.best, self.sum, self.count = 0, math.inf, 0.0, 0
-        if resumed:
-            self.model, self.tokenizer = load(resumed)
-        else:
-            self.tokenizer = CharTokenizer(text)
-            fields = {name: s[name] for name in MODEL_SETTINGS}
-            fields |= {name: s[name] or None for name in ("n_kv_head", "n_hidden")}
-            self.model = GPT(GPTConfig(vocab_size=self.tokenizer.vocab_size, **fields), s["seed"])
-        self.split, self.text_crc = split_text(text, self.tokenizer), zlib.crc32(text.encode())
-        n, T = len(self.split[0]), self.model.config.block_size
+    def __init__(self, out, settings, model, tokenizer):
+        self.out, self.settings, self.model, self.tokenizer = out, settings, model, tokenizer
+        s, model.config.dropout = settings, settings["dropout"]
+        T, longest, dev = s["block_size"], model.config.block_size, s["dev_fraction"]
+        need(T <= longest, f"block_size={T} is more than the model's {longest}")
+        self.split = split_file(s["data"], tokenizer, out / "tokens.safetensors", dev)
+        n, self.text_hash = len(self.split.train), self.split.text_hash
         hint = f"; use a longer text or a --block_size below {n}" if n > 1 else ""
         need(n > T, f"{s['data']}: {n} tokens are too few for a block of {T}{hint}")
-        decay, clip = s["weight_decay"], s["grad_clip"]
-        self.optimizer = AdamW(self.model.params, (s["beta1"], s["beta2"]), 1e-8, decay, clip)
+        enough = dev == 0 or len(self.split.dev)
+        need(enough, f"{s['data']}: a --dev_fraction of {dev} is less than a token, 0 does without")
+        self.choosing = dev > 0  # the best step, by its loss on the development piece
+        self.watched = "dev" if dev > 0 else "held"
+        betas, decay, clip = (s["beta1"], s["beta2"]), s["weight_decay"], s["grad_clip"]
+        self.optimizer = AdamW(model.params, betas, 1e-8, decay, clip)
+        self.step, self.count, self.sum, self.best, self.stop = 0, 0, 0.0, math.inf, Stop()
 
     @classmethod
-    def resume(cls, out_dir, changes):
-        """The run as its last checkpoint left it, with some settings changed if wished."""
-        last = find_checkpoint(Path(out_dir) / "last")
-        state = read_json(last / "training_state.json")
-        fixed = ", ".join(sorted(changes.keys() & {"seed", *MODEL_SETTINGS}))
-        need(not fixed, f"a resumed run keeps its {fixed}; start a new one instead")
-        try:
-            settings = {name: state["settings"][name] for name in SETTINGS} | changes
-            step, count, crc, total = (state[k] for k in ("step", "count", "text", "sum"))
-            total, best = float(total), float("inf" if state["best"] is None else state["best"])
-            need(type(step) is type(count) is int and min(step, count) >= 0, "")
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{last}: training_state.json is not that of a run") from None
-        run = cls(settings | {"out_dir": str(out_dir)}, resumed=last)
-        same = crc == run.text_crc
-        need(same, f"{run.settings['data']} is not the text this run was trained on")
-        run.step, run.best, run.sum, run.count, run.optimizer.t = step, best, total, count, step
-        tensors, _ = read_safetensors(last / "training_state.safetensors")
-        for name, view in run.moments().items():
-            fits = name in tensors and tensors[name].shape == view.shape
-            need(fits, f"{last}: training_state.safetensors lacks {name}")
-            view[...] = tensors[name]
-        run.forget_metrics()
+    def start(cls, out, settings, given):
+        """A new run in the directory out; given: those of the settings that someone asked for."""
+        if settings["init_from"]:
+            return cls(out, settings, *load_for_training(settings, given))
+        run = cls(out, settings, *fresh_model(settings))
+        run.model.files = dict(run.tokenizer.files)
+        end, train = run.tokenizer.special_tokens.get("<|endoftext|>"), run.split.train
+        if any((train[piece] == end).any() for piece in tiles(len(train), 1)):
+            ends = {"bos_token_id": end, "eos_token_id": end}
+            config = json.dumps(json.loads(config_to_json(run.model)) | ends, indent=2)
+            run.model.files["config.json"] = f"{config}\n".encode()
         return run
 
-    def forget_metrics(self):
-        """Drop from metrics.jsonl what came after this step, and any line that is not a record."""
-        path, kept = self.out / "metrics.jsonl", []
-        for line in path.read_text().splitlines() if path.exists() else []:
+    @classmethod
+    def resume(cls, out, changes):
+        """The run as its last checkpoint left it, with some settings changed if wished."""
+        fixed = changes.keys() & {"seed", "tokenizer", "dev_fraction", "init_from", *SHAPE}
+        need(not fixed, f"a resumed run keeps its {', '.join(sorted(fixed))}")
+        path = out / "last.safetensors"
+        tensors, metadata = read_safetensors(path)
+        try:
+            settings, state = (
+                parse_json(metadata.get(part, ""), dict, f"its {part} are not those of a run")
+                for part in ("settings", "state")
+            )
+            settings = check_settings(settings)
+            need(state.keys() == STATE.keys(), f"its state is not {', '.join(STATE)}")
+            for name, kind in STATE.items():
+                state[name] = check_value(name, state[name], kind, *[0, 2**63] * (kind is int))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        run = cls(out, check_settings(settings | changes), *load(out / "best"))
+        same = state["text_hash"] == run.text_hash
+        need(same, f"{run.settings['data']} is not the text this run was trained on")
+        vars(run).update(state)
+        run.optimizer.t, named = run.step, run.tensors()
+        need(tensors.keys() == named.keys(), f"{path}: its tensors are not those of {out / 'best'}")
+        for name, array in named.items():
+            copy_tensor(tensors, name, array)
+        return run
+
+    def tensors(self):
+        """The arrays in last.safetensors: weights, and AdamW's m and v under names like theirs."""
+        named = dict(self.model.params)
+        for kind, flat in {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}.items():
+            moments = ParamDict(self.model.config, flat)
+            named |= {f"{kind}.{name}": moment for name, moment in moments.items()}
+        return named
+
+    def save(self, best):
+        """Write last.safetensors and, if this is the best step, the weights in best/."""
+        if not np.isfinite(self.model.flat).all():
+            raise FloatingPointError("weights")
+        if best:
+            save_model(self.out / "best", self.model)
+        state = {name: getattr(self, name) for name in STATE}
+        metadata = {"settings": json.dumps(self.settings), "state": json.dumps(state)}
+        write_safetensors(self.out / "last.safetensors", self.tensors(), metadata)
+
+    def keep_metrics(self, until):
+        """Drop from metrics.jsonl what came after that step, and every line that is damaged."""
+        path, kept, last = self.out / "metrics.jsonl", [], -1
+        for line in path.read_bytes().splitlines() if path.exists() else []:
             try:
-                kept += [line + "\n"] * (json.loads(line)["step"] <= self.step)
-            except (ValueError, KeyError, TypeError):
+                last = check_value("step", json.loads(line)["step"], int, last + 1, until + 1)
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
-        path.with_suffix(".new").write_text("".join(kept))
-        os.replace(path.with_suffix(".new"), path)
+            kept.append(line + b"\n")
+        write_file(path, kept)
 
-    def moments(self):
-        """AdamW's m and v as named tensors."""
-        config, o = self.model.config, self.optimizer
-        named = {"exp_avg": ParamDict(config, o.m), "exp_avg_sq": ParamDict(config, o.v)}
-        return {f"{kind}.{name}": t for kind, ts in named.items() for name, t in ts.items()}
-
-    def save(self):
-        """Write the checkpoint `last`: the model and all it takes to go on."""
-        best = self.best if self.best < math.inf else None
-        state = dict(step=self.step, best=best, sum=self.sum, count=self.count, text=self.text_crc)
-        state["settings"] = self.settings
-        write_checkpoint(self.out / "last", self.model, self.tokenizer, self.moments(), state)
+    def batches(self):
+        """The batches of one step, in as many pieces as it takes."""
+        s, B = self.settings, self.settings["batch_size"]
+        for i in range(s["gradient_accumulation_steps"]):
+            if i and self.stop.status:
+                raise KeyboardInterrupt  # the step has changed nothing yet
+            yield draw_batch(self.split.train, s["block_size"], B, s["seed"], self.step, i * B)
 
     def update(self):
-        """One step: (gradient norm, learning rate); Diverged instead of a bad step."""
-        s, B, T = self.settings, self.settings["batch_size"], self.model.config.block_size
-        decay = s["lr_decay_iters"] or s["max_iters"]
+        """One step: its learning rate and the norm of its gradient; see training_step."""
+        s, decay = self.settings, self.settings["lr_decay_iters"] or self.settings["max_iters"]
         rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
-        batches = (
-            draw_batch(self.split[0], T, B, s["seed"], self.step, piece * B)
-            for piece in range(s["gradient_accumulation_steps"])
-        )
-        try:
-            loss, norm = training_step(self.model, self.optimizer, batches, rate)
-        except FloatingPointError as error:
-            raise Diverged(self.step, math.nan, math.nan, rate) from error
+        loss, norm = training_step(self.model, self.optimizer, self.batches(), rate)
         self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
-        return norm, rate
+        return {"learning_rate": rate, "grad_norm": norm}
 
-    def held_out(self, batches, norm=0.0, rate=0.0):
-        """Nats per held-out character on fixed batches; Diverged if they are not finite."""
-        stride, windows = self.model.config.block_size, batches * self.settings["batch_size"]
-        loss = held_out_nats(self.model, self.split, stride, windows)
+    def loss(self, piece, stride, max_windows=None):
+        """Nats per character of a piece of the text, "dev" or "held"; FloatingPointError: nan."""
+        split, T, n = self.split, self.settings["block_size"], len(getattr(self.split, piece))
+        ids = split.ids if piece == "held" else split.ids[: len(split.train) + n]
+        chars = getattr(split, f"{piece}_chars")
+        loss = nats_per_char(self.model, ids, len(ids) - n, chars, T, stride, max_windows)
         if not math.isfinite(loss):
-            raise Diverged(self.step, loss, norm, rate)
+            raise FloatingPointError(f"loss {loss:.4g}")
         return loss
 
     def sample(self, length, seed):
-        """A text of `length` tokens from the start of a line."""
-        start = self.tokenizer.encode(self.tokenizer.start)
+        """A text of `length` tokens."""
+        start = first_ids(self.model, self.tokenizer)
         tokens = self.model.generate(start[None], length, temperature=0.8, seed=seed)
-        return self.tokenizer.decode(tokens[0, len(start) :]).strip("\n")
+        return self.tokenizer.decode(tokens[0, 1:]).strip("\n")
 
-    def train(self):
-        """Train to max_iters; Ctrl-C stops after the step at hand. True if it went to the end."""
-        s, started, first, interrupted = self.settings, time.time(), self.step, []
-        tokens = s["batch_size"] * s["gradient_accumulation_steps"] * self.model.config.block_size
-        norm, rate = 0.0, 0.0
-        handler = signal.signal(signal.SIGINT, lambda *_: interrupted.append(True))
-        print("  step     train  held-out  bits/char   tokens/s  time left   (losses in nats)")
-        try:
-            if self.step == 0:
-                self.checkpoint()
-            while self.step < s["max_iters"] and not interrupted:
-                norm, rate = self.update()
-                speed = (self.step - first) * tokens / (time.time() - started)
+    def trained(self):
+        """Mean loss of the steps since the last evaluation, in nats per character, or None."""
+        if not self.count:
+            return None
+        return self.sum / self.count * len(self.split.train) / self.split.train_chars
+
+    def train(self, resumed):
+        """Train to max_iters or until someone wants to stop: the status to exit with."""
+        s, first = self.settings, self.step
+        tokens = s["batch_size"] * s["gradient_accumulation_steps"] * s["block_size"]
+        self.keep_metrics(self.step if resumed else -1)
+        with self.stop as stop:
+            title = f"  step     train  {'dev' if self.choosing else 'held-out':>8}  bits/char"
+            stop.say(f"{title}   tokens/s  time left   (losses in nats per character)")
+            if not resumed:
+                self.checkpoint("", {})
+            began = time.time()
+            while self.step < s["max_iters"] and not stop.status:
+                try:
+                    how = self.update()
+                except KeyboardInterrupt:  # between the pieces of a step
+                    break
+                speed = (self.step - first) * tokens / (time.time() - began)
                 left = round((s["max_iters"] - self.step) * tokens / speed)
                 pace = f"{speed:9,.0f}  {left // 60:6d}:{left % 60:02d}"
                 if self.step % s["eval_interval"] == 0 or self.step == s["max_iters"]:
-                    self.checkpoint(pace, norm, rate, speed)
+                    self.checkpoint(pace, {**how, "tokens_per_second": speed})
                 elif sys.stdout.isatty() and self.step % 10 == 0:
-                    row = f"\r{self.step:6d}  {self.sum / self.count:8.4f}{'':21}  {pace}"
-                    print(row, end="", flush=True)
-        finally:
-            signal.signal(signal.SIGINT, handler)
-        if self.step < s["max_iters"]:
-            self.held_out(1, norm, rate)
-            self.save()
-            print(f"\nstopped after step {self.step} and saved; to go on:")
-            print(f"    python capstone_gpt.py train --resume {shlex.quote(str(self.out))}")
-        return self.step >= s["max_iters"]
+                    stop.say(f"\r{self.step:6d}  {self.trained():8.4f}{'':21}  {pace}", end="")
+            if stop.status:
+                self.stop_early()
+        return stop.status
 
-    def checkpoint(self, pace="", norm=0.0, rate=0.0, speed=None):
-        """Evaluate, print and record a row, save; now and then show a sample."""
-        s, trained = self.settings, self.sum / self.count if self.count else None
-        loss = self.held_out(s["eval_iters"], norm, rate)
-        row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
-        print("\r" * sys.stdout.isatty() + f"{row}  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}")
-        record = dict(step=self.step, train_loss=trained, held_out_loss=loss)
-        if speed:
-            record |= dict(learning_rate=rate, grad_norm=norm, tokens_per_second=speed)
-        self.sum, self.count = 0.0, 0
+    def stop_early(self):
+        """Save and say how to go on, on standard error if nobody reads standard output."""
+        self.loss(self.watched, self.settings["block_size"], 1)  # not finite: must not land
+        self.save(best=not self.choosing)
+        done = f"stopped after step {self.step} and saved; to go on:"
+        command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
+        self.stop.say(f"\n{done}\n    {command}")
+        if self.stop.status == CLOSED:
+            complain(f"nobody reads standard output: {done} {command}")
+
+    def checkpoint(self, pace, how):
+        """Evaluate, record and print a row, save; now and then show a sample."""
+        s, trained = self.settings, self.trained()
+        loss = self.loss(self.watched, s["block_size"], s["eval_iters"] * s["batch_size"])
+        name = "dev_loss" if self.choosing else "held_out_loss"
+        row = {"step": self.step, "train_loss": trained, name: loss, **how}
         with open(self.out / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
-        if loss < self.best:
-            self.best = loss
-            write_checkpoint(self.out / "best", self.model, self.tokenizer)
-        self.save()
+            file.write(json.dumps(row) + "\n")
+        best = loss < self.best or not self.choosing
+        self.sum, self.count, self.best = 0.0, 0, min(loss, self.best)
+        self.save(best)
+        row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
+        row += f"  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}"
+        self.stop.say("\r" * sys.stdout.isatty() + row)
         if self.step % s["sample_interval"] == 0 and 0 < self.step < s["max_iters"]:
-            print("        | " + self.sample(160, self.step).replace("\n", "\n        | "))
-        sys.stdout.flush()
+            text = self.sample(160, self.step).replace("\n", "\n        | ")
+            self.stop.say(f"        | {text}")
 
 
-# %% 16. The command line
+# %% 20. The command line
 
 
 def latest_run():
     """The run in out/ that was saved last, smoke runs only if there is no other."""
-    saved = {path: path.stat().st_mtime for path in Path("out").glob("*/last/config.json")}
+    saved = {path.parent: path.stat().st_mtime for path in Path("out").glob("*/last.safetensors")}
     need(saved, "no run in out/ yet: train one first, or name a directory")
-    return max(saved, key=lambda path: ("-fast" not in path.parts[1], saved[path])).parent.parent
+    return max(saved, key=lambda run: ("-fast" not in run.name, saved[run]))
 
 
 def checkpoint_of(source):
@@ -2087,92 +2989,185 @@ def held_out_line(nats, what):
     return f"{faces} | perplexity {math.exp(min(nats, 700)):.2f}   ({what})"
 
 
-def new_run(settings, suffix=""):
-    """A Run in a directory of its own, which no other run has or gets."""
-    given, name, n = settings["out_dir"], Path(settings["data"]).stem + suffix, 1
-    out = Path(given or f"out/{name}")
-    need(not out.is_file(), f"{out} is a file, a run needs a directory")
-    used = given and any((out / x).exists() for x in ("last", ".last.old", "config.json"))
-    need(not used, f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
-    run = Run(settings)
-    while True:
+def new_settings(preset, given):
+    """Settings of a new run: what is given, else the preset's, else the defaults."""
+    settings = {name: default for name, (default, _, _) in SETTINGS.items()}
+    if given.get("init_from"):
+        need(not preset, "a preset has a shape of its own, --init_from that of its checkpoint")
+        settings |= FINE_TUNING
+    elif preset or "data" not in given:
+        settings |= PRESETS[preset or "stories"]
+    return check_settings(settings | given)
+
+
+def new_directory(name):
+    """A directory that no other run has or gets: out/NAME, or else out/NAME-2, out/NAME-3, ..."""
+    for n in itertools.count(1):
+        out = Path("out", name if n == 1 else f"{name}-{n}")
         try:
-            out.mkdir(parents=True, exist_ok=bool(given))
-            break
+            out.mkdir(parents=True)
+            return out
         except FileExistsError:
-            n += 1
-            out = out.with_name(f"{name}-{n}")
-    run.out, settings["out_dir"] = out, str(out)
-    return run
+            continue
+
+
+def begin(out, settings, given):
+    """A new run in its directory, unless that holds one already."""
+    used = any((out / name).exists() for name in ("last.safetensors", "last", "best"))
+    need(not used, f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
+    try:
+        return Run.start(out, settings, given)
+    except BaseException:
+        if not given.get("out_dir"):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def train_command(args):
     """A new run, or with --resume an old one."""
     given = {name: value for name, value in vars(args).items() if name in SETTINGS}
     if args.resume is None:
-        settings = {name: default for name, (default, _, _) in SETTINGS.items()}
+        settings = new_settings(args.preset, given)
         suffix = "-fast" if args.preset == "fast" else ""  # a smoke run is not the run to sample
-        run = new_run(settings | PRESETS[args.preset or "stories"] | given, suffix)
+        out = given.get("out_dir") or new_directory(Path(settings["data"]).stem + suffix)
+        settings["out_dir"], out = "", Path(out)  # a run may be moved
+        need(not out.is_file(), f"{out} is a file, a run needs a directory")
+        out.mkdir(parents=True, exist_ok=True)
     else:
         out = Path(args.resume or given.get("out_dir") or latest_run())
         own = not args.preset and given.pop("out_dir", str(out)) == str(out)
         need(own, f"--resume {out} goes on with its own settings in its own directory")
-        run = Run.resume(out.parent if (out / "training_state.json").exists() else out, given)
-    keep_freed_memory()
-    c, s, (train, held, chars) = run.model.config, run.settings, run.split
-    what = f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {c.block_size}"
-    print(f"data   {s['data']}: {len(train) + len(held):,} tokens, {c.vocab_size} distinct")
-    print(f"model  {what}: {run.model.num_params():,} parameters")
-    print(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
-    try:
-        if not run.train():
-            return 0
-    except Diverged as error:
-        kept = f"{run.out / 'last'} keeps the last checkpoint whose loss was finite"
-        print(f"\ncapstone_gpt.py: {error}. {kept}", file=sys.stderr)
-        return 1
-    run.model = GPT.from_pretrained(run.out / "best")
-    print(f"\na sample of {run.out / 'best'}, the checkpoint with the lowest held-out loss:")
-    print(f"\n{run.sample(500, s['seed'])}\n")
+        if not (out / "last.safetensors").exists():
+            old = out / "last"
+            need(
+                not old.is_dir(), f"{old} is of an older version of this file, which can resume it"
+            )
+            raise ValueError(f"{out}: no run to resume, it has no last.safetensors")
+    with hold(out):
+        resumed = args.resume is not None
+        run = Run.resume(out, given) if resumed else begin(out, settings, given)
+        keep_freed_memory()
+        introduce(run)
+        try:
+            status = run.train(resumed)
+        except (FloatingPointError, OSError) as error:
+            if isinstance(error, FloatingPointError):
+                rate = f"{run.settings['learning_rate']:g}"
+                advice = f"try a --learning_rate below {rate} or more --warmup_iters"
+                error = f"not finite at step {run.step}: {error}; {advice}"
+            kept = (
+                f"; {out} keeps the last checkpoint" if (out / "last.safetensors").exists() else ""
+            )
+            complain(f"{error}{kept}")
+            return 1
+        if status == 0:
+            conclude(run)
+        return status
+
+
+def introduce(run):
+    """Say what a run is made of."""
+    s, split, say = run.settings, run.split, run.stop.say
+    tokens, chars = len(split.ids), split.train_chars + split.dev_chars + split.held_chars
+    say(f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters")
+    if chars < 2 * tokens and s["tokenizer"] == SETTINGS["tokenizer"][0] and not s["init_from"]:
+        learn = f"train {shlex.quote(s['data'])} --fraction 0.85 --out my_tokens"
+        say("       These are short tokens. To learn longer ones from this text, and use them:")
+        say(f"           python stage07_bpe.py {learn}")
+        say("           python capstone_gpt.py train ... --tokenizer my_tokens")
+    say(f"model  {describe(run)}: {run.model.num_params():,} parameters")
+    say(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
+
+
+def describe(run):
+    """The model in a few words."""
+    c, T = run.model.config, run.settings["block_size"]
+    return f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {T}"
+
+
+def conclude(run):
+    """The end of a run: its best checkpoint speaks, and is measured beside counting."""
+    s, best = run.settings, run.out / "best"
+    run.model = GPT.from_pretrained(best)
+    which = "the lowest loss on the development piece" if run.choosing else "the last step"
+    print(f"\na sample of {best}, {which}:\n\n{run.sample(300, s['seed'])}\n")
     print(f"more of it: python capstone_gpt.py sample --from {shlex.quote(str(run.out))}\n")
-    if args.preset == "fast":
-        print("(a smoke run: too short to beat the counter)")
-    counted = ngram_nats(train, held, c.vocab_size) * len(held) / chars
-    nats = held_out_nats(run.model, run.split, max(1, c.block_size // 2))
-    print(f"5-gram:   {held_out_line(counted, 'counted, Witten-Bell smoothing')}")
-    print(f"held-out: {held_out_line(nats, 'capstone, ' + what)}")
-    return 0
+    counted, order, tokens = yardstick(run.split)
+    some = f" of {tokens:,} tokens" if tokens < len(run.split.train) else ""
+    what = f"interpolated Kneser-Ney, order {order}{some}"
+    print(f"counted:  {held_out_line(counted, what)}")
+    stride = max(1, s["block_size"] // 2)
+    nats = run.loss("held", stride, 1 + SCORED // stride)  # a long text is measured in part
+    print(f"held-out: {held_out_line(nats, f'capstone, {describe(run)}')}")
+
+
+def until(texts, stop):
+    """Yield pieces of text up to `stop`, which may begin in one piece and end in another."""
+    text = ""
+    for piece in texts:
+        text += piece
+        if stop in text:
+            yield text[: text.index(stop)]
+            return
+        held = max(n for n in range(len(stop)) if text.endswith(stop[:n]))  # perhaps its beginning
+        yield text[: len(text) - held]
+        text = text[len(text) - held :]
+    yield text
+
+
+def read_prompt(prompt):
+    """The prompt itself, or for "-" all of standard input without the newline at its end."""
+    if prompt != "-":
+        return prompt
+    need(sys.stdin, "standard input is closed")
+    try:
+        text = sys.stdin.buffer.read().decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input: not UTF-8 text (at byte {error.start})") from None
+    return text.removesuffix("\n")
 
 
 def sample_command(args):
-    """Text from a checkpoint, shown as it is made."""
+    """Continue a text with a checkpoint, shown as it is made."""
     model, tokenizer = load(checkpoint_of(args.source))
-    prompt = tokenizer.encode(args.prompt or tokenizer.start)[None]
-    need(args.num_samples >= 1, f"num_samples must be at least 1, not {args.num_samples}")
+    check_value("num_samples", args.num_samples, int, 1)
+    need(args.stop != "", "--stop needs a text")
+    prompt, (_, ends) = read_prompt(args.prompt), bos_and_eos(model)
+    ids = tokenizer.encode(prompt, add_special_tokens=True)
+    if not len(ids):
+        ids = first_ids(model, tokenizer)
     for i in range(args.num_samples):
         seed = None if args.seed is None else args.seed + i
         sampling = (args.temperature, args.top_k, args.top_p, seed)
-        tokens = model.stream(prompt, args.max_new_tokens, *sampling)
-        print(("-" * 40 + "\n" if i else "") + args.prompt, end="", flush=True)
-        for token in tokens:
-            print(tokenizer.decode(token), end="", flush=True)
+        tokens = (int(t[0]) for t in model.stream(ids[None], args.max_new_tokens, *sampling))
+        if not args.ignore_eos:
+            tokens = itertools.takewhile(lambda token: token not in ends, tokens)
+        texts = tokenizer.decode_stream(tokens)
+        print(("-" * 40 + "\n" if i else "") + prompt, end="", flush=True)
+        for text in until(texts, args.stop) if args.stop else texts:
+            print(text, end="", flush=True)
         print()
     return 0
 
 
 def eval_command(args):
-    """The held-out line of a checkpoint."""
+    """Measure a checkpoint on a text: the held-out line."""
     directory = checkpoint_of(args.source)
     model, tokenizer = load(directory)
-    split = split_text(read_text(args.data), tokenizer)
-    need(len(split[0]), f"{args.data}: too short to hold anything out")
-    nats = held_out_nats(model, split, max(1, model.config.block_size // 2))
+    T = model.config.block_size
+    with tempfile.TemporaryDirectory() as folder:
+        split = split_file(args.data, tokenizer, Path(folder) / "tokens.safetensors")
+        first, chars = (len(split.train), split.held_chars)
+        if args.whole:  # the first token has nothing before it to be predicted from
+            first, chars = 1, split.train_chars + split.held_chars
+        need(1 <= first < len(split.ids), f"{args.data}: too short to measure anything")
+        nats = nats_per_char(model, split.ids, first, chars, T, max(1, T // 2))
     print(f"held-out: {held_out_line(nats, f'capstone, {directory}')}")
     return 0
 
 
 def gradcheck_command(args):
-    """Every gradient against central differences; exit status 1 if any is wrong."""
+    """Compare every gradient with central differences; exit status 1 if any is wrong."""
     rows, tolerance = gradcheck(), 1e-6
     print(f"{'model':14} {'parameter':48} {'shape':>10} {'relative error':>15}")
     for model, name, shape, error in rows:
@@ -2183,79 +3178,64 @@ def gradcheck_command(args):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are one line, with a suggestion for a mistyped flag."""
+    """argparse whose errors are one line."""
 
     def error(self, message):
-        self.exit(2, f"capstone_gpt.py: {message} (--help lists what there is)\n")
-
-    def refuse(self, word):
-        """Exit over a word that means nothing here."""
-        flag = word.split("=")[0]
-        close = difflib.get_close_matches(flag, [*self._option_string_actions], 1)
-        hint = f", did you mean {close[0]}?" if close else ""
-        self.error(f"unknown flag {flag}{hint}" if flag.startswith("-") else f"unexpected {word!r}")
+        complain(f"{message:.300} (--help lists what there is)")
+        self.exit(2)
 
 
 def boolean(text):
     """True or False, as nanoGPT's flags write it."""
     if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r:.60}")
     return text.lower() == "true"
-
-
-SOURCE = {"from": (str, "", "DIR", "a run or checkpoint [the latest run]")}
-SAMPLE_FLAGS = SOURCE | {  # flag: (type, default, placeholder, what it is)
-    "prompt": (str, "", "TEXT", "the text to continue"),
-    "num_samples": (int, 1, "N", "how many texts [1]"),
-    "max_new_tokens": (int, 500, "N", "tokens each [500]"),
-    "temperature": (float, 0.8, "X", "0: the likeliest [0.8]"),
-    "top_k": (int, None, "K", "draw from the K likeliest"),
-    "top_p": (float, None, "P", "draw from the likeliest that reach P"),
-    "seed": (int, None, "N", "fixes the draw [a new one each time]"),
-}
-EVAL_FLAGS = SOURCE | {"data": (str, SETTINGS["data"][0], "FILE", "its last tenth is scored")}
-
-
-def train_flags():
-    """SETTINGS as flags; what is not given is left to the preset."""
-    for name, (default, _, text) in SETTINGS.items():
-        kind = boolean if isinstance(default, bool) else type(default)
-        shown = f" [{Path(default).name if name == 'data' else default}]" if default != "" else ""
-        value = {"data": "FILE", "out_dir": "DIR"}.get(name, "N" if kind is int else "X")
-        yield name, (kind, argparse.SUPPRESS, value, text + shown)
 
 
 def build_parser():
     """The command line: train, sample, eval, gradcheck."""
-    text = __doc__[__doc__.index("    python") : __doc__.index("\n\nPapers")]
-    text = f"A GPT in NumPy. Without a command: train.\n\n{text}"
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="capstone_gpt.py", description=text, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", parser_class=Parser, required=True)
-    for function, flags in {
-        train_command: dict(train_flags()),
-        sample_command: SAMPLE_FLAGS,
-        eval_command: EVAL_FLAGS,
-        gradcheck_command: {},
-    }.items():
-        name, text = function.__name__.removesuffix("_command"), function.__doc__
+    parser = Parser(prog="capstone_gpt.py", description="A GPT in NumPy. Without a command: train.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(function, name, text):
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(function=function, parser=sub)
-        if function is train_command:
-            latest = dict(nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
-            smoke = dict(dest="preset", const="fast", help="a smoke run of seconds")
-            sub.add_argument("--preset", choices=PRESETS, help="a set of defaults [stories]")
-            sub.add_argument("--fast", action="store_const", **smoke)
-            sub.add_argument("--resume", **latest)
-        for flag, (kind, default, value, text) in flags.items():
-            options = dict(type=kind, default=default, metavar=value, help=text)
-            sub.add_argument(f"--{flag}", dest={"from": "source"}.get(flag, flag), **options)
+        sub.set_defaults(function=function)
+        return sub.add_argument
+
+    add = command(train_command, "train", "train a model: a new run, or with --resume an old one")
+    add("--preset", choices=PRESETS, help="a set of defaults [stories, if there is no --data]")
+    add("--fast", action="store_const", dest="preset", const="fast", help="a run of seconds")
+    add("--resume", nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
+    for name, (default, _, text) in SETTINGS.items():
+        kind = boolean if isinstance(default, bool) else type(default)
+        shown = f" [{default}]" if default != "" and not str(default).startswith(str(HERE)) else ""
+        add(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar="X", help=text + shown)
+
+    add = command(sample_command, "sample", "continue a text with a checkpoint")
+    add("--from", dest="source", metavar="DIR", help="a run or checkpoint [the latest run]")
+    add("--prompt", default="", metavar="TEXT", help="the text to continue; - reads it from stdin")
+    add("--num_samples", type=int, default=1, metavar="N", help="how many texts [1]")
+    add("--max_new_tokens", type=int, default=500, metavar="N", help="tokens each [500]")
+    add("--temperature", type=float, default=0.8, metavar="X", help="0: the likeliest [0.8]")
+    add("--top_k", type=int, metavar="K", help="draw from the K likeliest")
+    add("--top_p", type=float, metavar="P", help="draw from the likeliest that reach P")
+    add("--seed", type=int, metavar="N", help="fixes the draw [a new one each time]")
+    add("--stop", metavar="TEXT", help="end before this text")
+    add("--ignore_eos", action="store_true", help="go on after the model's end token")
+
+    add = command(eval_command, "eval", "measure a checkpoint on a text")
+    add("--from", dest="source", metavar="DIR", help="a run or checkpoint [the latest run]")
+    add("--data", default=SETTINGS["data"][0], metavar="FILE", help="its last tenth is scored")
+    add("--whole", action="store_true", help="score all of it")
+
+    command(gradcheck_command, "gradcheck", "compare every gradient with central differences")
     return parser
 
 
 def main(argv=None):
     """Run the command line; returns the exit status."""
-    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -2265,22 +3245,21 @@ def main(argv=None):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and " " not in flag:
             argv[i] = "--" + flag[2:].replace("-", "_") + equals + value
-    args, extra = build_parser().parse_known_args(argv)
-    if extra:
-        args.parser.refuse(extra[0])
+    args = build_parser().parse_args(argv)
     try:
         with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported
             return args.function(args)
     except BrokenPipeError:  # whoever was reading has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        silence_stdout()
+        return CLOSED if args.function is train_command else 0
     except KeyboardInterrupt:
         print()
         return 130
-    except (ValueError, OSError, MemoryError) as error:
-        if isinstance(error, MemoryError):
-            error = "not enough memory for this model and batch"
-        print(f"capstone_gpt.py: {error}", file=sys.stderr)
+    except MemoryError:
+        complain("not enough memory for this model and batch")
+        return 2
+    except (ValueError, OSError, OverflowError) as error:
+        complain(error)
         return 2
 
 

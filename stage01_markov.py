@@ -30,6 +30,7 @@ degeneration" (2020).
 import argparse
 import math
 import numbers
+import os
 import re
 import sys
 from collections import Counter
@@ -700,8 +701,19 @@ def report(args):
     print(f"perplexity {math.exp(nats):.2f}   (stage 1, {best})")
 
 
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv=None):
     """Count the stories and report (about a quarter of a minute)."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     parser = argparse.ArgumentParser(description="Stage 1: language models that count.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     parser.add_argument("--fast", action="store_true", help="a smoke run of a few seconds")
@@ -712,7 +724,14 @@ def main(argv=None):
     try:
         expect(args.seed >= 0, "--seed", args.seed, "0 or more")
         report(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
     except (OSError, ValueError) as error:
+        drop_unwritten()
         parser.error(str(error))
 
 

@@ -24,7 +24,9 @@ import argparse
 import math
 import numbers
 import operator
+import os
 import re
+import sys
 import timeit
 from functools import partial
 from types import SimpleNamespace
@@ -619,15 +621,8 @@ def text_plot(curves, rows=13, columns=76):
     return "\n".join("  |" + "".join(row).rstrip() for row in canvas)
 
 
-def main(argv=None):
-    """Print the report. A wrong command line: one line on stderr and exit status 2."""
-    parser = argparse.ArgumentParser(description="Stage 2: derivatives, by hand and automatic.")
-    parser.add_argument("--fast", action="store_true", help="a smoke run: fewer steps, all parts")
-    parser.add_argument("--seed", type=int, default=0, help="random seed >= 0 (default 0)")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
-    args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error(f"--seed must be >= 0, got {args.seed}")
+def report(args):
+    """Six numbered parts, from the error of a measured derivative to the cost of all."""
     rng, fewer = np.random.default_rng(args.seed), 20 if args.fast else 1
 
     print("1. Error of a measured derivative (of e^x at 1): first truncation, then rounding\n")
@@ -722,8 +717,41 @@ def main(argv=None):
         print(f" {forward / f:13.1f} x {reverse / f:13.1f} x")
 
 
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main(argv=None):
+    """Print the report. A wrong command line: one line on stderr and exit status 2."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
+    parser = argparse.ArgumentParser(description="Stage 2: derivatives, by hand and automatic.")
+    parser.add_argument("--fast", action="store_true", help="a smoke run: fewer steps, all parts")
+    parser.add_argument("--seed", type=int, default=0, help="random seed >= 0 (default 0)")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"--seed must be >= 0, got {args.seed}")
+    try:
+        report(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
+    except OSError as error:
+        drop_unwritten()
+        parser.error(str(error))
+
+
 # %% Common mistakes
-# 1. No zero_grad: steps grow ever wilder, as backward() ADDS to grad (the MLP loop in main).
+# 1. No zero_grad: steps grow ever wilder, as backward() ADDS to grad (the MLP loop in report).
 # 2. `grad =` for `grad +=`: a*a gets half its slope; rule (3) adds (last line of sweep).
 # 3. A sweep in the wrong order: diamonds go wrong; a recursive one: RecursionError (section 8).
 # 4. A broadcast axis not summed: the gradient of b (J,) arrives as (N, J) (unbroadcast).

@@ -28,6 +28,7 @@ feedforward neural networks" (2010), the size of the first weights.
 import argparse
 import math
 import numbers
+import os
 import sys
 import textwrap
 import time
@@ -694,8 +695,19 @@ def report(args):
     )
 
 
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv=None):
     """Train on the stories and on the names, and report (under a minute)."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     parser = argparse.ArgumentParser(description="Stage 3: a neural n-gram, derived and trained.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     parser.add_argument("--fast", action="store_true", help="a smoke run of a few seconds")
@@ -706,7 +718,14 @@ def main(argv=None):
         parser.error(f"--seed is {args.seed}; expected 0 or more")
     try:
         report(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
     except (OSError, ValueError) as error:
+        drop_unwritten()
         parser.error(str(error))
 
 

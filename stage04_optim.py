@@ -24,6 +24,7 @@ import functools
 import inspect
 import math
 import numbers
+import os
 import sys
 from pathlib import Path
 
@@ -848,8 +849,19 @@ def report_language(text, fast, seed):
     print(f"\nheld-out: {numbers}   (stage 4, the neural n-gram under {best})")
 
 
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv=None):
     """Race the optimizers and report (under a minute)."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     parser = argparse.ArgumentParser(description="Stage 4: optimizers, derived and raced.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     parser.add_argument("--fast", action="store_true", help="a smoke run of a few seconds")
@@ -865,7 +877,14 @@ def main(argv=None):
         report_rates((100.0,) if args.fast else (100.0, 10000.0), args.seed)
         report_paths(report_race(50 if args.fast else 500))
         report_language(text, args.fast, args.seed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
     except (OSError, ValueError) as error:
+        drop_unwritten()
         parser.error(str(error))
 
 

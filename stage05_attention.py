@@ -27,6 +27,7 @@ In-context Learning and Induction Heads; Dao et al. 2022, FlashAttention; Ainsli
 
 import argparse
 import math
+import os
 import sys
 import timeit
 import tracemalloc
@@ -697,8 +698,27 @@ def report_cache(seed, lengths, C=256, n_head=8):
         print(line, flush=True)
 
 
+def report(args):
+    """Scale, recall, tiles and cache, in this order."""
+    report_scale(args.seed)
+    report_recall(args.seed, *((3, 110, 48) if args.fast else (6, 400, 64)))
+    report_tiles(args.seed, (64, 128, 256) if args.fast else (512, 1024, 2048, 4096))
+    report_cache(args.seed, (64, 128) if args.fast else (64, 256, 1024, 2048))
+
+
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv=None):
     """The report; --fast for a miniature, --seed for other random choices."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     parser = argparse.ArgumentParser(description="Stage 5: attention, derived and measured.")
     parser.error = lambda message: parser.exit(2, f"stage05_attention.py: error: {message}\n")
     parser.add_argument("--fast", action="store_true", help="a smoke run of a few seconds")
@@ -706,10 +726,17 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed is {args.seed}; expected 0 or more")
-    report_scale(args.seed)
-    report_recall(args.seed, *((3, 110, 48) if args.fast else (6, 400, 64)))
-    report_tiles(args.seed, (64, 128, 256) if args.fast else (512, 1024, 2048, 4096))
-    report_cache(args.seed, (64, 128) if args.fast else (64, 256, 1024, 2048))
+    try:
+        report(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
+    except OSError as error:
+        drop_unwritten()
+        parser.error(str(error))
 
 
 # %% Common mistakes

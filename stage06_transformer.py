@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import ctypes
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -657,18 +658,10 @@ def depth_probe(n_layer, seed, post_norm=False, scaled=False, T=32, C=64):
     return math.sqrt((x.data * x.data).mean()), cosine
 
 
-def main(argv=None):
-    """The report: depth, masks, counting, a scaling law, and a model for the ladder."""
-    parser = argparse.ArgumentParser(description="Stage 6: the transformer, stacked and measured.")
-    parser.error = lambda message: parser.exit(2, f"stage06_transformer.py: {message}\n")
-    parser.add_argument("--fast", action="store_true", help="a smoke run of every part, under 3 s")
-    parser.add_argument("--seed", type=int, default=0, help="fixes every random choice (default 0)")
-    args = parser.parse_args(argv)
-    try:
-        fast, seed = args.fast, check_count("--seed", args.seed, 0)
-        text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text("utf-8")
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+def report(args):
+    """Depth, masks, counting, a scaling law, and a model for the ladder."""
+    fast, seed = args.fast, check_count("--seed", args.seed, 0)
+    text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text("utf-8")
     with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc: keep freed memory
         ctypes.CDLL(None).mallopt(-3, 1 << 30)
         ctypes.CDLL(None).mallopt(-1, (1 << 31) - 1)
@@ -719,6 +712,37 @@ def main(argv=None):
     line = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
     line += f" | perplexity {math.exp(nats):.2f}   (stage 6, transformer, context 32)"
     print(f"\nheld-out: {line}")
+
+
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main(argv=None):
+    """The report: depth, masks, counting, a scaling law, and a model for the ladder."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
+    parser = argparse.ArgumentParser(description="Stage 6: the transformer, stacked and measured.")
+    parser.error = lambda message: parser.exit(2, f"stage06_transformer.py: {message}\n")
+    parser.add_argument("--fast", action="store_true", help="a smoke run of every part, under 3 s")
+    parser.add_argument("--seed", type=int, default=0, help="fixes every random choice (default 0)")
+    args = parser.parse_args(argv)
+    try:
+        report(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
+    except (OSError, ValueError) as error:
+        drop_unwritten()
+        parser.error(str(error))
 
 
 # %% Common mistakes

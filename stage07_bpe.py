@@ -804,6 +804,14 @@ def run(args):
         print(tokenizer.decode(map(int, text.split())))
 
 
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv=None):
     """Run the command line; bad input ends it with one line and exit status 2."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if the caller has closed it
@@ -815,8 +823,12 @@ def main(argv=None):
         run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever was reading has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
     except (ValueError, LookupError, OSError) as error:
+        drop_unwritten()
         parser.error(str(error))
 
 

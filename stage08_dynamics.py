@@ -23,6 +23,7 @@ stability. Karpathy (2019), A recipe for training neural networks.
 import argparse
 import json
 import math
+import os
 import re
 import sys
 from collections import namedtuple
@@ -802,21 +803,11 @@ def clinic(names, seeds, controls):
     print(f"healthy found healthy: {well} of {controls} ({well / controls:.1%})")
 
 
-def main(argv=None):
-    """The report; see --help."""
-    parser = argparse.ArgumentParser(description="Stage 8: why training fails, and how to see it.")
-    parser.add_argument("--fast", action="store_true", help="a smoke run, under three seconds")
-    parser.add_argument("--clinic", action="store_true", help="only the clinic, at twenty seeds")
-    parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
-    args = parser.parse_args(argv)
+def report(args):
+    """Five numbered parts; with --clinic, only the last, at twenty seeds."""
     seed, fast, context = args.seed, args.fast, 8
-    if seed < 0:
-        parser.error(f"--seed must be at least 0, got {seed}")
-    try:
-        x, y, size = corpus("stories", context)
-        corpus("names", context)
-    except OSError as error:
-        parser.error(f"cannot read the corpus: {error}")
+    x, y, size = corpus("stories", context)
+    corpus("names", context)
     if args.clinic:
         return clinic(DISEASES, range(seed, seed + 20), 5)
 
@@ -897,6 +888,40 @@ def main(argv=None):
     nats = model.loss_and_grads(held_x, held_y)[0]
     print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | ", end="")
     print(f"perplexity {math.exp(nats):.2f}   (stage 8, feed-forward, context {context})")
+
+
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main(argv=None):
+    """The report; see --help."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
+    parser = argparse.ArgumentParser(description="Stage 8: why training fails, and how to see it.")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    parser.add_argument("--fast", action="store_true", help="a smoke run, under three seconds")
+    parser.add_argument("--clinic", action="store_true", help="only the clinic, at twenty seeds")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed (default 0)")
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"--seed must be at least 0, got {args.seed}")
+    try:
+        report(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
+    except OSError as error:
+        drop_unwritten()
+        parser.error(str(error))
 
 
 # %% Common mistakes

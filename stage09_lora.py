@@ -26,6 +26,7 @@ DoRA."""
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 import time
@@ -833,8 +834,19 @@ def report(fast, seed):
     print(f"{math.exp(nats):.2f}   (stage 9, transformer before adapting, context {T})")
 
 
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv=None):
     """The command line; see --help."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     parser = argparse.ArgumentParser(description="Adapt a small GPT to a new voice in ten ways.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     parser.add_argument("--fast", action="store_true", help="a smoke run in miniature")
@@ -843,7 +855,14 @@ def main(argv=None):
     try:
         check(args.seed >= 0, f"--seed must be at least 0, not {args.seed}")
         report(args.fast, args.seed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
     except (OSError, ValueError) as error:
+        drop_unwritten()
         parser.error(str(error))
 
 

@@ -31,6 +31,8 @@ Hong et al. 2024, ORPO; Meng et al. 2024, SimPO; Shao et al. 2024, DeepSeekMath 
 import argparse
 import functools
 import math
+import os
+import sys
 import time
 from pathlib import Path
 
@@ -625,20 +627,11 @@ def text_plot(points, width=72, height=18):
     return [*rows, "       +" + "-" * width, "        " + axis]
 
 
-def main(argv=None):
-    """Run the report; see the module docstring."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--fast", action="store_true", help="a smoke run of every part, 2 s")
-    parser.add_argument("--seed", type=int, default=0, help="fixes every random choice (default 0)")
-    data = Path(__file__).resolve().parent / "data" / "names.txt"
-    parser.add_argument("--names", default=data, help="a file of lower-case names, one a line")
-    args = parser.parse_args(argv)
-    try:
-        tokens = encode(Path(args.names).read_text(encoding="utf-8").split())
-        check_range("--seed", args.seed, 0)
-        check_range(f"number of names in {args.names}", len(tokens), 20)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+def report(args):
+    """The world, the reward model, every method, the frontier, over-optimisation."""
+    tokens = encode(Path(args.names).read_text(encoding="utf-8").split())
+    check_range("--seed", args.seed, 0)
+    check_range(f"number of names in {args.names}", len(tokens), 20)
     sizes = (60, 200, 4, 3, 64, 100) if args.fast else (400, 2000, 160, 40, 2048, 4000)
     n_pretrain, n_pairs, n_steps, n_rl, n_bank, n_judge = sizes
     rng = np.random.default_rng(args.seed)
@@ -708,14 +701,47 @@ def main(argv=None):
     say("\n".join(text_plot([p for p in points if p[0] <= best[-1, 0]])))
     say("\nOVER-OPTIMISATION  PPO without and with a price on KL: watch belief and truth part")
 
-    def report(iteration, policy):
+    def watch(iteration, policy):
         if iteration in {n_rl * part // 16 for part in (0, 1, 2, 4, 8, 16)}:
             true, gain, kl, names = judge(policy)
             say(f"{iteration:12d}{gain:+15.2f}{true:8.2f}{kl:8.2f}   {names}")
 
     for beta in (0.0, 0.5):
         say(f"\nβ = {beta}  iteration  gain believed    true      KL   names")
-        train_rl("ppo", reference, model, prompts, beta, n_rl, rng, report)
+        train_rl("ppo", reference, model, prompts, beta, n_rl, rng, watch)
+
+
+def drop_unwritten():
+    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def main(argv=None):
+    """Run the report; see the module docstring."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
+    parser = argparse.ArgumentParser(description="Stage 10: from preferences to policies.")
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
+    parser.add_argument("--fast", action="store_true", help="a smoke run of every part, 2 s")
+    parser.add_argument("--seed", type=int, default=0, help="fixes every random choice (default 0)")
+    data = Path(__file__).resolve().parent / "data" / "names.txt"
+    parser.add_argument("--names", default=data, help="a file of lower-case names, one a line")
+    args = parser.parse_args(argv)
+    try:
+        report(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever was reading has seen enough
+        drop_unwritten()
+    except KeyboardInterrupt:
+        drop_unwritten()
+        parser.exit(130, "\n")
+    except (OSError, ValueError) as error:
+        drop_unwritten()
+        parser.error(str(error))
 
 
 # %% Common mistakes
@@ -725,7 +751,7 @@ def main(argv=None):
 # 4. Sums in ORPO and SimPO: 1 - P rounds to 1 and short responses win. There, `size` divides them.
 # 5. Judging by the learned reward: it rises while the text decays. `judge` asks the truth.
 # 6. old_logp renewed after each update: ρ is 1, nothing is clipped. `train_rl` computes it once.
-# 7. One β for all: it means different things. Compare at equal KL, as the plot in `main` does.
+# 7. One β for all: it means different things. Compare at equal KL, as the plot in `report` does.
 
 # %% Exercises
 #  1. Read: which line of `train_rl` makes the reward model's verdict arrive with the last token?

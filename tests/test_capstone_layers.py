@@ -234,26 +234,6 @@ def test_schedule_rises_peaks_and_falls():
     assert rates[60] == pytest.approx(0.55) and set(rates[110:]) == {0.1}
 
 
-def test_five_gram_equals_the_recursive_definition():
-    train, held = np.array([0, 1, 0, 1, 2, 0, 1, 0]), np.array([1, 2, 2, 0])
-
-    def probability(history, w):
-        if history is None:
-            return 1 / 3
-        n = len(history)
-        after = [train[i + n] for i in range(len(train) - n) if tuple(train[i : i + n]) == history]
-        shorter = probability(history[1:] if n else None, w)
-        return (
-            (after.count(w) + len(set(after)) * shorter) / (len(after) + len(set(after)))
-            if (after)
-            else shorter
-        )
-
-    ids = [*train, *held]
-    exact = [-np.log(probability(tuple(ids[i - 2 : i]), ids[i])) for i in range(8, 12)]
-    assert gpt.ngram_nats(train, held, 3, order=3) == pytest.approx(np.mean(exact))
-
-
 def test_the_first_page_computes_what_its_comment_says():
     W = np.zeros((2, 2))
     assert gpt.table_step(W, [0, 1, 0, 1], learning_rate=3) == pytest.approx(np.log(2))

@@ -213,18 +213,6 @@ def test_wrong_input_says_what_was_expected(call, words):
         call(make())
 
 
-def test_evaluate_scores_every_token_once_whatever_the_stride(rng):
-    model, ids = make("gpt2"), rng.integers(0, 11, 100)
-    one_by_one = sum(
-        model.loss(ids[None, i - 8 : i], np.r_[[-1] * 7, ids[i]][None]) for i in range(60, 100)
-    )
-    nats, count = gpt.evaluate(model, ids, 60, stride=1)
-    assert count == 40 and nats == pytest.approx(one_by_one)
-    for stride in (3, 4, 8):
-        assert gpt.evaluate(model, ids, 60, stride)[1] == 40
-    assert gpt.evaluate(model, ids, 60, 8, max_windows=2)[1] == 16
-
-
 # the training step
 
 
