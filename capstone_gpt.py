@@ -1369,9 +1369,6 @@ def wait_until(done, look=lambda: None):
             time.sleep(min(1e-5 * (tries - 1000), 5e-3))
 
 
-COLLECT, END = -1, -2  # what the leader may say instead of the number of a step
-
-
 class Team(Alone):
     """A team of one, and what all teams have in common. Rank 0, the leader, calls step and collect.
 
@@ -1389,37 +1386,17 @@ class Team(Alone):
 
     def step(self, step, learning_rate):
         """One step of all members together: what training_step returns, and raises."""
-        return self.do(*self.hear(step, learning_rate))
+        self.tell(step, learning_rate)
+        return self.work(step, learning_rate)
 
-    def collect(self):
-        """See that m and v are complete in this process, in order to save them."""
-        self.do(*self.hear(COLLECT, 0))
+    def tell(self, *command):
+        """Give the leader's two numbers to the other members, who hear them by the same call."""
 
-    def close(self):
-        """End what the team consists of besides this process."""
-
-    def serve(self):
-        """The life of the other members: their part of everything, until the leader says END."""
-        while True:
-            command, learning_rate = self.hear()
-            if command == END:
-                return
-            with contextlib.suppress(FloatingPointError):  # the leader gets one, too
-                self.do(command, learning_rate)
-
-    def hear(self, *command):
-        """The two numbers that the leader gives here; every member hears them."""
-        return command
-
-    def do(self, command, learning_rate):
-        """This member's part of a command."""
-        if command == COLLECT:
-            self.gather(self.optimizer.m)
-            self.gather(self.optimizer.v)
-            return None
+    def work(self, step, learning_rate):
+        """This member's part of a step."""
         before = blas_threads(self.threads)
         try:
-            batches = self.batches(int(command))
+            batches = self.batches(int(step))
             return training_step(self.model, self.optimizer, batches, learning_rate, self)
         finally:
             blas_threads(before)
@@ -1437,6 +1414,12 @@ class Team(Alone):
     def shard(self, n):
         """Where this member's part of n things begins and ends."""
         return n * self.rank // self.size, n * (self.rank + 1) // self.size
+
+    def collect(self):
+        """See that m and v are complete in this process, in order to save them."""
+
+    def close(self):
+        """End the team; the model and the optimizer remain."""
 
 
 def shared(array):
@@ -1460,11 +1443,12 @@ class Workers(Team):
         model.flat, optimizer.m = model.params.flat, shared(optimizer.m)
         optimizer.v = shared(optimizer.v)
         self.gradients = shared(np.zeros((size, model.flat.size), model.dtype))
+        self.grads = ParamDict(model.config, self.gradients[0])
         self.arrived = shared(np.zeros(size, np.int64))  # the barriers that each has reached
         self.numbers, self.command = shared(np.zeros((size, 3))), shared(np.zeros(2))
         self.last_words, self.leader, self.pids = mmap.mmap(-1, 300), os.getpid(), {}
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # which the leader understands,
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # and no worker ever sees
+        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the leader answers them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # for ever in the workers
         try:
             for rank in range(1, size):
                 pid = os.fork()
@@ -1473,7 +1457,6 @@ class Workers(Team):
                 self.pids[rank] = pid
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self.grads = ParamDict(model.config, self.gradients[0])
 
     def live(self, rank):
         """The life of a worker. It holds no files, above all not the lock of the run."""
@@ -1483,7 +1466,9 @@ class Workers(Team):
                 with contextlib.suppress(OSError):  # the listing's own is closed already
                     os.close(max(3, int(name)))
             self.rank, self.grads = rank, ParamDict(self.model.config, self.gradients[rank])
-            self.serve()
+            while True:
+                with contextlib.suppress(FloatingPointError):  # the leader gets one, too
+                    self.work(*self.tell())
         except BaseException as error:
             self.last_words.write(f"{type(error).__name__}: {error}".encode()[:300])
         finally:
@@ -1496,7 +1481,7 @@ class Workers(Team):
 
     def look(self):
         """See whether those that are waited for are still there."""
-        if self.rank and os.getppid() != self.leader:
+        if self.rank > 0 and os.getppid() != self.leader:
             os._exit(1)
         for rank, pid in self.pids.items() if self.rank == 0 else ():
             if os.waitpid(pid, os.WNOHANG)[0]:
@@ -1505,13 +1490,16 @@ class Workers(Team):
                 why = words or "killed, perhaps for want of memory"
                 raise ChildProcessError(f"worker {rank} of {self.size} ended: {why}")
 
-    def close(self):
-        while self.pids:
-            _, pid = self.pids.popitem()
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    def step(self, step, learning_rate):
+        try:
+            return super().step(step, learning_rate)
+        except FloatingPointError:
+            raise
+        except BaseException:  # the others are in the middle of a step that will not be
+            self.close()
+            raise
 
-    def hear(self, *command):
+    def tell(self, *command):
         if command:
             self.command[:] = command
         self.barrier()
@@ -1533,8 +1521,17 @@ class Workers(Team):
     def gather(self, vector):
         self.barrier()  # the vector is shared
 
+    def close(self):
+        while self.pids:
+            _, pid = self.pids.popitem()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
-def tell(MPI, *command):
+
+COLLECT, END = -1, -2  # what rank 0 may tell the others instead of the number of a step
+
+
+def tell_ranks(MPI, *command):
     """Rank 0's two numbers to all ranks, which wait for them without keeping a core busy."""
     numbers = np.array(command or (0, 0), np.float64)
     wait_until(MPI.COMM_WORLD.Ibcast(numbers).Test)
@@ -1543,14 +1540,13 @@ def tell(MPI, *command):
 
 @contextlib.contextmanager
 def or_abort(MPI):
-    """What goes wrong within `with` in one rank ends them all, unless it is the step's own nan."""
+    """What goes wrong within `with` in one rank ends them all."""
     try:
         yield
-    except FloatingPointError:
+    except FloatingPointError:  # which all of them get, at the same place
         raise
     except BaseException as error:
-        what = f"rank {MPI.COMM_WORLD.rank}: {type(error).__name__}: {error}"
-        print(f"capstone_gpt.py: {what:.300}", file=sys.stderr, flush=True)
+        complain(f"rank {MPI.COMM_WORLD.rank}: {type(error).__name__}: {error}")
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)
 
@@ -1566,7 +1562,7 @@ class Ranks(Team):
         self.MPI, self.world = MPI, MPI.COMM_WORLD
         self.rank, self.size = self.world.rank, self.world.size
         if self.rank == 0:
-            tell(MPI, 0, 0)
+            self.tell(0, 0)
         sent = self.world.bcast(run)
         super().__init__(*(sent if self.rank else run))
         start, end = self.shard(self.model.flat.size)
@@ -1574,12 +1570,18 @@ class Ranks(Team):
         here = self.world.Split_type(MPI.COMM_TYPE_SHARED).size  # ranks on this machine
         self.threads = max(1, usable_cores() // here)
 
-    def hear(self, *command):
-        return tell(self.MPI, *command)
+    def tell(self, *command):
+        return tell_ranks(self.MPI, *command)
 
-    def do(self, *command):
+    def work(self, step, learning_rate):
         with or_abort(self.MPI):
-            return super().do(*command)
+            if step != COLLECT:
+                return super().work(step, learning_rate)
+            self.gather(self.optimizer.m)
+            self.gather(self.optimizer.v)
+
+    def collect(self):
+        self.step(COLLECT, 0)
 
     def sum_gradients(self, gradient):
         start, end = self.shard(gradient.size)
@@ -1597,21 +1599,14 @@ class Ranks(Team):
 
 def follow(MPI):
     """What ranks above 0 do: take part in the run that rank 0 has, if it has one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 understands it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers it
     with or_abort(MPI):
-        if tell(MPI)[0] != END:
-            Ranks(MPI).serve()
-
-
-def make_team(model, optimizer, ids, settings, stopping=lambda: False):
-    """The team that mpiexec or settings["workers"] ask for; ValueError if it is too large."""
-    MPI, run = mpi(), (model, optimizer, ids, settings)
-    size = MPI.COMM_WORLD.size if MPI else settings["workers"]
-    few = settings["batch_size"] < size
-    need(not few, f"batch_size must be at least {size}, a sequence for each of {size} processes")
-    if MPI:
-        return Ranks(MPI, *run)
-    return Workers(*run, stopping, size) if size > 1 else Team(*run, stopping)
+        if tell_ranks(MPI)[0] == END:
+            return
+        team = Ranks(MPI)
+        while (command := team.tell())[0] != END:
+            with contextlib.suppress(FloatingPointError):  # rank 0 gets one, too
+                team.work(*command)
 
 
 # %% 14. The yardstick
@@ -2496,8 +2491,8 @@ def encode_file(path, tokenizer, cache, source):
 
 # %% 18. The machine
 #
-# What NumPy, glibc, the kernel and MPI are asked for training (section 13). All of it is optional:
-# where something is not there, the run goes on without it.
+# What NumPy, glibc, the kernel and MPI are asked for the sake of the team (section 13). Where
+# something is not there, training goes on without it.
 
 
 def keep_freed_memory():
@@ -2569,6 +2564,30 @@ def mpi():
     return None
 
 
+def team_size(settings):
+    """How many members the team will have; ValueError if that is more than a batch has sequences.
+
+    settings["workers"] 0 becomes as many as there are cores to use and sequences in a batch.
+    """
+    MPI, B = mpi(), settings["batch_size"]
+    if sys.platform != "linux":
+        settings["workers"] = 1
+    settings["workers"] = settings["workers"] or min(usable_cores(), B)
+    size = MPI.COMM_WORLD.size if MPI else settings["workers"]
+    need(size <= B, f"a batch_size of {B} is too small for {size} processes")
+    return size
+
+
+def make_team(model, optimizer, ids, settings, stopping=lambda: False):
+    """The team that mpiexec or settings["workers"] ask for: see Team."""
+    MPI, run = mpi(), (model, optimizer, ids, settings)
+    if MPI:
+        with or_abort(MPI):
+            return Ranks(MPI, *run)
+    size = settings["workers"]
+    return Workers(*run, stopping, size) if size > 1 else Team(*run, stopping)
+
+
 # %% 19. Training runs
 #
 # Every number of a run follows from its settings: step s draws its batch and its dropout masks from
@@ -2603,6 +2622,7 @@ SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's w
     "tie_weights": (True, None, "one matrix for the embedding and the head"),
     "batch_size": (16, 1, "sequences in a batch"),
     "gradient_accumulation_steps": (1, 1, "batches whose gradients are averaged for one update"),
+    "workers": (0, 0, "processes that share every batch (0: one for every usable core)"),
     "max_iters": (2600, 1, "updates"),
     "learning_rate": (2.5e-3, 1e-30, "peak learning rate (with --init_from: 3e-5)"),
     "min_lr": (1e-4, 0, "learning rate at the end of the cosine"),
@@ -2800,6 +2820,7 @@ class Run:
         betas, decay, clip = (s["beta1"], s["beta2"]), s["weight_decay"], s["grad_clip"]
         self.optimizer = AdamW(model.params, betas, 1e-8, decay, clip)
         self.step, self.count, self.sum, self.best, self.stop = 0, 0, 0.0, math.inf, Stop()
+        self.members = team_size(s)
 
     @classmethod
     def start(cls, out, settings, given):
@@ -2857,6 +2878,7 @@ class Run:
             raise FloatingPointError("weights")
         if best:
             save_model(self.out / "best", self.model)
+        self.team.collect()
         state = {name: getattr(self, name) for name in STATE}
         metadata = {"settings": json.dumps(self.settings), "state": json.dumps(state)}
         write_safetensors(self.out / "last.safetensors", self.tensors(), metadata)
@@ -2872,19 +2894,11 @@ class Run:
             kept.append(line + b"\n")
         write_file(path, kept)
 
-    def batches(self):
-        """The batches of one step, in as many pieces as it takes."""
-        s, B = self.settings, self.settings["batch_size"]
-        for i in range(s["gradient_accumulation_steps"]):
-            if i and self.stop.status:
-                raise KeyboardInterrupt  # the step has changed nothing yet
-            yield draw_batch(self.split.train, s["block_size"], B, s["seed"], self.step, i * B)
-
     def update(self):
         """One step: its learning rate and the norm of its gradient; see training_step."""
         s, decay = self.settings, self.settings["lr_decay_iters"] or self.settings["max_iters"]
         rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
-        loss, norm = training_step(self.model, self.optimizer, self.batches(), rate)
+        loss, norm = self.team.step(self.step, rate)
         self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
         return {"learning_rate": rate, "grad_norm": norm}
 
@@ -2915,7 +2929,9 @@ class Run:
         s, first = self.settings, self.step
         tokens = s["batch_size"] * s["gradient_accumulation_steps"] * s["block_size"]
         self.keep_metrics(self.step if resumed else -1)
-        with self.stop as stop:
+        run, stop = (self.model, self.optimizer, self.split.train, s), self.stop
+        team = make_team(*run, stopping=lambda: stop.status)
+        with stop, contextlib.closing(team) as self.team:
             title = f"  step     train  {'dev' if self.choosing else 'held-out':>8}  bits/char"
             stop.say(f"{title}   tokens/s  time left   (losses in nats per character)")
             if not resumed:
@@ -3026,6 +3042,7 @@ def begin(out, settings, given):
 def train_command(args):
     """A new run, or with --resume an old one."""
     given = {name: value for name, value in vars(args).items() if name in SETTINGS}
+    need("workers" not in given or not mpi(), "--workers is for one machine; mpiexec has -n")
     if args.resume is None:
         settings = new_settings(args.preset, given)
         suffix = "-fast" if args.preset == "fast" else ""  # a smoke run is not the run to sample
@@ -3046,7 +3063,6 @@ def train_command(args):
     with hold(out):
         resumed = args.resume is not None
         run = Run.resume(out, given) if resumed else begin(out, settings, given)
-        keep_freed_memory()
         introduce(run)
         try:
             status = run.train(resumed)
@@ -3076,6 +3092,8 @@ def introduce(run):
         say(f"           python stage07_bpe.py {learn}")
         say("           python capstone_gpt.py train ... --tokenizer my_tokens")
     say(f"model  {describe(run)}: {run.model.num_params():,} parameters")
+    processes = "1 process" if run.members == 1 else f"{run.members} processes"
+    say(f"team   {processes}, {s['batch_size']} sequences a batch")
     say(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
 
 
@@ -3233,12 +3251,28 @@ def build_parser():
 
 
 def main(argv=None):
-    """Run the command line; returns the exit status."""
+    """Run the command line; returns the exit status. Under mpiexec, rank 0 does, others follow."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
     sys.stderr = sys.stderr or open(os.devnull, "w")
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported
+        try:
+            MPI = mpi()
+        except ValueError as error:
+            complain(error)
+            return 2
+        if MPI and MPI.COMM_WORLD.rank > 0:
+            return follow(MPI)
+        try:
+            return run_command(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            if MPI:
+                tell_ranks(MPI, END, 0)
+
+
+def run_command(argv):
+    """Run the command that these words mean; returns the exit status."""
     if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
         argv.insert(0, "train")
     for i, word in enumerate(argv):  # --num-samples is --num_samples
@@ -3247,8 +3281,7 @@ def main(argv=None):
             argv[i] = "--" + flag[2:].replace("-", "_") + equals + value
     args = build_parser().parse_args(argv)
     try:
-        with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported
-            return args.function(args)
+        return args.function(args)
     except BrokenPipeError:  # whoever was reading has seen enough
         silence_stdout()
         return CLOSED if args.function is train_command else 0

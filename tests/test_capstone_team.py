@@ -122,9 +122,16 @@ def test_a_step_can_be_stopped_between_its_batches(workers):
     assert np.array_equal(team.model.flat, before) and not team.optimizer.m.any()
 
 
-def test_a_batch_has_a_sequence_for_every_member():
-    with pytest.raises(ValueError, match="batch_size must be at least 6"):
-        make(6)
+def test_the_size_of_a_team(monkeypatch):
+    monkeypatch.setattr(gpt, "usable_cores", lambda: 4)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for workers, batch_size, size in ((0, 16, 4), (0, 3, 3), (2, 16, 2), (8, 8, 8)):
+        settings = {"workers": workers, "batch_size": batch_size}
+        assert gpt.team_size(settings) == settings["workers"] == size
+    with pytest.raises(ValueError, match="batch_size of 5 is too small for 6 processes"):
+        gpt.team_size({"workers": 6, "batch_size": 5})
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert gpt.team_size({"workers": 4, "batch_size": 16}) == 1
 
 
 # nothing is left
@@ -337,7 +344,7 @@ def test_two_ranks_take_the_steps_of_one_process():
 team = make(1, pieces=2)
 assert team.size == 2
 found, w, m, v = run(team)
-gpt.tell(MPI, gpt.END, 0)
+gpt.tell_ranks(MPI, gpt.END, 0)
 print(json.dumps([found, w.tolist(), m.tolist(), v.tolist()]))
 """
     done = mpiexec(2, leader)
@@ -355,7 +362,7 @@ def test_a_rank_that_fails_ends_all_and_says_why(rank):
 
 
 def test_a_rank_0_without_a_run_sends_the_others_home():
-    done = mpiexec(3, "gpt.tell(MPI, gpt.END, 0)\nsys.exit(5)")
+    done = mpiexec(3, "gpt.tell_ranks(MPI, gpt.END, 0)\nsys.exit(5)")
     assert done.returncode == 5 and not done.stdout + done.stderr
 
 
