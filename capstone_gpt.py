@@ -1897,8 +1897,9 @@ def copy_tensor(tensors, name, array):
     need(np.isfinite(extremes).all(), f"{where} holds a number that is not finite")
 
 
-# config.json: the keys that say what to compute, those that must have one value or be null, and
-# those that cannot change the logits. Any other key is refused unless it is null, false or empty.
+# config.json: HF_FIELDS are the keys that say what to compute, HF_FIXED those that must have this
+# value or be null, HF_IDLE those that cannot change the logits. Any other key is refused unless it
+# is null, false or empty. HF_BUFFERS are how tensors end that are stored, but no weights.
 
 HF_FIELDS = {  # their key: our field
     "gpt2": {
@@ -2028,7 +2029,7 @@ def open_weights(directory, arch):
     """{name as transformers has it: StoredTensor}, of one file or of the parts it was cut into."""
     paths, found = [directory / "model.safetensors"], {}
     if not paths[0].exists():
-        paths = sorted(directory.glob("model-*.safetensors")) or paths
+        paths = sorted(directory.glob("model-*-of-*.safetensors")) or paths
     prefix = "transformer." if arch == "gpt2" else "model."
     for path in paths:
         tensors, _ = read_safetensors(path)
