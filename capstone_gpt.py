@@ -1819,12 +1819,6 @@ def parse_json(text, kind, complaint):
     return value
 
 
-def read_json(path):
-    """A JSON object from a file; ValueError if it is missing or damaged."""
-    need(Path(path).is_file(), f"{path}: no such file")
-    return parse_json(Path(path).read_bytes(), dict, f"{path}: expected a JSON object")
-
-
 # An array in an open file: its type, which is a key of DTYPES, its shape, and where it starts. If
 # another file takes the name meanwhile, this is still the old one.
 StoredTensor = collections.namedtuple("StoredTensor", "file kind shape start")
@@ -2014,7 +2008,7 @@ def save_model(directory, model):
     for name, content in files.items():
         path = directory / name
         same = path.read_bytes() == content if path.exists() else not weights.exists()
-        need(same, f"{directory} holds another model, its {name} differs: choose another directory")
+        need(same, f"{path} would change, but only weights are replaced: choose another directory")
     for name, content in files.items():
         if not (directory / name).exists():
             write_file(directory / name, [content])
@@ -2049,8 +2043,10 @@ def load_model(directory, dtype=None):
     damaged or would have to be ignored; nothing is allocated before names and shapes agree.
     """
     directory = Path(directory)
-    j = read_json(directory / "config.json")
+    files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
+    need("config.json" in files, f"{directory}: no config.json, so this is not a model's directory")
     try:
+        j = parse_json(files["config.json"], dict, "expected a JSON object")
         config = config_from_json(j)
     except ValueError as error:
         raise ValueError(f"{directory / 'config.json'}: {error}") from None
@@ -2076,7 +2072,7 @@ def load_model(directory, dtype=None):
     model = GPT(config, None, dtype)
     for name, array in model.params.items():
         copy_tensor(found, name, array)
-    model.files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
+    model.files = files
     return model
 
 

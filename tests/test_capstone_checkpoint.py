@@ -504,7 +504,7 @@ def test_a_changed_dropout_or_rotation_is_saved(tmp_path):
     computed = {"n_inner": 64, "bias": True, "tie_word_embeddings": True}  # said in full now
     assert j == GPT2_JSON | changed | computed | {"torch_dtype": "float32"}
     assert gpt.GPT.from_pretrained(tmp_path / "new").config == model.config
-    with pytest.raises(ValueError, match="its config.json differs"):
+    with pytest.raises(ValueError, match="config.json would change"):
         model.save_pretrained(tmp_path / "gpt2")
     assert json.loads((tmp_path / "gpt2" / "config.json").read_text()) == GPT2_JSON
 
@@ -866,10 +866,10 @@ def test_a_directory_of_another_model_is_refused_and_stays_whole(tmp_path):
     model.save_pretrained(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     for fields in ({"n_head": 4}, {"n_layer": 3}, {"arch": "llama"}, {"norm_eps": 1e-6}):
-        with pytest.raises(ValueError, match="holds another model, its config.json differs"):
+        with pytest.raises(ValueError, match="config.json would change"):
             make(**fields).save_pretrained(tmp_path)
     model.files = {"tokenizer.json": b"B"}
-    with pytest.raises(ValueError, match="its tokenizer.json differs"):
+    with pytest.raises(ValueError, match="tokenizer.json would change"):
         model.save_pretrained(tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
@@ -877,11 +877,11 @@ def test_a_directory_of_another_model_is_refused_and_stays_whole(tmp_path):
     (tmp_path / "file").unlink()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match="config.json differs"):
+    with pytest.raises(ValueError, match="config.json would change"):
         make().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="nowhere/config.json: no such file"):
+    with pytest.raises(ValueError, match="nowhere: no config.json"):
         gpt.GPT.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="config.json: no such file"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: no config.json"):
         gpt.GPT.from_pretrained(tmp_path)
 
 

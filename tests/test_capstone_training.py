@@ -816,7 +816,7 @@ LONG = "9" * 5000
         (["train", "--resume"], "train one first"),
         (["paint"], "invalid choice"),
         (["sample"], "train one first"),
-        (["sample", "--from", "nowhere"], "nowhere/config.json: no such file"),
+        (["sample", "--from", "nowhere"], "nowhere: no config.json"),
         (["sample", "--from", "damaged"], "damaged"),
         (["eval", "--from", "model"], "tokenizer"),
         (["eval", "--from", "run", "--data", "one.txt"], "one.txt"),
