@@ -1594,7 +1594,9 @@ class Ranks(Team):
 
 def follow(MPI):
     """What ranks above 0 do: take part in the run that rank 0 has, if it has one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers it
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # rank 0 answers them
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     with or_abort(MPI):
         if tell_ranks(MPI)[0] == END:
             return
