@@ -597,7 +597,10 @@ FIELD_LIMITS = {  # type, smallest value and, where there is one, what it must s
     "bias": (bool,), "dropout": (float, 0, 1), "tie_weights": (bool,),
     "norm_eps": (float, 1e-30), "rope_theta": (float, 1e-30),
 }  # fmt: skip
-ROPE_SCALING = "factor low_freq_factor high_freq_factor original_max_position_embeddings".split()
+ROPE_SCALING = {
+    "factor": float, "low_freq_factor": float, "high_freq_factor": float,
+    "original_max_position_embeddings": int,
+}  # fmt: skip
 
 
 def check_value(name, value, kind, lowest=-1e300, below=1e300):
@@ -663,13 +666,13 @@ class GPTConfig:
         scaling = self.rope_scaling
         if scaling is not None:
             need(not gpt2, "rope_scaling belongs to llama")
-            if not isinstance(scaling, dict) or scaling.keys() != set(ROPE_SCALING):
+            if not isinstance(scaling, dict) or scaling.keys() != ROPE_SCALING.keys():
                 names = ", ".join(ROPE_SCALING)
                 raise ValueError(f"rope_scaling must have {names}, not {scaling!r:.60}")
-            scaling = {name: check_value(name, scaling[name], float, 1e-30) for name in scaling}
+            for name, kind in ROPE_SCALING.items():
+                scaling[name] = check_value(name, scaling[name], kind, 1e-30)
             low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
             need(low < high, f"low_freq_factor must be below high_freq_factor: {low} and {high}")
-            self.rope_scaling = scaling
 
     @property
     def head_size(self):
@@ -1924,7 +1927,9 @@ HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initial
     task_specific_params n_special predict_special_tokens summary_type summary_use_proj
     summary_activation summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop
     max_sequence_length is_llama_config transformers.js_config unsloth_fixed unsloth_version
-    _attn_implementation_autoset""".split()
+    _attn_implementation_autoset _commit_hash return_dict num_labels gradient_checkpointing
+    do_sample max_length temperature top_k top_p repetition_penalty tokenizer_class
+    prefix""".split()
 HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
     merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json
