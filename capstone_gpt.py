@@ -669,10 +669,11 @@ class GPTConfig:
             if not isinstance(scaling, dict) or scaling.keys() != ROPE_SCALING.keys():
                 names = ", ".join(ROPE_SCALING)
                 raise ValueError(f"rope_scaling must have {names}, not {scaling!r:.60}")
-            for name, kind in ROPE_SCALING.items():
-                scaling[name] = check_value(name, scaling[name], kind, 1e-30)
+            limits = {name: (kind, 1e-30) for name, kind in ROPE_SCALING.items()}
+            scaling = {name: check_value(name, scaling[name], *limits[name]) for name in limits}
             low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
             need(low < high, f"low_freq_factor must be below high_freq_factor: {low} and {high}")
+            self.rope_scaling = scaling
 
     @property
     def head_size(self):

@@ -21,7 +21,7 @@ SCALING = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 4.0,
+    "original_max_position_embeddings": 4,
 }
 VARIANTS = [
     {"arch": "gpt2"},
