@@ -425,7 +425,7 @@ def attention_forward(q, k, v, p=0.0, rngs=None):
 def attention_backward(dy, cache):
     """dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D)."""
     q, k, v, y, blocks = cache
-    B, H, Tq, D = y.shape
+    (B, H, Tq, D), Hkv = y.shape, k.shape[1]
     dq, dk, dv = np.empty_like(q), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
     for rows, end, E, mask, l in blocks:
         block = (*q.shape[:3], -1, D)
@@ -436,8 +436,10 @@ def attention_backward(dy, cache):
         ds = np.multiply(E, dP_over_l, out=dP_over_l)  # (B, Hkv, H/Hkv, n, end)
         masked_E = dropout_backward(E, mask)
         dq[..., rows, :] = ds @ k[..., :end, :]
-        dk[..., :end, :] += (ds.swapaxes(-1, -2) @ q[..., rows, :]).sum(2, keepdims=True)
-        dv[..., :end, :] += (masked_E.swapaxes(-1, -2) @ g).sum(2, keepdims=True)
+        q_rows, g = q[..., rows, :].reshape(B, Hkv, -1, D), g.reshape(B, Hkv, -1, D)
+        ds, masked_E = (t.reshape(B, Hkv, -1, end) for t in (ds, masked_E))
+        dk[:, :, 0, :end] += ds.swapaxes(-1, -2) @ q_rows  # over the group's queries at once
+        dv[:, :, 0, :end] += masked_E.swapaxes(-1, -2) @ g
     dq *= q.dtype.type(1 / math.sqrt(D))
     return dq.reshape(y.shape), dk[:, :, 0], dv[:, :, 0]
 
