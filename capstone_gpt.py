@@ -200,7 +200,7 @@ def rmsnorm_backward(dy, cache):
     dweight = np.ones(dy.size // C, dy.dtype) @ dy_xhat.reshape(-1, C)
     mean_a_xhat = dy_xhat @ (weight / C)
     dx = dy * weight
-    dx -= xhat * mean_a_xhat[..., None]
+    dx -= np.multiply(xhat, mean_a_xhat[..., None], out=dy_xhat)
     dx *= r[..., None]
     return dx, dweight
 
@@ -567,7 +567,8 @@ def block_backward(dy, cache):
     dh = gelu_backward(dh, act) if config.arch == "gpt2" else swiglu_backward(dh, act)
     dh, g["up.weight"], g["up.bias"] = linear_backward(dh, up)
     dh, g["norm2.weight"], g["norm2.bias"] = norm_backward(dh, norm2, config)
-    dx = dy + dh  # past the mlp, and through it
+    dx = dh
+    dx += dy  # past the mlp, and through it
     dh = dropout_backward(dx, drop1)
     dh, g["out.weight"], g["out.bias"] = linear_backward(dh, out)
     dh = dh.reshape(B, T, H, D).transpose(0, 2, 1, 3)
