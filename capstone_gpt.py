@@ -25,7 +25,7 @@ explains an idea at leisure is named where the idea is used.
      9 the draw                 10 text and tokens     11 the optimizer      12 the training step
     13 the yardstick
     The engine room, to be looked up:
-    14 files of weights         15 tokenizer files     16 texts larger than memory
+    14 files of weights         15 tokenizers          16 texts larger than memory
     17 training runs            18 the command line
 
     python capstone_gpt.py                            train on data/stories.txt, a few minutes
@@ -1015,74 +1015,25 @@ def merge(ids, merges):
 #     lower      1 2 5 0 3    ->  6 5 0 3    ->  7 0 3    ->  7 8      low|er
 #     slower     4 1 2 5 0 3  ->  4 6 5 0 3  ->  4 7 0 3  ->  4 7 8    s|low|er, never seen before
 #
-# Each round looks at the whole word: n bytes take up to n² steps. The fast form finds the next pair
-# in a heap of (rank, place). Each place knows the one before it and the one after it, so that two
-# neighbours become one without moving the others. A merge creates at most two pairs, with its
-# neighbours; they go into the heap. A pair that lost a side meanwhile is noticed when it is due.
-
-
-def merge_fast(ids, merges):
-    """What merge() computes, in about n log n steps for n ids."""
-    n, ids = len(ids), [*ids, -1]  # the last one is in no pair; it also stands before the first
-    before, after = list(range(-1, n)), list(range(1, n + 2))
-    heap = [(*merges[p], i, p) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
-    heapq.heapify(heap)
-    while heap:
-        _, new, i, pair = heapq.heappop(heap)
-        j = after[i]
-        if (ids[i], ids[j]) == pair:
-            k = after[j]
-            ids[i], ids[j] = new, -1
-            after[i], before[k] = k, i
-            for left, right in ((before[i], i), (i, k)):
-                pair = ids[left], ids[right]
-                if pair in merges:
-                    heapq.heappush(heap, (*merges[pair], left, pair))
-    return [i for i in ids if i >= 0]
-
-
-# Merges never reach across pre-tokens: a word with the space before it, a run of digits, of marks,
-# of blanks. These patterns cut a text into them: GPT-2's, the one of GPT-4 and Llama 3, and GPT-2's
-# with every digit alone, for SmolLM. \p{L} is a letter, \p{N} a number of any kind (½, Ⅷ), \s a
-# blank; \s+(?!\S) lets a run of blanks give back its last one, which leads the next word. Python's
-# re has no \p, and its \s takes U+001C to U+001F; so splitter() spells the classes out as ranges.
-
-PATTERNS = {
-    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    "digits": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
-}
-
-
-@functools.cache
-def splitter(pattern, ascii_only):
-    """The compiled pattern; for ASCII text, classes of ASCII alone do the same and start faster."""
-    kinds = [unicodedata.category(chr(code))[0] for code in range(128 if ascii_only else 0x110000)]
-    ranges = {"L": "", "N": "", "Z": r"\t-\r" if ascii_only else r"\t-\r\x85"}
-    start = 0
-    for kind, run in itertools.groupby(kinds):  # letters, numbers, blanks as "a-z..."
-        end = start + len(list(run))
-        if kind in ranges:
-            ranges[kind] += rf"\U{start:08x}-\U{end - 1:08x}"
-        start = end
-    source = PATTERNS[pattern].replace(r"\S", r"[^\s]")  # then put lone classes into brackets
-    source = re.sub(r"(\[.*?\])|(\\p\{.\}|\\s)", lambda m: m[1] or f"[{m[2]}]", source)
-    for name, kind in ((r"\p{L}", "L"), (r"\p{N}", "N"), (r"\s", "Z")):
-        source = source.replace(name, ranges[kind])
-    return re.compile(source)
+# A whole text is first cut into pre-tokens: a word with the space before it, a run of digits, of
+# marks, of blanks. No merge reaches across a cut, so "dog", "dog." and "dog!" share their tokens,
+# and each different word needs to be merged only once. Where exactly to cut is a convention of each
+# model, and with another one it would read ids that it was not trained on. Section 15 has those of
+# GPT-2 and Llama 3, a faster merge, and reads other people's tokenizers.
+#
+# A token may end within a character: é is two bytes, and they need not be in one token. So when
+# tokens become text one by one, the first byte of a character waits until the others are there.
 
 
 class Tokenizer:
-    """What both kinds share; files {name: bytes} is what save writes and load_tokenizer reads."""
+    """What both kinds share: from ids back to text, and onto the disk."""
 
-    def __init__(self, tokens, added, template, files):
+    def __init__(self, tokens, special_tokens, bos, files):
         self.tokens = tokens  # {id: its bytes}
         self.vocab_size = max(tokens) + 1
-        self.added = added  # [{"id", "content", ...}], looked for in a text before it is split
-        self.special_tokens = {token["content"]: token["id"] for token in added}
-        self.template = template  # ids that add_special_tokens puts before a text, and after it
-        self.files = files
+        self.special_tokens = special_tokens  # {text: id} of those that are never cut or merged
+        self.bos = bos  # the ids that add_special_tokens puts before a text
+        self.files = files  # {name: bytes}, what save writes and load_tokenizer reads
 
     def decode_stream(self, ids):
         """Yield the text of ids, never half a character; what is no character becomes U+FFFD."""
@@ -1110,88 +1061,20 @@ class CharTokenizer(Tokenizer):
         need(characters, "a vocabulary needs at least one character")
         self.ids = {c: i for i, c in enumerate(sorted(set(characters)))}
         tokens = {i: c.encode() for c, i in self.ids.items()}
-        super().__init__(tokens, [], ([], []), character_files(self.ids))
+        super().__init__(tokens, {}, [], character_files(self.ids))
 
     def encode(self, text, add_special_tokens=False):
         """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
         unknown = sorted(set(text) - self.ids.keys())
-        names = ", ".join(map(repr, unknown[:10])) + ", ..." * (len(unknown) > 10)
-        need(not unknown, f"characters the model was not trained on: {names}")
+        names = [repr(c) for c in unknown]
+        if len(names) > 10:
+            names[10:] = ["..."]
+        need(not unknown, f"characters the model was not trained on: {', '.join(names)}")
         return np.array([self.ids[c] for c in text], dtype=np.int64)
 
     def encode_stream(self, texts):
         """Yield the ids of each text."""
         return map(self.encode, texts)
-
-
-class BPETokenizer(Tokenizer):
-    """Byte-level BPE: vocab {token: id}, [left token, right token] of each merge, key of PATTERNS.
-
-    Bytes are written in GPT-2's alphabet (section 15). ignore_merges: a pre-token that is a token
-    needs no merges (Llama 3).
-    """
-
-    def __init__(self, vocab, merges, pattern, added, template, ignore_merges=False, files=None):
-        tokens = {i: token_bytes(token) for token, i in vocab.items()}
-        tokens |= {token["id"]: token["content"].encode() for token in added}
-        super().__init__(tokens, added, template, files)
-        self.vocab, self.pattern, self.ignore_merges = vocab, pattern, ignore_merges
-        self.byte_ids = [vocab[BYTE_TO_CHAR[byte]] for byte in range(256)]
-        self.merges = {
-            (vocab[left], vocab[right]): (rank, vocab[left + right])
-            for rank, (left, right) in enumerate(merges)
-        }
-        longest_first = sorted(map(re.escape, self.special_tokens), key=len, reverse=True)
-        self.cutter = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
-        self.known_word = functools.lru_cache(1 << 17)(self.encode_word)
-
-    def encode_word(self, word):
-        """The list of ids of a pre-token."""
-        data = word.encode()
-        if self.ignore_merges and to_alphabet(data) in self.vocab:
-            return [self.vocab[to_alphabet(data)]]
-        return merge_fast([self.byte_ids[byte] for byte in data], self.merges)
-
-    def encode(self, text, add_special_tokens=False):
-        """Token ids (T,); special tokens in the text are found. ValueError for half a surrogate."""
-        ids = []
-        for n, piece in enumerate(self.cutter.split(text)):
-            if n % 2:  # text, special token, text, special token, ..., text
-                ids.append(self.special_tokens[piece])
-                continue
-            for word in splitter(self.pattern, piece.isascii()).findall(piece):
-                ids += self.known_word(word) if len(word) < 64 else self.encode_word(word)
-        before, after = self.template if add_special_tokens else ([], [])
-        return np.array([*before, *ids, *after], dtype=np.int64)
-
-    def may_cut(self, text, i):
-        """Whether text[:i] and text[i:] have together the ids of text, whatever follows text.
-
-        So it is where something else follows a letter or digit: no pattern has a pre-token that
-        goes on there, nor one before it that looks further. But no special token may be cut.
-        """
-        if not text[i - 1].isalnum() or text[i].isalnum():
-            return False
-        return not any(
-            s in text[max(0, i - len(s) + 1) : i + len(s) - 1] for s in self.special_tokens
-        )
-
-    def encode_stream(self, texts):
-        """Yield the ids of "".join(texts) in parts; constant memory while letters come by."""
-        held, enough = "", 1 << 16
-        longest = max(map(len, self.special_tokens), default=1)
-        for text in texts:
-            held += text
-            if len(held) < enough:
-                continue
-            cut = len(held) - longest
-            while cut > 0 and not self.may_cut(held, cut):
-                cut -= 1
-            if cut > 0:
-                yield self.encode(held[:cut])
-                held = held[cut:]
-            enough = max(1 << 16, 2 * len(held))  # what has no such place is seldom searched again
-        yield self.encode(held)
 
 
 # %% 11. The optimizer
@@ -1827,79 +1710,207 @@ def bos_and_eos(model):
     return bos, tuple(eos)
 
 
-# %% 15. Tokenizer files
+# %% 15. Tokenizers
 #
-# tokenizer.json holds everything; GPT-2 came as vocab.json (token: id) and merges.txt (by rank).
-# Both are text, but a token may be half a character. So GPT-2 writes each byte as one printable
-# character: those of Latin-1 that print stand for themselves, the 68 others take U+0100 and on, in
-# order. A space becomes Ġ, a newline Ċ, and é, in UTF-8 the bytes C3 A9, Ã©. Whatever could change
-# an id is handled here or refused, key by key.
+# Section 10's merge looks at the whole word in each round: n bytes take up to n² steps. The fast
+# form finds the next pair in a heap of (rank, place). Each place knows the one before it and the
+# one after it, so that two neighbours become one without moving the others. A merge creates at most
+# two pairs, with its neighbours; they go into the heap. A pair that lost a side meanwhile is
+# noticed when it is due.
+
+
+def merge_fast(ids, merges):
+    """What merge() computes, in about n log n steps for n ids."""
+    n, ids = len(ids), [*ids, -1]  # the last one is in no pair; it also stands before the first
+    before, after = list(range(-1, n)), list(range(1, n + 2))
+    heap = [(*merges[p], i, p) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
+    heapq.heapify(heap)
+    while heap:
+        _, new, i, pair = heapq.heappop(heap)
+        j = after[i]
+        if (ids[i], ids[j]) == pair:
+            k = after[j]
+            ids[i], ids[j] = new, -1
+            after[i], before[k] = k, i
+            for left, right in ((before[i], i), (i, k)):
+                pair = ids[left], ids[right]
+                if pair in merges:
+                    heapq.heappush(heap, (*merges[pair], left, pair))
+    return [i for i in ids if i >= 0]
+
+
+# Pre-tokens are what these patterns find, one after another: GPT-2's, the one of GPT-4 and Llama 3,
+# and GPT-2's with every digit alone, for SmolLM. \p{L} is a letter of any script, \p{N} a number of
+# any kind (½, Ⅷ), \s a blank; \s+(?!\S) lets a run of blanks give back its last one, which leads
+# the next word. Python's re has no \p. But a pattern only asks of what kind a character is; so it
+# runs over the text with an ASCII character of the same kind in each place.
+
+PATTERNS = {
+    "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "digits": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+",
+}
+
+
+# A tab is a blank that no pattern mentions, U+0085 is one, and ſ an s where case does not count.
+KINDS = {"L": "z", "N": "0", "Z": "\t", "\x85": "\t", "ſ": "S"}
+
+
+@functools.cache
+def ascii_of_its_kind(char):
+    """An ASCII character that no pattern can tell from char."""
+    if char.isascii():
+        return char
+    return KINDS.get(char) or KINDS.get(unicodedata.category(char)[0], "!")
+
+
+def pre_tokens(text, pattern):
+    """Yield the pieces into which PATTERNS[pattern] cuts a text."""
+    source = PATTERNS[pattern].replace(r"\p{N}", r"\d")
+    source = source.replace(r"\p{L}\d", r"a-zA-Z\d").replace(r"\p{L}", "[a-zA-Z]")
+    start = 0
+    for found in re.findall(source, "".join(map(ascii_of_its_kind, text)), re.ASCII):
+        end = start + len(found)
+        yield text[start:end]
+        start = end
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE: vocab {token: id}, [left token, right token] of each merge, key of PATTERNS.
+
+    Bytes are written in GPT-2's alphabet (below). ignore_merges: a pre-token that is a token needs
+    no merges (Llama 3).
+    """
+
+    def __init__(self, vocab, merges, pattern, special_tokens, bos=(), ignore_merges=False):
+        tokens = {i: text.encode() for text, i in special_tokens.items()}
+        for token, i in vocab.items():
+            if token not in special_tokens:
+                tokens[i] = bytes(CHAR_TO_BYTE[char] for char in token)
+        super().__init__(tokens, special_tokens, bos, {})
+        self.vocab, self.pattern, self.ignore_merges = vocab, pattern, ignore_merges
+        self.merges = {
+            (vocab[left], vocab[right]): (rank, vocab[left + right])
+            for rank, (left, right) in enumerate(merges)
+        }
+        longest_first = sorted(map(re.escape, special_tokens), key=len, reverse=True)
+        self.cutter = re.compile(f"({'|'.join(longest_first) or '(?!)'})")
+        self.known_word = functools.lru_cache(1 << 17)(self.encode_word)
+
+    def encode_word(self, word):
+        """The list of ids of a pre-token."""
+        letters = word.encode().decode("latin-1").translate(BYTE_TO_CHAR)  # one a byte
+        if self.ignore_merges and letters in self.vocab:
+            return [self.vocab[letters]]
+        return merge_fast([self.vocab[letter] for letter in letters], self.merges)
+
+    def encode(self, text, add_special_tokens=False):
+        """Token ids (T,); special tokens in the text are found. ValueError for half a surrogate."""
+        ids = list(self.bos) if add_special_tokens else []
+        for n, piece in enumerate(self.cutter.split(text)):
+            if n % 2:  # text, special token, text, special token, ..., text
+                ids.append(self.special_tokens[piece])
+                continue
+            for word in pre_tokens(piece, self.pattern):
+                ids += self.known_word(word) if len(word) < 64 else self.encode_word(word)
+        return np.array(ids, dtype=np.int64)
+
+    def may_cut(self, text, i):
+        """Whether text[:i] and text[i:] have together the ids of text, whatever follows text.
+
+        So it is where something else follows a letter or digit: no pattern has a pre-token that
+        goes on there, nor one before it that looks further. But no special token may be cut.
+        """
+        if not text[i - 1].isalnum() or text[i].isalnum():
+            return False
+        return not any(
+            s in text[max(0, i - len(s) + 1) : i + len(s) - 1] for s in self.special_tokens
+        )
+
+    def encode_stream(self, texts):
+        """Yield the ids of "".join(texts) in parts; constant memory while letters come by."""
+        held, longest = "", max(map(len, self.special_tokens), default=1)
+        for text in texts:
+            held += text
+            # Look for the last place to cut; those before the new text were looked at before.
+            for i in range(len(held) - longest, max(0, len(held) - len(text) - longest), -1):
+                if self.may_cut(held, i):
+                    yield self.encode(held[:i])
+                    held = held[i:]
+                    break
+        yield self.encode(held)
+
+
+# Files. tokenizer.json holds everything; GPT-2 came as vocab.json (token: id) and merges.txt (by
+# rank). Both are text, but a token may be half a character. So GPT-2 writes each byte as one
+# printable character: those of Latin-1 that print stand for themselves, the 68 others take U+0100
+# and on, in order. A space becomes Ġ, a newline Ċ, and é, in UTF-8 the bytes C3 A9, Ã©.
 
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
 BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-BYTE_LEVEL_KEYS = [*BYTE_LEVEL, "trim_offsets"]
-ONLY_BYTES = {**BYTE_LEVEL, "use_regex": False}
+# Whatever could change an id is handled here or refused. A table says what is handled: each key
+# with the values that it may have, a table of its own, or ... for any value, because the code below
+# reads it or because it changes no id. Every other key must be null, false or empty.
+
+BYTE_LEVEL = {"type": ["ByteLevel"], "add_prefix_space": ..., "trim_offsets": ..., "use_regex": ...}
+TEMPLATE = {"type": ["TemplateProcessing"], "single": ..., "pair": ..., "special_tokens": ...}
+ADDED_TOKEN = {"__type": ..., "id": ..., "content": ..., "normalized": ..., "special": ...}
+BYTES = {
+    "version": ["1.0"], "added_tokens": ..., "pre_tokenizer": ..., "post_processor": ...,
+    "decoder": BYTE_LEVEL,
+    "model": {
+        "type": ["BPE"], "vocab": ..., "merges": ..., "ignore_merges": [True, False, None],
+        "unk_token": ..., "fuse_unk": ..., "byte_fallback": ...,  # no byte is unknown
+    },
+}  # fmt: skip
+CHARACTERS = {"version": ["1.0"], "decoder": ..., "model": {"type": ["BPE"], "vocab": ...}}
+CONFIG = """added_tokens_decoder backend chat_template clean_up_tokenization_spaces errors is_local
+    legacy max_length model_input_names model_max_length name_or_path pad_to_multiple_of
+    pad_token_type_id padding_side processor_class sp_model_kwargs spaces_between_special_tokens
+    special_tokens_map_file stride tokenizer_file trim_offsets truncation_side truncation_strategy
+    vocab_size""".split()
+
+FIRST = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
 SPLIT = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
 PRE_TOKENIZERS = [
-    ("gpt2", [BYTE_LEVEL]),
-    ("gpt4", [{**SPLIT, "behavior": "Isolated", "invert": False}, ONLY_BYTES]),
-    ("gpt4", [{**SPLIT, "behavior": "Removed", "invert": True}, ONLY_BYTES]),  # no gap is removed
-    ("digits", [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]),
+    ("gpt2", [FIRST]),
+    ("gpt4", [{**SPLIT, "behavior": "Isolated", "invert": False}, {**FIRST, "use_regex": False}]),
+    ("gpt4", [{**SPLIT, "behavior": "Removed", "invert": True}, {**FIRST, "use_regex": False}]),
+    ("digits", [{"type": "Digits", "individual_digits": True}, FIRST]),
 ]
 TOKENIZER_FILES = [name for name in FILES if name not in ("config.json", "generation_config.json")]
-# With these, transformers follows tokenizer.json (with the last two if it is byte-level); with
-# GPT-2's it takes the vocabulary and the merges out of it and splits as GPT-2, whatever it says.
-GENERIC_CLASSES = ["PreTrainedTokenizerFast", "TokenizersBackend"]
-GENERIC_CLASSES += ["LlamaTokenizer", "LlamaTokenizerFast"]
-GPT2_CLASSES = ["GPT2Tokenizer", "GPT2TokenizerFast"]
-HARMLESS = (  # keys of tokenizer_config.json that change no id
-    "backend chat_template clean_up_tokenization_spaces errors is_local legacy local_files_only "
-    "max_length model_input_names model_max_length name_or_path pad_to_multiple_of "
-    "pad_token_type_id padding_side processor_class sp_model_kwargs spaces_between_special_tokens "
-    "special_tokens_map_file stride tokenizer_file trim_offsets truncation_side "
-    "truncation_strategy use_default_system_prompt vocab_size"
-).split()
+# As the first two, transformers follows tokenizer.json; as the last two it splits as GPT-2.
+CLASSES = ["PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizer", "LlamaTokenizerFast"]
+CLASSES += ["GPT2Tokenizer", "GPT2TokenizerFast"]
 
 
-def to_alphabet(data):
-    """Bytes in GPT-2's printable alphabet: b" fox" -> "Ġfox"."""
-    return data.decode("latin-1").translate(BYTE_TO_CHAR)
-
-
-def token_bytes(token):
-    """The bytes behind a token of a vocabulary; one that is not in the alphabet is plain text."""
-    if CHAR_TO_BYTE.keys() >= set(token):
-        return bytes(map(CHAR_TO_BYTE.get, token))
-    return token.encode()
+def check_keys(where, found, table):
+    """ValueError unless the object `found` has only the keys and the values of the table."""
+    need(isinstance(found, dict), f"{where} {found!r:.80} is not an object")
+    for key, value in found.items():
+        handled = table.get(key, [None, False, "", [], {}])
+        if isinstance(handled, dict):
+            check_keys(key, value, handled)
+        elif handled is not ... and value not in handled:
+            handled = ", ".join(map(json.dumps, handled))
+            raise ValueError(f"{where} {key!r:.60} is {value!r:.80}; handled here: {handled}")
 
 
 def character_files(vocab):
     """The files of a CharTokenizer: for the tokenizers library it is BPE without merges."""
     model = {"type": "BPE", "vocab": vocab, "merges": []}
-    parts = {"version": "1.0", "added_tokens": [], "decoder": {"type": "Fuse"}, "model": model}
-    config = {"tokenizer_class": GENERIC_CLASSES[0]}
-    return {
-        "tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1).encode(),
-        "tokenizer_config.json": json.dumps(config, indent=1).encode(),
-    }
-
-
-def refuse_others(where, found, handled, harmless=()):
-    """ValueError if the object `found` has another key whose value is not null, false or empty."""
-    need(isinstance(found, dict), f"{where} {found!r:.80} is not an object")
-    for key, value in found.items():
-        if value and key not in handled and key not in harmless:
-            handles = f"handled here: {', '.join(handled)}"
-            raise ValueError(f"{where} {key!r:.60} is {value!r:.80}; {handles}")
+    whole = {"version": "1.0", "added_tokens": [], "decoder": {"type": "Fuse"}, "model": model}
+    files = {"tokenizer.json": whole, "tokenizer_config.json": {"tokenizer_class": CLASSES[0]}}
+    return {n: json.dumps(j, ensure_ascii=False, indent=1).encode() for n, j in files.items()}
 
 
 def read_pattern(pre):
     """The key of PATTERNS for the pre_tokenizer of a tokenizer.json."""
-    steps = pre["pretokenizers"] if pre.get("type") == "Sequence" else [pre]
+    steps = pre["pretokenizers"] if pre["type"] == "Sequence" else [pre]
     steps = [{k: v for k, v in step.items() if k != "trim_offsets"} for step in steps]
     steps[-1] = {"use_regex": True, **steps[-1]}
     for pattern, known in PRE_TOKENIZERS:
@@ -1909,115 +1920,82 @@ def read_pattern(pre):
     raise ValueError(f"pre_tokenizer is {pre!r:.160}; {handles}")
 
 
-def check_added(added, vocab):
-    """ValueError if the added_tokens of a tokenizer.json are not found and numbered as here."""
-    texts, ids = set(), set(vocab.values())
-    next_id = len(vocab)
-    for token in added:
-        refuse_others("added_tokens", token, ["id", "content", "normalized", "special"])
-        text, i = token["content"], token["id"]
-        need(text and text not in texts, f"added_tokens: {text!r:.80} is empty or there twice")
-        expected = vocab.get(text, next_id)  # the rule by which the tokenizers library counts on
-        right = type(i) is int and i == expected and (text in vocab or i not in ids)
-        need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
-        texts.add(text)
-        next_id = max(next_id, i + 1)
-    mixed = len({token.get("normalized") for token in added}) > 1  # two searches in transformers
-    need(not mixed, "added_tokens: some are normalized; handled here: all or none")
-
-
-def read_template(post, ids):
-    """(ids before a text, ids after it), as the post_processor of a tokenizer.json adds them."""
-    steps = post["processors"] if post and post["type"] == "Sequence" else [post]
-    sides = []
-    for step in filter(None, steps):
+def read_bos(post):
+    """The ids that the post_processor of a tokenizer.json puts before a text."""
+    bos = []
+    for step in post["processors"] if post["type"] == "Sequence" else [post]:
         if step["type"] == "ByteLevel":  # it moves offsets
-            refuse_others("post_processor", step, BYTE_LEVEL_KEYS)
+            check_keys("post_processor", step, BYTE_LEVEL)
             continue
-        known = step["type"] == "TemplateProcessing" and not sides
-        need(known, f"post_processor is {step!r:.80}; handled here: one TemplateProcessing")
-        refuse_others("post_processor", step, ["type", "single", "pair", "special_tokens"])
-        sides = [[]]
-        for part in step["single"]:
-            if "Sequence" in part:  # the text
-                sides.append([])
-            else:
-                sides[-1] += step["special_tokens"][part["SpecialToken"]["id"]]["ids"]
-        right = len(sides) == 2 and all(type(i) is int and i in ids for i in sides[0] + sides[1])
-        need(right, f"post_processor: {step['single']!r:.80} is not one text between tokens")
-    return sides or ([], [])
+        check_keys("post_processor", step, TEMPLATE)
+        *before, text = step["single"]
+        need("Sequence" in text, f"post_processor: {text!r:.80} after a text; handled here: before")
+        names = [part["SpecialToken"]["id"] for part in before]
+        bos = [i for name in names for i in step["special_tokens"][name]["ids"]] + bos
+    return bos
 
 
-def read_tokenizer(parts):
+def read_tokenizer(j):
     """The tokenizer in the object of a tokenizer.json; ValueError."""
-    model, decoder = parts["model"], parts.get("decoder") or {}
-    pre, post = parts.get("pre_tokenizer") or {}, parts.get("post_processor")
-    kind, version = model.get("type", "BPE"), parts.get("version", "1.0")
-    need(version == "1.0", f"version is {version!r:.80}; handled here: 1.0")
-    need(kind == "BPE", f"model is {kind!r:.80}; handled here: BPE")
-    if parts.get("normalizer") == {"type": "Sequence", "normalizers": []}:
-        parts = {**parts, "normalizer": None}
-    keys = ["version", "added_tokens", "pre_tokenizer", "post_processor", "decoder", "model"]
-    refuse_others("key", parts, keys)
-    is_characters = decoder == {"type": "Fuse"} and not pre
-    unknown = [] if is_characters else ["unk_token", "fuse_unk", "byte_fallback"]  # no byte is
-    refuse_others("model", model, ["type", "vocab", "merges", "ignore_merges"], unknown)
-    vocab, merges, added = model["vocab"], model["merges"], parts["added_tokens"]
-    bad = [(token, i) for token, i in vocab.items() if type(i) is not int or not 0 <= i < 2**32]
-    need(not bad, f"vocab: {bad[:1]!r:.80} is not an id from 0 to 2³²")
-    need(len({*vocab.values()}) == len(vocab), "vocab: two tokens have the same id")
-    if is_characters:
+    vocab, merges, added = j["model"]["vocab"], j["model"]["merges"], j["added_tokens"]
+    if j.get("decoder") == {"type": "Fuse"}:
+        check_keys("key", j, CHARACTERS)
         tokenizer = CharTokenizer("".join(vocab))
-        right = tokenizer.ids == vocab and not merges and not added and not post
-        need(right, "decoder is Fuse; handled here: sorted characters without merges, ByteLevel")
+        need(tokenizer.ids == vocab, "vocab: handled here with the decoder Fuse: sorted characters")
         return tokenizer
-    need(decoder.get("type") == "ByteLevel", f"decoder is {decoder!r:.60}, handled: ByteLevel")
-    refuse_others("decoder", decoder, BYTE_LEVEL_KEYS)
+    check_keys("key", {**j, "decoder": {"type": None, **(j.get("decoder") or {})}}, BYTES)
+    n = len(vocab)
+    odd = [(token, i) for token, i in vocab.items() if type(i) is not int or not 0 <= i < n]
+    need(not odd, f"vocab: {odd[:1]!r:.80} is not one of the ids 0 to {n - 1}")
+    need(len({*vocab.values()}) == n, "vocab: two tokens have the same id")
     lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
     need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
+    ids = dict(vocab)
+    for token in added:
+        check_keys("added_tokens", token, ADDED_TOKEN)
+        text, i = token["content"], token["id"]
+        expected = ids.setdefault(text, len(ids))  # the tokenizers library counts on
+        right = text and type(i) is int and i == expected
+        need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
+    check_normalized(added)
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     bad = [pair for pair in merges if type(pair) is not list or len(pair) != 2]
     need(not bad, f"merges: {bad[:1]!r:.80} is not a pair")
-    check_added(added, vocab)
-    template = read_template(post, {*vocab.values(), *(token["id"] for token in added)})
-    ignore_merges = check_value("ignore_merges", model.get("ignore_merges") or False, bool)
-    return BPETokenizer(vocab, merges, read_pattern(pre), added, template, ignore_merges)
+    bos = read_bos(j.get("post_processor") or {"type": "ByteLevel"})
+    right = all(type(i) is int and 0 <= i < len(ids) for i in bos)
+    need(right, f"post_processor: {bos!r:.80} are not ids of tokens")
+    pattern = read_pattern(j.get("pre_tokenizer") or {"type": None})
+    special = {token["content"]: token["id"] for token in added}
+    return BPETokenizer(vocab, merges, pattern, special, bos, j["model"].get("ignore_merges"))
 
 
-def gpt2_parts(vocab, merges):
-    """vocab.json and the text of merges.txt as a tokenizer.json would hold them."""
-    lines = re.split("\r?\n", merges)
-    merges = [line for line in lines if line and not line.startswith("#version")]
-    added = [{"id": vocab["<|endoftext|>"], "content": "<|endoftext|>"}]
-    model = {"type": "BPE", "vocab": vocab, "merges": merges}
-    parts = {"added_tokens": added, "pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL}
-    return {**parts, "model": model}
+def check_normalized(added):
+    """ValueError if some added tokens are normalized and some not: there would be two searches."""
+    flags = {token["content"]: bool(token.get("normalized")) for token in added}
+    need(len({*flags.values()}) < 2, "added_tokens: some are normalized; handled here: all or none")
 
 
-def check_config(config, tokenizer, classes):
+def check_config(config, special_tokens, added, table):
     """ValueError if a tokenizer_config.json or special_tokens_map.json would change an id."""
-    config = dict(config)
-    kind, handles = config.pop("tokenizer_class", None), f"handled here: {', '.join(classes)}"
-    need(kind in [None, *classes], f"tokenizer_class is {kind!r:.60}; {handles}")
-    for key, ids in zip(("add_bos_token", "add_eos_token"), tokenizer.template):
-        need(not config.pop(key, None) or ids, f"{key} is true, but tokenizer.json adds none")
-    for i, token in config.pop("added_tokens_decoder", {}).items():
-        refuse_others("added_tokens_decoder", token, ["content", "normalized", "special"])
-        text, others = token["content"], tokenizer.added[1:]
-        same = all(token.get("normalized") == other.get("normalized") for other in others)
-        same = same and tokenizer.special_tokens.get(text) == int(i)
-        need(same, f"added_tokens_decoder: {i} {token!r:.80} is not in tokenizer.json")
-    lists = "additional_special_tokens", "extra_special_tokens"
-    named = [config.pop(key) for key in [*config] if key.endswith("_token") or key in lists]
-    while named:
-        token = named.pop()
-        token = token.get("content", [*token.values()]) if isinstance(token, dict) else token
-        if isinstance(token, list):
-            named += token
-        elif token is not None:  # transformers would add it with a new id
-            there = token in tokenizer.special_tokens
-            need(there, f"the token {token!r:.80} is not among the added_tokens")
-    refuse_others("key", config, ["tokenizer_class", "*_token", *lists], HARMLESS)
+    listed = config.get("added_tokens_decoder") or {}
+    listed = [{"id": int(i), **token} for i, token in listed.items()]
+    check_normalized([*added, *listed])
+    named, table = [*listed], dict(table)
+    for key, value in config.items():
+        if key in ("additional_special_tokens", "extra_special_tokens"):
+            named += value or []
+        elif key.endswith("_token") and type(value) is not bool:
+            named += [value] if value else []
+        else:
+            continue
+        table[key] = ...
+    check_keys("key", config, table)
+    for token in named:  # transformers would add others with a new id
+        token = {"content": token} if isinstance(token, str) else token
+        check_keys("token", token, ADDED_TOKEN)
+        i = special_tokens.get(token["content"])
+        there = i is not None and i == token.get("id", i)
+        need(there, f"the token {token!r:.80} is not among the added_tokens")
 
 
 def load_tokenizer(directory):
@@ -2029,32 +2007,35 @@ def load_tokenizer(directory):
     files = {n: (directory / n).read_bytes() for n in TOKENIZER_FILES if (directory / n).is_file()}
     name = next((n for n in ("tokenizer.json", "vocab.json", "tokenizer") if n in files), None)
     need(name, f"{directory}: no tokenizer.json, so text cannot be turned into tokens")
+    classes, written = CLASSES, CLASSES[:2]
     try:
         if name == "tokenizer":  # how characters were kept until 2026
             return CharTokenizer(parse_json(files[name], str, "expected a JSON string"))
-        parts = parse_json(files[name], dict, "expected a JSON object")
+        j = parse_json(files[name], dict, "expected a JSON object")
         if name == "vocab.json":
-            parts = gpt2_parts(parts, files["merges.txt"].decode())
-        tokenizer = read_tokenizer(parts)
-        classes = GENERIC_CLASSES + GPT2_CLASSES
+            classes = written = CLASSES[-2:]
+            lines = re.split("\r?\n", files["merges.txt"].decode())
+            lines = [line for line in lines if line and not line.startswith("#version")]
+            added = [{"id": j["<|endoftext|>"], "content": "<|endoftext|>"}]
+            j = {"added_tokens": added, "model": {"vocab": j, "merges": lines}}
+            j |= {"pre_tokenizer": FIRST, "decoder": FIRST}
+        tokenizer = read_tokenizer(j)
         if isinstance(tokenizer, CharTokenizer):
-            classes = GENERIC_CLASSES[:2]
-        elif "tokenizer.json" not in files:
-            classes = GPT2_CLASSES
-        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            classes = written
+        table = dict.fromkeys(CONFIG, ...) | {"tokenizer_class": [None, *classes]}
+        if tokenizer.bos:
+            table["add_bos_token"] = ...
+        for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"):
             config = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
-            check_config(config, tokenizer, classes)
-        name = "added_tokens.json"
-        others = parse_json(files.get(name, b"{}"), dict, "expected a JSON object")
-        need(others.items() <= tokenizer.special_tokens.items(), "not those of tokenizer.json")
+            if name == "added_tokens.json":
+                check_keys("token", config, {t: [i] for t, i in tokenizer.special_tokens.items()})
+            else:
+                check_config(config, tokenizer.special_tokens, j["added_tokens"], table)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = error if isinstance(error, ValueError) else f"damaged: {error!r:.80}"
         raise ValueError(f"{directory / name}: {what}") from None
-    is_gpt2 = tokenizer.special_tokens.keys() == {"<|endoftext|>"} and tokenizer.pattern == "gpt2"
-    if not is_gpt2 or tokenizer.ignore_merges:
-        classes = GENERIC_CLASSES
-    if config.get("tokenizer_class") not in classes:  # or transformers would not follow the files
-        config = {**config, "tokenizer_class": classes[0]}
+    if config.get("tokenizer_class") not in written:
+        config = {**config, "tokenizer_class": written[0]}
         files["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
     tokenizer.files = files
     return tokenizer
