@@ -1243,31 +1243,28 @@ def kneser_ney(c, contexts, h, hw, p):
     return np.where(N[h] > 0, longer, p)
 
 
-def kneser_ney_nats(train, rows, before, vocab_size, order):
-    """Summed nats of rows[:, before:] under the grams of train, for each order 1 ... `order`.
+def kneser_ney_nats(train, rows, vocab_size, order):
+    """Summed nats of rows[:, order - 1:] under the grams of train, for each order 1 ... `order`.
 
-    train (n,) and rows (R, T) are token ids; the first `before` of each row are context only.
+    train (n,) and rows (R, T) are token ids; the first order - 1 of each row are context only.
     """
-    # A gram's key is (number of its context) · V + (its last token), its number the place of its
-    # key among the sorted ones of its length, and all that were not seen share the next number.
-    train, rows, V, nats = train.astype(np.int64), rows.astype(np.int64), vocab_size, []
-    grams, h, unseen = np.zeros(len(train) + 1, np.int64), np.zeros_like(rows), 1  # of no token
-    p = np.full(rows.shape, 1 / V)
+    # All grams of one length are numbered at once, those of the rows, too: what the training text
+    # lacks has a count of 0. The number at place i is that of the gram that ends there.
+    n, V, nats = len(train), vocab_size, []
+    text = np.concatenate([train, rows.ravel()]).astype(np.int64)
+    scored = np.arange(n, len(text)).reshape(rows.shape)[:, order - 1 :]  # places
+    counted = np.arange(order - 1, n)  # the same for all lengths
+    h, p = np.zeros_like(text), np.full(scored.shape, 1 / V)
     for k in range(1, order + 1):
-        keys, grams = np.unique(grams[:-1] * V + train[k - 1 :], return_inverse=True)
-        keys = np.append(keys, unseen * V)
-        unseen = len(keys) - 1
-        hw = np.minimum(np.searchsorted(keys, h * V + rows), unseen)
-        hw[keys[hw] != h * V + rows] = unseen
-        counted = grams[order - k :]  # grams of all lengths are counted at the same places
-        times = np.bincount(counted, minlength=len(keys))
-        nats.append(-np.log(kneser_ney(times, keys // V, h, hw, p)[:, before:]).sum())
+        grams, hw = np.unique(h * V + text, return_inverse=True)
+        times = np.bincount(hw[counted], minlength=len(grams))
+        nats.append(-np.log(kneser_ney(times, grams // V, h[scored], hw[scored], p)).sum())
         if k < order:
-            preceded = np.sort(counted * V + train[order - 1 - k :][: len(counted)])  # (v, h, w)
+            preceded = np.sort(hw[counted] * V + text[counted - k])  # the grams (v, h, w)
             different = preceded[np.diff(preceded, prepend=-1) > 0]
-            kinds = np.bincount(different // V, minlength=len(keys))
-            p = kneser_ney(kinds, keys // V, h, hw, p)
-            h = np.insert(hw[:, :-1], 0, unseen, axis=1)  # contexts of one token more
+            kinds = np.bincount(different // V, minlength=len(grams))
+            p = kneser_ney(kinds, grams // V, h[scored], hw[scored], p)
+            h = np.roll(hw, 1)  # contexts of one token more, right from place k on
     return np.array(nats)
 
 
@@ -1284,17 +1281,15 @@ def yardstick(split):
     ids, end, first = split.ids, len(split.train), len(split.ids) - len(split.held)
 
     def nats_per_token(counted, first, last, order):
-        before, size, stretches = min(first, order - 1), last - first, 1
-        if size > SCORED:
-            size, stretches = SCORED // 100, 100
+        stretches = 1 if last - first <= SCORED else 100
+        size = min(last - first, SCORED) // stretches
         starts = np.linspace(first, last - size, stretches).astype(int)
-        rows = ids[starts[:, None] + np.arange(-before, size)]
+        rows = ids[starts[:, None] + np.arange(1 - order, size)]
         train = ids[max(0, counted - COUNTED) : counted]
-        nats = kneser_ney_nats(train, rows, before, split.vocab_size, order)
-        return nats / max(1, stretches * size)
+        return kneser_ney_nats(train, rows, split.vocab_size, order) / max(1, stretches * size)
 
     counted = end if len(split.dev) else end - end // 20
-    order = 1 + int(np.argmin(nats_per_token(counted, counted, first, 10)))
+    order = 1 + int(np.argmin(nats_per_token(counted, counted, first, min(10, 1 + counted))))
     nats = nats_per_token(end, first, len(ids), order)[-1] * len(split.held)
     return float(nats / split.held_chars), order, min(end, COUNTED)
 
@@ -1922,7 +1917,7 @@ def read_pattern(pre):
 
 def read_bos(post):
     """The ids that the post_processor of a tokenizer.json puts before a text."""
-    bos = []
+    bos = None
     for step in post["processors"] if post["type"] == "Sequence" else [post]:
         if step["type"] == "ByteLevel":  # it moves offsets
             check_keys("post_processor", step, BYTE_LEVEL)
@@ -1930,9 +1925,10 @@ def read_bos(post):
         check_keys("post_processor", step, TEMPLATE)
         *before, text = step["single"]
         need("Sequence" in text, f"post_processor: {text!r:.80} after a text; handled here: before")
+        need(bos is None, "post_processor: handled here: one TemplateProcessing, not several")
         names = [part["SpecialToken"]["id"] for part in before]
-        bos = [i for name in names for i in step["special_tokens"][name]["ids"]] + bos
-    return bos
+        bos = [i for name in names for i in step["special_tokens"][name]["ids"]]
+    return bos or []
 
 
 def read_tokenizer(j):
@@ -1944,25 +1940,25 @@ def read_tokenizer(j):
         need(tokenizer.ids == vocab, "vocab: handled here with the decoder Fuse: sorted characters")
         return tokenizer
     check_keys("key", {**j, "decoder": {"type": None, **(j.get("decoder") or {})}}, BYTES)
-    n = len(vocab)
-    odd = [(token, i) for token, i in vocab.items() if type(i) is not int or not 0 <= i < n]
-    need(not odd, f"vocab: {odd[:1]!r:.80} is not one of the ids 0 to {n - 1}")
-    need(len({*vocab.values()}) == n, "vocab: two tokens have the same id")
+    bad = [(token, i) for token, i in vocab.items() if type(i) is not int or not 0 <= i < 2**32]
+    need(not bad, f"vocab: {bad[:1]!r:.80} is not an id from 0 to 2³²")
+    need(len({*vocab.values()}) == len(vocab), "vocab: two tokens have the same id")
     lacking = [byte for byte, char in BYTE_TO_CHAR.items() if char not in vocab]
     need(not lacking, f"vocab: no token for the bytes {lacking!r:.80}; all 256 are needed")
-    ids = dict(vocab)
+    ids, next_id = dict(vocab), max(vocab.values()) + 1
     for token in added:
         check_keys("added_tokens", token, ADDED_TOKEN)
         text, i = token["content"], token["id"]
-        expected = ids.setdefault(text, len(ids))  # the tokenizers library counts on
+        expected = ids.setdefault(text, next_id)  # as the tokenizers library counts on
         right = text and type(i) is int and i == expected
         need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
+        next_id = max(next_id, expected + 1)
     check_normalized(added)
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     bad = [pair for pair in merges if type(pair) is not list or len(pair) != 2]
     need(not bad, f"merges: {bad[:1]!r:.80} is not a pair")
     bos = read_bos(j.get("post_processor") or {"type": "ByteLevel"})
-    right = all(type(i) is int and 0 <= i < len(ids) for i in bos)
+    right = all(type(i) is int for i in bos) and {*bos} <= {*ids.values()}
     need(right, f"post_processor: {bos!r:.80} are not ids of tokens")
     pattern = read_pattern(j.get("pre_tokenizer") or {"type": None})
     special = {token["content"]: token["id"] for token in added}
