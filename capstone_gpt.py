@@ -2053,22 +2053,20 @@ Split = collections.namedtuple(
 def stream_text(path):
     """Yield a UTF-8 file as pieces of str; ValueError if it is missing, empty or something else.
 
-    "\\r\\n" becomes "\\n", and a byte order mark at the beginning is not part of the text.
+    Every end of a line becomes "\\n"; a byte order mark at the beginning is no part of the text.
     """
     need(Path(path).exists(), f"{path}: no such file")
     need(Path(path).is_file(), f"{path}: a directory or a stream, expected a text file")
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        carried, empty = "", True
+    with open(path, encoding="utf-8-sig") as file:
         try:
-            for text in iter(lambda: file.read(1 << 20), ""):
-                text, empty = carried + text, False
-                carried = "\r" if text.endswith("\r") else ""  # perhaps the half of "\r\n"
-                yield text.removesuffix(carried).replace("\r\n", "\n")
+            text = file.read(1 << 20)
+            need(text, f"{path}: the file is empty")
+            while text:
+                yield text
+                text = file.read(1 << 20)
         except UnicodeDecodeError as error:
             at = file.buffer.tell() - len(error.object) + error.start
             raise ValueError(f"{path}: not UTF-8 text (at byte {at})") from None
-    need(not empty, f"{path}: the file is empty")
-    yield carried
 
 
 def split_file(path, tokenizer, cache, dev_fraction=0.0):
@@ -2086,58 +2084,48 @@ def split_file(path, tokenizer, cache, dev_fraction=0.0):
 
     def read():
         tensors, found = read_safetensors(cache)
+        need(found["source"] == source, f"{cache}: not the tokens of {path}")
         ids = tensors["ids"]
-        right = found["source"] == source and found["sum"] == hashlib.sha256(ids).hexdigest()
-        need(right, f"{cache}: not the tokens of {path}")
         return ids, *np.split(ids, json.loads(found["cuts"]))
 
     try:
         pieces = read()
     except (ValueError, KeyError):  # missing, damaged, or of another text or tokenizer
-        encode_file(path, tokenizer, cache, source)
+        encode_file(path, tokenizer, lengths, cache, source)
         pieces = read()
     return Split(*pieces, *lengths, tokenizer.vocab_size, text_hash)
 
 
-def encode_file(path, tokenizer, cache, source):
-    """Write the token file of a text; if that takes long, say how far it is."""
-    (text_hash, _, lengths), raw = json.loads(source), Path(f"{cache}.raw")
+def encode_file(path, tokenizer, lengths, cache, source):
+    """Write the token file of a text, whose pieces have so many characters."""
+    raw, n, cuts, started = Path(f"{cache}.raw"), 0, [], time.time()
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    text_sum, ids_sum, n, cuts, started = hashlib.sha256(), hashlib.sha256(), 0, [], time.time()
-    due, (before, after) = started + 2, ("\r", "") if sys.stdout.isatty() else ("", "\n")
+    due = started + 2
 
     def characters(begin, end):
         nonlocal due
         at = 0
         for text in stream_text(path):
-            piece = text[max(0, begin - at) : max(0, end - at)]
+            yield text[max(0, begin - at) : max(0, end - at)]
             at += len(text)
-            text_sum.update(piece.encode())
-            yield piece
-            if piece and time.time() > due:
-                line = f"encoding {path}: {min(at, end) / sum(lengths):4.0%}"
-                print(before + line, end=after, flush=True)
-                due = time.time() + 0.2 if before else math.inf
+            if begin < at < end and time.time() > due:
+                print(f"encoding {path}: {at / sum(lengths):4.0%}", flush=True)
+                due += due - started  # the next line after as long again
 
     def tokens():
         nonlocal n
         for begin, end in itertools.pairwise([0, *itertools.accumulate(lengths)]):
             for ids in tokenizer.encode_stream(characters(begin, end)):
-                n, ids = n + len(ids), ids.astype(dtype)
-                ids_sum.update(ids)
-                yield ids
+                n += len(ids)
+                yield ids.astype(dtype)
             cuts.append(n)
 
     try:
         write_file(raw, tokens())  # only then it is known how many there are
-        need(text_sum.hexdigest() == text_hash, f"{path}: changed while it was read")
-        found = {"source": source, "sum": ids_sum.hexdigest(), "cuts": json.dumps(cuts[:2])}
+        found = {"source": source, "cuts": json.dumps(cuts[:2])}
         write_safetensors(cache, {"ids": np.memmap(raw, dtype, "r")}, found)
     finally:
         raw.unlink(missing_ok=True)
-    if due > started + 2:
-        line = f"encoded {path}: {n:,} tokens in {time.time() - started:.0f} s"
-        print(before + line, flush=True)
 
 
 # %% 17. Training runs

@@ -255,12 +255,12 @@ def write(folder, data, name="a.txt"):
     return path
 
 
-def test_a_text_is_read_in_pieces_without_bom_and_carriage_returns(tmp_path):
+def test_a_text_is_read_in_pieces_without_bom_and_with_one_kind_of_line_end(tmp_path):
     long = ("é" * ((1 << 20) - 1) + "\r\n") * 2 + "\r\r\n" + "狐" * 5 + "\r"
     path = write(tmp_path, b"\xef\xbb\xbf" + long.encode())
     pieces = [*gpt.stream_text(path)]
-    assert "".join(pieces) == long.replace("\r\n", "\n")
-    assert max(map(len, pieces)) <= (1 << 20) + 1 and len(pieces) >= 3
+    assert "".join(pieces) == long.replace("\r\n", "\n").replace("\r", "\n")
+    assert max(map(len, pieces)) <= 1 << 20 and len(pieces) >= 2
     assert "".join(gpt.stream_text(write(tmp_path, "a\ufeffb"))) == "a\ufeffb"
 
 
@@ -341,20 +341,10 @@ def test_a_token_file_is_used_again_for_the_same_text_and_tokenizer_only(tmp_pat
         assert [encodings(), encodings()] == [3, 0]
     whole = cache.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
-    flipped = bytearray(whole)
-    flipped[header + 7] ^= 1  # in an id
     no_tokens = whole.replace(b'"cuts"', b'"cots"')
-    for damaged in (b"", whole[:100], whole[:-1], bytes(flipped), no_tokens, whole[:header]):
+    for damaged in (b"", whole[:100], whole[:-1], no_tokens, whole[:header]):
         cache.write_bytes(damaged)
         assert [encodings(), encodings()] == [3, 0] and cache.read_bytes() == whole
-
-
-def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
-    path, tokenizer = write(tmp_path, TEXT), Characters(TEXT)
-    plain = tokenizer.encode_stream
-    tokenizer.encode_stream = lambda texts: (write(tmp_path, TEXT[1:]), plain(texts))[1]
-    with pytest.raises(ValueError, match="a.txt: changed while it was read"):
-        gpt.split_file(path, tokenizer, tmp_path / "tokens")
 
 
 def test_a_failed_encoding_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -372,24 +362,17 @@ def test_a_failed_encoding_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     assert cache.read_bytes() == whole and sorted(os.listdir(tmp_path)) == ["a.txt", "tokens"]
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_slow_encoding_says_how_far_it_is(tmp_path, capsys, monkeypatch, terminal):
-    """Each look at the clock takes 1/8 s: nothing for 2 s, then a line every 0.2 s or just one."""
+def test_slow_encoding_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    """Each look at the clock takes 1/8 s: nothing for 2 s, then a line after as long again."""
     clock = iter(np.arange(0, 1000, 0.125))
     monkeypatch.setattr(gpt.time, "time", lambda: next(clock))
-    monkeypatch.setattr(gpt.sys.stdout, "isatty", lambda: terminal, raising=False)
     n = len(TEXT) // 100
     pieces = [TEXT[i : i + n] for i in range(0, len(TEXT), n)]
     monkeypatch.setattr(gpt, "stream_text", lambda path: iter(pieces))
     gpt.split_file(tmp_path / "a.txt", Characters(TEXT), tmp_path / "tokens")
-    out = capsys.readouterr().out
-    lines = out.replace("\r", "\n").split("\n")
-    lines = [line for line in lines if line]
-    assert lines[0] == f"encoding {tmp_path / 'a.txt'}: {17 * n / len(TEXT):4.0%}"
-    assert lines[-1].startswith(f"encoded {tmp_path / 'a.txt'}: {len(TEXT):,} tokens in ")
-    assert out.count("\n") == (1 if terminal else 2)
-    assert out.count("\r") == (len(lines) if terminal else 0)
-    assert 40 <= len(lines) <= 45 if terminal else len(lines) == 2
+    done = [17 * n, 33 * n, 65 * n]  # after 2, 4 and 8 s
+    lines = [f"encoding {tmp_path / 'a.txt'}: {at / len(TEXT):4.0%}" for at in done]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_quick_encoding_says_nothing(tmp_path, capsys):
