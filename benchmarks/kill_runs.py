@@ -11,6 +11,7 @@ may cost the step at hand and, for kill -9 alone, the steps since the last evalu
 
 import argparse
 import json
+import os
 import random
 import shutil
 import signal
@@ -42,7 +43,8 @@ def start(out, text):
         command += ["--resume", str(out)]
     else:
         command += ["--data", str(text), "--out_dir", str(out), *RUN]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, **pipes)
 
 
 def saved_step(out):
@@ -52,7 +54,7 @@ def saved_step(out):
         return -1
     gpt.load(out / "best")
     tensors, metadata = gpt.read_safetensors(out / "last.safetensors")
-    assert all(np.isfinite(array).all() for array in tensors.values())
+    assert all(np.isfinite(gpt.read_tensor(t)).all() for t in tensors.values())
     return json.loads(metadata["state"])["step"]
 
 

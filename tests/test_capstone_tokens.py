@@ -265,6 +265,8 @@ def test_a_text_may_be_cut_only_where_it_makes_no_difference(rng):
                         halves = [tokenizer.encode(half).tolist() for half in (text[:i], text[i:])]
                         assert halves[0] + halves[1] == whole, (text, i)
             assert cuts > 300  # seldom enough would be useless
+    tokenizer = trained(rng, "gpt2", "<a>")  # right before it and right after it are places, too
+    assert [i for i in range(1, 7) if tokenizer.may_cut("ab<a>b.", i)] == [2, 6]
     tokenizer = trained(rng, "gpt2", "b c")
     assert [i for i in range(1, 6) if tokenizer.may_cut("ab cd.", i)] == [5]
     assert [i for i in range(1, 7) if tokenizer.may_cut("ab 1 d.", i)] == [2, 4, 6]
@@ -306,8 +308,8 @@ def test_the_words_kept_are_bounded(rng):
     tokenizer = trained(rng, "gpt2")
     kept = tokenizer.known_word.cache_info
     assert 1000 < kept().maxsize < 10**6
-    tokenizer.encode("b" * 63 + " a " + "ab" * 32)
-    assert kept().currsize == kept().misses == 2  # not the one of 65
+    tokenizer.encode("b" * 63 + " a " + "ab" * 31 + "a")
+    assert kept().currsize == kept().misses == 2  # not the one of 64 characters
     tokenizer.encode(" a" * 50)
     assert kept().currsize == kept().misses == 2 and kept().hits == 50
 
