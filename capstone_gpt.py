@@ -1611,12 +1611,13 @@ def yardstick(split):
         stretches = 1 if last - first <= SCORED else 100
         size = min(last - first, SCORED) // stretches
         starts = np.linspace(first, last - size, stretches).astype(int)
-        rows = ids[starts[:, None] + np.arange(1 - order, size)]
+        rows = ids[starts[:, None] + np.arange(1 - order, size)]  # each with its first context
         train = ids[max(0, counted - COUNTED) : counted]
         return kneser_ney_nats(train, rows, split.vocab_size, order) / max(1, stretches * size)
 
     counted = end if len(split.dev) else end - end // 20
-    order = 1 + int(np.argmin(nats_per_token(counted, counted, first, min(10, 1 + counted))))
+    longest = min(10, 1 + counted)  # at most all that stands before the first token
+    order = 1 + int(np.argmin(nats_per_token(counted, counted, first, longest)))
     nats = nats_per_token(end, first, len(ids), order)[-1] * len(split.held)
     return float(nats / split.held_chars), order, min(end, COUNTED)
 
@@ -2138,16 +2139,18 @@ CONFIG = """added_tokens_decoder backend chat_template clean_up_tokenization_spa
     special_tokens_map_file stride tokenizer_file trim_offsets truncation_side truncation_strategy
     vocab_size""".split()
 
-FIRST = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-SPLIT = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
+GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}  # cuts as GPT-2
+ONLY_BYTES = {**GPT2, "use_regex": False}  # does not cut
+GPT4 = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}}
 PRE_TOKENIZERS = [
-    ("gpt2", [FIRST]),
-    ("gpt4", [{**SPLIT, "behavior": "Isolated", "invert": False}, {**FIRST, "use_regex": False}]),
-    ("gpt4", [{**SPLIT, "behavior": "Removed", "invert": True}, {**FIRST, "use_regex": False}]),
-    ("digits", [{"type": "Digits", "individual_digits": True}, FIRST]),
+    ("gpt2", [GPT2]),
+    ("gpt4", [{**GPT4, "behavior": "Isolated", "invert": False}, ONLY_BYTES]),
+    ("gpt4", [{**GPT4, "behavior": "Removed", "invert": True}, ONLY_BYTES]),  # nothing is removed
+    ("digits", [{"type": "Digits", "individual_digits": True}, GPT2]),
 ]
 TOKENIZER_FILES = [name for name in FILES if name not in ("config.json", "generation_config.json")]
-# As the first two, transformers follows tokenizer.json; as the last two it splits as GPT-2.
+# Values of tokenizer_class. With the first two, transformers follows tokenizer.json, with the last
+# two it takes the vocabulary and the merges and cuts as GPT-2, whatever else tokenizer.json says.
 CLASSES = ["PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizer", "LlamaTokenizerFast"]
 CLASSES += ["GPT2Tokenizer", "GPT2TokenizerFast"]
 
@@ -2161,8 +2164,8 @@ def check_keys(where, found, table):
             check_keys(key, value, handled)
         elif handled is not ...:
             texts = [json.dumps(v) for v in handled]  # in JSON, 1 is neither true nor 1.0
-            found_here = f"{where} {key!r:.60} is {value!r:.80}"
-            need(json.dumps(value) in texts, f"{found_here}; handled here: {', '.join(texts)}")
+            handles = f"handled here: {', '.join(texts)}"
+            need(json.dumps(value) in texts, f"{where} {key!r:.60} is {value!r:.80}; {handles}")
 
 
 def character_files(vocab):
@@ -2201,6 +2204,12 @@ def read_bos(post):
     return bos or []
 
 
+def check_normalized(added):
+    """ValueError if some added tokens are normalized and some not: there would be two searches."""
+    flags = {token["content"]: bool(token.get("normalized")) for token in added}
+    need(len({*flags.values()}) < 2, "added_tokens: some are normalized; handled here: all or none")
+
+
 def read_tokenizer(j):
     """The tokenizer in the object of a tokenizer.json; ValueError."""
     vocab, merges, added = j["model"]["vocab"], j["model"]["merges"], j["added_tokens"]
@@ -2235,12 +2244,6 @@ def read_tokenizer(j):
     return BPETokenizer(vocab, merges, pattern, special, bos, j["model"].get("ignore_merges"))
 
 
-def check_normalized(added):
-    """ValueError if some added tokens are normalized and some not: there would be two searches."""
-    flags = {token["content"]: bool(token.get("normalized")) for token in added}
-    need(len({*flags.values()}) < 2, "added_tokens: some are normalized; handled here: all or none")
-
-
 def check_config(config, special_tokens, added, table):
     """ValueError if a tokenizer_config.json or special_tokens_map.json would change an id."""
     listed = config.get("added_tokens_decoder") or {}
@@ -2273,21 +2276,21 @@ def load_tokenizer(directory):
     files = {n: (directory / n).read_bytes() for n in TOKENIZER_FILES if (directory / n).is_file()}
     name = next((n for n in ("tokenizer.json", "vocab.json", "tokenizer") if n in files), None)
     need(name, f"{directory}: no tokenizer.json, so text cannot be turned into tokens")
-    classes, written = CLASSES, CLASSES[:2]
+    classes, kept = CLASSES, CLASSES[:2]  # others become kept[0], so that the files are followed
     try:
         if name == "tokenizer":  # how characters were kept until 2026
             return CharTokenizer(parse_json(files[name], str, "expected a JSON string"))
         j = parse_json(files[name], dict, "expected a JSON object")
         if name == "vocab.json":
-            classes = written = CLASSES[-2:]
+            classes = kept = CLASSES[-2:]
             lines = re.split("\r?\n", files["merges.txt"].decode())
             lines = [line for line in lines if line and not line.startswith("#version")]
             added = [{"id": j["<|endoftext|>"], "content": "<|endoftext|>"}]
             j = {"added_tokens": added, "model": {"vocab": j, "merges": lines}}
-            j |= {"pre_tokenizer": FIRST, "decoder": FIRST}
+            j |= {"pre_tokenizer": GPT2, "decoder": GPT2}
         tokenizer = read_tokenizer(j)
         if isinstance(tokenizer, CharTokenizer):
-            classes = written
+            classes = kept
         table = dict.fromkeys(CONFIG, ...) | {"tokenizer_class": [None, *classes]}
         if tokenizer.bos:
             table["add_bos_token"] = ...
@@ -2300,8 +2303,8 @@ def load_tokenizer(directory):
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         what = error if isinstance(error, ValueError) else f"damaged: {error!r:.80}"
         raise ValueError(f"{directory / name}: {what}") from None
-    if config.get("tokenizer_class") not in written:
-        config = {**config, "tokenizer_class": written[0]}
+    if config.get("tokenizer_class") not in kept:
+        config = {**config, "tokenizer_class": kept[0]}
         files["tokenizer_config.json"] = json.dumps(config, indent=1).encode()
     tokenizer.files = files
     return tokenizer
