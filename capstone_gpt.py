@@ -1576,18 +1576,18 @@ def kneser_ney_nats(train, rows, vocab_size, order):
     train (n,) and rows (R, T) are token ids; the first order - 1 of each row are context only.
     """
     # All grams of one length are numbered at once, those of the rows, too: what the training text
-    # lacks has a count of 0. The number at place i is that of the gram that ends there.
+    # lacks has a count of 0. hw numbers the gram that ends at each place, h the context before it.
     n, V, nats = len(train), vocab_size, []
     text = np.concatenate([train, rows.ravel()]).astype(np.int64)
     scored = np.arange(n, len(text)).reshape(rows.shape)[:, order - 1 :]  # places
-    counted = np.arange(order - 1, n)  # the same for all lengths
+    counted = slice(order - 1, n)  # places, the same for all lengths
     h, p = np.zeros_like(text), np.full(scored.shape, 1 / V)
     for k in range(1, order + 1):
         grams, hw = np.unique(h * V + text, return_inverse=True)
         times = np.bincount(hw[counted], minlength=len(grams))
         nats.append(-np.log(kneser_ney(times, grams // V, h[scored], hw[scored], p)).sum())
         if k < order:
-            preceded = np.sort(hw[counted] * V + text[counted - k])  # the grams (v, h, w)
+            preceded = np.sort(hw[counted] * V + text[order - 1 - k : n - k])  # (v, h, w)
             different = preceded[np.diff(preceded, prepend=-1) > 0]
             kinds = np.bincount(different // V, minlength=len(grams))
             p = kneser_ney(kinds, grams // V, h[scored], hw[scored], p)
