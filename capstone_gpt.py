@@ -2629,7 +2629,6 @@ SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's w
     "grad_clip": (1.0, 0, "largest gradient norm (0: no clipping)"),
     "eval_interval": (200, 1, "updates between evaluations, each followed by a checkpoint"),
     "eval_iters": (20, 1, "batches in an evaluation while training"),
-    "sample_interval": (600, 1, "updates between samples"),
 }
 PRESETS = {
     "stories": {"dev_fraction": 0.0},
@@ -2638,12 +2637,10 @@ PRESETS = {
         "n_embd": 128, "block_size": 64, "bias": False, "dropout": 0.0, "batch_size": 12,
         "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100,
         "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0, "eval_interval": 250,
-        "sample_interval": 1000,
     },
     "fast": {
         "dev_fraction": 0.0, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32,
         "batch_size": 8, "max_iters": 60, "warmup_iters": 10, "eval_interval": 20, "eval_iters": 4,
-        "sample_interval": 40,
     },
 }  # fmt: skip
 FINE_TUNING = {"learning_rate": 3e-5, "min_lr": 3e-6}  # with --init_from
@@ -2783,9 +2780,8 @@ def nats_per_char(model, ids, first, chars, block_size, stride, max_windows=None
 
 def held_out_line(nats, what):
     """The line of the ladder: three faces of one number."""
-    nats += 0.0  # no "-0.000"
-    faces = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
-    return f"{faces} | perplexity {math.exp(min(nats, 700)):.2f}   ({what})"
+    bits, perplexity = nats / math.log(2), np.exp(nats)
+    return f"{nats:.3f} nats/char | {bits:.3f} bits/char | perplexity {perplexity:.2f}   ({what})"
 
 
 class Run:
@@ -2865,12 +2861,9 @@ class Run:
         write_file(path, kept)
 
     def tensors(self):
-        """The arrays in last.safetensors: weights, and AdamW's m and v under names like theirs."""
-        named = dict(self.model.params)
-        for kind, flat in {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}.items():
-            moments = ParamDict(self.model.config, flat)
-            named |= {f"{kind}.{name}": moment for name, moment in moments.items()}
-        return named
+        """The arrays in last.safetensors: the weights, and AdamW's m and v, flat."""
+        moments = {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}
+        return {**self.model.params, **moments}
 
     def save(self, best):
         """Write last.safetensors and, if this is the best step, the weights in best/."""
@@ -2889,11 +2882,6 @@ class Run:
         ids = split.ids if piece == "held" else split.ids[: len(split.train) + n]
         chars = getattr(split, f"{piece}_chars")
         return nats_per_char(self.model, ids, len(ids) - n, chars, T, stride, max_windows)
-
-    def sample(self, length, seed):
-        """A text of up to `length` tokens."""
-        sampling = (0.8, None, None, seed)
-        return "".join(continued(self.model, self.tokenizer, "", length, sampling)).strip("\n")
 
     def describe(self):
         """The model in a few words."""
@@ -2933,7 +2921,7 @@ class Run:
         return self.sum / self.count * len(self.split.train) / self.split.train_chars
 
     def checkpoint(self, minutes_left=None, **how):
-        """Evaluate, record, save, print a row; now and then show a sample. how: more to record."""
+        """Evaluate, record, save and print a row. how: more to record."""
         s, trained = self.settings, self.trained()
         loss = self.loss(self.watched, s["block_size"], s["eval_iters"] * s["batch_size"])
         name = "dev_loss" if self.choosing else "held_out_loss"
@@ -2944,9 +2932,6 @@ class Run:
         self.sum, self.count, self.best = 0.0, 0, min(loss, self.best)
         self.save(best)
         self.show(trained, loss, loss / math.log(2), minutes_left)
-        if self.step % s["sample_interval"] == 0 and 0 < self.step < s["max_iters"]:
-            text = self.sample(160, self.step).replace("\n", "\n        | ")
-            print(f"        | {text}")
 
     def take_steps(self, signals):
         """Train to max_iters, or until there are signals."""
@@ -2978,13 +2963,10 @@ class Run:
         command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
         return f"stopped after step {self.step} and saved; to go on: {command}"
 
-    def train(self):
-        """Train to max_iters, or until a signal or a reader that left: the status to exit with."""
+    def train(self, signals):
+        """Train to max_iters, or until there are signals or nobody reads what is printed."""
         run = (self.model, self.optimizer, self.split.train, self.settings)
-        with (
-            noted_signals() as signals,
-            contextlib.closing(make_team(*run, lambda: signals)) as self.team,
-        ):
+        with contextlib.closing(make_team(*run, lambda: signals)) as self.team:
             try:
                 if self.best == math.inf:  # a new run
                     self.checkpoint()
@@ -2994,15 +2976,15 @@ class Run:
             except BrokenPipeError:
                 complain(f"nobody reads standard output: {self.stop_early()}")
                 signals.append(SIGPIPE)
-        return 128 + signals[0] if signals else 0
 
     def conclude(self):
         """The end of a run: its best checkpoint speaks, and is measured beside counting."""
         s, best = self.settings, self.out / "best"
         self.model = GPT.from_pretrained(best)
         which = "the lowest loss on the development piece" if self.choosing else "the last step"
-        print(f"\na sample of {best}, {which}:\n\n{self.sample(300, s['seed'])}\n")
-        print(f"more of it: python capstone_gpt.py sample --from {shlex.quote(str(self.out))}\n")
+        print(f"\na sample of {best}, {which}:\n")
+        print(*continued(self.model, self.tokenizer, "", 300, (0.8, None, None, s["seed"])), sep="")
+        print(f"\nmore of it: python capstone_gpt.py sample --from {shlex.quote(str(self.out))}\n")
         counted, order, tokens = yardstick(self.split)
         some = f" of {tokens:,} tokens" if tokens < len(self.split.train) else ""
         what = f"interpolated Kneser-Ney, order {order}{some}"
@@ -3080,21 +3062,19 @@ def train_command(args):
                 raise
         run.introduce()
         try:
-            status = run.train()
+            with noted_signals() as signals:
+                run.train(signals)
         except (FloatingPointError, OSError) as error:
-            message = str(error)
+            advice = ""
             if isinstance(error, FloatingPointError):
-                rate = f"--learning_rate below {run.settings['learning_rate']:g}"
-                message = (
-                    f"not finite at step {run.step}: {error}; try a {rate} or more --warmup_iters"
-                )
-            if (out / "last.safetensors").exists():
-                message += f"; {out} keeps the last checkpoint"
-            complain(message)
+                advice = f"; try a --learning_rate below {run.settings['learning_rate']:g}"
+            kept = f"{out} keeps the last checkpoint, if it has one"
+            complain(f"step {run.step}: {error}{advice}; {kept}")
             return 1
-        if status == 0:
-            run.conclude()
-        return status
+        if signals:
+            return 128 + signals[0]
+        run.conclude()
+        return 0
 
 
 def until(texts, stop):
@@ -3110,24 +3090,15 @@ def until(texts, stop):
     yield text
 
 
-def read_prompt(prompt):
-    """The prompt itself, or for "-" all of standard input without the newline at its end."""
-    if prompt != "-":
-        return prompt
-    need(sys.stdin, "standard input is closed")
-    try:
-        text = sys.stdin.buffer.read().decode().replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input: not UTF-8 text (at byte {error.start})") from None
-    return text.removesuffix("\n")
-
-
 def sample_command(args):
     """Continue a text with a checkpoint, shown as it is made."""
     model, tokenizer = load(checkpoint_of(args.source))
     check_value("num_samples", args.num_samples, int, 1)
     need(args.stop != "", "--stop needs a text")
-    prompt = read_prompt(args.prompt)
+    prompt = args.prompt
+    if prompt == "-":
+        sys.stdin.reconfigure(encoding="utf-8")
+        prompt = sys.stdin.read().removesuffix("\n")
     for i in range(args.num_samples):
         seed = None if args.seed is None else args.seed + i
         sampling = (args.temperature, args.top_k, args.top_p, seed)
@@ -3241,6 +3212,7 @@ def main(argv=None):
     """Run the command line; returns the exit status. Under mpiexec, rank 0 does, others follow."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
     sys.stderr = sys.stderr or open(os.devnull, "w")
+    sys.stdin = sys.stdin or open(os.devnull)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a letter stops nothing
         sys.stdout.reconfigure(errors="replace", line_buffering=True)
     MPI = None
