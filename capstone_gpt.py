@@ -2590,9 +2590,9 @@ def make_team(model, optimizer, ids, settings, stopping=lambda: False):
 
 # %% 19. Training runs
 #
-# Every number of a run follows from its settings: step s draws its batch and its dropout masks from
-# a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
-# what the uninterrupted one would have. Its directory holds
+# Every number of a run follows from its settings and from what the last step left: what step s draws
+# comes from generators seeded with s (section 12). So a run that stopped and resumed computes
+# exactly what the uninterrupted one would have. Its directory holds
 #     best/              the model to use, as Hugging Face lays it out; only its weights ever change
 #     last.safetensors   all it takes to go on: weights, AdamW's m and v, the rest as metadata
 #     tokens.safetensors, metrics.jsonl, lock    the text as tokens, the curve, who is at work here
@@ -2835,7 +2835,7 @@ class Run:
             settings = check_settings(settings)
             need(state.keys() == STATE.keys(), f"its state is not {', '.join(STATE)}")
             for name, kind in STATE.items():
-                state[name] = check_value(name, state[name], kind, *[0, 2**63] * (kind is int))
+                state[name] = check_value(name, state[name], kind, 0, 2**63)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         run = cls(out, check_settings(settings | changes), *load(out / "best"))
@@ -2868,7 +2868,7 @@ class Run:
     def save(self, best):
         """Write last.safetensors and, if this is the best step, the weights in best/."""
         if not np.isfinite(self.model.flat).all():
-            raise FloatingPointError("weights")
+            raise FloatingPointError("weights that are not finite")
         if best:
             save_model(self.out / "best", self.model)
         self.team.collect()
@@ -2895,11 +2895,11 @@ class Run:
         lines = [f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters"]
         if chars < 2 * tokens and s["tokenizer"] == SETTINGS["tokenizer"][0] and not s["init_from"]:
             learn = f"train {shlex.quote(s['data'])} --fraction 0.85 --out my_tokens"
-            lines.append(
-                "       which is short. For --tokenizer my_tokens, learn longer ones from it:"
-            )
-            lines.append(f"           python stage07_bpe.py {learn}")
-        columns = ("train", self.watched, "bits/char", "min. left")
+            lines += [
+                "       These are short. To learn longer ones, for --tokenizer my_tokens:",
+                f"           python stage07_bpe.py {learn}",
+            ]
+        columns = ("train", self.watched, "bits/char", "min left")
         lines += [
             f"model  {self.describe()}: {self.model.num_params():,} parameters",
             f"team   processes: {self.members}, sequences in a batch: {s['batch_size']}",
@@ -2956,26 +2956,26 @@ class Run:
 
     def stop_early(self):
         """Save what there is; returns a sentence that says so."""
-        self.loss(
-            self.watched, self.settings["block_size"], 1
-        )  # a loss that is not finite must not be saved
+        self.loss(self.watched, self.settings["block_size"], 1)  # not finite: not to be saved
         self.save(best=not self.choosing)
         command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
         return f"stopped after step {self.step} and saved; to go on: {command}"
 
-    def train(self, signals):
-        """Train to max_iters, or until there are signals or nobody reads what is printed."""
+    def train(self):
+        """Train to max_iters, or until something prevents it: the status to exit with."""
         run = (self.model, self.optimizer, self.split.train, self.settings)
-        with contextlib.closing(make_team(*run, lambda: signals)) as self.team:
-            try:
-                if self.best == math.inf:  # a new run
-                    self.checkpoint()
-                self.take_steps(signals)
-                if signals:
-                    print(self.stop_early())
-            except BrokenPipeError:
-                complain(f"nobody reads standard output: {self.stop_early()}")
-                signals.append(SIGPIPE)
+        with noted_signals() as signals:
+            with contextlib.closing(make_team(*run, lambda: signals)) as self.team:
+                try:
+                    if self.best == math.inf:  # a new run
+                        self.checkpoint()
+                    self.take_steps(signals)
+                    if signals:
+                        print(self.stop_early())
+                except BrokenPipeError:
+                    complain(f"nobody reads standard output: {self.stop_early()}")
+                    signals.append(SIGPIPE)
+        return 128 + signals[0] if signals else 0
 
     def conclude(self):
         """The end of a run: its best checkpoint speaks, and is measured beside counting."""
@@ -3062,8 +3062,7 @@ def train_command(args):
                 raise
         run.introduce()
         try:
-            with noted_signals() as signals:
-                run.train(signals)
+            status = run.train()
         except (FloatingPointError, OSError) as error:
             advice = ""
             if isinstance(error, FloatingPointError):
@@ -3071,10 +3070,9 @@ def train_command(args):
             kept = f"{out} keeps the last checkpoint, if it has one"
             complain(f"step {run.step}: {error}{advice}; {kept}")
             return 1
-        if signals:
-            return 128 + signals[0]
-        run.conclude()
-        return 0
+        if status == 0:
+            run.conclude()
+        return status
 
 
 def until(texts, stop):
@@ -3199,8 +3197,8 @@ def run_command(words):
     """Run the command that these words mean; returns the exit status."""
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words.insert(0, "train")
-    with_dashes = re.compile("^--[a-z_-]+(?==|$)")  # --num-samples is --num_samples
-    words = [with_dashes.sub(lambda m: "--" + m[0][2:].replace("-", "_"), w) for w in words]
+    flag = re.compile("^--[a-z_-]+(?==|$)")  # --num-samples is --num_samples
+    words = [flag.sub(lambda found: "--" + found[0][2:].replace("-", "_"), w) for w in words]
     args = build_parser().parse_args(words)
     try:
         return args.function(args)
@@ -3218,12 +3216,12 @@ def main(argv=None):
     MPI = None
     try:
         MPI = mpi()
-        if MPI and MPI.COMM_WORLD.rank > 0:
-            return follow(MPI)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported
+            if MPI and MPI.COMM_WORLD.rank > 0:
+                return follow(MPI)
             return run_command(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        print()
+        print(file=sys.stderr)
         return 130
     except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         complain(str(error) or "not enough memory for this model and batch")
