@@ -3203,7 +3203,10 @@ def run_command(words):
     try:
         return args.function(args)
     except BrokenPipeError:  # whoever was reading has seen enough
-        return 128 + SIGPIPE if args.function is train_command else 0
+        if args.function is not train_command:
+            return 0
+        complain("nobody reads standard output")
+        return 128 + SIGPIPE
 
 
 def main(argv=None):

@@ -301,6 +301,27 @@ def test_when_nobody_reads_stdout_the_run_is_saved(text):
     assert f"after step {state('run')['step']} and saved" in errors
 
 
+def test_a_reader_that_leaves_early_or_a_full_disk_under_stdout_is_one_line(text):
+    run = start("train", "--data", text, *TINY, "--out_dir=run", "--max_iters=100000")
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(timeout=60) == 141
+    said = run.stderr.read()
+    assert said.count("\n") == 1 and "nobody reads standard output" in said
+    assert train(text, "--out_dir=whole") == 0
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    script = [sys.executable, str(ROOT / "capstone_gpt.py")]
+    for command in (
+        ["train", "--data", text, *TINY],
+        ["sample", "--from=whole"],
+        ["eval", "--help"],
+    ):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*script, *command], stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1, (command, done)
+
+
 def test_a_full_disk_is_one_line_that_names_the_file_and_the_last_checkpoint(
     text, monkeypatch, capsys
 ):
