@@ -2590,9 +2590,9 @@ def make_team(model, optimizer, ids, settings, stopping=lambda: False):
 
 # %% 19. Training runs
 #
-# Every number of a run follows from its settings and from what the last step left: what step s draws
-# comes from generators seeded with s (section 12). So a run that stopped and resumed computes
-# exactly what the uninterrupted one would have. Its directory holds
+# Every number of a run follows from its settings: what step s draws comes from generators seeded
+# with s (section 12), so a run that stopped and resumed at step s computes exactly what the
+# uninterrupted one would have. Its directory holds
 #     best/              the model to use, as Hugging Face lays it out; only its weights ever change
 #     last.safetensors   all it takes to go on: weights, AdamW's m and v, the rest as metadata
 #     tokens.safetensors, metrics.jsonl, lock    the text as tokens, the curve, who is at work here
