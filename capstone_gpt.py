@@ -3145,13 +3145,6 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message:.300} (--help lists what there is)")
 
 
-def boolean(text):
-    """True or False, as nanoGPT's flags write it."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r:.60}")
-    return text.lower() == "true"
-
-
 def build_parser():
     """The command line: train, sample, eval, gradcheck."""
     parser = Parser(prog="capstone_gpt.py", description="A GPT in NumPy. Without a command: train.")
@@ -3167,8 +3160,9 @@ def build_parser():
     add("--fast", action="store_const", dest="preset", const="fast", help="a run of seconds")
     add("--resume", nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
     add("--out_dir", metavar="DIR", help="directory of a new run [out/NAME-OF-DATA, numbered]")
+    truths = {"True": True, "true": True, "False": False, "false": False}
     for name, (default, _, text) in SETTINGS.items():
-        kind = boolean if isinstance(default, bool) else type(default)
+        kind = (lambda text: truths.get(text, text)) if type(default) is bool else type(default)
         shown = f" [{default}]" if default != "" and not str(default).startswith(str(HERE)) else ""
         add(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar="X", help=text + shown)
 
