@@ -3095,7 +3095,7 @@ def sample_command(args):
     need(args.stop != "", "--stop needs a text")
     prompt = args.prompt
     if prompt == "-":
-        sys.stdin.reconfigure(encoding="utf-8")
+        sys.stdin.reconfigure(encoding="utf-8", newline=None)  # "\r\n" becomes "\n"
         prompt = sys.stdin.read().removesuffix("\n")
     for i in range(args.num_samples):
         seed = None if args.seed is None else args.seed + i

@@ -731,7 +731,8 @@ def test_the_prompt_comes_from_standard_input_if_asked(text, monkeypatch, capsys
     _, tokenizer = checkpoint("theirs")
     parrot = Parrot(monkeypatch, [])
     for data, prompt in (("a fox\r\nran é\n".encode(), "a fox\nran é"), (b"a\n\n", "a\n")):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "cp1252"))
+        as_on_linux = io.TextIOWrapper(io.BytesIO(data), "cp1252", newline="\n")
+        monkeypatch.setattr(sys, "stdin", as_on_linux)
         assert gpt.main(["sample", "--from=theirs", "--prompt", "-"]) == 0
         assert parrot.asked[-1] == [tokenizer.encode(prompt).tolist()]
         assert capsys.readouterr().out == prompt + "\n"
