@@ -591,6 +591,16 @@ FAMILIES = {  # GPT-2 124M and Llama-2 7B
         "bias": False, "tie_weights": False,
     },
 }  # fmt: skip
+FIELD_LIMITS = {  # type, smallest value and, where there is one, what it must stay below
+    "vocab_size": (int, 1), "block_size": (int, 1), "n_layer": (int, 1, 10_000),
+    "n_head": (int, 1), "n_embd": (int, 1, 10**6), "n_kv_head": (int, 1), "n_hidden": (int, 1),
+    "bias": (bool,), "dropout": (float, 0, 1), "tie_weights": (bool,),
+    "norm_eps": (float, 1e-30), "rope_theta": (float, 1e-30),
+}  # fmt: skip
+ROPE_SCALING = {
+    "factor": float, "low_freq_factor": float, "high_freq_factor": float,
+    "original_max_position_embeddings": int,
+}  # fmt: skip
 
 
 def check_value(name, value, kind, lowest=-1e300, below=1e300):
@@ -636,47 +646,34 @@ class GPTConfig:
         for name, value in FAMILIES[self.arch].items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
-        for name in ("vocab_size", "block_size", "n_head", "n_embd"):
-            setattr(self, name, check_value(name, getattr(self, name), int, 1))
-        self.n_layer = check_value("n_layer", self.n_layer, int, 1, 10_000)
+        for name, limits in FIELD_LIMITS.items():
+            value = getattr(self, name)
+            if value is None and name in ("n_kv_head", "n_hidden"):
+                continue  # follow from the others, below
+            setattr(self, name, check_value(name, value, *limits))
         gpt2, C, H = self.arch == "gpt2", self.n_embd, self.n_head
         if self.n_kv_head is None:
             self.n_kv_head = H
         if self.n_hidden is None:
             unit = max(1, C // 16)
             self.n_hidden = 4 * C if gpt2 else unit * -(-8 * C // (3 * unit))  # -(-a//b): up
-        Hkv = self.n_kv_head = check_value("n_kv_head", self.n_kv_head, int, 1)
-        self.n_hidden = check_value("n_hidden", self.n_hidden, int, 1)
-        self.bias = check_value("bias", self.bias, bool)
-        self.tie_weights = check_value("tie_weights", self.tie_weights, bool)
-        self.dropout = check_value("dropout", self.dropout, float, 0, 1)
-        self.norm_eps = check_value("norm_eps", self.norm_eps, float, 1e-30)
-        self.rope_theta = check_value("rope_theta", self.rope_theta, float, 1e-30)
-        need(
-            self.n_layer * C**2 < 1e12, f"{self.n_layer} layers of {C} channels: beyond any memory"
-        )
+        Hkv = self.n_kv_head
         need(C % H == 0, f"n_embd must be a multiple of n_head, not {C} with {H} heads")
         need(H % Hkv == 0, f"n_head must be a multiple of n_kv_head, not {H} and {Hkv}")
         need(not gpt2 or H == Hkv, f"gpt2 has no grouped queries: n_kv_head must be {H}, not {Hkv}")
         need(gpt2 or not self.bias, "llama has no biases: bias must be False")
         need(gpt2 or C // H % 2 == 0, f"rotary positions need an even head size, not {C // H}")
-        if self.rope_scaling is not None:
-            self._check_rope_scaling()
-
-    def _check_rope_scaling(self):
-        names = [
-            "factor",
-            "low_freq_factor",
-            "high_freq_factor",
-            "original_max_position_embeddings",
-        ]
         scaling = self.rope_scaling
-        need(self.arch == "llama", "rope_scaling belongs to llama")
-        if not isinstance(scaling, dict) or sorted(scaling) != sorted(names):
-            raise ValueError(f"rope_scaling must have {', '.join(names)}, not {scaling!r:.60}")
-        self.rope_scaling = {name: check_value(name, scaling[name], float, 1e-30) for name in names}
-        low, high = self.rope_scaling["low_freq_factor"], self.rope_scaling["high_freq_factor"]
-        need(low < high, f"low_freq_factor must be below high_freq_factor, not {low} and {high}")
+        if scaling is not None:
+            need(not gpt2, "rope_scaling belongs to llama")
+            if not isinstance(scaling, dict) or scaling.keys() != ROPE_SCALING.keys():
+                names = ", ".join(ROPE_SCALING)
+                raise ValueError(f"rope_scaling must have {names}, not {scaling!r:.60}")
+            limits = {name: (kind, 1e-30) for name, kind in ROPE_SCALING.items()}
+            scaling = {name: check_value(name, scaling[name], *limits[name]) for name in limits}
+            low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+            need(low < high, f"low_freq_factor must be below high_freq_factor: {low} and {high}")
+            self.rope_scaling = scaling
 
     @property
     def head_size(self):
@@ -853,7 +850,8 @@ class GPT:
 # %% 7. Names and shapes
 #
 # Every weight: our name, the name Hugging Face stores it under (* is the layer's number), and its
-# shape there, (in, out) for gpt2 and (out, in) for llama. K is the size of all key heads.
+# shape there, (in, out) for gpt2 and (out, in) for llama. F is the MLP's width and K the size of
+# all key heads together.
 
 LAYOUT = {
     "gpt2": """
@@ -920,8 +918,9 @@ class ParamDict(dict):
 
     def __init__(self, config, flat):
         super().__init__()
-        self.config, self.flat, self.top, starts, end = config, flat, {}, {}, 0
-        self.blocks = [{} for _ in range(config.n_layer)]
+        self.config, self.flat = config, flat
+        self.top, self.blocks = {}, [{} for _ in range(config.n_layer)]
+        starts, end = {}, 0
         for name, shape, layer, ours in param_table(config):
             start, end = end, end + math.prod(shape)
             self[name] = flat[start:end].reshape(shape)
@@ -1599,7 +1598,9 @@ class Ranks(Team):
 
 def follow(MPI):
     """What ranks above 0 do: take part in the run that rank 0 has, if it has one."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 answers it
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # rank 0 answers them
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     with or_abort(MPI):
         if tell_ranks(MPI)[0] == END:
             return
@@ -1742,7 +1743,7 @@ def yardstick(split):
     return float(nats / split.held_chars), order, min(end, COUNTED)
 
 
-# %% 15. Checkpoints
+# %% 15. Files of weights
 #
 # A model is kept as Hugging Face keeps it: a directory with config.json, model.safetensors and the
 # tokenizer's files. transformers opens ours, we open theirs.
@@ -1787,20 +1788,15 @@ def write_file(path, pieces):
 
 def write_safetensors(path, tensors, metadata=None):
     """Write {name: array} and the metadata {text: text} in the safetensors format."""
-    names = {np.dtype(code): name for name, code in DTYPES.items() if name != "BF16"}
-    metadata, end = {"format": "pt", **(metadata or {})}, 0
-    if not all(isinstance(text, str) for text in [*metadata, *metadata.values()]):
-        raise ValueError(f"{path}: safetensors metadata must be texts, not {metadata!r:.60}")
-    header = {"__metadata__": metadata}
+    kinds = {np.dtype(code): kind for kind, code in DTYPES.items() if kind != "BF16"}
+    header, end = {"__metadata__": {"format": "pt", **(metadata or {})}}, 0
     by_size = sorted(tensors.items(), key=lambda item: -item[1].itemsize)  # so all are aligned
     for name, t in by_size:
-        if not isinstance(name, str) or name in header or t.dtype not in names:
-            raise ValueError(f"{path}: no tensor can be called {name!r:.60} and hold {t.dtype}")
+        need(t.dtype in kinds, f"{path}: {name!r:.80} is {t.dtype}, which safetensors cannot hold")
         start, end = end, end + t.nbytes
-        header[name] = {"dtype": names[t.dtype], "shape": t.shape, "data_offsets": (start, end)}
+        header[name] = {"dtype": kinds[t.dtype], "shape": t.shape, "data_offsets": (start, end)}
     text = json.dumps(header, ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # the arrays start on a multiple of 8 bytes
-    need(len(text) <= LONGEST_HEADER, f"{path}: {len(text)} bytes are too many for a header")
     arrays = (np.ascontiguousarray(t).reshape(-1).view(np.uint8) for _, t in by_size)
     write_file(path, itertools.chain([len(text).to_bytes(8, "little") + text], arrays))
 
@@ -1817,80 +1813,54 @@ def parse_json(text, kind, complaint):
         need(len(fields) == len(pairs), "a field is given twice")
         return fields
 
-    def finite(word):
-        need(math.isfinite(float(word)), f"{word[:40]} is not a finite number")
-        return float(word)
-
-    hooks = {"object_pairs_hook": unique, "parse_float": finite, "parse_constant": finite}
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = json.loads(text, parse_int=lambda n: int(n) if n != "-0" else -0.0, **hooks)
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
+        value = json.loads(
+            text, object_pairs_hook=unique, parse_int=lambda n: -0.0 if n == "-0" else int(n)
+        )
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # or it is refused
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{complaint} ({error})") from None
     need(isinstance(value, kind), complaint)
     return value
 
 
-def read_json(path):
-    """A JSON object from a file; ValueError if it is missing or damaged."""
-    need(Path(path).is_file(), f"{path}: no such file")
-    return parse_json(Path(path).read_bytes(), dict, f"{path}: expected a JSON object")
+# An array in an open file: its type, which is a key of DTYPES, its shape, and where it starts. If
+# another file takes the name meanwhile, this is still the old one.
+StoredTensor = collections.namedtuple("StoredTensor", "file kind shape start")
 
 
-class TensorFile(collections.abc.Mapping):
-    """{name: read-only array} of an open safetensors file; BF16 becomes float32.
-
-    An array costs memory from when it is asked for until it is forgotten. The file may be replaced
-    meanwhile: this is still the old one. .entries holds {name: (type, shape, first byte)}.
-    """
-
-    def __init__(self, file):
-        self.file, self.entries = file, {}
-
-    def __getitem__(self, name):
-        kind, shape, start = self.entries[name]
-        if 0 in shape:  # nothing to map
-            array = np.empty(shape, DTYPES[kind])
-        else:
-            array = np.asarray(np.memmap(self.file, DTYPES[kind], "r", start, shape))
-        if kind == "BF16":  # the upper half of a float32
-            array = array.astype("<u4")
-            array <<= 16
-            array = array.view("<f4")
+def read_tensor(stored):
+    """The array of a StoredTensor, read-only and mapped into memory; BF16 becomes float32."""
+    mapped = np.memmap(stored.file, DTYPES[stored.kind], "r", stored.start, stored.shape)
+    array = np.asarray(mapped)
+    if stored.kind == "BF16":  # the upper half of a float32
+        array = array.astype("<u4")
+        array <<= 16
+        array = array.view("<f4")
         array.flags.writeable = False
-        return array
-
-    def __iter__(self):
-        return iter(self.entries)
-
-    def __len__(self):
-        return len(self.entries)
-
-    def __del__(self):
-        self.file.close()
+    return array
 
 
 def read_safetensors(path):
-    """(TensorFile, metadata) of a safetensors file.
+    """({name: StoredTensor}, metadata) of a safetensors file.
 
     Raises ValueError naming the file when any length, offset, shape or type does not hold.
     """
     need(Path(path).is_file(), f"{path}: no such file")
-    tensors, bad = TensorFile(open(path, "rb")), f"{path}: damaged safetensors file:"
-    size = os.fstat(tensors.file.fileno()).st_size
-    length = int.from_bytes(tensors.file.read(8), "little")
+    file, bad = open(path, "rb"), f"{path}: damaged safetensors file:"
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, LONGEST_HEADER):
         raise ValueError(f"{bad} a header of {length} bytes in a file of {size}")
-    text, size = tensors.file.read(length), size - 8 - length
+    text = file.read(length)
     need(text.startswith(b"{"), f"{bad} the header does not begin with {{")
     header = parse_json(text, dict, f"{bad} the header is not a JSON object")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{bad} its metadata are not texts")
-    spans, end = [], 0
+    rows = []
     for name, entry in header.items():
         here = f"{bad} {name!r:.80}"
         need(isinstance(entry, dict), f"{here} is not described by an object")
@@ -1900,37 +1870,38 @@ def read_safetensors(path):
         lists = isinstance(shape, list) and isinstance(offsets, list)
         if not lists or not all(type(n) is int and n >= 0 for n in shape + offsets):
             raise ValueError(f"{here}: shape and data_offsets must be lists of whole numbers")
-        if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:
+        if len(shape) > 64 or math.prod(n or 1 for n in shape) >= 2**60:  # NumPy's limits
             raise ValueError(f"{here}: no array has the shape {shape!r:.80}")
-        if len(offsets) != 2 or not offsets[0] <= offsets[1] <= size:
-            raise ValueError(f"{here}: data_offsets {offsets!r:.80} in {size} bytes")
-        count = math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
-        need(offsets[1] - offsets[0] == count, f"{here}, {shape!r:.80}, has another length")
-        tensors.entries[name] = kind, tuple(shape), 8 + length + offsets[0]
-        spans.append(tuple(offsets))
-    for start, stop in sorted(spans):
-        need(start == end, f"{bad} a gap or an overlap in its arrays at byte {end}")
-        end = stop
-    need(end == size, f"{bad} {size} bytes of arrays, {end} of them described")
+        rows.append((offsets, name, kind, tuple(shape)))
+    tensors, end = {}, 0
+    for offsets, name, kind, shape in sorted(rows):  # each begins where the one before it ends
+        start, end = end, end + math.prod(shape) * np.dtype(DTYPES[kind]).itemsize
+        if offsets != [start, end]:
+            found = f"data_offsets {offsets!r:.80}, expected [{start}, {end}]"
+            raise ValueError(f"{bad} {kind} {name!r:.80} of shape {shape!r:.80} has {found}")
+        tensors[name] = StoredTensor(file, kind, shape, 8 + length + start)
+    data = size - 8 - length
+    need(data == end, f"{bad} {data} bytes of arrays, {end} of them described")
     return tensors, metadata
 
 
 def copy_tensor(tensors, name, array):
-    """Copy a TensorFile's tensor into array; ValueError unless it is finite and of that shape."""
-    kind, shape, _ = tensors.entries[name]
-    where = f"{tensors.file.name}: {name!r:.80}"
+    """Copy the stored tensor `name` into array; ValueError unless it is finite and of its shape."""
+    file, kind, shape, _ = tensors[name]
+    where = f"{file.name}: {name!r:.80}"
     if kind not in ("F64", "F32", "F16", "BF16") or shape != array.shape:
         raise ValueError(f"{where} is {kind} {shape!r:.80}, expected floats {array.shape}")
     with np.errstate(over="ignore"):
-        array[...] = tensors[name]
+        array[...] = read_tensor(tensors[name])
     extremes = [array.min(initial=0), array.max(initial=0)]  # nan if there is one
     need(np.isfinite(extremes).all(), f"{where} holds a number that is not finite")
 
 
-# config.json: the keys that say what to compute, the values that others must have, and the keys
-# that cannot change the logits. Any other key is refused unless it is null, false or empty.
+# config.json: HF_FIELDS are the keys that say what to compute, HF_FIXED those that must have this
+# value or be null, HF_IDLE those that cannot change the logits. Any other key is refused unless it
+# is null, false or empty. HF_BUFFERS are how tensors end that are stored, but no weights.
 
-HF_FIELDS = {
+HF_FIELDS = {  # their key: our field
     "gpt2": {
         "vocab_size": "vocab_size", "n_positions": "block_size", "n_layer": "n_layer",
         "n_head": "n_head", "n_embd": "n_embd", "n_inner": "n_hidden", "bias": "bias",
@@ -1945,160 +1916,131 @@ HF_FIELDS = {
         "tie_word_embeddings": "tie_weights",
     },
 }  # fmt: skip
-HF_FIXED = {  # what may stand there; the first is what we write
+HF_FIXED = {
     "gpt2": {
-        "architectures": (["GPT2LMHeadModel"], ["GPT2Model"], None),
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh", None),
-        "scale_attn_weights": (True, None),
+        "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new",
+        "scale_attn_weights": True,
     },
-    "llama": {
-        "architectures": (["LlamaForCausalLM"], ["LlamaModel"], ["LLaMAForCausalLM"], None),
-        "hidden_act": ("silu", None),
-        "pretraining_tp": (1, None),
-    },
-}
-HF_ROPE = ("rope_theta", "rope_scaling", "rope_parameters")
+    "llama": {"architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "pretraining_tp": 1},
+}  # fmt: skip
 HF_IDLE = """model_type dtype torch_dtype transformers_version use_cache initializer_range
-    bos_token_id eos_token_id pad_token_id _name_or_path _commit_hash return_dict output_past
-    id2label label2id num_labels _num_labels task_specific_params gradient_checkpointing
-    chunk_size_feed_forward do_sample max_length temperature top_k top_p repetition_penalty
-    tokenizer_class prefix _attn_implementation_autoset is_llama_config transformers.js_config
-    unsloth_version unsloth_fixed summary_type summary_use_proj summary_activation
-    summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop n_special
-    predict_special_tokens max_sequence_length""".split()
+    bos_token_id eos_token_id pad_token_id _name_or_path id2label label2id _num_labels output_past
+    task_specific_params n_special predict_special_tokens summary_type summary_use_proj
+    summary_activation summary_proj_to_labels summary_first_dropout embd_pdrop attn_pdrop
+    max_sequence_length is_llama_config transformers.js_config unsloth_fixed unsloth_version
+    _attn_implementation_autoset _commit_hash return_dict num_labels gradient_checkpointing
+    do_sample max_length temperature top_k top_p repetition_penalty tokenizer_class
+    prefix""".split()
 HF_BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")
 FILES = """config.json generation_config.json tokenizer.json tokenizer_config.json vocab.json
     merges.txt special_tokens_map.json added_tokens.json chat_template.jinja chat_template.json
     tokenizer.model tokenizer""".split()  # what a model keeps beside its weights
 
 
-def rope_from_json(path, j):
-    """The rotary fields of GPTConfig, in the form of transformers 4 or 5."""
-    rope = {} if j.get("rope_theta") is None else {"rope_theta": j["rope_theta"]}
+def rope_from_json(j):
+    """The rotary fields of GPTConfig: transformers 5 has in one key what stood in two before."""
+    rope = {"rope_theta": j.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):
         settings = {} if j.get(key) is None else j[key]
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path}: {key} must be an object, not {settings!r:.60}")
+        need(isinstance(settings, dict), f"{key} must be an object, not {settings!r:.60}")
         for name, value in settings.items():
-            if value is not None and rope.setdefault(name, value) != value:
-                raise ValueError(f"{path}: {name!r:.60} is given twice, differently")
-    old_kind = rope.pop("type", "default")
-    kind = rope.pop("rope_type", old_kind)
-    theta = rope.pop("rope_theta", 10000.0)
+            need(rope.get(name) in (None, value), f"{name!r:.60} is given twice, differently")
+            rope[name] = value
+    theta, kind = rope.pop("rope_theta"), rope.pop("rope_type", "default")
     if kind not in ("default", "llama3") or (kind == "default" and rope):
-        rope = {"rope_type": kind, **rope}
-        raise ValueError(f"{path}: rotary positions are default or llama3, not {rope!r:.80}")
+        found = f"{kind!r:.60} with {rope!r:.80}"
+        raise ValueError(f"rotary positions must be default or llama3, not {found}")
+    theta = 10000.0 if theta is None else theta
     return {"rope_theta": theta, "rope_scaling": rope if kind == "llama3" else None}
 
 
-def config_from_json(path, j):
+def config_from_json(j):
     """The GPTConfig of a config.json's object j; ValueError for what this file does not compute."""
     arch = j.get("model_type")
-    if arch not in list(HF_FIELDS):
-        raise ValueError(f"{path}: model_type must be gpt2 or llama, not {arch!r:.60}")
+    need(arch in list(HF_FIELDS), f"model_type must be gpt2 or llama, not {arch!r:.60}")
     fields = {"dropout": 0.1} if arch == "gpt2" else {"norm_eps": 1e-6}  # transformers' defaults
-    kinds = {"bias": bool, "tie_weights": bool, "dropout": float, "norm_eps": float}
-    optional = ("n_inner", "num_key_value_heads")
     for theirs, ours in HF_FIELDS[arch].items():
-        kind = kinds.get(ours, int)
+        limits = FIELD_LIMITS[ours]
         if j.get(theirs) is not None:
-            fields[ours] = check_value(f"{path}: {theirs}", j[theirs], kind)
-        elif kind is int and theirs not in optional:
-            raise ValueError(f"{path} lacks {theirs}")
+            fields[ours] = check_value(theirs, j[theirs], *limits)
+        elif limits[0] is int and theirs not in ("n_inner", "num_key_value_heads"):
+            raise ValueError(f"{theirs} is missing")
+    known = {*HF_FIELDS[arch], *HF_IDLE}
     if arch == "llama":
-        fields |= rope_from_json(path, j)
-    try:
-        config = GPTConfig(arch, **fields)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    fixed = HF_FIXED[arch] | {"n_ctx": (config.block_size, None)}
-    fixed["head_dim"] = (config.head_size, None)
-    known = {*HF_FIELDS[arch], *HF_IDLE, *(HF_ROPE if arch == "llama" else ())}
+        fields |= rope_from_json(j)
+        known |= {"rope_theta", "rope_scaling", "rope_parameters"}
+    config = GPTConfig(arch, **fields)
+    fixed = {**HF_FIXED[arch], "n_ctx": config.block_size, "head_dim": config.head_size}
     for key, value in j.items():
-        handled = fixed.get(key, (None, False, "", [], {}))
-        right = any(value == v and type(value) is type(v) for v in handled)
-        if key not in known and not right:
-            handled = ", ".join(map(json.dumps, handled))
-            raise ValueError(f"{path}: {key!r:.60} is {value!r:.60}; handled: {handled}")
+        handled = [fixed[key], None] if key in fixed else [None, False, "", [], {}]
+        texts = [json.dumps(v) for v in handled]  # in JSON, 1 is neither true nor 1.0
+        if key not in known and json.dumps(value) not in texts:
+            raise ValueError(f"{key!r:.60} is {value!r:.60}; handled: {', '.join(texts)}")
     return config
 
 
 def config_to_json(model):
-    """config.json as bytes: as it was read, changed where the model is not what it was."""
+    """config.json as bytes: as it was read, with new fields where the model is not what it was."""
     config, text = model.config, model.files.get("config.json")
+    j, was = {"model_type": config.arch, "bos_token_id": None, "eos_token_id": None}, None
     if text is None:
-        j, was = {"model_type": config.arch, "bos_token_id": None, "eos_token_id": None}, None
-        j |= {key: handled[0] for key, handled in HF_FIXED[config.arch].items()}
+        j |= HF_FIXED[config.arch]
     else:
         j = parse_json(text, dict, "config.json: expected a JSON object")
-        was = config_from_json("config.json", j)
+        was = config_from_json(j)
     new = dict(j)
-    for theirs, ours in HF_FIELDS[config.arch].items():
-        if was is None or getattr(was, ours) != getattr(config, ours):
-            new[theirs] = getattr(config, ours)
-            if theirs == "resid_pdrop":
-                new["embd_pdrop"] = new["attn_pdrop"] = config.dropout
-    rope = (config.rope_theta, config.rope_scaling)
-    if config.arch == "llama" and (was is None or rope != (was.rope_theta, was.rope_scaling)):
-        scaling = config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}
-        new |= {"rope_theta": config.rope_theta, "rope_scaling": scaling, "rope_parameters": None}
-    for key in ("dtype", "torch_dtype"):  # transformers converts the weights to it
-        if j.get(key) is not None:
-            new[key] = model.dtype.name
-    return text if new == j and text else (json.dumps(new, indent=2) + "\n").encode()
+    if was != config:
+        new |= {theirs: getattr(config, ours) for theirs, ours in HF_FIELDS[config.arch].items()}
+        if config.arch == "llama":
+            scaling = config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}
+            rope = {"rope_theta": config.rope_theta, "rope_scaling": scaling}
+            new |= {**rope, "rope_parameters": None}
+        elif was is None or was.dropout != config.dropout:
+            new["embd_pdrop"] = new["attn_pdrop"] = config.dropout
+    for key in {"dtype", "torch_dtype"} & j.keys():  # transformers converts the weights to it
+        new[key] = model.dtype.name
+    return text if new == j else (json.dumps(new, indent=2) + "\n").encode()
 
 
 def save_model(directory, model):
     """Write config.json, the files the model came with and, last, model.safetensors.
 
-    A directory that holds the same model gets new weights in one step. ValueError if it holds
-    another one: between two steps it would be neither the old nor the new.
+    Only the weights are ever replaced, and in one step: the directory is whole at every instant.
+    ValueError if it holds anything that is not of this model.
     """
     directory, config = Path(directory), model.config
     need(not directory.is_file(), f"{directory} is a file, a model needs a directory")
     directory.mkdir(parents=True, exist_ok=True)
-    weights, stale = directory / "model.safetensors", {}
-    for name, content in {**model.files, "config.json": config_to_json(model)}.items():
+    weights = directory / "model.safetensors"
+    files = {**model.files, "config.json": config_to_json(model)}
+    for name, content in files.items():
         path = directory / name
-        old = path.read_bytes() if path.is_file() else None
-        if name != "config.json":
-            same = old is None or old == content
-        elif old is None:
-            same = not weights.exists()
-        else:  # dropout and what this file does not compute may differ
-            found = config_from_json(path, read_json(path))
-            same = dataclasses.replace(found, dropout=config.dropout) == config
-        need(same, f"{directory} holds another model, its {name} differs: choose another directory")
-        if old != content:
-            stale[name] = content
+        same = path.read_bytes() == content if path.exists() else not weights.exists()
+        need(same, f"{path} would change, but only weights are replaced: choose another directory")
+    for name, content in files.items():
+        if not (directory / name).exists():
+            write_file(directory / name, [content])
     tensors = dict(model.params)
     if config.arch == "gpt2" and not config.bias:  # transformers has biases: zeros
         full = param_shapes(dataclasses.replace(config, bias=True))
         tensors = {n: tensors.get(n, np.zeros(shape, model.dtype)) for n, shape in full.items()}
-    for name, content in stale.items():
-        write_file(directory / name, [content])
     write_safetensors(weights, tensors)
 
 
 def open_weights(directory, arch):
-    """{name as transformers has it: the TensorFile that holds it}, of one file or of several."""
-    files, found = ["model.safetensors"], {}
-    index = directory / "model.safetensors.index.json"
-    if index.is_file() and not (directory / files[0]).exists():
-        files = read_json(index).get("weight_map")
-        files = sorted(set(map(str, files.values()))) if isinstance(files, dict) else [""]
-        if not all(name and Path(name).name == name for name in files):
-            raise ValueError(f"{index}: weight_map must name files of this directory")
+    """{name as transformers has it: StoredTensor}, of one file or of the parts it was cut into."""
+    paths, found = [directory / "model.safetensors"], {}
+    if not paths[0].exists():
+        paths = sorted(directory.glob("model-*-of-*.safetensors")) or paths
     prefix = "transformer." if arch == "gpt2" else "model."
-    for file in files:
-        tensors, _ = read_safetensors(directory / file)
-        for stored in list(tensors):
-            name = stored.replace("_orig_mod.", "")  # torch.compile's
+    for path in paths:
+        tensors, _ = read_safetensors(path)
+        for key, stored in tensors.items():
+            name = key.replace("_orig_mod.", "")  # torch.compile's
             if not name.startswith((prefix, "lm_head.")):  # the file of a model without a head
                 name = prefix + name
-            need(name not in found, f"{directory / file}: {stored!r:.80} is there twice")
-            tensors.entries[name] = tensors.entries.pop(stored)
-            found[name] = tensors
+            need(name not in found, f"{path}: {key!r:.80} is there twice")
+            found[name] = stored
     return found
 
 
@@ -2109,35 +2051,36 @@ def load_model(directory, dtype=None):
     damaged or would have to be ignored; nothing is allocated before names and shapes agree.
     """
     directory = Path(directory)
-    need(directory.is_dir(), f"{directory}: no such model directory")
-    config = config_from_json(directory / "config.json", read_json(directory / "config.json"))
+    files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
+    need("config.json" in files, f"{directory}: no config.json, so this is not a model's directory")
+    try:
+        j = parse_json(files["config.json"], dict, "expected a JSON object")
+        config = config_from_json(j)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from None
     found = open_weights(directory, config.arch)
     if config.n_layer > len(found):
         raise ValueError(f"{directory}: {config.n_layer} layers do not fit {len(found)} tensors")
-    shapes, head = param_shapes(config), "lm_head.weight"
-    if config.tie_weights and head in found:
-        embedding = next(iter(shapes))  # comes first
-        if embedding in found and np.array_equal(found[head][head], found[embedding][embedding]):
-            del found[head]
-        else:  # as transformers does it
-            config = dataclasses.replace(config, tie_weights=False)
-            shapes = param_shapes(config)
+    shapes = param_shapes(config)
     for name, shape in shapes.items():
         need(name in found, f"{directory}: the weights lack {name}")
-        there = found[name].entries[name][1]
+        there = found[name].shape
         if there != shape:
             raise ValueError(f"{directory}: {name} is {there!r:.60}, config.json says {shape}")
+    embedding = next(iter(shapes))  # it comes first
     for name in sorted(found.keys() - shapes.keys()):  # may not have an effect on the logits
-        bias = config.arch == "gpt2" and not config.bias and name.endswith(".bias")
-        idle = name.endswith(HF_BUFFERS) or (bias and not np.any(found[name][name]))
-        need(idle, f"{directory}: {name!r:.80} has no place in this model")
+        tensor = read_tensor(found[name])
+        buffer = name.endswith(HF_BUFFERS)
+        zero = name.endswith(".bias") and not tensor.any()
+        tied = name == "lm_head.weight" and np.array_equal(tensor, read_tensor(found[embedding]))
+        need(buffer or zero or tied, f"{directory}: {name!r:.80} has no place in this model")
     if dtype is None:
-        double = any(found[name].entries[name][0] == "F64" for name in shapes)
+        double = any(found[name].kind == "F64" for name in shapes)
         dtype = np.float64 if double else np.float32
     model = GPT(config, None, dtype)
     for name, array in model.params.items():
-        copy_tensor(found[name], name, array)
-    model.files = {n: (directory / n).read_bytes() for n in FILES if (directory / n).is_file()}
+        copy_tensor(found, name, array)
+    model.files = files
     return model
 
 
@@ -2435,7 +2378,7 @@ def split_file(path, tokenizer, cache, dev_fraction=0.0):
 
     def read():
         tensors, found = read_safetensors(cache)
-        ids = tensors["ids"]
+        ids = read_tensor(tensors["ids"])
         right = found["source"] == source and found["sum"] == hashlib.sha256(ids).hexdigest()
         need(right, f"{cache}: not the tokens of {path}")
         return ids, *np.split(ids, json.loads(found["cuts"]))

@@ -21,7 +21,7 @@ SCALING = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 4.0,
+    "original_max_position_embeddings": 4,
 }
 VARIANTS = [
     {"arch": "gpt2"},
@@ -59,15 +59,15 @@ def raw(path, text, data=8):
 @pytest.mark.parametrize(
     "header,data,words",
     [
-        (entry(data_offsets=[0, 12]), 8, r"data_offsets \[0, 12\] in 8 bytes"),
-        (entry(data_offsets=[8, 0]), 8, "data_offsets"),
+        (entry(data_offsets=[0, 12]), 8, r"data_offsets \[0, 12\], expected \[0, 8\]"),
+        (entry(data_offsets=[8, 0]), 8, r"data_offsets \[8, 0\], expected \[0, 8\]"),
         (entry(data_offsets=[-8, 0]), 8, "whole numbers"),
-        (entry(data_offsets=[0]), 8, "data_offsets"),
-        (entry(data_offsets=[0, 8, 8]), 8, "data_offsets"),
+        (entry(data_offsets=[0]), 8, r"data_offsets \[0\], expected \[0, 8\]"),
+        (entry(data_offsets=[0, 8, 8]), 8, r"data_offsets \[0, 8, 8\], expected \[0, 8\]"),
         (entry(data_offsets={"0": 8}), 8, "whole numbers"),
         (entry(data_offsets=[0, 8.0]), 8, "whole numbers"),
-        (entry(shape=[3]), 8, r"\[3\], has another length"),
-        (entry(dtype="F16"), 8, "another length"),
+        (entry(shape=[3]), 8, r"'a' of shape \(3,\) has .* \[0, 8\], expected \[0, 12\]"),
+        (entry(dtype="F16"), 8, r"F16 'a' .* expected \[0, 4\]"),
         (entry(shape=[True, 2]), 8, "whole numbers"),
         (entry(shape=None), 8, "whole numbers"),
         (entry(dtype="Q8"), 8, "'a' is of type 'Q8', not one of F64, F32"),
@@ -75,7 +75,7 @@ def raw(path, text, data=8):
         (entry(dtype=[1]), 8, "type"),
         (entry(dtype=None), 8, "type None"),
         (entry(), 16, "16 bytes of arrays, 8 of them described"),
-        (entry(shape=[1], data_offsets=[4, 8]), 8, "gap or an overlap in its arrays at byte 0"),
+        (entry(shape=[1], data_offsets=[4, 8]), 8, r"'a' .* \[4, 8\], expected \[0, 4\]"),
         ({"a": 5}, 8, "not described by an object"),
         ({"a": ["F32", [2], [0, 8]]}, 8, "not described by an object"),
         (entry() | {"__metadata__": 5}, 8, "metadata"),
@@ -84,7 +84,7 @@ def raw(path, text, data=8):
         (entry(shape=[0, 2**60], data_offsets=[0, 0]), 0, "no array has the shape"),
         (entry(shape=[2**62, 4, 0], data_offsets=[0, 0]), 0, "no array has the shape"),
         (entry(shape=[2] + [1] * 64), 8, "no array has the shape"),
-        (entry() | {"b": entry()["a"]}, 16, "overlap in its arrays at byte 8"),
+        (entry() | {"b": entry()["a"]}, 16, r"'b' .* \[0, 8\], expected \[8, 16\]"),
     ],
 )
 def test_a_wrong_entry_is_refused_by_name(tmp_path, header, data, words):
@@ -146,8 +146,9 @@ def test_a_header_that_is_no_json_is_refused_in_one_line(tmp_path, text):
 def test_a_header_that_the_reference_accepts_is_read(tmp_path, text, data, name, shape):
     tensors, metadata = gpt.read_safetensors(raw(tmp_path / "good.safetensors", text, data))
     assert list(tensors) == [name] and len(tensors) == 1 and metadata == {}
-    assert shape is None or tensors[name].shape == shape
-    assert not tensors[name].any()
+    array = gpt.read_tensor(tensors[name])
+    assert array.shape == tensors[name].shape and shape in (None, array.shape)
+    assert not array.any()
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567", b"\xff" * 8, b"\xff" * 64, bytes(8)])
@@ -176,9 +177,6 @@ def test_the_longest_header(tmp_path, monkeypatch):
     assert list(gpt.read_safetensors(raw(tmp_path / "a", text + " " * (200 - len(text))))[0])
     with pytest.raises(ValueError, match="a header of 201 bytes in a file of 217"):
         gpt.read_safetensors(raw(tmp_path / "a", text + " " * (201 - len(text))))
-    gpt.write_safetensors(tmp_path / "a", {"x" * 105: np.zeros(2)})
-    with pytest.raises(ValueError, match="208 bytes are too many"):
-        gpt.write_safetensors(tmp_path / "a", {"x" * 106: np.zeros(2)})
 
 
 def test_a_file_is_what_the_specification_says_byte_by_byte(tmp_path):
@@ -193,9 +191,10 @@ def test_a_file_is_what_the_specification_says_byte_by_byte(tmp_path):
     arrays = np.float32([1, 2]).tobytes() + b"\x07"
     assert path.read_bytes() == len(header).to_bytes(8, "little") + header + arrays
     tensors, metadata = gpt.read_safetensors(path)
-    assert np.array_equal(tensors["a"], [1, 2]) and metadata == {"format": "pt", "x": "y"}
+    a = gpt.read_tensor(tensors["a"])
+    assert np.array_equal(a, [1, 2]) and metadata == {"format": "pt", "x": "y"}
     with pytest.raises(ValueError, match="read-only"):
-        tensors["a"][0] = 1
+        a[0] = 1
 
 
 @pytest.mark.parametrize("code", "f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 ?".split())
@@ -205,26 +204,23 @@ def test_every_type_comes_back_as_it_was(tmp_path, rng, code):
     gpt.write_safetensors(tmp_path / "t", {"t": t, "turned": t.T, "one": t[1, 2]})
     back, _ = gpt.read_safetensors(tmp_path / "t")
     for name, expected in {"t": t, "turned": t.T, "one": t[1, 2]}.items():
-        assert back[name].dtype == expected.dtype and back[name].shape == expected.shape
-        assert back[name].tobytes() == expected.tobytes()
+        t = gpt.read_tensor(back[name])
+        assert t.dtype == expected.dtype and t.shape == expected.shape
+        assert t.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(
-    "tensors,metadata,words",
+    "tensors,words",
     [
-        ({"t": np.zeros(2, ">f4")}, None, "called 't' and hold >f4"),
-        ({"t": np.zeros(2, complex)}, None, "hold complex128"),
-        ({"t": np.array([None])}, None, "hold object"),
-        ({"__metadata__": np.zeros(2)}, None, "called '__metadata__' and"),
-        ({5: np.zeros(2)}, None, "called 5 and"),
-        ({"\ud800": np.zeros(2)}, None, "surrogates"),
-        ({"t": np.zeros(2)}, {"step": 5}, "must be texts"),
-        ({"t": np.zeros(2)}, {5: "step"}, "must be texts"),
+        ({"t": np.zeros(2, ">f4")}, "'t' is >f4, which safetensors"),
+        ({"t": np.zeros(2, complex)}, "is complex128, which"),
+        ({"t": np.array([None])}, "is object, which"),
+        ({"\ud800": np.zeros(2)}, "surrogates"),
     ],
 )
-def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path, tensors, metadata, words):
+def test_what_cannot_be_written_is_refused_and_nothing_is_left(tmp_path, tensors, words):
     with pytest.raises(ValueError, match=words):
-        gpt.write_safetensors(tmp_path / "t", tensors, metadata)
+        gpt.write_safetensors(tmp_path / "t", tensors)
     assert not list(tmp_path.iterdir())
 
 
@@ -233,7 +229,7 @@ def test_bfloat16_is_the_upper_half_of_a_float32(tmp_path):
     header = '{"t":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}'
     path = raw(tmp_path / "t", header, 0)
     path.write_bytes(path.read_bytes() + bits.tobytes())
-    t = gpt.read_safetensors(path)[0]["t"]
+    t = gpt.read_tensor(gpt.read_safetensors(path)[0]["t"])
     assert t.dtype == np.float32
     assert t.tolist() == [[1.0, -3.140625], [2.0**-133, -np.inf]]
 
@@ -242,9 +238,10 @@ def test_an_array_costs_memory_only_while_it_is_used(tmp_path):
     gpt.write_safetensors(tmp_path / "t", {str(i): np.zeros(2**18, np.float16) for i in range(20)})
     tracemalloc.start()
     tensors, _ = gpt.read_safetensors(tmp_path / "t")
-    assert not any(t.any() for t in tensors.values())
+    assert not any(gpt.read_tensor(t).any() for t in tensors.values())
     peak = tracemalloc.get_traced_memory()[1]
-    gpt.write_safetensors(tmp_path / "u", {str(i): tensors["1"] for i in range(20)})
+    t = gpt.read_tensor(tensors["1"])
+    gpt.write_safetensors(tmp_path / "u", {str(i): t for i in range(20)})
     peak = max(peak, tracemalloc.get_traced_memory()[1])
     tracemalloc.stop()
     assert peak < 2**19  # less than one of the twenty
@@ -255,10 +252,10 @@ def test_an_open_file_stays_the_one_that_was_opened(tmp_path):
         gpt.write_safetensors(tmp_path / "t", {"t": np.full(3, value)})
         tensors, _ = gpt.read_safetensors(tmp_path / "t")
         gpt.write_safetensors(tmp_path / "t", {"t": np.full(3, 9)})
-        assert tensors["t"].tolist() == [value] * 3
-    file = tensors.file
+        assert gpt.read_tensor(tensors["t"]).tolist() == [value] * 3
+    descriptors = len(os.listdir("/dev/fd"))
     del tensors
-    assert file.closed
+    assert len(os.listdir("/dev/fd")) == descriptors - 1  # closed with its last tensor
 
 
 def test_time_is_linear_in_the_number_of_tensors(tmp_path):
@@ -358,7 +355,8 @@ def test_names_shapes_and_config_are_those_of_transformers(tmp_path):
         "transformer.ln_f.weight": (16,),
         "transformer.ln_f.bias": (16,),
     }
-    assert not any(t.any() for name, t in tensors.items() if name.endswith("bias"))
+    biases = [t for name, t in tensors.items() if name.endswith("bias")]
+    assert not any(gpt.read_tensor(t).any() for t in biases)
     assert json.loads((tmp_path / "gpt2" / "config.json").read_text()) == {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
@@ -503,9 +501,12 @@ def test_a_changed_dropout_or_rotation_is_saved(tmp_path):
     model.save_pretrained(tmp_path / "new")
     j = json.loads((tmp_path / "new" / "config.json").read_text())
     changed = {f"{kind}_pdrop": 0.3 for kind in ("attn", "embd", "resid")}
-    assert j == GPT2_JSON | changed | {"torch_dtype": "float32"}
-    model.save_pretrained(tmp_path / "gpt2")  # the same model: its logits have no dropout
-    assert gpt.GPT.from_pretrained(tmp_path / "gpt2").config.dropout == 0.3
+    computed = {"n_inner": 64, "bias": True, "tie_word_embeddings": True}  # said in full now
+    assert j == GPT2_JSON | changed | computed | {"torch_dtype": "float32"}
+    assert gpt.GPT.from_pretrained(tmp_path / "new").config == model.config
+    with pytest.raises(ValueError, match="config.json would change"):
+        model.save_pretrained(tmp_path / "gpt2")
+    assert json.loads((tmp_path / "gpt2" / "config.json").read_text()) == GPT2_JSON
 
     theirs(tmp_path / "llama", LLAMA_JSON)
     model = gpt.GPT.from_pretrained(tmp_path / "llama")
@@ -540,8 +541,8 @@ ROPE = {"rope_theta": 5e5, "rope_scaling": None}
     [
         (ROPE, 5e5, None),
         (ROPE | {"rope_scaling": SCALING | {"rope_type": "llama3"}}, 5e5, SCALING),
-        (ROPE | {"rope_scaling": SCALING | {"type": "llama3"}}, 5e5, SCALING),
-        (ROPE | {"rope_scaling": {"type": "default", "rope_type": "default"}}, 5e5, None),
+        (ROPE | {"rope_scaling": {"rope_type": "default"}}, 5e5, None),
+        (ROPE | {"rope_scaling": {}}, 5e5, None),
         ({"rope_parameters": {"rope_theta": 3e4, "rope_type": "default"}}, 3e4, None),
         (
             {"rope_parameters": SCALING | {"rope_theta": 3e4, "rope_type": "llama3"}},
@@ -553,7 +554,7 @@ ROPE = {"rope_theta": 5e5, "rope_scaling": None}
 )
 def test_rotary_settings_in_both_forms(changes, theta, scaling):
     j = {key: value for key, value in LLAMA_JSON.items() if not key.startswith("rope_")}
-    config = gpt.config_from_json("config.json", j | changes)
+    config = gpt.config_from_json(j | changes)
     assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
 
 
@@ -578,7 +579,7 @@ def test_rotary_settings_in_both_forms(changes, theta, scaling):
         (GPT2_JSON, {"n_layer": 1}, "transformer.h.1.* has no place"),
         (GPT2_JSON, {"n_head": "2"}, "n_head must be a whole number, not '2'"),
         (GPT2_JSON, {"n_head": 0}, "n_head"),
-        (GPT2_JSON, {"vocab_size": None}, "lacks vocab_size"),
+        (GPT2_JSON, {"vocab_size": None}, "vocab_size is missing"),
         (GPT2_JSON, {"n_inner": 64.0}, "n_inner must be a whole number, not 64.0"),
         (GPT2_JSON, {"bias": "False"}, "bias must be True or False"),
         (GPT2_JSON, {"architectures": ["GPT2ForSequenceClassification"]}, "architectures"),
@@ -589,13 +590,14 @@ def test_rotary_settings_in_both_forms(changes, theta, scaling):
         (LLAMA_JSON, {"sliding_window": 4}, "sliding_window"),
         (LLAMA_JSON, {"rope_interleaved": True}, "rope_interleaved"),
         (LLAMA_JSON, {"hidden_act": "gelu"}, "hidden_act"),
-        (LLAMA_JSON, {"intermediate_size": None}, "lacks intermediate_size"),
+        (LLAMA_JSON, {"intermediate_size": None}, "intermediate_size is missing"),
         (LLAMA_JSON, {"rope_parameters": "x"}, "rope_parameters must be an object, not 'x'"),
         (LLAMA_JSON, {"rope_parameters": {"factor": 4.0}}, "'factor' is given twice"),
         (LLAMA_JSON, {"rope_theta": -1}, "config.json: rope_theta must be"),
         (LLAMA_JSON, {"rope_theta": "1e4"}, "rope_theta must be a number"),
         (LLAMA_JSON, {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "'linear'"),
         (LLAMA_JSON, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        (LLAMA_JSON, {"rope_scaling": SCALING | {"type": "llama3"}}, "default or llama3"),
         (LLAMA_JSON, {"rope_scaling": {"factor": 2.0}}, "default or llama3"),
         (LLAMA_JSON, {"rope_scaling": {"rope_type": ["llama3"]}}, "default or llama3"),
         (LLAMA_JSON, {"rope_scaling": {"rope_type": "llama3"}}, "factor"),
@@ -698,15 +700,14 @@ def as_bfloat16(tensors):
 
 
 def test_bfloat16_and_several_files_are_read(tmp_path):
-    model, where = theirs(tmp_path, LLAMA_JSON), {}
+    model, parts = theirs(tmp_path, LLAMA_JSON), [{}, {}]
     os.remove(tmp_path / "model.safetensors")
     for i, (name, t) in enumerate(model.params.items()):
-        where.setdefault(f"model-{i % 2}.safetensors", {})[name] = t
-    for part, tensors in where.items():
-        (tmp_path / part).write_bytes(as_bfloat16(tensors))
-    index = {name: part for part, tensors in where.items() for name in tensors}
-    path = tmp_path / "model.safetensors.index.json"
-    path.write_text(json.dumps({"weight_map": index}))
+        parts[i % 2][name] = t
+    paths = [tmp_path / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for path, tensors in zip(paths, parts):
+        path.write_bytes(as_bfloat16(tensors))
+    (tmp_path / "model.safetensors.index.json").write_text("what it says stands in the files")
     back = gpt.GPT.from_pretrained(tmp_path)
     assert back.dtype == np.float32 and np.array_equal(
         back.flat.view(np.uint32), model.flat.view(np.uint32) >> 16 << 16
@@ -715,15 +716,14 @@ def test_bfloat16_and_several_files_are_read(tmp_path):
     gpt.write_safetensors(tmp_path / "model.safetensors", model.params)
     assert np.all(gpt.GPT.from_pretrained(tmp_path).flat == 5)
     os.remove(tmp_path / "model.safetensors")
-    shutil.copy(tmp_path / "model-0.safetensors", tmp_path / "again.safetensors")
-    path.write_text(json.dumps({"weight_map": index | {"x": "again.safetensors"}}))
-    with pytest.raises(ValueError, match="is there twice"):
+    shutil.copy(paths[1], tmp_path / "model-00001-of-00001.safetensors")
+    with pytest.raises(ValueError, match="model-00002-of-00002.safetensors: .* is there twice"):
         gpt.GPT.from_pretrained(tmp_path)
-    for weight_map in (5, None, {"x": 5}, {"x": "../model-0.safetensors"}, {"x": ""}, {}):
-        path.write_text(json.dumps({"weight_map": weight_map}))
-        with pytest.raises(ValueError, match="weight_map must name|no such file|fit 0 tensors"):
-            gpt.GPT.from_pretrained(tmp_path)
-    os.remove(path)
+    os.remove(tmp_path / "model-00001-of-00001.safetensors")
+    os.remove(paths[1])
+    with pytest.raises(ValueError, match="the weights lack "):
+        gpt.GPT.from_pretrained(tmp_path)
+    os.remove(paths[0])
     with pytest.raises(ValueError, match="model.safetensors: no such file"):
         gpt.GPT.from_pretrained(tmp_path)
 
@@ -754,7 +754,7 @@ def test_a_weight_beyond_float32_and_one_of_another_type_are_refused(tmp_path):
         gpt.GPT.from_pretrained(tmp_path)
 
 
-def test_a_head_that_differs_from_a_tied_embedding_is_used(tmp_path, rng):
+def test_a_head_that_differs_from_a_tied_embedding_is_refused(tmp_path, rng):
     model = theirs(tmp_path, LLAMA_JSON)
     tensors = dict(model.params) | {"lm_head.weight": model.params["model.embed_tokens.weight"]}
     gpt.write_safetensors(tmp_path / "model.safetensors", tensors)
@@ -762,14 +762,17 @@ def test_a_head_that_differs_from_a_tied_embedding_is_used(tmp_path, rng):
     assert back.config.tie_weights and np.array_equal(back.flat, model.flat)
     head = rng.normal(size=(11, 16)).astype(np.float32)
     gpt.write_safetensors(tmp_path / "model.safetensors", tensors | {"lm_head.weight": head})
+    with pytest.raises(ValueError, match="'lm_head.weight' has no place"):
+        gpt.GPT.from_pretrained(tmp_path)
+    edit(tmp_path, tie_word_embeddings=False)
     back = gpt.GPT.from_pretrained(tmp_path)
     assert not back.config.tie_weights and np.array_equal(back.params["lm_head.weight"], head)
     assert np.array_equal(back.params["model.norm.weight"], model.params["model.norm.weight"])
-    back.save_pretrained(tmp_path / "new")
-    again = gpt.GPT.from_pretrained(tmp_path / "new")
-    assert again.config == back.config and np.array_equal(again.flat, back.flat)
     gpt.write_safetensors(tmp_path / "model.safetensors", tensors | {"lm_head.weight": head[1:]})
     with pytest.raises(ValueError, match=r"lm_head.weight is \(10, 16\)"):
+        gpt.GPT.from_pretrained(tmp_path)
+    edit(tmp_path, tie_word_embeddings=True)
+    with pytest.raises(ValueError, match="'lm_head.weight' has no place"):
         gpt.GPT.from_pretrained(tmp_path)
 
 
@@ -863,10 +866,10 @@ def test_a_directory_of_another_model_is_refused_and_stays_whole(tmp_path):
     model.save_pretrained(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     for fields in ({"n_head": 4}, {"n_layer": 3}, {"arch": "llama"}, {"norm_eps": 1e-6}):
-        with pytest.raises(ValueError, match="holds another model, its config.json differs"):
+        with pytest.raises(ValueError, match="config.json would change"):
             make(**fields).save_pretrained(tmp_path)
     model.files = {"tokenizer.json": b"B"}
-    with pytest.raises(ValueError, match="its tokenizer.json differs"):
+    with pytest.raises(ValueError, match="tokenizer.json would change"):
         model.save_pretrained(tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="is a file"):
@@ -874,11 +877,11 @@ def test_a_directory_of_another_model_is_refused_and_stays_whole(tmp_path):
     (tmp_path / "file").unlink()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match="config.json differs"):
+    with pytest.raises(ValueError, match="config.json would change"):
         make().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no such model directory"):
+    with pytest.raises(ValueError, match="nowhere: no config.json"):
         gpt.GPT.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="config.json: no such file"):
+    with pytest.raises(ValueError, match=f"{tmp_path}: no config.json"):
         gpt.GPT.from_pretrained(tmp_path)
 
 

@@ -63,7 +63,8 @@ def change_state(out, state=None, settings=None):
         old = json.loads(metadata[part])
         new = old | change if isinstance(change, dict) else change or old
         metadata[part] = json.dumps(new)
-    gpt.write_safetensors(path, {name: np.array(t) for name, t in tensors.items()}, metadata)
+    arrays = {name: gpt.read_tensor(stored) for name, stored in tensors.items()}
+    gpt.write_safetensors(path, arrays, metadata)
 
 
 def start(*arguments):
@@ -407,7 +408,7 @@ def test_a_weight_that_is_not_finite_is_neither_saved_nor_resumed(text, monkeypa
     assert train(text, "--out_dir=run") == 0
     path = "run/last.safetensors"
     tensors, metadata = gpt.read_safetensors(path)
-    tensors = {name: np.array(t) for name, t in tensors.items()}
+    tensors = {name: np.array(gpt.read_tensor(t)) for name, t in tensors.items()}
     tensors["model.norm.weight"][3] = np.nan
     gpt.write_safetensors(path, tensors, metadata)
     assert gpt.main(["train", "--resume", "run"]) == 2
@@ -833,7 +834,7 @@ LONG = "9" * 5000
         (["train", "--resume"], "train one first"),
         (["paint"], "invalid choice"),
         (["sample"], "train one first"),
-        (["sample", "--from", "nowhere"], "no such model directory"),
+        (["sample", "--from", "nowhere"], "nowhere: no config.json"),
         (["sample", "--from", "damaged"], "damaged"),
         (["eval", "--from", "model"], "tokenizer"),
         (["eval", "--from", "run", "--data", "one.txt"], "one.txt"),
