@@ -2502,9 +2502,9 @@ def make_team(model, optimizer, ids, settings, stopping=lambda: False):
 
 # %% 19. Training runs
 #
-# Every number of a run follows from its settings: step s draws its batch and its dropout masks from
-# a generator seeded with (seed, s), so a run that stopped and resumed at step s computes exactly
-# what the uninterrupted one would have. Its directory holds
+# Every number of a run follows from its settings: what step s draws comes from generators seeded
+# with s (section 12), so a run that stopped and resumed at step s computes exactly what the
+# uninterrupted one would have. Its directory holds
 #     best/              the model to use, as Hugging Face lays it out; only its weights ever change
 #     last.safetensors   all it takes to go on: weights, AdamW's m and v, the rest as metadata
 #     tokens.safetensors, metrics.jsonl, lock    the text as tokens, the curve, who is at work here
@@ -2513,15 +2513,10 @@ def make_team(model, optimizer, ids, settings, stopping=lambda: False):
 
 SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's where it has one
     "data": (str(HERE / "data" / "stories.txt"), None, "a UTF-8 text; its last tenth is held out"),
-    "out_dir": ("", None, "directory of the run (default: out/NAME-OF-DATA, numbered)"),
     "tokenizer": (str(HERE / "data" / "tokenizer"), None, "a tokenizer's directory, or: char"),
     "init_from": ("", None, "a checkpoint to start from, with its tokenizer and its shape"),
     "seed": (0, 0, "fixes weights, batches, dropout and samples"),
-    "dev_fraction": (
-        0.05,
-        0,
-        "end of the training part, not trained on, that chooses the best step",
-    ),
+    "dev_fraction": (0.05, 0, "end of the training part that only chooses the best step"),
     "arch": ("llama", None, "gpt2 or llama"),
     "n_layer": (3, 1, "blocks"),
     "n_head": (4, 1, "attention heads"),
@@ -2546,7 +2541,6 @@ SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's w
     "grad_clip": (1.0, 0, "largest gradient norm (0: no clipping)"),
     "eval_interval": (200, 1, "updates between evaluations, each followed by a checkpoint"),
     "eval_iters": (20, 1, "batches in an evaluation while training"),
-    "sample_interval": (600, 1, "updates between samples"),
 }
 PRESETS = {
     "stories": {"dev_fraction": 0.0},
@@ -2555,17 +2549,16 @@ PRESETS = {
         "n_embd": 128, "block_size": 64, "bias": False, "dropout": 0.0, "batch_size": 12,
         "max_iters": 2000, "learning_rate": 1e-3, "min_lr": 1e-4, "warmup_iters": 100,
         "beta2": 0.99, "weight_decay": 0.1, "grad_clip": 1.0, "eval_interval": 250,
-        "sample_interval": 1000,
     },
     "fast": {
         "dev_fraction": 0.0, "n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 32,
         "batch_size": 8, "max_iters": 60, "warmup_iters": 10, "eval_interval": 20, "eval_iters": 4,
-        "sample_interval": 40,
     },
 }  # fmt: skip
 FINE_TUNING = {"learning_rate": 3e-5, "min_lr": 3e-6}  # with --init_from
 SHAPE = [field.name for field in dataclasses.fields(GPTConfig) if field.name in SETTINGS]
 STATE = {"step": int, "count": int, "sum": float, "best": float, "text_hash": str}  # of a run
+SIGPIPE = 13  # would be sent when nobody reads standard output, were Python not to ignore it
 
 
 def check_settings(settings):
@@ -2576,8 +2569,7 @@ def check_settings(settings):
     for name, (default, lowest, _) in SETTINGS.items():
         fraction = name in ("beta1", "beta2", "dropout", "dev_fraction")
         below = 1 if fraction else 2**63 if type(default) is int else 1e300
-        limits = () if lowest is None else (lowest, below)
-        checked[name] = check_value(name, settings[name], type(default), *limits)
+        checked[name] = check_value(name, settings[name], type(default), lowest, below)
     checked["data"] = os.path.abspath(checked["data"])  # to resume from another directory
     if checked["min_lr"] > checked["learning_rate"]:
         checked["min_lr"] = checked["learning_rate"] / 10
@@ -2593,11 +2585,6 @@ def complain(message):
         pass
 
 
-def silence_stdout():
-    """Send nowhere what is printed from here on, and what still waits to be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def hold(out):
     """The lock file of a run, held until it is closed; ValueError if another process has it."""
     file = open(out / "lock", "a+")
@@ -2607,7 +2594,7 @@ def hold(out):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        pid = file.read(20).strip() or "of unknown number"
+        pid = file.read(20).strip()
         file.close()
         raise ValueError(f"{out}: process {pid} is at work on this run") from None
     except (ImportError, OSError):
@@ -2617,44 +2604,27 @@ def hold(out):
     return file
 
 
-CLOSED = 128 + 13  # the exit status of a program that SIGPIPE ended
+@contextlib.contextmanager
+def noted_signals():
+    """Within `with`, a list of the signals that came, each a wish to stop; the third ends all."""
+    signals = []
 
-
-class Stop:
-    """Within `with`, signals are wishes to stop: .status is what to exit with then, 0 before.
-
-    The third signal ends the process at once. That nobody reads standard output is a wish, too.
-    """
-
-    def __init__(self):
-        self.status, self.signals, self.handlers = 0, 0, {}
-
-    def __enter__(self):
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number and signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
-                self.handlers[number] = signal.signal(number, self.on_signal)
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def on_signal(self, number, _):
-        """The handler of the three signals."""
-        self.status, self.signals = self.status or 128 + number, self.signals + 1
-        if self.signals > 2:
-            raise SystemExit(self.status)
-        again = "" if self.signals == 1 else "; once more ends it without"
+    def note(number, _):
+        signals.append(number)
+        if len(signals) > 2:
+            raise SystemExit(128 + signals[0])
+        again = "" if len(signals) == 1 else "; once more ends it without"
         complain(f"this step is finished, then the run is saved{again}")
 
-    def say(self, text, end="\n"):
-        """Print, and see whether anybody reads it."""
-        try:
-            print(text, end=end, flush=True)
-        except OSError:
-            silence_stdout()
-            self.status = self.status or CLOSED
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    wanted = [n for n in numbers if signal.getsignal(n) != signal.SIG_IGN]  # nohup ignores SIGHUP
+    before = {number: signal.signal(number, note) for number in wanted}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def load(directory):
@@ -2674,10 +2644,9 @@ def load_for_training(s, given):
     need(not fixed, f"--init_from takes the checkpoint's own {fixed}")
     model, tokenizer = load(checkpoint_of(s["init_from"]))
     s |= {name: getattr(model.config, name) for name in SHAPE if name not in given}
-    if "dropout" not in given:
-        names = ("embd_pdrop", "attn_pdrop") if model.config.arch == "gpt2" else ()
+    if model.config.arch == "gpt2" and "dropout" not in given:
         read = json.loads(model.files["config.json"])
-        same = all(read.get(name, 0.1) == s["dropout"] for name in names)
+        same = all(read.get(name, 0.1) == s["dropout"] for name in ("embd_pdrop", "attn_pdrop"))
         need(same, f"{s['init_from']} has three different dropouts, so --dropout must be given")
     return model, tokenizer
 
@@ -2685,10 +2654,7 @@ def load_for_training(s, given):
 def fresh_model(s):
     """Random weights in the shape of settings s, and the tokenizer."""
     if s["tokenizer"] == "char":
-        characters = set()
-        for text in stream_text(s["data"]):
-            characters.update(text)
-        tokenizer = CharTokenizer(characters)
+        tokenizer = CharTokenizer(set().union(*map(set, stream_text(s["data"]))))
     else:
         tokenizer = load_tokenizer(s["tokenizer"])
     shape = {name: s[name] for name in SHAPE}
@@ -2696,21 +2662,38 @@ def fresh_model(s):
     return GPT(GPTConfig(vocab_size=tokenizer.vocab_size, **shape), s["seed"]), tokenizer
 
 
-def first_ids(model, tokenizer):
-    """What a text begins with, (1,): the model's token for that, or else a new line."""
-    bos, _ = bos_and_eos(model)
-    if bos is None:
-        try:
-            bos = tokenizer.encode("\n")[0]
-        except ValueError:  # characters without it
-            bos = 0
-    return np.array([bos])
+def continued(model, tokenizer, prompt, length, sampling, to_the_end=False):
+    """Yield what follows the prompt, as text: `length` tokens or those before an end token.
+
+    sampling: what GPT.stream takes; to_the_end goes on after end tokens. An empty prompt becomes
+    the token that the model's texts begin with, or else a new line.
+    """
+    bos, ends = bos_and_eos(model)
+    ids = tokenizer.encode(prompt, add_special_tokens=True)
+    if len(ids) == 0 and bos is None:
+        with contextlib.suppress(ValueError):  # characters without it
+            ids = tokenizer.encode("\n")
+    if len(ids) == 0:
+        ids = np.array([bos or 0])
+    tokens = (int(token[0]) for token in model.stream(ids[None], length, *sampling))
+    if not to_the_end:
+        tokens = itertools.takewhile(lambda token: token not in ends, tokens)
+    return tokenizer.decode_stream(tokens)
 
 
 def nats_per_char(model, ids, first, chars, block_size, stride, max_windows=None):
     """Nats per character of ids[first:], a text of so many characters; see evaluate."""
     nats, tokens = evaluate(model, ids, first, block_size, stride, max_windows)
-    return nats / tokens * (len(ids) - first) / chars
+    loss = nats / tokens * (len(ids) - first) / chars
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"loss {loss:.4g}")
+    return loss
+
+
+def held_out_line(nats, what):
+    """The line of the ladder: three faces of one number."""
+    bits, perplexity = nats / math.log(2), np.exp(nats)
+    return f"{nats:.3f} nats/char | {bits:.3f} bits/char | perplexity {perplexity:.2f}   ({what})"
 
 
 class Run:
@@ -2718,20 +2701,21 @@ class Run:
 
     def __init__(self, out, settings, model, tokenizer):
         self.out, self.settings, self.model, self.tokenizer = out, settings, model, tokenizer
-        s, model.config.dropout = settings, settings["dropout"]
-        T, longest, dev = s["block_size"], model.config.block_size, s["dev_fraction"]
+        s, T, longest = settings, settings["block_size"], model.config.block_size
         need(T <= longest, f"block_size={T} is more than the model's {longest}")
+        model.config.dropout = s["dropout"]
+        dev = s["dev_fraction"]
         self.split = split_file(s["data"], tokenizer, out / "tokens.safetensors", dev)
-        n, self.text_hash = len(self.split.train), self.split.text_hash
-        hint = f"; use a longer text or a --block_size below {n}" if n > 1 else ""
-        need(n > T, f"{s['data']}: {n} tokens are too few for a block of {T}{hint}")
-        enough = dev == 0 or len(self.split.dev)
-        need(enough, f"{s['data']}: a --dev_fraction of {dev} is less than a token, 0 does without")
+        self.text_hash, n = self.split.text_hash, len(self.split.train)
+        need(n > T, f"{s['data']}: {n} tokens are too few for a block of {T}")
         self.choosing = dev > 0  # the best step, by its loss on the development piece
-        self.watched = "dev" if dev > 0 else "held"
+        self.watched = "dev" if dev > 0 else "held"  # the piece that is evaluated on the way
+        if self.choosing and len(self.split.dev) == 0:
+            raise ValueError(f"{s['data']}: a --dev_fraction of {dev} is less than a token")
         betas, decay, clip = (s["beta1"], s["beta2"]), s["weight_decay"], s["grad_clip"]
         self.optimizer = AdamW(model.params, betas, 1e-8, decay, clip)
-        self.step, self.count, self.sum, self.best, self.stop = 0, 0, 0.0, math.inf, Stop()
+        self.step, self.best = 0, math.inf  # the lowest loss so far
+        self.sum, self.count = 0.0, 0  # of the losses of steps since the last evaluation
         self.members = team_size(s)
 
     @classmethod
@@ -2743,9 +2727,9 @@ class Run:
         run.model.files = dict(run.tokenizer.files)
         end, train = run.tokenizer.special_tokens.get("<|endoftext|>"), run.split.train
         if any((train[piece] == end).any() for piece in tiles(len(train), 1)):
-            ends = {"bos_token_id": end, "eos_token_id": end}
-            config = json.dumps(json.loads(config_to_json(run.model)) | ends, indent=2)
-            run.model.files["config.json"] = f"{config}\n".encode()
+            config = json.loads(config_to_json(run.model))
+            config["bos_token_id"] = config["eos_token_id"] = end
+            run.model.files["config.json"] = json.dumps(config, indent=2).encode()
         return run
 
     @classmethod
@@ -2763,7 +2747,7 @@ class Run:
             settings = check_settings(settings)
             need(state.keys() == STATE.keys(), f"its state is not {', '.join(STATE)}")
             for name, kind in STATE.items():
-                state[name] = check_value(name, state[name], kind, *[0, 2**63] * (kind is int))
+                state[name] = check_value(name, state[name], kind, 0, 2**63)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         run = cls(out, check_settings(settings | changes), *load(out / "best"))
@@ -2774,20 +2758,29 @@ class Run:
         need(tensors.keys() == named.keys(), f"{path}: its tensors are not those of {out / 'best'}")
         for name, array in named.items():
             copy_tensor(tensors, name, array)
+        run.keep_metrics()
         return run
 
+    def keep_metrics(self):
+        """Drop from metrics.jsonl what came after this step, and every line that is damaged."""
+        path, kept, last = self.out / "metrics.jsonl", [], -1
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            try:
+                last = check_value("step", json.loads(line)["step"], int, last + 1, self.step + 1)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
+            kept.append(line + b"\n")
+        write_file(path, kept)
+
     def tensors(self):
-        """The arrays in last.safetensors: weights, and AdamW's m and v under names like theirs."""
-        named = dict(self.model.params)
-        for kind, flat in {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}.items():
-            moments = ParamDict(self.model.config, flat)
-            named |= {f"{kind}.{name}": moment for name, moment in moments.items()}
-        return named
+        """The arrays in last.safetensors: the weights, and AdamW's m and v, flat."""
+        moments = {"exp_avg": self.optimizer.m, "exp_avg_sq": self.optimizer.v}
+        return {**self.model.params, **moments}
 
     def save(self, best):
         """Write last.safetensors and, if this is the best step, the weights in best/."""
         if not np.isfinite(self.model.flat).all():
-            raise FloatingPointError("weights")
+            raise FloatingPointError("weights that are not finite")
         if best:
             save_model(self.out / "best", self.model)
         self.team.collect()
@@ -2795,40 +2788,43 @@ class Run:
         metadata = {"settings": json.dumps(self.settings), "state": json.dumps(state)}
         write_safetensors(self.out / "last.safetensors", self.tensors(), metadata)
 
-    def keep_metrics(self, until):
-        """Drop from metrics.jsonl what came after that step, and every line that is damaged."""
-        path, kept, last = self.out / "metrics.jsonl", [], -1
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            try:
-                last = check_value("step", json.loads(line)["step"], int, last + 1, until + 1)
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue
-            kept.append(line + b"\n")
-        write_file(path, kept)
-
-    def update(self):
-        """One step: its learning rate and the norm of its gradient; see training_step."""
-        s, decay = self.settings, self.settings["lr_decay_iters"] or self.settings["max_iters"]
-        rate = warmup_cosine(self.step, s["learning_rate"], s["min_lr"], s["warmup_iters"], decay)
-        loss, norm = self.team.step(self.step, rate)
-        self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
-        return {"learning_rate": rate, "grad_norm": norm}
-
     def loss(self, piece, stride, max_windows=None):
-        """Nats per character of a piece of the text, "dev" or "held"; FloatingPointError: nan."""
+        """Nats per character of a piece of the text, "dev" or "held"."""
         split, T, n = self.split, self.settings["block_size"], len(getattr(self.split, piece))
         ids = split.ids if piece == "held" else split.ids[: len(split.train) + n]
         chars = getattr(split, f"{piece}_chars")
-        loss = nats_per_char(self.model, ids, len(ids) - n, chars, T, stride, max_windows)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"loss {loss:.4g}")
-        return loss
+        return nats_per_char(self.model, ids, len(ids) - n, chars, T, stride, max_windows)
 
-    def sample(self, length, seed):
-        """A text of `length` tokens."""
-        start = first_ids(self.model, self.tokenizer)
-        tokens = self.model.generate(start[None], length, temperature=0.8, seed=seed)
-        return self.tokenizer.decode(tokens[0, 1:]).strip("\n")
+    def describe(self):
+        """The model in a few words."""
+        c, T = self.model.config, self.settings["block_size"]
+        return f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {T}"
+
+    def introduce(self):
+        """Say what the run is made of, and what the columns of its table are."""
+        s, split = self.settings, self.split
+        tokens, chars = len(split.ids), split.train_chars + split.dev_chars + split.held_chars
+        lines = [f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters"]
+        if chars < 2 * tokens and s["tokenizer"] == SETTINGS["tokenizer"][0] and not s["init_from"]:
+            learn = f"train {shlex.quote(s['data'])} --fraction 0.85 --out my_tokens"
+            lines += [
+                "       These are short. To learn longer ones, for --tokenizer my_tokens:",
+                f"           python stage07_bpe.py {learn}",
+            ]
+        columns = ("train", self.watched, "bits/char", "min left")
+        lines += [
+            f"model  {self.describe()}: {self.model.num_params():,} parameters",
+            f"team   processes: {self.members}, sequences in a batch: {s['batch_size']}",
+            f"run    {self.out}: {s['max_iters']:,} steps, {self.step:,} done",
+            "",
+            "  step" + "".join(f"{column:>10}" for column in columns),
+        ]
+        print("\n".join(lines))
+
+    def show(self, *numbers, end="\n"):
+        """Print a row of the table, losses in nats per character, "-" for None."""
+        cells = ["-" if number is None else f"{number:.3f}" for number in numbers]
+        print(f"{self.step:6d}" + "".join(f"{cell:>10}" for cell in cells), end=end, flush=True)
 
     def trained(self):
         """Mean loss of the steps since the last evaluation, in nats per character, or None."""
@@ -2836,62 +2832,78 @@ class Run:
             return None
         return self.sum / self.count * len(self.split.train) / self.split.train_chars
 
-    def train(self, resumed):
-        """Train to max_iters or until someone wants to stop: the status to exit with."""
-        s, first = self.settings, self.step
-        tokens = s["batch_size"] * s["gradient_accumulation_steps"] * s["block_size"]
-        self.keep_metrics(self.step if resumed else -1)
-        run, stop = (self.model, self.optimizer, self.split.train, s), self.stop
-        team = make_team(*run, stopping=lambda: stop.status)
-        with stop, contextlib.closing(team) as self.team:
-            title = f"  step     train  {'dev' if self.choosing else 'held-out':>8}  bits/char"
-            stop.say(f"{title}   tokens/s  time left   (losses in nats per character)")
-            if not resumed:
-                self.checkpoint("", {})
-            began = time.time()
-            while self.step < s["max_iters"] and not stop.status:
-                try:
-                    how = self.update()
-                except KeyboardInterrupt:  # between the pieces of a step
-                    break
-                speed = (self.step - first) * tokens / (time.time() - began)
-                left = round((s["max_iters"] - self.step) * tokens / speed)
-                pace = f"{speed:9,.0f}  {left // 60:6d}:{left % 60:02d}"
-                if self.step % s["eval_interval"] == 0 or self.step == s["max_iters"]:
-                    self.checkpoint(pace, {**how, "tokens_per_second": speed})
-                elif sys.stdout.isatty() and self.step % 10 == 0:
-                    stop.say(f"\r{self.step:6d}  {self.trained():8.4f}{'':21}  {pace}", end="")
-            if stop.status:
-                self.stop_early()
-        return stop.status
-
-    def stop_early(self):
-        """Save and say how to go on, on standard error if nobody reads standard output."""
-        self.loss(self.watched, self.settings["block_size"], 1)  # not finite: must not land
-        self.save(best=not self.choosing)
-        done = f"stopped after step {self.step} and saved; to go on:"
-        command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
-        self.stop.say(f"\n{done}\n    {command}")
-        if self.stop.status == CLOSED:
-            complain(f"nobody reads standard output: {done} {command}")
-
-    def checkpoint(self, pace, how):
-        """Evaluate, record and print a row, save; now and then show a sample."""
+    def checkpoint(self, minutes_left=None, **how):
+        """Evaluate, record, save and print a row. how: more to record."""
         s, trained = self.settings, self.trained()
         loss = self.loss(self.watched, s["block_size"], s["eval_iters"] * s["batch_size"])
         name = "dev_loss" if self.choosing else "held_out_loss"
         row = {"step": self.step, "train_loss": trained, name: loss, **how}
-        with open(self.out / "metrics.jsonl", "a") as file:
+        with open(self.out / "metrics.jsonl", "a" if self.step else "w") as file:
             file.write(json.dumps(row) + "\n")
         best = loss < self.best or not self.choosing
         self.sum, self.count, self.best = 0.0, 0, min(loss, self.best)
         self.save(best)
-        row = f"{self.step:6d}  {'-' if trained is None else format(trained, '.4f'):>8}"
-        row += f"  {loss:8.4f}  {loss / math.log(2):9.4f}  {pace}"
-        self.stop.say("\r" * sys.stdout.isatty() + row)
-        if self.step % s["sample_interval"] == 0 and 0 < self.step < s["max_iters"]:
-            text = self.sample(160, self.step).replace("\n", "\n        | ")
-            self.stop.say(f"        | {text}")
+        self.show(trained, loss, loss / math.log(2), minutes_left)
+
+    def take_steps(self, signals):
+        """Train to max_iters, or until there are signals."""
+        s, first, began = self.settings, self.step, time.time()
+        rates = (s["learning_rate"], s["min_lr"], s["warmup_iters"])
+        decay = s["lr_decay_iters"] or s["max_iters"]
+        tokens = s["batch_size"] * s["gradient_accumulation_steps"] * s["block_size"]
+        while self.step < s["max_iters"] and not signals:
+            rate = warmup_cosine(self.step, *rates, decay)
+            try:
+                loss, norm = self.team.step(self.step, rate)
+            except KeyboardInterrupt:  # there are signals, and this step has changed nothing
+                return
+            self.step, self.sum, self.count = self.step + 1, self.sum + loss, self.count + 1
+            seconds = (time.time() - began) / (self.step - first)
+            left = (s["max_iters"] - self.step) * seconds / 60
+            if self.step % s["eval_interval"] == 0 or self.step == s["max_iters"]:
+                speed = tokens / seconds
+                self.checkpoint(left, learning_rate=rate, grad_norm=norm, tokens_per_second=speed)
+            elif sys.stdout.isatty() and self.step % 10 == 0:
+                self.show(self.trained(), None, None, left, end="\r")  # to be overwritten
+
+    def stop_early(self):
+        """Save what there is; returns a sentence that says so."""
+        self.loss(self.watched, self.settings["block_size"], 1)  # not finite: not to be saved
+        self.save(best=not self.choosing)
+        command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
+        return f"stopped after step {self.step} and saved; to go on: {command}"
+
+    def train(self):
+        """Train to max_iters, or until something prevents it: the status to exit with."""
+        run = (self.model, self.optimizer, self.split.train, self.settings)
+        with noted_signals() as signals:
+            with contextlib.closing(make_team(*run, lambda: signals)) as self.team:
+                try:
+                    if self.best == math.inf:  # a new run
+                        self.checkpoint()
+                    self.take_steps(signals)
+                    if signals:
+                        print(self.stop_early())
+                except BrokenPipeError:
+                    complain(f"nobody reads standard output: {self.stop_early()}")
+                    signals.append(SIGPIPE)
+        return 128 + signals[0] if signals else 0
+
+    def conclude(self):
+        """The end of a run: its best checkpoint speaks, and is measured beside counting."""
+        s, best = self.settings, self.out / "best"
+        self.model = GPT.from_pretrained(best)
+        which = "the lowest loss on the development piece" if self.choosing else "the last step"
+        print(f"\na sample of {best}, {which}:\n")
+        print(*continued(self.model, self.tokenizer, "", 300, (0.8, None, None, s["seed"])), sep="")
+        print(f"\nmore of it: python capstone_gpt.py sample --from {shlex.quote(str(self.out))}\n")
+        counted, order, tokens = yardstick(self.split)
+        some = f" of {tokens:,} tokens" if tokens < len(self.split.train) else ""
+        what = f"interpolated Kneser-Ney, order {order}{some}"
+        print(f"counted:  {held_out_line(counted, what)}")
+        stride = max(1, s["block_size"] // 2)
+        nats = self.loss("held", stride, 1 + SCORED // stride)  # a long text is measured in part
+        print(f"held-out: {held_out_line(nats, f'capstone, {self.describe()}')}")
 
 
 # %% 20. The command line
@@ -2910,13 +2922,6 @@ def checkpoint_of(source):
     return run / "best" if (run / "best").is_dir() else run
 
 
-def held_out_line(nats, what):
-    """The line of the ladder: three faces of one number."""
-    nats += 0.0  # no "-0.000"
-    faces = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
-    return f"{faces} | perplexity {math.exp(min(nats, 700)):.2f}   ({what})"
-
-
 def new_settings(preset, given):
     """Settings of a new run: what is given, else the preset's, else the defaults."""
     settings = {name: default for name, (default, _, _) in SETTINGS.items()}
@@ -2932,23 +2937,9 @@ def new_directory(name):
     """A directory that no other run has or gets: out/NAME, or else out/NAME-2, out/NAME-3, ..."""
     for n in itertools.count(1):
         out = Path("out", name if n == 1 else f"{name}-{n}")
-        try:
+        with contextlib.suppress(FileExistsError):
             out.mkdir(parents=True)
             return out
-        except FileExistsError:
-            continue
-
-
-def begin(out, settings, given):
-    """A new run in its directory, unless that holds one already."""
-    used = any((out / name).exists() for name in ("last.safetensors", "last", "best"))
-    need(not used, f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
-    try:
-        return Run.start(out, settings, given)
-    except BaseException:
-        if not given.get("out_dir"):
-            shutil.rmtree(out, ignore_errors=True)
-        raise
 
 
 def train_command(args):
@@ -2958,103 +2949,55 @@ def train_command(args):
     if args.resume is None:
         settings = new_settings(args.preset, given)
         suffix = "-fast" if args.preset == "fast" else ""  # a smoke run is not the run to sample
-        out = given.get("out_dir") or new_directory(Path(settings["data"]).stem + suffix)
-        settings["out_dir"], out = "", Path(out)  # a run may be moved
+        out = Path(args.out_dir or new_directory(Path(settings["data"]).stem + suffix))
         need(not out.is_file(), f"{out} is a file, a run needs a directory")
         out.mkdir(parents=True, exist_ok=True)
     else:
-        out = Path(args.resume or given.get("out_dir") or latest_run())
-        own = not args.preset and given.pop("out_dir", str(out)) == str(out)
-        need(own, f"--resume {out} goes on with its own settings in its own directory")
-        if not (out / "last.safetensors").exists():
-            old = out / "last"
-            need(
-                not old.is_dir(), f"{old} is of an older version of this file, which can resume it"
-            )
-            raise ValueError(f"{out}: no run to resume, it has no last.safetensors")
+        own = not args.preset and not args.out_dir
+        need(own, "a resumed run goes on with its own settings in its own directory")
+        out = Path(args.resume or latest_run())
+        old = out / "last"
+        need(not old.is_dir(), f"{old} is of an older version of this file, which can resume it")
+        here = (out / "last.safetensors").exists()
+        need(here, f"{out}: no run to resume, it has no last.safetensors")
     with hold(out):
-        resumed = args.resume is not None
-        run = Run.resume(out, given) if resumed else begin(out, settings, given)
-        introduce(run)
+        if args.resume is not None:
+            run = Run.resume(out, given)
+        else:
+            used = (out / "best").exists()
+            need(not used, f"{out} holds an earlier run: say --resume {out}, or another --out_dir")
+            try:
+                run = Run.start(out, settings, given)
+            except BaseException:
+                if not args.out_dir:
+                    shutil.rmtree(out, ignore_errors=True)
+                raise
+        run.introduce()
         try:
-            status = run.train(resumed)
+            status = run.train()
         except (FloatingPointError, OSError) as error:
+            advice = ""
             if isinstance(error, FloatingPointError):
-                rate = f"{run.settings['learning_rate']:g}"
-                advice = f"try a --learning_rate below {rate} or more --warmup_iters"
-                error = f"not finite at step {run.step}: {error}; {advice}"
-            kept = (
-                f"; {out} keeps the last checkpoint" if (out / "last.safetensors").exists() else ""
-            )
-            complain(f"{error}{kept}")
+                advice = f"; try a --learning_rate below {run.settings['learning_rate']:g}"
+            kept = f"{out} keeps the last checkpoint, if it has one"
+            complain(f"step {run.step}: {error}{advice}; {kept}")
             return 1
         if status == 0:
-            conclude(run)
+            run.conclude()
         return status
-
-
-def introduce(run):
-    """Say what a run is made of."""
-    s, split, say = run.settings, run.split, run.stop.say
-    tokens, chars = len(split.ids), split.train_chars + split.dev_chars + split.held_chars
-    say(f"data   {s['data']}: {tokens:,} tokens of {chars / tokens:.2f} characters")
-    if chars < 2 * tokens and s["tokenizer"] == SETTINGS["tokenizer"][0] and not s["init_from"]:
-        learn = f"train {shlex.quote(s['data'])} --fraction 0.85 --out my_tokens"
-        say("       These are short tokens. To learn longer ones from this text, and use them:")
-        say(f"           python stage07_bpe.py {learn}")
-        say("           python capstone_gpt.py train ... --tokenizer my_tokens")
-    say(f"model  {describe(run)}: {run.model.num_params():,} parameters")
-    processes = "1 process" if run.members == 1 else f"{run.members} processes"
-    say(f"team   {processes}, {s['batch_size']} sequences a batch")
-    say(f"run    {run.out}: {s['max_iters']:,} steps, {run.step:,} done\n")
-
-
-def describe(run):
-    """The model in a few words."""
-    c, T = run.model.config, run.settings["block_size"]
-    return f"{c.arch}, {c.n_layer} layers, {c.n_embd} channels, context {T}"
-
-
-def conclude(run):
-    """The end of a run: its best checkpoint speaks, and is measured beside counting."""
-    s, best = run.settings, run.out / "best"
-    run.model = GPT.from_pretrained(best)
-    which = "the lowest loss on the development piece" if run.choosing else "the last step"
-    print(f"\na sample of {best}, {which}:\n\n{run.sample(300, s['seed'])}\n")
-    print(f"more of it: python capstone_gpt.py sample --from {shlex.quote(str(run.out))}\n")
-    counted, order, tokens = yardstick(run.split)
-    some = f" of {tokens:,} tokens" if tokens < len(run.split.train) else ""
-    what = f"interpolated Kneser-Ney, order {order}{some}"
-    print(f"counted:  {held_out_line(counted, what)}")
-    stride = max(1, s["block_size"] // 2)
-    nats = run.loss("held", stride, 1 + SCORED // stride)  # a long text is measured in part
-    print(f"held-out: {held_out_line(nats, f'capstone, {describe(run)}')}")
 
 
 def until(texts, stop):
     """Yield pieces of text up to `stop`, which may begin in one piece and end in another."""
     text = ""
     for piece in texts:
-        text += piece
-        if stop in text:
-            yield text[: text.index(stop)]
+        text, found, _ = (text + piece).partition(stop)
+        safe = len(text) if found else max(0, len(text) - len(stop) + 1)  # the rest may begin it
+        yield text[:safe]
+        if found:
             return
-        held = max(n for n in range(len(stop)) if text.endswith(stop[:n]))  # perhaps its beginning
-        yield text[: len(text) - held]
-        text = text[len(text) - held :]
+        text = text[safe:]
     yield text
-
-
-def read_prompt(prompt):
-    """The prompt itself, or for "-" all of standard input without the newline at its end."""
-    if prompt != "-":
-        return prompt
-    need(sys.stdin, "standard input is closed")
-    try:
-        text = sys.stdin.buffer.read().decode().replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input: not UTF-8 text (at byte {error.start})") from None
-    return text.removesuffix("\n")
 
 
 def sample_command(args):
@@ -3062,18 +3005,18 @@ def sample_command(args):
     model, tokenizer = load(checkpoint_of(args.source))
     check_value("num_samples", args.num_samples, int, 1)
     need(args.stop != "", "--stop needs a text")
-    prompt, (_, ends) = read_prompt(args.prompt), bos_and_eos(model)
-    ids = tokenizer.encode(prompt, add_special_tokens=True)
-    if not len(ids):
-        ids = first_ids(model, tokenizer)
+    prompt = args.prompt
+    if prompt == "-":
+        sys.stdin.reconfigure(encoding="utf-8", newline=None)  # "\r\n" becomes "\n"
+        prompt = sys.stdin.read().removesuffix("\n")
     for i in range(args.num_samples):
         seed = None if args.seed is None else args.seed + i
         sampling = (args.temperature, args.top_k, args.top_p, seed)
-        tokens = (int(t[0]) for t in model.stream(ids[None], args.max_new_tokens, *sampling))
-        if not args.ignore_eos:
-            tokens = itertools.takewhile(lambda token: token not in ends, tokens)
-        texts = tokenizer.decode_stream(tokens)
-        print(("-" * 40 + "\n" if i else "") + prompt, end="", flush=True)
+        rest = (args.max_new_tokens, sampling, args.ignore_eos)
+        texts = continued(model, tokenizer, prompt, *rest)
+        if i > 0:
+            print("-" * 40)
+        print(prompt, end="", flush=True)
         for text in until(texts, args.stop) if args.stop else texts:
             print(text, end="", flush=True)
         print()
@@ -3087,7 +3030,7 @@ def eval_command(args):
     T = model.config.block_size
     with tempfile.TemporaryDirectory() as folder:
         split = split_file(args.data, tokenizer, Path(folder) / "tokens.safetensors")
-        first, chars = (len(split.train), split.held_chars)
+        first, chars = len(split.train), split.held_chars
         if args.whole:  # the first token has nothing before it to be predicted from
             first, chars = 1, split.train_chars + split.held_chars
         need(1 <= first < len(split.ids), f"{args.data}: too short to measure anything")
@@ -3111,15 +3054,7 @@ class Parser(argparse.ArgumentParser):
     """argparse whose errors are one line."""
 
     def error(self, message):
-        complain(f"{message:.300} (--help lists what there is)")
-        self.exit(2)
-
-
-def boolean(text):
-    """True or False, as nanoGPT's flags write it."""
-    if text.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected True or False, not {text!r:.60}")
-    return text.lower() == "true"
+        raise ValueError(f"{message:.300} (--help lists what there is)")
 
 
 def build_parser():
@@ -3136,8 +3071,10 @@ def build_parser():
     add("--preset", choices=PRESETS, help="a set of defaults [stories, if there is no --data]")
     add("--fast", action="store_const", dest="preset", const="fast", help="a run of seconds")
     add("--resume", nargs="?", const="", metavar="DIR", help="go on with a run [the latest]")
+    add("--out_dir", metavar="DIR", help="directory of a new run [out/NAME-OF-DATA, numbered]")
+    truths = {"True": True, "true": True, "False": False, "false": False}
     for name, (default, _, text) in SETTINGS.items():
-        kind = boolean if isinstance(default, bool) else type(default)
+        kind = (lambda text: truths.get(text, text)) if type(default) is bool else type(default)
         shown = f" [{default}]" if default != "" and not str(default).startswith(str(HERE)) else ""
         add(f"--{name}", type=kind, default=argparse.SUPPRESS, metavar="X", help=text + shown)
 
@@ -3162,50 +3099,49 @@ def build_parser():
     return parser
 
 
+def run_command(words):
+    """Run the command that these words mean; returns the exit status."""
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "train")
+    flag = re.compile("^--[a-z_-]+(?==|$)")  # --num-samples is --num_samples
+    words = [flag.sub(lambda found: "--" + found[0][2:].replace("-", "_"), w) for w in words]
+    args = build_parser().parse_args(words)
+    try:
+        return args.function(args)
+    except BrokenPipeError:  # whoever was reading has seen enough
+        if args.function is not train_command:
+            return 0
+        complain("nobody reads standard output")
+        return 128 + SIGPIPE
+
+
 def main(argv=None):
     """Run the command line; returns the exit status. Under mpiexec, rank 0 does, others follow."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
     sys.stderr = sys.stderr or open(os.devnull, "w")
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
-    with np.errstate(over="ignore", invalid="ignore"):  # a loss that is not finite is reported
-        try:
-            MPI = mpi()
-        except ValueError as error:
-            complain(error)
-            return 2
-        if MPI and MPI.COMM_WORLD.rank > 0:
-            return follow(MPI)
-        try:
-            return run_command(list(sys.argv[1:] if argv is None else argv))
-        finally:
-            if MPI:
-                tell_ranks(MPI, END, 0)
-
-
-def run_command(argv):
-    """Run the command that these words mean; returns the exit status."""
-    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
-        argv.insert(0, "train")
-    for i, word in enumerate(argv):  # --num-samples is --num_samples
-        flag, equals, value = word.partition("=")
-        if flag.startswith("--") and " " not in flag:
-            argv[i] = "--" + flag[2:].replace("-", "_") + equals + value
-    args = build_parser().parse_args(argv)
+    sys.stdin = sys.stdin or open(os.devnull)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a letter stops nothing
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)
+    MPI = None
     try:
-        return args.function(args)
-    except BrokenPipeError:  # whoever was reading has seen enough
-        silence_stdout()
-        return CLOSED if args.function is train_command else 0
+        MPI = mpi()
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is reported
+            if MPI and MPI.COMM_WORLD.rank > 0:
+                return follow(MPI)
+            return run_command(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        print()
+        print(file=sys.stderr)
         return 130
-    except MemoryError:
-        complain("not enough memory for this model and batch")
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
+        complain(str(error) or "not enough memory for this model and batch")
         return 2
-    except (ValueError, OSError, OverflowError) as error:
-        complain(error)
-        return 2
+    finally:
+        if MPI and MPI.COMM_WORLD.rank == 0:
+            tell_ranks(MPI, END, 0)
+        try:
+            sys.stdout.flush()
+        except OSError:  # nobody reads it or its disk is full: what still waits goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # %% What to take away

@@ -231,12 +231,12 @@ def test_a_signal_stops_after_the_step_and_says_so(text, how, status):
 
 def test_the_first_two_signals_ask_and_the_third_ends(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    with gpt.Stop() as stop:
-        assert stop.status == 0
+    with gpt.noted_signals() as signals:
+        assert signals == []
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.status == 143
+        assert signals == [15]
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.status == 143  # the first one counts
+        assert signals == [15, 2]
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 2 and "once more" not in said[0] and "once more" in said[1]
         with pytest.raises(SystemExit) as ended:
@@ -248,9 +248,9 @@ def test_the_first_two_signals_ask_and_the_third_ends(capsys):
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with gpt.Stop() as stop:
+        with gpt.noted_signals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.status == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signals == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -300,6 +300,23 @@ def test_when_nobody_reads_stdout_the_run_is_saved(text):
     errors = child.stderr.read()
     assert errors.count("\n") == 1 and "--resume run" in errors, errors
     assert f"after step {state('run')['step']} and saved" in errors
+
+
+def test_a_reader_that_leaves_early_or_a_full_disk_under_stdout_is_one_line(text):
+    run = start("train", "--data", text, *TINY, "--out_dir=run", "--max_iters=100000")
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(timeout=60) == 141
+    said = run.stderr.read()
+    assert said.count("\n") == 1 and "nobody reads standard output" in said
+    assert train(text, "--out_dir=whole") == 0
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    script = [sys.executable, str(ROOT / "capstone_gpt.py")]
+    for command in (["train", "--data", text, *TINY], ["sample", "--from=whole"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*script, *command], stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1, (command, done)
 
 
 def test_a_full_disk_is_one_line_that_names_the_file_and_the_last_checkpoint(
@@ -462,7 +479,7 @@ def test_a_run_is_made_of_files_others_can_open(text):
     )
     tensors, _ = gpt.read_safetensors("run/last.safetensors")
     model, _ = gpt.load("run/best")
-    assert set(tensors) == {p + n for n in model.params for p in ("", "exp_avg.", "exp_avg_sq.")}
+    assert set(tensors) == {*model.params, "exp_avg", "exp_avg_sq"}
     config = json.load(open("run/best/config.json"))
     assert config["bos_token_id"] is None and config["eos_token_id"] is None
 
@@ -715,13 +732,14 @@ def test_the_prompt_comes_from_standard_input_if_asked(text, monkeypatch, capsys
     _, tokenizer = checkpoint("theirs")
     parrot = Parrot(monkeypatch, [])
     for data, prompt in (("a fox\r\nran é\n".encode(), "a fox\nran é"), (b"a\n\n", "a\n")):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "cp1252"))
+        as_on_linux = io.TextIOWrapper(io.BytesIO(data), "cp1252", newline="\n")
+        monkeypatch.setattr(sys, "stdin", as_on_linux)
         assert gpt.main(["sample", "--from=theirs", "--prompt", "-"]) == 0
         assert parrot.asked[-1] == [tokenizer.encode(prompt).tolist()]
         assert capsys.readouterr().out == prompt + "\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff")))
     assert gpt.main(["sample", "--from=theirs", "--prompt", "-"]) == 2
-    assert "not UTF-8 text (at byte 1)" in capsys.readouterr().err
+    assert "'utf-8' codec can't decode byte 0xff in position 1" in capsys.readouterr().err
 
 
 def test_streaming_never_prints_half_a_character(text, monkeypatch):
