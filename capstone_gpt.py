@@ -200,7 +200,7 @@ def rmsnorm_backward(dy, cache):
     dweight = np.ones(dy.size // C, dy.dtype) @ dy_xhat.reshape(-1, C)
     mean_a_xhat = dy_xhat @ (weight / C)
     dx = dy * weight
-    dx -= xhat * mean_a_xhat[..., None]
+    dx -= np.multiply(xhat, mean_a_xhat[..., None], out=dy_xhat)
     dx *= r[..., None]
     return dx, dweight
 
@@ -425,7 +425,7 @@ def attention_forward(q, k, v, p=0.0, rngs=None):
 def attention_backward(dy, cache):
     """dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D)."""
     q, k, v, y, blocks = cache
-    B, H, Tq, D = y.shape
+    (B, H, Tq, D), Hkv = y.shape, k.shape[1]
     dq, dk, dv = np.empty_like(q), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
     for rows, end, E, mask, l in blocks:
         block = (*q.shape[:3], -1, D)
@@ -436,8 +436,10 @@ def attention_backward(dy, cache):
         ds = np.multiply(E, dP_over_l, out=dP_over_l)  # (B, Hkv, H/Hkv, n, end)
         masked_E = dropout_backward(E, mask)
         dq[..., rows, :] = ds @ k[..., :end, :]
-        dk[..., :end, :] += (ds.swapaxes(-1, -2) @ q[..., rows, :]).sum(2, keepdims=True)
-        dv[..., :end, :] += (masked_E.swapaxes(-1, -2) @ g).sum(2, keepdims=True)
+        q_rows, g = q[..., rows, :].reshape(B, Hkv, -1, D), g.reshape(B, Hkv, -1, D)
+        ds, masked_E = (t.reshape(B, Hkv, -1, end) for t in (ds, masked_E))
+        dk[:, :, 0, :end] += ds.swapaxes(-1, -2) @ q_rows  # over the group's queries at once
+        dv[:, :, 0, :end] += masked_E.swapaxes(-1, -2) @ g
     dq *= q.dtype.type(1 / math.sqrt(D))
     return dq.reshape(y.shape), dk[:, :, 0], dv[:, :, 0]
 
@@ -565,7 +567,8 @@ def block_backward(dy, cache):
     dh = gelu_backward(dh, act) if config.arch == "gpt2" else swiglu_backward(dh, act)
     dh, g["up.weight"], g["up.bias"] = linear_backward(dh, up)
     dh, g["norm2.weight"], g["norm2.bias"] = norm_backward(dh, norm2, config)
-    dx = dy + dh  # past the mlp, and through it
+    dx = dh
+    dx += dy  # past the mlp, and through it
     dh = dropout_backward(dx, drop1)
     dh, g["out.weight"], g["out.bias"] = linear_backward(dh, out)
     dh = dh.reshape(B, T, H, D).transpose(0, 2, 1, 3)
