@@ -1,5 +1,6 @@
 """The team: the same steps whoever computes them, and no process left whatever happens."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -379,3 +380,24 @@ def test_mpiexec_without_mpi4py_is_one_sentence(monkeypatch, names):
     monkeypatch.setenv(f"{names}_RANK", "1")
     with pytest.raises(SystemExit):
         gpt.mpi()
+
+
+@linux
+def test_a_team_works_where_sigchld_is_ignored():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with contextlib.closing(make(2)) as team:
+            assert np.isfinite(team.step(0, 1e-3)).all()
+        assert not team.pids
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_size_without_a_rank_is_that_of_rank_0(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.delenv("PMI_RANK", raising=False)
+    with pytest.raises(ValueError, match="pip install mpi4py mpich"):
+        gpt.mpi()
+    monkeypatch.setenv("PMI_SIZE", "")
+    assert gpt.mpi() is None

@@ -463,7 +463,7 @@ def test_files_that_do_not_belong_together_are_not_resumed(text, capsys):
     assert train(text, "--out_dir=other", "--max_iters=1", "--n_layer=2") == 0
     shutil.copy("other/last.safetensors", "run")
     assert gpt.main(["train", "--resume", "run"]) == 2
-    assert "not those of run/best" in capsys.readouterr().err
+    assert "run/best is not the model of this run" in capsys.readouterr().err
     os.remove("run/last.safetensors")
     assert gpt.main(["train", "--resume", "run"]) == 2
     assert "no run to resume, it has no last.safetensors" in capsys.readouterr().err
@@ -863,3 +863,86 @@ def test_wrong_input_gives_one_line_and_status_2(text, arguments, words, capsys)
     said = capsys.readouterr()
     assert status == 2 and words in said.err, said
     assert said.err.count("\n") == 1 and "Traceback" not in said.err and len(said.err) < 600
+
+
+# corners where a run used to go on with something else, or to end badly
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta", "eos_token_id"])
+def test_a_run_whose_config_was_changed_is_not_resumed(text, key, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    path = Path("run/best/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 1}))
+    assert gpt.main(["train", "--resume", "run", "--max_iters=2"]) == 2
+    assert "run/best is not the model of this run" in capsys.readouterr().err
+
+
+def test_a_run_whose_tokens_were_changed_is_not_resumed(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    path = Path("run/best/tokenizer.json")
+    path.write_bytes(path.read_bytes() + b" ")
+    assert gpt.main(["train", "--resume", "run", "--max_iters=2"]) == 2
+    assert "run/best is not the model of this run" in capsys.readouterr().err
+
+
+def test_weights_whose_loss_is_not_finite_end_eval_and_sample_with_one_line(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    model = gpt.GPT.from_pretrained("run/best")
+    model.flat[:] = np.where(model.flat < 0, -1e15, 1e15)
+    gpt.save_model("run/best", model)
+    for command in (["eval", "--data", text], ["sample", "--seed=0"], ["train", "--resume"]):
+        capsys.readouterr()
+        assert gpt.main([*command, *(["--from"] if command[0] != "train" else []), "run"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_eval_says_which_text_it_measured(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    assert gpt.main(["eval", "--from", "run", "--data", text]) == 0
+    assert f"(capstone, run/best on {text})" in capsys.readouterr().out
+
+
+def test_ids_beyond_the_vocabulary_are_refused_before_the_first_step(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    Path("run/best/generation_config.json").write_text('{"eos_token_id": 50256}')
+    assert train(text, "--out_dir=tuned") == 0
+    for command in (["train", "--init_from", "run", "--data", text], ["sample", "--from", "run"]):
+        capsys.readouterr()
+        assert gpt.main(command) == 2
+        assert "generation_config.json: a token id" in capsys.readouterr().err
+
+
+def test_out_that_is_a_dangling_link_is_one_line(text, capsys):
+    os.symlink("nowhere/at/all", "out")
+    assert train(text) == 2
+    assert "out" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names that are no UTF-8")
+def test_a_name_that_could_not_be_resumed_is_refused_at_the_start(text, capsys):
+    odd = os.fsdecode(b"caf\xe9.txt")
+    shutil.copy(text, odd)
+    assert train(odd) == 2
+    assert "data is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_first_checkpoint_that_failed_leaves_a_clear_way(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    os.remove("run/last.safetensors")
+    assert train(text, "--out_dir=run") == 2
+    assert "run/best is there already: remove it" in capsys.readouterr().err
+
+
+def test_a_clock_that_stands_still_divides_nothing_by_zero(text, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 7.0)
+    assert train(text, "--out_dir=run", "--workers=1") == 0
+    assert all(math.isfinite(row["step"]) for row in metrics("run"))
+
+
+def test_a_byte_order_mark_before_a_prompt_is_no_part_of_it(text, monkeypatch, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfthe cat\n")))
+    capsys.readouterr()
+    command = ["sample", "--from", "run", "--prompt", "-", "--max_new_tokens", "2"]
+    assert gpt.main(command) == 0
+    assert capsys.readouterr().out.startswith("the cat")

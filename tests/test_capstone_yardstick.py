@@ -409,3 +409,23 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     small = peak_memory(tmp_path, lines)
     large = peak_memory(tmp_path, lines * 4)
     assert large < 1.1 * small and large < 40e6
+
+
+@pytest.mark.parametrize("change", ["cuts", "ids"])
+def test_a_token_file_that_was_damaged_is_made_again(tmp_path, change):
+    """One bit moves the held-out piece, or changes a token: neither may pass unseen."""
+    path, cache = tmp_path / "text.txt", tmp_path / "tokens.safetensors"
+    path.write_text("the cat sat on the mat. " * 50)
+    tokenizer = gpt.CharTokenizer(path.read_text())
+    whole = gpt.split_file(path, tokenizer, cache, 0.1)
+    right = [np.array(piece) for piece in whole[:4]]
+    tensors, metadata = gpt.read_safetensors(cache)
+    ids = np.array(gpt.read_tensor(tensors["ids"]))
+    if change == "cuts":
+        first, second = json.loads(metadata["cuts"])
+        metadata["cuts"] = json.dumps([first, second + 100])
+    else:
+        ids[3] ^= 1
+    gpt.write_safetensors(cache, {"ids": ids}, metadata)
+    again = gpt.split_file(path, tokenizer, cache, 0.1)
+    assert all(np.array_equal(a, b) for a, b in zip(again[:4], right))
