@@ -417,7 +417,7 @@ def attention_forward(q, k, v, p=0.0, rngs=None):
 def attention_backward(dy, cache):
     """dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D)."""
     q, k, v, y, blocks = cache
-    B, Hkv, D = q.shape[0], q.shape[1], q.shape[-1]
+    B, Hkv, D = len(y), k.shape[1], y.shape[-1]
     dq, dk, dv = np.empty_like(q), np.zeros(k.shape, k.dtype), np.zeros(v.shape, v.dtype)
     for rows, end, E, mask, l in blocks:
         block = (*q.shape[:3], -1, D)
