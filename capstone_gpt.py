@@ -74,13 +74,14 @@ HERE = Path(__file__).resolve().parent
 # A language model gives every possible next token a score, and training raises the scores of the
 # tokens that really came next. The smallest model that does this is a table: W[a, b] is the score
 # of token b after token a. Here is one training step of it, complete. A score becomes a probability
-# by the softmax, the loss is the mean of -log p over the tokens that came, and its derivative by
+# by the softmax. The loss is the mean of -log p over the tokens that came. The logarithm is the
+# natural one, so its unit is the nat; divided by ln 2 it is in bits. Its derivative with respect to
 # the scores is p, less 1 at the token that came (derived in section 2, at cross-entropy). A step
 # against the derivative makes the loss smaller.
 
 
 def table_step(W, tokens, learning_rate):
-    """Train the table W (V, V) on token ids in place; the loss before the step, nats per token."""
+    """Train W (V, V) on token ids, in place; returns the loss before the step, nats per token."""
     inputs, targets = tokens[:-1], tokens[1:]
     loss, gradient = 0.0, np.zeros_like(W)
     for a, b in zip(inputs, targets):
@@ -98,7 +99,7 @@ def table_step(W, tokens, learning_rate):
 # [[-1, 1], [½, -½]], and the loss falls to 0.189: the model has seen that a and b take turns.
 #
 # All that follows replaces the table by a function that looks at all of the text before the next
-# token, with a hundred thousand weights or more, and the step by a better one. The idea stays.
+# token (half a million weights in the default run), and the step by a better one. The idea stays.
 
 # %% 2. Layers by hand
 #
@@ -176,7 +177,7 @@ def embedding_backward(dy, cache):
 
 
 # RMSNorm. For each row of C numbers
-#     r = 1/√(mean(x²) + ε),   x̂ = x r,   y = x̂γ.
+#     r = 1/√(mean(x²) + ε),   x̂ = x r,   y = x̂γ      (γ is `weight` in the code).
 # γ is scaled by x̂ in every row n, so dγ = Σₙ dy x̂. For x let a = ∂L/∂x̂ = dy γ. Every xᵢ moves r:
 # ∂mean(x²)/∂xᵢ = 2xᵢ/C, so ∂r/∂xᵢ = -½r³ · 2xᵢ/C = -r² x̂ᵢ/C, and by the product rule
 #     ∂x̂ⱼ/∂xᵢ = r 1[i=j] + xⱼ(-r² x̂ᵢ/C) = r(1[i=j] - x̂ⱼx̂ᵢ/C)
@@ -235,7 +236,7 @@ def layernorm_backward(dy, cache):
     return dx, dweight, dbias
 
 
-# GELU. x Φ(x), with Φ the normal distribution function, in GPT-2's tanh form:
+# GELU. x Φ(x), with Φ(x) the chance that a standard normal number is below x, in GPT-2's form:
 #     y = x h,   h = ½(1 + tanh u),   u = c(x + k x³),   c = √(2/π),   k = 0.044715.
 # tanh' = 1 - tanh², and 1 - tanh² = (1 + tanh)(1 - tanh) = 4h(1 - h), so h' = 2h(1 - h)u' and
 #     slope = y' = h + x h' = h (1 + 2x (1 - h) u'),   u' = c(1 + 3k x²).
@@ -317,8 +318,9 @@ def dropout_backward(dy, mask):
     return dy if mask is None else dy * mask
 
 
-# Cross-entropy. The softmax p = e^z / Σₖ e^zₖ turns logits into probabilities and the loss of one
-# token is -log p[target] = log Σₖ e^zₖ - z[target]. Differentiating the two terms:
+# Cross-entropy. The softmax p = e^z / Σₖ e^zₖ turns scores z, also called logits, into
+# probabilities, and the loss of one token is -log p[target] = log Σₖ e^zₖ - z[target]. The two
+# terms have the derivatives
 #     ∂/∂zⱼ log Σₖ e^zₖ = e^zⱼ / Σₖ e^zₖ = pⱼ,    ∂/∂zⱼ z[target] = 1[j = target]
 #     dzⱼ = (pⱼ - 1[j = target]) / n      for the mean over the n targets that count.
 # Subtracting the row's maximum from z changes neither, and keeps e^z from overflowing.
@@ -340,18 +342,23 @@ def cross_entropy_forward(logits, targets):
 def cross_entropy_backward(dloss, cache):
     """dlogits (..., V) for an upstream scalar dloss."""
     e, total, targets, kept, shape = cache
-    weight = np.zeros(len(targets), e.dtype)
-    weight[kept] = dloss / max(1, len(kept))
-    dz = e * (weight / total)[:, None]  # p / n
-    dz[kept, targets[kept]] -= weight[kept]
+    share = np.zeros(len(targets), e.dtype)
+    share[kept] = dloss / max(1, len(kept))
+    dz = e * (share / total)[:, None]  # p / n
+    dz[kept, targets[kept]] -= share[kept]
     return dz.reshape(shape)
 
 
 # %% 3. Attention
 #
+# So far every layer treats each position alone. Attention is where positions talk. From its own row
+# each position makes three vectors by linear layers: a query (what it looks for), a key (how it is
+# found) and a value (what it gives). Several such readings, with D channels each, run side by side;
+# each is a head.
+#
 # Every query qᵢ scores the keys of its own and of earlier positions, the softmax turns the scores
 # into weights P, and the output is the mean of the values under these weights. For j ≤ i
-#     sᵢⱼ = qᵢ·kⱼ/√D,   Eᵢⱼ = exp(sᵢⱼ - maxⱼ sᵢⱼ),   lᵢ = Σⱼ Eᵢⱼ,   Pᵢⱼ = Eᵢⱼ/lᵢ,   yᵢ = Σⱼ Pᵢⱼ vⱼ
+#     sᵢⱼ = qᵢ·kⱼ/√D,   Eᵢⱼ = exp(sᵢⱼ - maxₖ sᵢₖ),   lᵢ = Σⱼ Eᵢⱼ,   Pᵢⱼ = Eᵢⱼ/lᵢ,   yᵢ = Σⱼ Pᵢⱼ vⱼ
 # (1/√D: a sum of D products of unit variance has variance D; see stage 5). In plain NumPy:
 
 
@@ -428,21 +435,22 @@ def attention_backward(dy, cache):
         ds = np.multiply(E, dP_over_l, out=dP_over_l)  # (B, Hkv, H/Hkv, n, end)
         masked_E = dropout_backward(E, mask)
         dq[..., rows, :] = ds @ k[..., :end, :]
-        q_rows, g = q[..., rows, :].reshape(B, Hkv, -1, D), g.reshape(B, Hkv, -1, D)
-        ds, masked_E = (t.reshape(B, Hkv, -1, end) for t in (ds, masked_E))
-        dk[:, :, 0, :end] += ds.swapaxes(-1, -2) @ q_rows  # over the group's queries at once
-        dv[:, :, 0, :end] += masked_E.swapaxes(-1, -2) @ g
+        group_q = q[..., rows, :].reshape(B, Hkv, -1, D)  # the group's queries in one row
+        group_ds = ds.reshape(B, Hkv, -1, end)
+        dk[:, :, 0, :end] += group_ds.swapaxes(-1, -2) @ group_q
+        group_E = masked_E.reshape(B, Hkv, -1, end)
+        dv[:, :, 0, :end] += group_E.swapaxes(-1, -2) @ g.reshape(B, Hkv, -1, D)
     dq *= q.dtype.type(1 / math.sqrt(D))
     return dq.reshape(y.shape), dk[:, :, 0], dv[:, :, 0]
 
 
 # RoPE. Attention alone does not know which key is near. Llama tells it by a rotation: the channel
 # pair (a, b) of a head turns by the angle pθᵢ at position p, for i = 0 .. D/2 - 1 and
-# θᵢ = theta^(-2i/D), slower for later pairs:
+# θᵢ = base^(-2i/D), slower for later pairs (base is rope_theta in a configuration):
 #     (a, b) → (a cos - b sin, b cos + a sin), a matrix R(p) with the inverse R(-p) = R(p)ᵀ.
-# Turning by -α and then by β is turning by β - α. So the score of a query q at position α and a key
-# k at β knows only their distance:
-#     (R(α)q)·(R(β)k) = qᵀR(α)ᵀR(β)k = q·R(β - α)k.
+# Turning back by m positions and then forward by n is turning by n - m. So the score of a query q
+# at position m and a key k at n knows only their distance:
+#     (R(m)q)·(R(n)k) = qᵀR(m)ᵀR(n)k = q·R(n - m)k.
 # The backward of y = Rx is dx = Rᵀdy, the rotation back. a and b are the two halves of the head
 # ("half-split"), as Hugging Face stores Llama's weights.
 #
@@ -452,9 +460,9 @@ def attention_backward(dy, cache):
 # share that stays grows linearly with the number of turns.
 
 
-def rope_frequencies(D, theta, scaling=None):
+def rope_frequencies(D, base, scaling=None):
     """θᵢ, radians a position, of the D/2 pairs; scaling: GPTConfig.rope_scaling or None."""
-    frequencies = theta ** (-np.arange(0, D, 2) / D)
+    frequencies = base ** (-np.arange(0, D, 2) / D)
     if scaling:
         turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
@@ -487,8 +495,10 @@ def rope_backward(dy, cache):
 
 # %% 4. The block
 #
-# One layer of the transformer reads the residual stream x, and adds to it twice:
+# x, one row of C numbers for each position, is called the residual stream. One layer of the
+# transformer reads it, and adds to it twice:
 #     x ← x + attention(norm(x)) W_out,      x ← x + mlp(norm(x)).
+# The mlp, two linear layers with GELU or SwiGLU between them, works on each position alone.
 # In the backward a sum copies its gradient to both terms, so dx flows past each branch unchanged
 # *and* through it: this identity path is what lets gradients reach the first layer of a deep model.
 # p holds one block's weights as (in, out) matrices under names of our own; qkv stacks the three
@@ -496,7 +506,7 @@ def rope_backward(dy, cache):
 # GPTConfig of section 5, which says the family (arch) and the sizes.
 #
 # When text is generated, the keys and values of a position never change once later tokens arrive,
-# so they are kept in kv: a new token costs one column of work instead of the whole window.
+# so they are kept in kv: a new token costs the work of one position instead of all of them.
 
 
 def norm_forward(x, p, name, config):
@@ -575,6 +585,8 @@ def block_backward(dy, cache):
 
 
 # %% 5. Configuration
+#
+# All that a model's shape depends on is one object. What is left out is GPT-2's or Llama's.
 
 FAMILIES = {  # GPT-2 124M and Llama-2 7B
     "gpt2": {
@@ -586,28 +598,6 @@ FAMILIES = {  # GPT-2 124M and Llama-2 7B
         "bias": False, "tie_weights": False,
     },
 }  # fmt: skip
-FIELD_LIMITS = {  # type, smallest value and, where there is one, what it must stay below
-    "vocab_size": (int, 1), "block_size": (int, 1), "n_layer": (int, 1, 10_000),
-    "n_head": (int, 1), "n_embd": (int, 1, 10**6), "n_kv_head": (int, 1), "n_hidden": (int, 1),
-    "bias": (bool,), "dropout": (float, 0, 1), "tie_weights": (bool,),
-    "norm_eps": (float, 1e-30), "rope_theta": (float, 1e-30),
-}  # fmt: skip
-ROPE_SCALING = {
-    "factor": float, "low_freq_factor": float, "high_freq_factor": float,
-    "original_max_position_embeddings": int,
-}  # fmt: skip
-
-
-def check_value(name, value, kind, lowest=-1e300, below=1e300):
-    """value as int, float, bool or str; ValueError unless it is one, and lowest ≤ value < below."""
-    accepted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        what = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
-        raise ValueError(f"{name} must be {what[kind]}, not {value!r:.60}")
-    if kind in (int, float) and not lowest <= value < below:
-        limits = f"at least {lowest:g} and below {below:g}"
-        raise ValueError(f"{name} must be {limits}, not {value!r:.60}")
-    return kind(value)
 
 
 @dataclasses.dataclass
@@ -649,9 +639,11 @@ class GPTConfig:
         gpt2, C, H = self.arch == "gpt2", self.n_embd, self.n_head
         if self.n_kv_head is None:
             self.n_kv_head = H
-        if self.n_hidden is None:
+        if self.n_hidden is None and gpt2:
+            self.n_hidden = 4 * C
+        elif self.n_hidden is None:
             unit = max(1, C // 16)
-            self.n_hidden = 4 * C if gpt2 else unit * -(-8 * C // (3 * unit))  # -(-a//b): up
+            self.n_hidden = unit * math.ceil(8 * C / (3 * unit))
         Hkv = self.n_kv_head
         need(C % H == 0, f"n_embd must be a multiple of n_head, not {C} with {H} heads")
         need(H % Hkv == 0, f"n_head must be a multiple of n_kv_head, not {H} and {Hkv}")
@@ -677,14 +669,17 @@ class GPTConfig:
 
 
 # %% 6. The model
+#
+# The embedding, the blocks, a last norm, and the head, a linear layer that scores every token. The
+# backward goes the same way back.
 
 
 class GPT:
     """A decoder-only transformer: tokens (B, T) to logits over the next token (B, T, V).
 
     .params is {name: array}, views into the one vector .flat. Weights start as N(0, 0.02²); the two
-    projections of each block that write into the residual stream are divided by √(2L): the stream
-    is a sum of 2L such writes and its variance would grow with depth (Radford et al. 2019). Norm
+    projections of each block that write into the residual stream are divided by √(2 · n_layer): the
+    stream is a sum of 2 · n_layer writes, its variance would grow (Radford et al. 2019). Norm
     weights start at 1, biases at 0; with seed None all at 0, about to be read from a file. .files
     holds what was read beside the weights and is saved again as it was (section 14).
     """
@@ -693,7 +688,7 @@ class GPT:
         dtype = np.dtype(dtype)
         need(dtype in (np.float32, np.float64), f"dtype must be float32 or float64, not {dtype}")
         total = sum(math.prod(shape) for shape in param_shapes(config).values())
-        self.config, self.files = config, {}
+        self.config, self.dtype, self.files = config, dtype, {}
         self.params = ParamDict(config, np.zeros(total, dtype.type))
         self.flat = self.params.flat
         if seed is not None:
@@ -707,11 +702,6 @@ class GPT:
                 p[...] = rng.normal(0, std, p.shape)
             elif name.endswith("weight"):
                 p[...] = 1
-
-    @property
-    def dtype(self):
-        """The parameters' dtype, and so that of every activation."""
-        return self.flat.dtype
 
     def num_params(self):
         """Number of parameters; a tied head counts once."""
@@ -766,8 +756,8 @@ class GPT:
         loss, entropy = cross_entropy_forward(logits, targets)
         return loss, (*cache, head, entropy)
 
-    def loss_and_grads(self, idx, targets, rngs=None, weight=1.0, grads=None):
-        """The loss and {name: weight · ∂loss/∂parameter}, views into one vector, `.flat`.
+    def loss_and_grads(self, idx, targets, rngs=None, scale=1.0, grads=None):
+        """The loss and {name: scale · ∂loss/∂parameter}, views into one vector, `.flat`.
 
         rngs, one numpy Generator a sequence, draw the dropout masks; None switches dropout off.
         grads: what an earlier call returned, to be written over.
@@ -776,7 +766,7 @@ class GPT:
         if grads is None:
             grads = ParamDict(self.config, np.empty_like(self.flat))
         top = grads.top
-        dx, dhead, _ = linear_backward(cross_entropy_backward(weight, entropy), head)
+        dx, dhead, _ = linear_backward(cross_entropy_backward(scale, entropy), head)
         dx, top["norm.weight"][...], dbias = norm_backward(dx, last, self.config)
         if dbias is not None:
             top["norm.bias"][...] = dbias
@@ -799,8 +789,8 @@ class GPT:
         """Continue every row of idx (B, T): returns (B, T + max_new_tokens).
 
         temperature 0 takes the most likely token; top_k keeps the k most likely; top_p the fewest
-        whose probabilities reach p. Each token sees the block_size tokens before it. The same seed
-        gives the same text.
+        whose probabilities reach top_p. Each token sees the block_size tokens before it. The same
+        seed gives the same text.
         """
         tokens = self.stream(idx, max_new_tokens, temperature, top_k, top_p, seed)
         return np.concatenate([self._check(idx), *(token[:, None] for token in tokens)], 1)
@@ -845,8 +835,9 @@ class GPT:
 # %% 7. Names and shapes
 #
 # Every weight: our name, the name Hugging Face stores it under (* is the layer's number), and its
-# shape there, (in, out) for gpt2 and (out, in) for llama. F is the MLP's width and K the size of
-# all key heads together.
+# shape there. The matrices of a block are (in, out) for gpt2 and (out, in) for llama; embedding and
+# head have a row for each token in both. F is the MLP's width, K the size of all key heads
+# together, and T here is block_size.
 
 LAYOUT = {
     "gpt2": """
@@ -935,8 +926,9 @@ class ParamDict(dict):
 # %% 8. The gradient check
 #
 # The definition of the derivative is the referee: (L(w + h) - L(w - h)) / 2h is ∂L/∂w up to O(h²),
-# in float64 good to ten digits. Every parameter of a tiny model of each family is wiggled, dropout
-# included (the same seed draws the same masks), one target masked, queries grouped.
+# in float64 good to ten digits. We nudge every parameter of a tiny model of each family. The models
+# have dropout (the same seed draws the same masks), an ignored target and, in llama, grouped
+# queries.
 
 
 def gradcheck_model(config, h=1e-5):
@@ -953,11 +945,11 @@ def gradcheck_model(config, h=1e-5):
     numeric = ParamDict(config, np.empty_like(model.flat))
     for i, w in enumerate(model.flat.copy()):
         model.flat[i] = w + h
-        up = model.loss(idx, targets, generators())
+        above = model.loss(idx, targets, generators())
         model.flat[i] = w - h
-        down = model.loss(idx, targets, generators())
+        below = model.loss(idx, targets, generators())
         model.flat[i] = w
-        numeric.flat[i] = (up - down) / (2 * h)
+        numeric.flat[i] = (above - below) / (2 * h)
     for name, g in grads.items():
         scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
         yield name, g.shape, np.linalg.norm(g - numeric[name]) / scale
@@ -976,8 +968,10 @@ def gradcheck():
 
 # %% 9. The draw
 #
-# A draw inverts the distribution function: with F(i) = p₀ + ... + pᵢ and u uniform in [0, 1), the
-# smallest i with F(i) > u is token i exactly when F(i-1) ≤ u < F(i), an interval of length pᵢ.
+# To draw a token, add up the probabilities in order, cᵢ = p₀ + ... + pᵢ, throw u evenly in [0, 1),
+# and take the first i with cᵢ > u. That is token i exactly when cᵢ₋₁ ≤ u < cᵢ, an interval of
+# length pᵢ. Before that the scores are divided by the temperature (below 1 the likely tokens gain),
+# and top_k or top_p drop the unlikely ones.
 
 
 def sample_token(logits, temperature, top_k, top_p, rng):
@@ -1016,10 +1010,11 @@ def merge(ids, merges):
     """The list of ids after all merges {(left id, right id): (rank, new id)}; plain and slow."""
     ids = list(ids)
     while True:
-        known = [(merges[p][0], i) for i, p in enumerate(zip(ids, ids[1:])) if p in merges]
+        pairs = list(zip(ids, ids[1:]))
+        known = [(merges[pair][0], i) for i, pair in enumerate(pairs) if pair in merges]
         if not known:
             return ids
-        rank, i = min(known)
+        _, i = min(known)  # the lowest rank, then the leftmost
         ids[i : i + 2] = [merges[ids[i], ids[i + 1]][1]]
 
 
@@ -1033,71 +1028,16 @@ def merge(ids, merges):
 # marks, of blanks. No merge reaches across a cut, so "dog", "dog." and "dog!" share their tokens,
 # and each different word needs to be merged only once. Where exactly to cut is a convention of each
 # model, and with another one it would read ids that it was not trained on. The engine room has
-# those of GPT-2 and Llama 3 and a faster merge, and reads other people's tokenizers.
-#
-# A token may end within a character: é is two bytes, and they need not be in one token. So when
-# tokens become text one by one, the first byte of a character waits until the others are there.
-
-
-class Tokenizer:
-    """What both kinds share: from ids back to text, and onto the disk."""
-
-    def __init__(self, tokens, special_tokens, bos, files):
-        self.tokens = tokens  # {id: its bytes}
-        self.vocab_size = max(tokens) + 1
-        self.special_tokens = special_tokens  # {text: id} of those that are never cut or merged
-        self.bos = bos  # the ids that add_special_tokens puts before a text
-        self.files = files  # {name: bytes}, what save writes and load_tokenizer reads
-
-    def decode_stream(self, ids):
-        """Yield the text of ids, never half a character; what is no character becomes U+FFFD."""
-        text = codecs.getincrementaldecoder("utf-8")("replace")
-        for i in ids:
-            if piece := text.decode(self.tokens.get(int(i), b"\xef\xbf\xbd")):
-                yield piece
-        if rest := text.decode(b"", final=True):
-            yield rest
-
-    def decode(self, ids):
-        """The text of token ids (T,)."""
-        return "".join(self.decode_stream(ids))
-
-    def save(self, directory):
-        """Write the files into a directory that exists."""
-        for name, content in self.files.items():
-            write_file(Path(directory, name), [content])
-
-
-class CharTokenizer(Tokenizer):
-    """One token per character: the sorted distinct characters of a text are the vocabulary."""
-
-    def __init__(self, characters):
-        need(characters, "a vocabulary needs at least one character")
-        self.ids = {c: i for i, c in enumerate(sorted(set(characters)))}
-        tokens = {i: c.encode() for c, i in self.ids.items()}
-        super().__init__(tokens, {}, [], character_files(self.ids))
-
-    def encode(self, text, add_special_tokens=False):
-        """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
-        unknown = sorted(set(text) - self.ids.keys())
-        names = [repr(c) for c in unknown]
-        if len(names) > 10:
-            names[10:] = ["..."]
-        need(not unknown, f"characters the model was not trained on: {', '.join(names)}")
-        return np.array([self.ids[c] for c in text], dtype=np.int64)
-
-    def encode_stream(self, texts):
-        """Yield the ids of each text."""
-        return map(self.encode, texts)
-
+# those of GPT-2 and Llama 3 and a faster merge, and reads other people's tokenizers (section 15).
 
 # %% 11. The optimizer
 #
 # AdamW. Two running means over the steps, of the gradient and of its square,
 #     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g²,
-# both started at 0 and so too small by the factors 1 - β₁ᵗ and 1 - β₂ᵗ at step t. Divided by them,
-# which a hat marks, they make the update
-#     w ← w - η λ w - η m̂/(√v̂ + ε):
+# both started at 0. For a constant g, step t has m = (1 - β₁ᵗ)g and v = (1 - β₂ᵗ)g²: they are too
+# small by exactly these factors. Divided by them, which a hat marks, they make the update
+#     w ← w - η λ w - η m̂/(√v̂ + ε)
+# with the learning rate η, the weight decay λ, and ε against a division by 0:
 # each weight moves by about η whatever its gradient's scale, and decays towards 0 apart from it. In
 # code the corrections fold into two scalars, m̂/(√v̂ + ε) = m √(1-β₂ᵗ)/(1-β₁ᵗ) / (√v + ε√(1-β₂ᵗ)),
 # and clipping (g is scaled down when its norm exceeds a limit) into a third. Matrices decay; norm
@@ -1113,7 +1053,7 @@ class AdamW:
         self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
 
     def step(self, gradient, norm, learning_rate, start=0):
-        """Update the weights from `start` on in place by their gradient; norm: that of all."""
+        """Update weights in place, from `start` on, by their gradient; norm is that of them all."""
         self.t += 1
         beta1, beta2 = self.betas
         scale = min(1.0, self.grad_clip / norm) if self.grad_clip and norm else 1.0
@@ -1128,28 +1068,33 @@ class AdamW:
             m += (1 - beta1) * scale * g
             v *= beta2
             v += (1 - beta2) * scale**2 * (g * g)
-            w[: max(0, self.params.decayed - start - tile.start)] *= keep
+            matrices = max(0, self.params.decayed - start - tile.start)  # they come first
+            w[:matrices] *= keep
             w -= rate * m / (np.sqrt(v) + eps)
 
 
-def warmup_cosine(step, peak, floor, warmup, decay):
-    """Learning rate: linear to peak over `warmup` steps, then half a cosine to floor at `decay`."""
+# The first steps are small because m and v know few gradients yet; the last ones are small so that
+# the weights settle.
+
+
+def warmup_cosine(step, peak, floor, warmup, end):
+    """Learning rate: linear to peak over `warmup` steps, then half a cosine to floor at `end`."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
-    progress = min(1.0, (step - warmup) / max(1, decay - warmup))
+    progress = min(1.0, (step - warmup) / max(1, end - warmup))
     return floor + 0.5 * (1 + math.cos(math.pi * progress)) * (peak - floor)
 
 
 # %% 12. The training step
 #
-# All of the above in one loop: windows of text, loss and gradient, one step of the optimizer. The
+# One step puts all of the above together: windows of text, loss and gradient, the optimizer. The
 # loss of a step is the mean over its sequences, and the derivative of a sum is the sum of the
 # derivatives. So the sequences may be taken in batches, when the memory is too small for all of
 # them, or by several processes (section 17): each batch counts for the sequences it holds.
 #
-# Every sequence has a generator of its own, seeded with the run's seed, the step and its place in
-# the step's batch. It draws where the window begins and then the dropout masks. So a step is the
-# same whatever came before it, and whoever computes it: a run can stop and go on.
+# Every sequence has a generator of its own, seeded with the run's seed, the step and its place
+# among the step's sequences. It draws where the window begins and then the dropout masks. So a step
+# is the same whatever came before it, and whoever computes it: a run can stop and go on.
 
 
 def draw_batch(ids, block_size, batch_size, seed, step, first=0):
@@ -1161,35 +1106,20 @@ def draw_batch(ids, block_size, batch_size, seed, step, first=0):
     return ids[at], ids[at + 1], rngs  # a target is the token one place later
 
 
-class Alone:
-    """The team of one: whatever is to be summed over its members is summed already."""
-
-    grads = None  # where gradients are written; None: into new memory
-
-    def sum_gradients(self, gradient):
-        """Where this member's shard of the weights begins, and the summed gradient of the shard."""
-        return 0, gradient
-
-    def sum_numbers(self, *numbers):
-        """The sum of every number over the members."""
-        return numbers
-
-    def gather(self, vector):
-        """Bring everybody's shard of the vector to everybody."""
-
-
-def training_step(model, optimizer, batches, learning_rate, team=Alone()):  # noqa: B008
+def training_step(model, optimizer, batches, learning_rate, team=None):
     """One update from the mean over all sequences in batches, an iterable of what draw_batch gives.
 
     team: who else has batches of this step. Returns the mean loss in nats and the norm of the
     gradient. If either is not finite, raises FloatingPointError and changes nothing.
     """
+    team = team or Alone()
     loss, count, gradient = 0.0, 0, None
     for idx, targets, rngs in batches:
         n = len(idx)
         into = team.grads if gradient is None else None
         batch_loss, grads = model.loss_and_grads(idx, targets, rngs, n, into)
-        loss, count = loss + n * batch_loss, count + n
+        loss += n * batch_loss
+        count += n
         if gradient is None:
             gradient = grads.flat
         else:
@@ -1205,26 +1135,34 @@ def training_step(model, optimizer, batches, learning_rate, team=Alone()):  # no
     return loss, norm
 
 
+# A whole training is this; section 18 adds evaluations, checkpoints and signals:
+#     for step in range(max_iters):
+#         batch = draw_batch(ids, block_size, batch_size, seed, step)
+#         rate = warmup_cosine(step, 3e-3, 1e-4, 100, max_iters)
+#         loss, norm = training_step(model, optimizer, [batch], rate)
+
+
 # %% 13. The yardstick
 #
 # A network is judged by tokens it has not seen, each predicted once from those before it. It looks
-# at block_size tokens at a time. If such windows stood side by side, the first token of each would
-# be predicted from nothing; so they overlap, and only the last `stride` targets of each count. Ids
-# may be a file on disk: what a long text needs in memory at once does not grow with it.
+# at block_size tokens at a time. If such windows stood side by side, the first target of each would
+# be predicted from a single token; so they overlap, and only the last `stride` targets of each
+# count. Ids may be a file on disk: the memory needed at once does not grow with the text.
 
-LOGITS = 1 << 22  # floats of logits computed at once in an evaluation, or those of one window
+LOGITS = 1 << 22  # at most so many are computed at once, unless one window has more
 
 
 def evaluate(model, ids, first, block_size, stride, max_windows=None):
     """Summed nats and number of the tokens ids[first:], each predicted exactly once.
 
     Windows of block_size tokens move on by `stride` and score their last `stride` targets: a token
-    sees the block_size - stride tokens before it or more, or all there are. max_windows takes that
-    many windows, evenly spaced. ids (n,) are integers, in memory or mapped; first is at least 1.
+    sees at least the block_size - stride + 1 tokens before it, or all there are. max_windows takes
+    that many, evenly spaced. ids (n,) are integers, in memory or mapped; first is at least 1.
     """
     need(first >= 1, "the first token of a text has nothing before it to be predicted from")
     need(1 <= stride <= block_size, f"stride must be in 1..{block_size}, not {stride}")
-    windows, T = range(first, len(ids), stride), max(1, min(block_size, len(ids) - 1))
+    T = max(1, min(block_size, len(ids) - 1))
+    windows = range(first, len(ids), stride)
     if max_windows and len(windows) > max_windows:
         chosen = np.linspace(0, len(windows) - 1, max_windows).round().astype(int)
         windows = [windows[i] for i in chosen]
@@ -1260,18 +1198,19 @@ def evaluate(model, ids, first, block_size, stride, max_windows=None):
 # Should h' count as h does? "Francisco" is frequent, but only after "San", where the longer context
 # has it covered. The shorter one is asked when the longer one fails: how likely is w after
 # something *new*? As likely as it has come after many *different* tokens. So for all contexts but
-# the longest, c(h', w) is the number of different tokens v that came before (h', w); stage 1
-# derives that only so each token stays as frequent as it is. N and U are sums over these c. This is
-# Kneser-Ney smoothing (Kneser & Ney 1995). Three tokens a, b, c, the text a b a b, grams of 2:
+# the longest, c(h', w) is the number of different tokens v that came before (h', w). With any other
+# choice the model's tokens would not be as frequent as the text's (derived in stage 1). N and U are
+# sums over these c. This is Kneser-Ney smoothing (Kneser & Ney 1995). With three tokens a, b, d,
+# the text a b a b and grams of 2:
 #     c(a, b) = 2, c(b, a) = 1                                 n₁ = 1, n₂ = 1, D = 2/5
 #     c(b) = 1, as b came twice but after a alone; c(a) = 1    n₁ = 2, n₂ = 0, D = 3/4
-#     p(b) = (1 - 3/4 + 3/4 · 2 · 1/3) / 2 = 0.375             p(a) = 0.375, p(c) = 0.25
-#     p(b | a) = (2 - 2/5 + 2/5 · 1 · 0.375) / 2 = 0.875       p(a | a) = 0.075, p(c | a) = 0.05
-#     p(a | b) = (1 - 2/5 + 2/5 · 1 · 0.375) / 1 = 0.75        p(b | b) = 0.15, p(c | b) = 0.1
+#     p(b) = (1 - 3/4 + 3/4 · 2 · 1/3) / 2 = 0.375             p(a) = 0.375, p(d) = 0.25
+#     p(b | a) = (2 - 2/5 + 2/5 · 1 · 0.375) / 2 = 0.875       p(a | a) = 0.075, p(d | a) = 0.05
+#     p(a | b) = (1 - 2/5 + 2/5 · 1 · 0.375) / 1 = 0.75        p(b | b) = 0.15, p(d | b) = 0.1
 
 
 def kneser_ney(c, contexts, h, hw, p):
-    """p(w | h) from p(w | h') for grams numbered hw and their contexts numbered h, of any shape.
+    """p(w | h), given p = p(w | h'), for grams numbered hw and their contexts numbered h.
 
     c (grams,) are the counts of all grams, contexts (grams,) the numbers of their contexts.
     """
@@ -1297,6 +1236,7 @@ def kneser_ney_nats(train, rows, vocab_size, order):
     for k in range(1, order + 1):
         grams, hw = np.unique(h * V + text, return_inverse=True)
         times = np.bincount(hw[counted], minlength=len(grams))
+        # as the longest context, with plain counts; then as a shorter one, with different tokens
         nats.append(-np.log(kneser_ney(times, grams // V, h[scored], hw[scored], p)).sum())
         if k < order:
             preceded = np.sort(hw[counted] * V + text[order - 1 - k : n - k])  # (v, h, w)
@@ -1307,38 +1247,35 @@ def kneser_ney_nats(train, rows, vocab_size, order):
     return np.array(nats)
 
 
-COUNTED = 2_000_000  # training tokens that the yardstick counts at most: the last ones
-SCORED = 200_000  # tokens that it scores at most: 100 stretches, evenly spaced
-
-
-def yardstick(split):
-    """Kneser-Ney on the held-out piece: (nats per character, order, training tokens counted).
-
-    The order, 10 at most, is the best on the development piece or, without one, on the last 5 % of
-    the training tokens, which are counted only afterwards.
-    """
-    ids, end, first = split.ids, len(split.train), len(split.ids) - len(split.held)
-
-    def nats_per_token(counted, first, last, order):
-        stretches = 1 if last - first <= SCORED else 100
-        size = min(last - first, SCORED) // stretches
-        starts = np.linspace(first, last - size, stretches).astype(int)
-        rows = ids[starts[:, None] + np.arange(1 - order, size)]  # each with its first context
-        train = ids[max(0, counted - COUNTED) : counted]
-        return kneser_ney_nats(train, rows, split.vocab_size, order) / max(1, stretches * size)
-
-    counted = end if len(split.dev) else end - end // 20
-    longest = min(10, 1 + counted)  # at most all that stands before the first token
-    order = 1 + int(np.argmin(nats_per_token(counted, counted, first, longest)))
-    nats = nats_per_token(end, first, len(ids), order)[-1] * len(split.held)
-    return float(nats / split.held_chars), order, min(end, COUNTED)
-
-
 # %% 14. Files of weights
 #
 # A model is kept as Hugging Face keeps it: a directory with config.json, model.safetensors and the
 # tokenizer's files. transformers opens ours, we open theirs.
-#
+
+FIELD_LIMITS = {  # of GPTConfig's fields: type, smallest value, and what it must stay below
+    "vocab_size": (int, 1), "block_size": (int, 1), "n_layer": (int, 1, 10_000),
+    "n_head": (int, 1), "n_embd": (int, 1, 10**6), "n_kv_head": (int, 1), "n_hidden": (int, 1),
+    "bias": (bool,), "dropout": (float, 0, 1), "tie_weights": (bool,),
+    "norm_eps": (float, 1e-30), "rope_theta": (float, 1e-30),
+}  # fmt: skip
+ROPE_SCALING = {
+    "factor": float, "low_freq_factor": float, "high_freq_factor": float,
+    "original_max_position_embeddings": int,
+}  # fmt: skip
+
+
+def check_value(name, value, kind, lowest=-1e300, below=1e300):
+    """value as int, float, bool or str; ValueError unless it is one, and lowest ≤ value < below."""
+    accepted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        what = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        raise ValueError(f"{name} must be {what[kind]}, not {value!r:.60}")
+    if kind in (int, float) and not lowest <= value < below:
+        limits = f"at least {lowest:g} and below {below:g}"
+        raise ValueError(f"{name} must be {limits}, not {value!r:.60}")
+    return kind(value)
+
+
 # safetensors: 8 bytes of little-endian header length N, N bytes of JSON {name: {dtype, shape,
 # data_offsets}}, then the arrays' raw bytes, without gaps. An array is mapped into memory when it
 # is asked for, and nothing in the file is trusted before it is checked: no pickle, no code, no
@@ -1753,6 +1690,62 @@ def pre_tokens(text, pattern):
         start = end
 
 
+# A token may end within a character: é is two bytes, and they need not be in one token. So when
+# tokens become text one by one, the first byte of a character waits until the others are there.
+
+
+class Tokenizer:
+    """What both kinds share: from ids back to text, and onto the disk."""
+
+    def __init__(self, tokens, special_tokens, bos, files):
+        self.tokens = tokens  # {id: its bytes}
+        self.vocab_size = max(tokens) + 1
+        self.special_tokens = special_tokens  # {text: id} of those that are never cut or merged
+        self.bos = bos  # the ids that add_special_tokens puts before a text
+        self.files = files  # {name: bytes}, what save writes and load_tokenizer reads
+
+    def decode_stream(self, ids):
+        """Yield the text of ids, never half a character; what is no character becomes U+FFFD."""
+        text = codecs.getincrementaldecoder("utf-8")("replace")
+        for i in ids:
+            if piece := text.decode(self.tokens.get(int(i), b"\xef\xbf\xbd")):
+                yield piece
+        if rest := text.decode(b"", final=True):
+            yield rest
+
+    def decode(self, ids):
+        """The text of token ids (T,)."""
+        return "".join(self.decode_stream(ids))
+
+    def save(self, directory):
+        """Write the files into a directory that exists."""
+        for name, content in self.files.items():
+            write_file(Path(directory, name), [content])
+
+
+class CharTokenizer(Tokenizer):
+    """One token per character: the sorted distinct characters of a text are the vocabulary."""
+
+    def __init__(self, characters):
+        need(characters, "a vocabulary needs at least one character")
+        self.ids = {c: i for i, c in enumerate(sorted(set(characters)))}
+        tokens = {i: c.encode() for c, i in self.ids.items()}
+        super().__init__(tokens, {}, [], character_files(self.ids))
+
+    def encode(self, text, add_special_tokens=False):
+        """Token ids (T,); ValueError naming the characters that are not in the vocabulary."""
+        unknown = sorted(set(text) - self.ids.keys())
+        names = [repr(c) for c in unknown]
+        if len(names) > 10:
+            names[10:] = ["..."]
+        need(not unknown, f"characters the model was not trained on: {', '.join(names)}")
+        return np.array([self.ids[c] for c in text], dtype=np.int64)
+
+    def encode_stream(self, texts):
+        """Yield the ids of each text."""
+        return map(self.encode, texts)
+
+
 class BPETokenizer(Tokenizer):
     """Byte-level BPE: vocab {token: id}, [left token, right token] of each merge, key of PATTERNS.
 
@@ -2149,10 +2142,27 @@ def encode_file(path, tokenizer, lengths, cache, source):
 # to nothing else: in one process all that stands between two products has one core, in two
 # processes it has two. The price is a gradient and a copy of Python's own memory for every worker,
 # and four waits a step. MPI ranks live on any machines that a network connects: 10⁷ parameters are
-# 80 MB a step, 0.1 s at ten gigabits a second, and 1,000 tokens 0.6 s of arithmetic at 100 GF/s.
+# 80 MB a step, 0.06 s at ten gigabits a second, and 1,000 tokens 0.6 s of arithmetic at 100 GF/s.
 #
 # Sums are taken in the same order every time, so for one size of team a run is the same bit for
 # bit; between two sizes it differs by rounding.
+
+
+class Alone:
+    """The team of one: whatever is to be summed over its members is summed already."""
+
+    grads = None  # where gradients are written; None: into new memory
+
+    def sum_gradients(self, gradient):
+        """Where this member's shard of the weights begins, and the summed gradient of the shard."""
+        return 0, gradient
+
+    def sum_numbers(self, *numbers):
+        """The sum of every number over the members."""
+        return numbers
+
+    def gather(self, vector):
+        """Bring everybody's shard of the vector to everybody."""
 
 
 def wait_until(done, look=lambda: None):
@@ -2705,6 +2715,33 @@ def nats_per_char(model, ids, first, chars, block_size, stride, max_windows=None
     return loss
 
 
+COUNTED = 2_000_000  # training tokens that the yardstick counts at most: the last ones
+SCORED = 200_000  # tokens that it scores at most: 100 stretches, evenly spaced
+
+
+def yardstick(split):
+    """Kneser-Ney on the held-out piece: (nats per character, order, training tokens counted).
+
+    The order, 10 at most, is the best on the development piece or, without one, on the last 5 % of
+    the training tokens, which are counted only afterwards.
+    """
+    ids, end, first = split.ids, len(split.train), len(split.ids) - len(split.held)
+
+    def nats_per_token(counted, first, last, order):
+        stretches = 1 if last - first <= SCORED else 100
+        size = min(last - first, SCORED) // stretches
+        starts = np.linspace(first, last - size, stretches).astype(int)
+        rows = ids[starts[:, None] + np.arange(1 - order, size)]  # each with its first context
+        train = ids[max(0, counted - COUNTED) : counted]
+        return kneser_ney_nats(train, rows, split.vocab_size, order) / max(1, stretches * size)
+
+    counted = end if len(split.dev) else end - end // 20
+    longest = min(10, 1 + counted)  # at most all that stands before the first token
+    order = 1 + int(np.argmin(nats_per_token(counted, counted, first, longest)))
+    nats = nats_per_token(end, first, len(ids), order)[-1] * len(split.held)
+    return float(nats / split.held_chars), order, min(end, COUNTED)
+
+
 def held_out_line(nats, what):
     """The line of the ladder: three faces of one number."""
     bits, perplexity = nats / math.log(2), np.exp(nats)
@@ -3191,7 +3228,8 @@ def main(argv=None):
 # 6. Drawing batches from a generator whose state is not saved. Symptom: a resumed run that drifts
 #    from the uninterrupted one. Here every sequence of a step has its own generator (section 12).
 # 7. Choosing the best checkpoint, or a learning rate, by the held-out loss. Symptom: numbers that
-#    nobody else reaches on new text. `best` is chosen on the development piece (section 18).
+#    nobody else reaches on new text. With a --dev_fraction `best` is chosen on the development
+#    piece, without one it is the last step (section 18).
 # 8. Comparing the loss per token of models with different tokens. Symptom: the larger vocabulary
 #    looks worse. Divide by characters (section 13).
 # 9. Writing a checkpoint over the old one. Symptom: after a crash, neither (section 14).

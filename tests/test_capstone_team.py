@@ -69,7 +69,7 @@ def test_gradients_can_be_weighted_and_written_over_old_ones(rng):
     model, (idx, targets) = make(1).model, rng.integers(0, 11, (2, 3, 5))
     loss, grads = model.loss_and_grads(idx, targets)
     old = gpt.ParamDict(model.config, np.full_like(model.flat, np.nan))
-    again, twice = model.loss_and_grads(idx, targets, weight=2.0, grads=old)
+    again, twice = model.loss_and_grads(idx, targets, scale=2.0, grads=old)
     assert twice is old and again == loss
     assert np.allclose(twice.flat, 2 * grads.flat, rtol=1e-12, atol=0)
 
