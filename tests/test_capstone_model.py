@@ -183,7 +183,7 @@ def test_one_batch_can_be_learnt_by_heart(rng):
         ({"rope_scaling": SCALING | {"low_freq_factor": 4}, "arch": "llama"}, "must be below"),
         ({"rope_theta": 10**400}, "rope_theta must be"),
         ({"dropout": True}, "dropout must be a number"),
-        ({"n_embd": 10**12, "n_head": 1}, "n_embd must be at least 1 and below 1000000"),
+        ({"n_embd": 10**12, "n_head": 1}, "n_embd must be at least 1 and below 1e.06"),
         ({"n_head": None, "dropout": None}, "dropout must be a number, not None"),
     ],
 )
@@ -266,7 +266,7 @@ def test_every_window_of_the_text_is_drawn_and_none_beyond_its_end():
 
 def test_warmup_and_cosine_by_hand():
     def rate(step):
-        return gpt.warmup_cosine(step, peak=1.0, floor=0.2, warmup=4, decay=12)
+        return gpt.warmup_cosine(step, peak=1.0, floor=0.2, warmup=4, end=12)
 
     assert [rate(step) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rate(4) == pytest.approx(1.0) and rate(8) == pytest.approx(0.6)

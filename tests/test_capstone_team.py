@@ -1,5 +1,6 @@
 """The team: the same steps whoever computes them, and no process left whatever happens."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -68,7 +69,7 @@ def test_gradients_can_be_weighted_and_written_over_old_ones(rng):
     model, (idx, targets) = make(1).model, rng.integers(0, 11, (2, 3, 5))
     loss, grads = model.loss_and_grads(idx, targets)
     old = gpt.ParamDict(model.config, np.full_like(model.flat, np.nan))
-    again, twice = model.loss_and_grads(idx, targets, weight=2.0, grads=old)
+    again, twice = model.loss_and_grads(idx, targets, scale=2.0, grads=old)
     assert twice is old and again == loss
     assert np.allclose(twice.flat, 2 * grads.flat, rtol=1e-12, atol=0)
 
@@ -379,3 +380,24 @@ def test_mpiexec_without_mpi4py_is_one_sentence(monkeypatch, names):
     monkeypatch.setenv(f"{names}_RANK", "1")
     with pytest.raises(SystemExit):
         gpt.mpi()
+
+
+@linux
+def test_a_team_works_where_sigchld_is_ignored():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with contextlib.closing(make(2)) as team:
+            assert np.isfinite(team.step(0, 1e-3)).all()
+        assert not team.pids
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_size_without_a_rank_is_that_of_rank_0(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.delenv("PMI_RANK", raising=False)
+    with pytest.raises(ValueError, match="pip install mpi4py mpich"):
+        gpt.mpi()
+    monkeypatch.setenv("PMI_SIZE", "")
+    assert gpt.mpi() is None

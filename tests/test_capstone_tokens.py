@@ -2,6 +2,7 @@
 
 import copy
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -111,8 +112,8 @@ def trained(rng, pattern, *specials, size=400):
     order = rng.permutation(size)
     merges = [merges[i] for i in order]
     vocab = vocabulary(*tokens[len(pool) :])
-    special = [{"id": len(vocab) + n, "content": text} for n, text in enumerate(specials)]
-    return gpt.BPETokenizer(vocab, merges, pattern, special, ([], []))
+    special = {text: len(vocab) + n for n, text in enumerate(specials)}
+    return gpt.BPETokenizer(vocab, merges, pattern, special)
 
 
 # Merging
@@ -187,14 +188,21 @@ SPLITS = {
 @pytest.mark.parametrize("pattern", gpt.PATTERNS)
 def test_pre_tokens(pattern, rng):
     for text, expected in SPLITS[pattern]:
-        assert gpt.splitter(pattern, False).findall(text) == expected
-    for text in random_texts(rng, 300):
-        found = gpt.splitter(pattern, False).findall(text)
-        assert "".join(found) == text
-        if text.isascii():
-            assert gpt.splitter(pattern, True).findall(text) == found
-    every = "".join(map(chr, range(0x3000)))
-    assert "".join(gpt.splitter(pattern, False).findall(every)) == every
+        assert list(gpt.pre_tokens(text, pattern)) == expected
+    for text in [*random_texts(rng, 300), "".join(map(chr, range(0x3000)))]:
+        assert "".join(gpt.pre_tokens(text, pattern)) == text
+
+
+def test_every_character_has_an_ascii_character_of_its_kind():
+    """Letters, numbers and blanks as the tokenizers library counts them."""
+    for char in map(chr, range(0x110000)):
+        kind, known = unicodedata.category(char)[0], gpt.ascii_of_its_kind(char)
+        if char.isascii():
+            assert known == char
+        elif char != "\u017f":
+            letter_number_blank = kind == "L", kind == "N", kind == "Z" or char == "\x85"
+            assert (known == "z", known == "0", known == "\t") == letter_number_blank
+            assert known in "z0\t!"
 
 
 # Encoding and decoding
@@ -204,9 +212,8 @@ def test_encode_is_the_textbook_on_every_pre_token(pattern, rng):
     name = {i: token for token, i in tokenizer.vocab.items()}
     ranks = {(name[a], name[b]): rank for (a, b), (rank, _) in tokenizer.merges.items()}
     for text in random_texts(rng, 200):
-        words = gpt.splitter(pattern, False).findall(text)
         expected = []
-        for word in words:
+        for word in gpt.pre_tokens(text, pattern):
             letters = "".join(gpt.BYTE_TO_CHAR[byte] for byte in word.encode())
             expected += [tokenizer.vocab[token] for token in textbook(letters, ranks)]
         ids = tokenizer.encode(text)
@@ -280,13 +287,12 @@ def test_streams_have_the_ids_of_the_whole(rng, monkeypatch):
         pieces = (text[i : i + size] for i in range(0, len(text), size))
         got = list(tokenizer.encode_stream(pieces))
         assert np.array_equal(np.concatenate(got), whole)
-        assert max(encoded) <= max(65_536 + size, 65_536) or size == 10**9
+        assert max(encoded) <= size + 200  # what is held back is little
         for at in np.cumsum(encoded[:-1]):
             assert text[at - 1].isalnum() and not text[at].isalnum()
-        if size < 70_000:
-            assert len(got) == -(-len(text) // 65_536)  # not more often than it must
+        assert len(got) <= -(-len(text) // size) + 1  # not more often than it must
     assert np.array_equal(np.concatenate(list(tokenizer.encode_stream([]))), [])
-    blanks = [" " * 1000] * 300  # no place to cut: it is searched each time it has doubled
+    blanks = [" " * 1000] * 300  # no place to cut: each is looked at once
     searched = []
     may_cut = gpt.BPETokenizer.may_cut
     monkeypatch.setattr(
@@ -295,7 +301,7 @@ def test_streams_have_the_ids_of_the_whole(rng, monkeypatch):
     assert np.array_equal(
         np.concatenate(list(tokenizer.encode_stream(blanks))), encode(tokenizer, " " * 300_000)
     )
-    assert len(searched) < 2 * 300_000
+    assert len(searched) == len(set(searched)) < 300_000
 
 
 def test_the_words_kept_are_bounded(rng):
@@ -353,7 +359,7 @@ def test_files_of_characters_are_exactly_ours(tmp_path):
         changed = whole | {"model": whole["model"] | {key: value}}
         refuses(tmp_path, {"tokenizer.json": changed}, "handled here")
     changed = whole | {"added_tokens": [added("<a>", 3)]}
-    refuses(tmp_path, {"tokenizer.json": changed}, "sorted characters without merges")
+    refuses(tmp_path, {"tokenizer.json": changed}, "'added_tokens'", "handled here")
     for kind in ("LlamaTokenizer", "GPT2Tokenizer"):  # transformers would not read the file
         config = {"tokenizer_class": kind}
         refuses(tmp_path, {"tokenizer.json": whole, "tokenizer_config.json": config}, kind)
@@ -379,7 +385,6 @@ def test_equal_forms_of_a_file(tmp_path):
     for whole in (
         parts(model_merges=pairs),
         parts(pre_tokenizer=sequence(byte_level(use_regex=True))),
-        parts(normalizer={"type": "Sequence", "normalizers": []}),
         parts(post_processor=byte_level(trim_offsets=False)),
         parts(model_unk_token=END, model_fuse_unk=True, model_byte_fallback=True),
         parts(decoder=byte_level(add_prefix_space=True, use_regex=False)),
@@ -448,11 +453,13 @@ REFUSED = [
     (parts(added_tokens=[added("<a>", 262)]), "'<a>'", "262", "not 261"),
     (parts(added_tokens=[added("<a>", 261.0)]), "261.0"),
     (parts(added_tokens=[added("<a>", 261), added("<b>", 261)]), "'<b>'", "not 262"),
-    (parts(added_tokens=[added("<a>", 261), added("<a>", 262)]), "twice"),
+    (parts(added_tokens=[added("<a>", 261), added("<a>", 262)]), "'<a>'", "not 261"),
     (parts(added_tokens=[added("<a>", 261), added("<b>", 262, normalized=True)]), "normalized"),
     (parts(added_tokens=["<a>"]), "'<a>'", "object"),
     (parts(added_tokens=[added(5, 261)]), "damaged"),
     (parts(model_vocab=vocabulary() | {"b3": 257}, added_tokens=[added("<a>", 257)]), "'<a>'"),
+    (parts(model_vocab=vocabulary("lo", "low", "er", "Ġlow", END, "狐")), "狐"),
+    (parts(normalizer={"type": "Sequence", "normalizers": []}), "'normalizer'"),
 ]
 
 
@@ -471,7 +478,7 @@ def test_damaged_files(tmp_path):
         del whole[key]
         refuses(tmp_path, {"tokenizer.json": whole}, key)
     with pytest.raises(ValueError, match="U.D800|surrogate"):
-        gpt.BPETokenizer(vocabulary(), [], "gpt2", [], ([], [])).encode("a\ud800")
+        gpt.BPETokenizer(vocabulary(), [], "gpt2", {}).encode("a\ud800")
 
 
 def test_ignore_merges(tmp_path):
@@ -501,18 +508,20 @@ def template(single, ids, **changes):
 
 
 def test_tokens_around_a_text(tmp_path):
-    post = template(["<s>", "A", "</s>", "<s>"], {"<s>": [260, 257], "</s>": [258]})
+    post = template(["</s>", "<s>", "A"], {"<s>": [260, 257], "</s>": [258]})
     for step in (post, {"type": "Sequence", "processors": [byte_level(), post]}):
         tokenizer = load(tmp_path, {"tokenizer.json": parts(post_processor=step)})
         assert tokenizer.encode("low").tolist() == [257]
-        assert tokenizer.encode("low", True).tolist() == [260, 257, 257, 258, 260, 257]
-        assert tokenizer.encode("", add_special_tokens=True).tolist() == [260, 257, 258, 260, 257]
+        assert tokenizer.encode("low", True).tolist() == [258, 260, 257, 257]
+        assert tokenizer.encode("", add_special_tokens=True).tolist() == [258, 260, 257]
     for post in (
         template(["A", "<s>", "A"], {"<s>": [260]}),
+        template(["<s>", "A", "<s>"], {"<s>": [260]}),
         template(["<s>"], {"<s>": [260]}),
-        template(["A", "<s>"], {"<s>": [261]}),
-        template(["<s>", "A"], {"<s>": [True]}),
+        template(["<s>", "A"], {"<s>": [261]}),
+        template(["<s>", "A"], {"<s>": [-1]}),
         {"type": "Sequence", "processors": [template(["A"], {})] * 2},
+        template(["<s>", "A"], {"<s>": [True]}),
         template(["<s>", "A"], {}),
     ):
         refuses(tmp_path, {"tokenizer.json": parts(post_processor=post)}, "tokenizer.json")
@@ -525,7 +534,7 @@ def test_gpt2s_own_two_files(tmp_path):
         merges = end.join(["#version: 0.2", "l o", "lo w", "e r", "Ġ low", ""])
         tokenizer = load(tmp_path, {"vocab.json": vocab, "merges.txt": merges})
         assert tokenizer.encode(f"lower low{END}").tolist() == [257, 258, 259, 260]
-    assert tokenizer.pattern == "gpt2" and tokenizer.template == ([], [])
+    assert tokenizer.pattern == "gpt2" and tokenizer.bos == []
     assert set(tokenizer.files) == {"vocab.json", "merges.txt", "tokenizer_config.json"}
     config = json.loads(tokenizer.files["tokenizer_config.json"])
     assert config == {"tokenizer_class": "GPT2Tokenizer"}
@@ -540,7 +549,7 @@ def test_gpt2s_own_two_files(tmp_path):
     refuses(tmp_path, {"tokenizer_config.json": {"add_bos_token": True}}, "add_bos_token")
     refuses(tmp_path, {"tokenizer_config.json": {"pad_token": "<pad>"}}, "<pad>")
     config = {"tokenizer_class": "LlamaTokenizer"}
-    refuses(tmp_path, {"tokenizer_config.json": config}, "handled here: GPT2Tokenizer")
+    refuses(tmp_path, {"tokenizer_config.json": config}, 'handled here: null, "GPT2Tokenizer"')
     (tmp_path / "tokenizer_config.json").unlink()
     refuses(tmp_path, {"merges.txt": "l o w"}, "'l', 'o', 'w'")
     refuses(tmp_path, {"merges.txt": b"\xff \xff"}, "utf-8")
@@ -562,7 +571,7 @@ def test_a_config_that_changes_no_id_is_kept(tmp_path):
         "chat_template": "{{ messages }}",
         "clean_up_tokenization_spaces": True,
         "eos_token": END,
-        "extra_special_tokens": {"image_token": END},
+        "extra_special_tokens": [flags],
         "model_max_length": 1024,
         "pad_token": None,
         "spaces_between_special_tokens": True,
@@ -617,7 +626,7 @@ def test_normalized_is_compared_where_there_are_several_tokens(tmp_path):
         decoder = {"261": flags | {"normalized": normalized}}
         files["tokenizer_config.json"] = {"added_tokens_decoder": decoder}
         if normalized:
-            refuses(tmp_path, files, "added_tokens_decoder", "'<a>'")
+            refuses(tmp_path, files, "tokenizer_config.json: added_tokens", "some are normalized")
         else:
             assert load(tmp_path, files).special_tokens == {END: 260, "<a>": 261}
 
@@ -626,7 +635,7 @@ def test_bos_may_be_asked_for_where_it_is_added(tmp_path):
     post = template(["<s>", "A"], {"<s>": [260]})
     files = {"tokenizer.json": parts(post_processor=post)}
     files["tokenizer_config.json"] = {"add_bos_token": True}
-    assert load(tmp_path, files).template[0] == [260]
+    assert load(tmp_path, files).bos == [260]
     files["tokenizer_config.json"] = {"add_eos_token": True}
     refuses(tmp_path, files, "add_eos_token")
 
@@ -639,8 +648,8 @@ def test_the_class_written_is_one_that_follows_tokenizer_json(tmp_path):
     for whole, config, expected in (
         (parts(), no_config, generic),
         (parts(), {"eos_token": END}, generic),
-        (parts(), {"tokenizer_class": gpt2}, gpt2),
-        (parts(), {"tokenizer_class": "LlamaTokenizer"}, "LlamaTokenizer"),
+        (parts(), {"tokenizer_class": gpt2}, generic),
+        (parts(), {"tokenizer_class": "LlamaTokenizer"}, generic),
         (parts(), {"tokenizer_class": "TokenizersBackend"}, "TokenizersBackend"),
         (parts(pre_tokenizer=PRE["digits"]), {"tokenizer_class": gpt2}, generic),
         (parts(model_ignore_merges=True), {"tokenizer_class": gpt2}, generic),

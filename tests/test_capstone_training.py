@@ -231,12 +231,12 @@ def test_a_signal_stops_after_the_step_and_says_so(text, how, status):
 
 def test_the_first_two_signals_ask_and_the_third_ends(capsys):
     before = signal.getsignal(signal.SIGTERM)
-    with gpt.Stop() as stop:
-        assert stop.status == 0
+    with gpt.noted_signals() as signals:
+        assert signals == []
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.status == 143
+        assert signals == [15]
         os.kill(os.getpid(), signal.SIGINT)
-        assert stop.status == 143  # the first one counts
+        assert signals == [15, 2]
         said = capsys.readouterr().err.splitlines()
         assert len(said) == 2 and "once more" not in said[0] and "once more" in said[1]
         with pytest.raises(SystemExit) as ended:
@@ -248,9 +248,9 @@ def test_the_first_two_signals_ask_and_the_third_ends(capsys):
 def test_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with gpt.Stop() as stop:
+        with gpt.noted_signals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert stop.status == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signals == [] and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
@@ -300,6 +300,23 @@ def test_when_nobody_reads_stdout_the_run_is_saved(text):
     errors = child.stderr.read()
     assert errors.count("\n") == 1 and "--resume run" in errors, errors
     assert f"after step {state('run')['step']} and saved" in errors
+
+
+def test_a_reader_that_leaves_early_or_a_full_disk_under_stdout_is_one_line(text):
+    run = start("train", "--data", text, *TINY, "--out_dir=run", "--max_iters=100000")
+    run.stdout.readline()
+    run.stdout.close()
+    assert run.wait(timeout=60) == 141
+    said = run.stderr.read()
+    assert said.count("\n") == 1 and "nobody reads standard output" in said
+    assert train(text, "--out_dir=whole") == 0
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    script = [sys.executable, str(ROOT / "capstone_gpt.py")]
+    for command in (["train", "--data", text, *TINY], ["sample", "--from=whole"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*script, *command], stdout=full, stderr=subprocess.PIPE)
+        assert done.returncode == 2 and done.stderr.count(b"\n") == 1, (command, done)
 
 
 def test_a_full_disk_is_one_line_that_names_the_file_and_the_last_checkpoint(
@@ -446,7 +463,7 @@ def test_files_that_do_not_belong_together_are_not_resumed(text, capsys):
     assert train(text, "--out_dir=other", "--max_iters=1", "--n_layer=2") == 0
     shutil.copy("other/last.safetensors", "run")
     assert gpt.main(["train", "--resume", "run"]) == 2
-    assert "not those of run/best" in capsys.readouterr().err
+    assert "run/best is not the model of this run" in capsys.readouterr().err
     os.remove("run/last.safetensors")
     assert gpt.main(["train", "--resume", "run"]) == 2
     assert "no run to resume, it has no last.safetensors" in capsys.readouterr().err
@@ -462,7 +479,7 @@ def test_a_run_is_made_of_files_others_can_open(text):
     )
     tensors, _ = gpt.read_safetensors("run/last.safetensors")
     model, _ = gpt.load("run/best")
-    assert set(tensors) == {p + n for n in model.params for p in ("", "exp_avg.", "exp_avg_sq.")}
+    assert set(tensors) == {*model.params, "exp_avg", "exp_avg_sq"}
     config = json.load(open("run/best/config.json"))
     assert config["bos_token_id"] is None and config["eos_token_id"] is None
 
@@ -715,13 +732,14 @@ def test_the_prompt_comes_from_standard_input_if_asked(text, monkeypatch, capsys
     _, tokenizer = checkpoint("theirs")
     parrot = Parrot(monkeypatch, [])
     for data, prompt in (("a fox\r\nran é\n".encode(), "a fox\nran é"), (b"a\n\n", "a\n")):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), "cp1252"))
+        as_on_linux = io.TextIOWrapper(io.BytesIO(data), "cp1252", newline="\n")
+        monkeypatch.setattr(sys, "stdin", as_on_linux)
         assert gpt.main(["sample", "--from=theirs", "--prompt", "-"]) == 0
         assert parrot.asked[-1] == [tokenizer.encode(prompt).tolist()]
         assert capsys.readouterr().out == prompt + "\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff")))
     assert gpt.main(["sample", "--from=theirs", "--prompt", "-"]) == 2
-    assert "not UTF-8 text (at byte 1)" in capsys.readouterr().err
+    assert "'utf-8' codec can't decode byte 0xff in position 1" in capsys.readouterr().err
 
 
 def test_streaming_never_prints_half_a_character(text, monkeypatch):
@@ -845,3 +863,86 @@ def test_wrong_input_gives_one_line_and_status_2(text, arguments, words, capsys)
     said = capsys.readouterr()
     assert status == 2 and words in said.err, said
     assert said.err.count("\n") == 1 and "Traceback" not in said.err and len(said.err) < 600
+
+
+# corners where a run used to go on with something else, or to end badly
+
+
+@pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta", "eos_token_id"])
+def test_a_run_whose_config_was_changed_is_not_resumed(text, key, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    path = Path("run/best/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: 1}))
+    assert gpt.main(["train", "--resume", "run", "--max_iters=2"]) == 2
+    assert "run/best is not the model of this run" in capsys.readouterr().err
+
+
+def test_a_run_whose_tokens_were_changed_is_not_resumed(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    path = Path("run/best/tokenizer.json")
+    path.write_bytes(path.read_bytes() + b" ")
+    assert gpt.main(["train", "--resume", "run", "--max_iters=2"]) == 2
+    assert "run/best is not the model of this run" in capsys.readouterr().err
+
+
+def test_weights_whose_loss_is_not_finite_end_eval_and_sample_with_one_line(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    model = gpt.GPT.from_pretrained("run/best")
+    model.flat[:] = np.where(model.flat < 0, -1e15, 1e15)
+    gpt.save_model("run/best", model)
+    for command in (["eval", "--data", text], ["sample", "--seed=0"], ["train", "--resume"]):
+        capsys.readouterr()
+        assert gpt.main([*command, *(["--from"] if command[0] != "train" else []), "run"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_eval_says_which_text_it_measured(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    assert gpt.main(["eval", "--from", "run", "--data", text]) == 0
+    assert f"(capstone, run/best on {text})" in capsys.readouterr().out
+
+
+def test_ids_beyond_the_vocabulary_are_refused_before_the_first_step(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    Path("run/best/generation_config.json").write_text('{"eos_token_id": 50256}')
+    assert train(text, "--out_dir=tuned") == 0
+    for command in (["train", "--init_from", "run", "--data", text], ["sample", "--from", "run"]):
+        capsys.readouterr()
+        assert gpt.main(command) == 2
+        assert "generation_config.json: a token id" in capsys.readouterr().err
+
+
+def test_out_that_is_a_dangling_link_is_one_line(text, capsys):
+    os.symlink("nowhere/at/all", "out")
+    assert train(text) == 2
+    assert "out" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names that are no UTF-8")
+def test_a_name_that_could_not_be_resumed_is_refused_at_the_start(text, capsys):
+    odd = os.fsdecode(b"caf\xe9.txt")
+    shutil.copy(text, odd)
+    assert train(odd) == 2
+    assert "data is not UTF-8" in capsys.readouterr().err
+
+
+def test_a_first_checkpoint_that_failed_leaves_a_clear_way(text, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    os.remove("run/last.safetensors")
+    assert train(text, "--out_dir=run") == 2
+    assert "run/best is there already: remove it" in capsys.readouterr().err
+
+
+def test_a_clock_that_stands_still_divides_nothing_by_zero(text, monkeypatch):
+    monkeypatch.setattr(time, "perf_counter", lambda: 7.0)
+    assert train(text, "--out_dir=run", "--workers=1") == 0
+    assert all(math.isfinite(row["step"]) for row in metrics("run"))
+
+
+def test_a_byte_order_mark_before_a_prompt_is_no_part_of_it(text, monkeypatch, capsys):
+    assert train(text, "--out_dir=run", "--max_iters=1") == 0
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfthe cat\n")))
+    capsys.readouterr()
+    command = ["sample", "--from", "run", "--prompt", "-", "--max_new_tokens", "2"]
+    assert gpt.main(command) == 0
+    assert capsys.readouterr().out.startswith("the cat")

@@ -127,16 +127,15 @@ def test_batches_shrink_with_the_vocabulary(V, T, batch):
 def nats_after(train, context, V, order):
     """Nats of each next token 0 ... V - 1 after a context."""
     rows = np.array([[*context, w] for w in range(V)])
-    return [gpt.kneser_ney_nats(train, row[None], len(context), V, order)[-1] for row in rows]
+    return [gpt.kneser_ney_nats(train, row[None], V, order)[-1] for row in rows]
 
 
 def test_the_worked_example():
     text = np.array([0, 1, 0, 1])  # a b a b
-    p = [np.exp(-np.array(nats_after(text, context, 3, 2))) for context in ([0], [1], [2], [])]
+    p = [np.exp(-np.array(nats_after(text, context, 3, 2))) for context in ([0], [1], [2])]
     assert p[0] == pytest.approx([0.075, 0.875, 0.05])
     assert p[1] == pytest.approx([0.75, 0.15, 0.1])
     assert p[2] == pytest.approx([0.375, 0.375, 0.25])  # never seen: what h' says
-    assert p[3] == pytest.approx(p[2])
 
 
 def test_the_terms_of_the_worked_example():
@@ -149,11 +148,11 @@ def test_the_terms_of_the_worked_example():
 @pytest.mark.parametrize("order", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("n, V", [(0, 5), (1, 5), (3, 5), (4, 5), (40, 3), (500, 4), (300, 90000)])
 def test_it_is_stage_7_s(rng, n, V, order):
-    """Whatever is unseen; where the text is shorter than the order, nothing is counted."""
+    """Whatever is unseen; where the text is as short as the context, nothing is counted."""
     ids = rng.choice(rng.integers(0, V, 30), n + 60)
     ids[-1] = V - 1  # only at the end
-    before = min(n, order - 1)
-    nats = gpt.kneser_ney_nats(ids[:n], ids[None, n - before :], before, V, order)
+    order = min(order, n + 1)
+    nats = gpt.kneser_ney_nats(ids[:n], ids[None, n - order + 1 :], V, order)
     assert nats.shape == (order,)
     for k in range(1, order + 1):  # all orders count what ends at token `order` or later
         train, test = ids[order - k : n].tolist(), ids[n:].tolist()
@@ -166,15 +165,13 @@ def test_it_is_stage_7_s(rng, n, V, order):
 
 def test_rows_are_scored_each_for_itself(rng):
     train, rows = rng.integers(0, 3, 200), rng.integers(0, 3, (4, 30))
-    together = gpt.kneser_ney_nats(train.astype(np.uint16), rows.astype(np.uint16), 2, 3, 3)
-    assert together == pytest.approx(
-        sum(gpt.kneser_ney_nats(train, r[None], 2, 3, 3) for r in rows)
-    )
+    together = gpt.kneser_ney_nats(train.astype(np.uint16), rows.astype(np.uint16), 3, 3)
+    assert together == pytest.approx(sum(gpt.kneser_ney_nats(train, r[None], 3, 3) for r in rows))
 
 
 def test_probabilities_add_up_to_one(rng):
     train = rng.integers(0, 6, 60)
-    for context in ([], [0], [1, 2], [5, 5, 5], train[-3:]):
+    for context in ([0, 0, 0], [0, 1, 2], [5, 5, 5], train[-3:], train[:3]):
         p = np.exp(-np.array(nats_after(train, context, 6, 4)))
         assert p.sum() == pytest.approx(1, abs=1e-12) and p.min() > 0
 
@@ -200,7 +197,7 @@ def test_the_order_is_chosen_before_the_held_out_tokens_are_seen(rng, dev):
     nats, order, counted = gpt.yardstick(split_of(ids, end, dev, V))
     assert (order, counted) == (best, end) and 1 < best < 10
     rows = ids[None, held - best + 1 :]
-    expected = gpt.kneser_ney_nats(ids[:end], rows, best - 1, V, best)[-1]
+    expected = gpt.kneser_ney_nats(ids[:end], rows, V, best)[-1]
     if not dev:
         assert expected == pytest.approx(stage_7_nats(ids, end, 800, V, best))
     assert nats == pytest.approx(expected / 200)  # 2 characters a token
@@ -212,16 +209,16 @@ def test_the_order_is_chosen_before_the_held_out_tokens_are_seen(rng, dev):
 def test_what_the_yardstick_counts_and_scores(rng, monkeypatch, dev, fitted):
     calls, plain = [], gpt.kneser_ney_nats
 
-    def listen(train, rows, before, vocab_size, order):
-        calls.append((train.tolist(), rows.tolist(), before, vocab_size, order))
-        return plain(train, rows, before, vocab_size, order)
+    def listen(train, rows, vocab_size, order):
+        calls.append((train.tolist(), rows.tolist(), vocab_size, order))
+        return plain(train, rows, vocab_size, order)
 
     monkeypatch.setattr(gpt, "kneser_ney_nats", listen)
     ids = rng.integers(0, 5, 800)
     order = gpt.yardstick(split_of(ids, 700 - dev, dev, 5))[1]
     assert calls == [
-        (ids[:fitted].tolist(), [ids[fitted - 9 : 700].tolist()], 9, 5, 10),
-        (ids[: 700 - dev].tolist(), [ids[701 - order :].tolist()], order - 1, 5, order),
+        (ids[:fitted].tolist(), [ids[fitted - 9 : 700].tolist()], 5, 10),
+        (ids[: 700 - dev].tolist(), [ids[701 - order :].tolist()], 5, order),
     ]
 
 
@@ -233,12 +230,10 @@ def test_a_long_text_is_counted_and_scored_in_part(rng, monkeypatch):
     assert counted == 500
     starts = np.linspace(2000, 4000 - 10, 100).astype(int)
     rows = np.array([ids[start - order + 1 : start + 10] for start in starts])
-    expected = gpt.kneser_ney_nats(ids[1400:1900], rows, order - 1, 4, order)[-1] / 1000
+    expected = gpt.kneser_ney_nats(ids[1400:1900], rows, 4, order)[-1] / 1000
     assert nats == pytest.approx(expected)
     monkeypatch.setattr(gpt, "SCORED", 2000)  # all of it
-    expected = gpt.kneser_ney_nats(
-        ids[1400:1900], ids[None, 2000 - order + 1 :], order - 1, 4, order
-    )
+    expected = gpt.kneser_ney_nats(ids[1400:1900], ids[None, 2000 - order + 1 :], 4, order)
     assert gpt.yardstick(split_of(ids, 1900, 100, 4, 1))[0] == pytest.approx(expected[-1] / 2000)
 
 
@@ -260,12 +255,12 @@ def write(folder, data, name="a.txt"):
     return path
 
 
-def test_a_text_is_read_in_pieces_without_bom_and_carriage_returns(tmp_path):
+def test_a_text_is_read_in_pieces_without_bom_and_with_one_kind_of_line_end(tmp_path):
     long = ("é" * ((1 << 20) - 1) + "\r\n") * 2 + "\r\r\n" + "狐" * 5 + "\r"
     path = write(tmp_path, b"\xef\xbb\xbf" + long.encode())
     pieces = [*gpt.stream_text(path)]
-    assert "".join(pieces) == long.replace("\r\n", "\n")
-    assert max(map(len, pieces)) <= (1 << 20) + 1 and len(pieces) >= 3
+    assert "".join(pieces) == long.replace("\r\n", "\n").replace("\r", "\n")
+    assert max(map(len, pieces)) <= 1 << 20 and len(pieces) >= 2
     assert "".join(gpt.stream_text(write(tmp_path, "a\ufeffb"))) == "a\ufeffb"
 
 
@@ -346,20 +341,10 @@ def test_a_token_file_is_used_again_for_the_same_text_and_tokenizer_only(tmp_pat
         assert [encodings(), encodings()] == [3, 0]
     whole = cache.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
-    flipped = bytearray(whole)
-    flipped[header + 7] ^= 1  # in an id
     no_tokens = whole.replace(b'"cuts"', b'"cots"')
-    for damaged in (b"", whole[:100], whole[:-1], bytes(flipped), no_tokens, whole[:header]):
+    for damaged in (b"", whole[:100], whole[:-1], no_tokens, whole[:header]):
         cache.write_bytes(damaged)
         assert [encodings(), encodings()] == [3, 0] and cache.read_bytes() == whole
-
-
-def test_a_text_that_changes_while_it_is_read_is_refused(tmp_path):
-    path, tokenizer = write(tmp_path, TEXT), Characters(TEXT)
-    plain = tokenizer.encode_stream
-    tokenizer.encode_stream = lambda texts: (write(tmp_path, TEXT[1:]), plain(texts))[1]
-    with pytest.raises(ValueError, match="a.txt: changed while it was read"):
-        gpt.split_file(path, tokenizer, tmp_path / "tokens")
 
 
 def test_a_failed_encoding_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -377,24 +362,17 @@ def test_a_failed_encoding_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     assert cache.read_bytes() == whole and sorted(os.listdir(tmp_path)) == ["a.txt", "tokens"]
 
 
-@pytest.mark.parametrize("terminal", [False, True])
-def test_slow_encoding_says_how_far_it_is(tmp_path, capsys, monkeypatch, terminal):
-    """Each look at the clock takes 1/8 s: nothing for 2 s, then a line every 0.2 s or just one."""
+def test_slow_encoding_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    """Each look at the clock takes 1/8 s: nothing for 2 s, then a line after as long again."""
     clock = iter(np.arange(0, 1000, 0.125))
     monkeypatch.setattr(gpt.time, "time", lambda: next(clock))
-    monkeypatch.setattr(gpt.sys.stdout, "isatty", lambda: terminal, raising=False)
     n = len(TEXT) // 100
     pieces = [TEXT[i : i + n] for i in range(0, len(TEXT), n)]
     monkeypatch.setattr(gpt, "stream_text", lambda path: iter(pieces))
     gpt.split_file(tmp_path / "a.txt", Characters(TEXT), tmp_path / "tokens")
-    out = capsys.readouterr().out
-    lines = out.replace("\r", "\n").split("\n")
-    lines = [line for line in lines if line]
-    assert lines[0] == f"encoding {tmp_path / 'a.txt'}: {17 * n / len(TEXT):4.0%}"
-    assert lines[-1].startswith(f"encoded {tmp_path / 'a.txt'}: {len(TEXT):,} tokens in ")
-    assert out.count("\n") == (1 if terminal else 2)
-    assert out.count("\r") == (len(lines) if terminal else 0)
-    assert 40 <= len(lines) <= 45 if terminal else len(lines) == 2
+    done = [17 * n, 33 * n, 65 * n]  # after 2, 4 and 8 s
+    lines = [f"encoding {tmp_path / 'a.txt'}: {at / len(TEXT):4.0%}" for at in done]
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_quick_encoding_says_nothing(tmp_path, capsys):
@@ -431,3 +409,23 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     small = peak_memory(tmp_path, lines)
     large = peak_memory(tmp_path, lines * 4)
     assert large < 1.1 * small and large < 40e6
+
+
+@pytest.mark.parametrize("change", ["cuts", "ids"])
+def test_a_token_file_that_was_damaged_is_made_again(tmp_path, change):
+    """One bit moves the held-out piece, or changes a token: neither may pass unseen."""
+    path, cache = tmp_path / "text.txt", tmp_path / "tokens.safetensors"
+    path.write_text("the cat sat on the mat. " * 50)
+    tokenizer = gpt.CharTokenizer(path.read_text())
+    whole = gpt.split_file(path, tokenizer, cache, 0.1)
+    right = [np.array(piece) for piece in whole[:4]]
+    tensors, metadata = gpt.read_safetensors(cache)
+    ids = np.array(gpt.read_tensor(tensors["ids"]))
+    if change == "cuts":
+        first, second = json.loads(metadata["cuts"])
+        metadata["cuts"] = json.dumps([first, second + 100])
+    else:
+        ids[3] ^= 1
+    gpt.write_safetensors(cache, {"ids": ids}, metadata)
+    again = gpt.split_file(path, tokenizer, cache, 0.1)
+    assert all(np.array_equal(a, b) for a, b in zip(again[:4], right))
