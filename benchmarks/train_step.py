@@ -3,11 +3,13 @@
     python benchmarks/train_step.py [--shapes abcd] [--rounds 5] [--workers N]
 
 Four tables. The first stands beside the same model in PyTorch, from the same weights on the same
-batches (eager, and compiled where that works): each lives in a process of its own, they take turns,
-and medians are shown with the range of the middle half, because shared cores change speed within
-seconds. The others are ours alone: arithmetic against this machine's matrix products, measured in
-the same minutes, and memory against a formula; where the time goes; and how it grows when one size
-doubles. A JSON line is added to benchmarks/results/train_step.jsonl. Without torch, ours alone.
+batches: eager as it comes, eager with the malloc setting that ours makes for itself (it is nothing
+of ours, and PyTorch gains by it), and compiled where that works. Each lives in a process of its
+own, they take turns, and medians are shown with the range of the middle half, because shared cores
+change speed within seconds. The others are ours alone: arithmetic against this machine's matrix
+products, measured in the same minutes, and memory against a formula; where the time goes; and how
+it grows when one size doubles. A JSON line is added to benchmarks/results/train_step.jsonl. Without
+torch, ours alone.
 """
 
 import argparse
@@ -98,8 +100,8 @@ class Ours:
 class Peer:
     """The same model in PyTorch, in another process that runs torch_peer."""
 
-    def __init__(self, shape, compiled, threads):
-        command = [sys.executable, __file__, "--peer", json.dumps([shape, compiled, threads])]
+    def __init__(self, shape, kind, threads):
+        command = [sys.executable, __file__, "--peer", json.dumps([shape, kind, threads])]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, **pipes)
 
@@ -116,12 +118,14 @@ class Peer:
         self.process.wait()
 
 
-def torch_peer(shape, compiled, threads):
+def torch_peer(shape, kind, threads):
     """Take steps in PyTorch: read "first steps" lines, print for each what Ours.turn returns."""
     import torch
     from torch.nn import functional as F
 
     torch.set_num_threads(threads)
+    if kind == "eager, malloc":
+        gpt.keep_freed_memory()
     B, T, L, H, C, V = shape
     ids, model = tokens_of(shape), gpt.GPT(config_of(shape))
     p = {name: torch.tensor(w, requires_grad=True) for name, w in model.params.items()}
@@ -148,7 +152,7 @@ def torch_peer(shape, compiled, threads):
         {"params": [t for t in p.values() if t.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.99), fused=True)
-    if compiled:
+    if kind == "compiled":
         loss_of = torch.compile(loss_of)
     for line in sys.stdin:
         first, steps = map(int, line.split())
@@ -293,17 +297,18 @@ def processor():
 def compare(args, workers, results):
     """The first two tables."""
     torch = importlib.util.find_spec("torch") is not None
-    print("\nmilliseconds a step, median (middle half); ratio: ours / PyTorch eager")
+    kinds = ["eager", "eager, malloc", "compiled"] if torch else []
+    columns = [f"{workers} processes", "one process", *(f"torch {kind}" for kind in kinds)]
+    print("\nmilliseconds a step, median (middle half); ratios: ours in processes / PyTorch")
     print(
-        f"{'':2} {'B, T, L, H, C, V':26} {workers} processes          one process          ", end=""
+        f"{'':2} {'B, T, L, H, C, V':26}",
+        *(f"{c:24}" for c in columns),
+        "ratios, GF/s, losses apart",
     )
-    print("PyTorch eager        compiled           ratio  losses apart  GF/s")
     for name in args.shapes:
         shape = SHAPES[name]
         players = {"ours": Ours(shape, workers), "alone": Ours(shape, 1)}
-        if torch:
-            players["eager"] = Peer(shape, False, workers)
-            players["compiled"] = Peer(shape, True, workers)
+        players |= {kind: Peer(shape, kind, workers) for kind in kinds}
         try:
             steps = max(3, round(args.seconds * 1e12 / 20 / operations(shape)))
             times, losses, speed = take_turns(players, args.rounds, steps)
@@ -313,16 +318,14 @@ def compare(args, workers, results):
                 player.close()
         row = {"shape": shape, "speed": speed, "parts": parts}
         row |= {f"{player}_ms": statistics.median(t) for player, t in times.items()}
-        cells = [quartiles(times[k]) if k in times else "-" for k in ("ours", "alone")]
-        cells += [quartiles(times[k]) if k in times else "-" for k in ("eager", "compiled")]
-        ratio = apart = math.nan
-        if "eager" in times:
-            row["ratio"] = ratio = row["ours_ms"] / row["eager_ms"]
-            apart = max(abs(x - y) for x, y in zip(losses["ours"], losses["eager"]))
+        cells = [quartiles(times[k]) if k in times else "-" for k in ("ours", "alone", *kinds)]
+        row["ratios"] = {k: row["ours_ms"] / row[f"{k}_ms"] for k in kinds if k in times}
         print(
-            f"{name:2} {', '.join(map(str, shape)):26}", *(f"{cell:20}" for cell in cells), end=""
+            f"{name:2} {', '.join(map(str, shape)):26}", *(f"{cell:24}" for cell in cells), end=" "
         )
-        print(f" {ratio:5.2f} {apart:12.1e} {speed:6.0f}", flush=True)
+        print(*(f"{ratio:.2f}" for ratio in row["ratios"].values()), end="")
+        apart = [abs(x - y) for x, y in zip(losses["ours"], losses.get("eager", []))]
+        print(f"  {speed:.0f}  {max(apart, default=math.nan):.0e}", flush=True)
         memory = measured_memory(shape, workers)
         if memory:
             row["bytes"], row["predicted"] = memory[-1] - memory[0], predicted_bytes(shape, workers)
