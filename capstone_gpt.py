@@ -1543,8 +1543,10 @@ def save_model(directory, model):
     files = {**model.files, "config.json": config_to_json(model)}
     for name, content in files.items():
         path = directory / name
-        same = path.read_bytes() == content if path.exists() else not weights.exists()
-        need(same, f"{path} would change, but only weights are replaced: choose another directory")
+        changes = path.exists() and path.read_bytes() != content
+        comes_late = weights.exists() and not path.exists()
+        if changes or comes_late:
+            raise ValueError(f"{path} would change, and only weights may: choose another directory")
     for name, content in files.items():
         if not (directory / name).exists():
             write_file(directory / name, [content])
@@ -1934,16 +1936,16 @@ def read_tokenizer(j):
         check_keys("added_tokens", token, ADDED_TOKEN)
         text, i = token["content"], token["id"]
         expected = ids.setdefault(text, next_id)  # as the tokenizers library counts on
-        right = text and type(i) is int and i == expected
-        need(right, f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
+        if not text or type(i) is not int or i != expected:
+            raise ValueError(f"added_tokens: {text!r:.80} has the id {i!r:.80}, not {expected}")
         next_id = max(next_id, expected + 1)
     check_normalized(added)
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
     bad = [pair for pair in merges if type(pair) is not list or len(pair) != 2]
     need(not bad, f"merges: {bad[:1]!r:.80} is not a pair")
     bos = read_bos(j.get("post_processor") or {"type": "ByteLevel"})
-    right = all(type(i) is int for i in bos) and {*bos} <= {*ids.values()}
-    need(right, f"post_processor: {bos!r:.80} are not ids of tokens")
+    if not all(type(i) is int and i in ids.values() for i in bos):
+        raise ValueError(f"post_processor: {bos!r:.80} are not ids of tokens")
     pattern = read_pattern(j.get("pre_tokenizer") or {"type": None})
     special = {token["content"]: token["id"] for token in added}
     return BPETokenizer(vocab, merges, pattern, special, bos, j["model"].get("ignore_merges"))
@@ -1968,8 +1970,8 @@ def check_config(config, special_tokens, added, table):
         token = {"content": token} if isinstance(token, str) else token
         check_keys("token", token, ADDED_TOKEN)
         i = special_tokens.get(token["content"])
-        there = i is not None and i == token.get("id", i)
-        need(there, f"the token {token!r:.80} is not among the added_tokens")
+        if i is None or i != token.get("id", i):
+            raise ValueError(f"the token {token!r:.80} is not among the added_tokens")
 
 
 def load_tokenizer(directory):
@@ -2074,8 +2076,8 @@ def split_file(path, tokenizer, cache, dev_fraction=0.0):
     def read():
         tensors, found = read_safetensors(cache)
         ids = read_tensor(tensors["ids"])
-        right = found["source"] == source and found["sum"] == sum_of(ids, found["cuts"])
-        need(right, f"{cache}: not the tokens of {path}")
+        if found["source"] != source or found["sum"] != sum_of(ids, found["cuts"]):
+            raise ValueError(f"{cache}: not the tokens of {path}")
         return ids, *np.split(ids, json.loads(found["cuts"]))
 
     try:
@@ -2671,8 +2673,8 @@ def load_for_training(s, given):
     s |= {name: getattr(model.config, name) for name in SHAPE if name not in given}
     if model.config.arch == "gpt2" and "dropout" not in given:
         read = json.loads(model.files["config.json"])
-        same = all(read.get(name, 0.1) == s["dropout"] for name in ("embd_pdrop", "attn_pdrop"))
-        need(same, f"{s['init_from']} has three different dropouts, so --dropout must be given")
+        if {read.get("embd_pdrop", 0.1), read.get("attn_pdrop", 0.1)} != {s["dropout"]}:
+            raise ValueError(f"{s['init_from']} has several dropouts, so --dropout must be given")
     return model, tokenizer
 
 
@@ -2804,8 +2806,8 @@ class Run:
             raise ValueError(f"{path}: {error}") from None
         run = cls(out, check_settings(settings | changes), *load(out / "best"))
         need(metadata.get("best") == run.best_sum(), f"{out / 'best'} is not the model of this run")
-        same = state["text_hash"] == run.text_hash
-        need(same, f"{run.settings['data']} is not the text this run was trained on")
+        if state["text_hash"] != run.text_hash:
+            raise ValueError(f"{run.settings['data']} is not the text this run was trained on")
         vars(run).update(state)
         run.optimizer.t, named = run.step, run.tensors()
         need(tensors.keys() == named.keys(), f"{path}: its tensors are not those of {out / 'best'}")
@@ -3012,13 +3014,13 @@ def train_command(args):
         need(not out.is_file(), f"{out} is a file, a run needs a directory")
         out.mkdir(parents=True, exist_ok=True)
     else:
-        own = not args.preset and not args.out_dir
-        need(own, "a resumed run goes on with its own settings in its own directory")
+        if args.preset or args.out_dir:
+            raise ValueError("a resumed run goes on with its own settings in its own directory")
         out = Path(args.resume or latest_run())
         old = out / "last"
         need(not old.is_dir(), f"{old} is of an older version of this file, which can resume it")
-        here = (out / "last.safetensors").exists()
-        need(here, f"{out}: no run to resume, it has no last.safetensors")
+        if not (out / "last.safetensors").exists():
+            raise ValueError(f"{out}: no run to resume, it has no last.safetensors")
     with hold(out):
         if args.resume is not None:
             run = Run.resume(out, given)
