@@ -2926,12 +2926,10 @@ class Run:
             elif sys.stdout.isatty() and self.step % 10 == 0:
                 self.show(self.trained(), None, None, left, end="\r")  # to be overwritten
 
-    def stop_early(self):
-        """Save what there is; returns a sentence that says so."""
+    def save_early(self):
+        """Save what there is, between two evaluations."""
         self.loss(self.watched, self.settings["block_size"], 1)  # not finite: not to be saved
         self.save(best=not self.choosing)
-        command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
-        return f"stopped after step {self.step} and saved; to go on: {command}"
 
     def train(self):
         """Train to max_iters, or until something prevents it: the status to exit with."""
@@ -2943,10 +2941,16 @@ class Run:
                         self.checkpoint()
                     self.take_steps(signals)
                     if signals:
-                        print(self.stop_early())
+                        self.save_early()
                 except BrokenPipeError:
-                    complain(f"nobody reads standard output: {self.stop_early()}")
+                    self.save_early()
                     signals.append(SIGPIPE)
+        command = f"python capstone_gpt.py train --resume {shlex.quote(str(self.out))}"
+        stopped = f"stopped after step {self.step} and saved; to go on: {command}"
+        if SIGPIPE in signals:
+            complain(f"nobody reads standard output: {stopped}")
+        elif signals:
+            print(stopped)
         return 128 + signals[0] if signals else 0
 
     def conclude(self):
