@@ -28,7 +28,7 @@ explains an idea at leisure is named where the idea is used.
     14 files of weights         15 tokenizers          16 texts larger than memory
     17 the team                 18 training runs       19 the command line
 
-    python capstone_gpt.py                            train on data/stories.txt, a few minutes
+    python capstone_gpt.py                            train on data/stories.txt, two minutes
     python capstone_gpt.py train --data my.txt        train on any UTF-8 text
     python capstone_gpt.py sample --prompt "The fox"  continue a text, token by token
     python capstone_gpt.py eval                       held-out bits per character of a checkpoint
