@@ -1115,9 +1115,9 @@ def training_step(model, optimizer, batches, learning_rate, team=None):
     team = team or Alone()
     loss, count, gradient = 0.0, 0, None
     for idx, targets, rngs in batches:
-        n = len(idx)
+        n = len(idx)  # sums of n losses and gradients now, divided by their whole count below
         into = team.grads if gradient is None else None
-        batch_loss, grads = model.loss_and_grads(idx, targets, rngs, n, into)
+        batch_loss, grads = model.loss_and_grads(idx, targets, rngs, scale=n, grads=into)
         loss += n * batch_loss
         count += n
         if gradient is None:
