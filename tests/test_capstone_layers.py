@@ -70,16 +70,21 @@ def test_activations_in_tiles_equal_the_formulas(rng):
     x = rng.normal(0, 3, size=(300, 400))  # more than one tile
     u = np.sqrt(2 / np.pi) * (x + 0.044715 * x * x * x)
     assert np.allclose(gpt.gelu_forward(x)[0], 0.5 * x * (1 + np.tanh(u)), atol=1e-12)
+    assert np.allclose(gpt.gelu_forward(x), gpt.plain_gelu(x), atol=1e-12)
     g, u = x[:, :200], x[:, 200:]
     assert np.allclose(gpt.swiglu_forward(x)[0], g / (1 + np.exp(-g)) * u, atol=1e-12)
 
 
 @pytest.mark.parametrize("pair", ["gelu", "swiglu"])
 def test_activations_survive_huge_inputs(pair):
-    x = np.array([[-1e4, 1e4, 0.0, 1e-30]], np.float32)
+    x = np.array([[-1e20, 1e20, -1e4, 1e4, 0.0, 1e-30, -30.0, 30.0]], np.float32)
     y, cache = getattr(gpt, f"{pair}_forward")(x)
     slopes = cache if pair == "gelu" else cache[1]
     assert np.isfinite(y).all() and np.isfinite(slopes).all()
+    if pair == "gelu":  # far out it is x or 0, with slope 1 or 0; at 0 the slope is a half
+        expected = np.array([0, 1e20, 0, 1e4, 0, 0.5e-30, 0, 30], np.float32)
+        assert np.array_equal(y[0], expected)
+        assert np.array_equal(slopes[0], [0, 1, 0, 1, 0.5, 0.5, 0, 1])
 
 
 def test_rope_turns_pairs_and_scores_depend_on_distance_only(rng):
