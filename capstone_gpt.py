@@ -1543,8 +1543,10 @@ def config_to_json(model):
             scaling = config.rope_scaling and {"rope_type": "llama3", **config.rope_scaling}
             rope = {"rope_theta": config.rope_theta, "rope_scaling": scaling}
             new |= {**rope, "rope_parameters": None}
-        elif was is None or was.dropout != config.dropout:
-            new["embd_pdrop"] = new["attn_pdrop"] = config.dropout
+        else:
+            new["n_ctx"] = config.block_size  # n_positions, as llama.cpp knows it
+            if was is None or was.dropout != config.dropout:
+                new["embd_pdrop"] = new["attn_pdrop"] = config.dropout
     for key in {"dtype", "torch_dtype"} & j.keys():  # transformers converts the weights to it
         new[key] = model.dtype.name
     return text if new == j else (json.dumps(new, indent=2) + "\n").encode()

@@ -366,6 +366,7 @@ def test_names_shapes_and_config_are_those_of_transformers(tmp_path):
         "eos_token_id": None,
         "vocab_size": 11,
         "n_positions": 8,
+        "n_ctx": 8,
         "n_layer": 2,
         "n_head": 2,
         "n_embd": 16,
