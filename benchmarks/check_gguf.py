@@ -24,8 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import capstone_gpt as gpt
 
@@ -34,6 +33,8 @@ try:
 except ImportError:
     print("llama-cpp-python is not installed; this check needs it")
     sys.exit(0)
+
+STORIES = Path(__file__).resolve().parent.parent / "data" / "stories.txt"
 
 
 def splits_as_gpt2(directory):
@@ -71,7 +72,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("directory", type=Path, metavar="DIR")
     parser.add_argument("--llama-cpp", type=Path, required=True, metavar="SOURCE")
-    parser.add_argument("--text", type=Path, default=ROOT / "data" / "stories.txt")
+    parser.add_argument("--text", type=Path, default=STORIES)
     args = parser.parse_args()
     text = args.text.read_text(encoding="utf-8")[:2000]
     model = gpt.load_model(args.directory)
@@ -89,10 +90,9 @@ def main():
     print(f"llama-cpp-python {llama_cpp.__version__}, {model.config.arch}, {len(ids)} tokens")
     print(f"the converter {'knew' if known else 'was told'} how the tokenizer splits")
     print(f"token ids: {'the same' if ids == their_ids else 'DIFFERENT'}")
-    print(
-        f"logits of {len(window)} tokens: at most {np.abs(ours - logits).max():.1e} apart", end=""
-    )
-    print(f" (the largest is {np.abs(ours).max():.1f}), likeliest token the same: {same:.0%}")
+    apart, largest = np.abs(ours - logits).max(), np.abs(ours).max()
+    print(f"logits of {len(window)} tokens: at most {apart:.1e} apart, the largest {largest:.1f}")
+    print(f"likeliest token the same at {same:.0%} of the places")
     if ids != their_ids or same < 1:
         sys.exit(1)
 
