@@ -57,7 +57,7 @@ def present(*packages):
     """Whether all these peers are installed; one sentence names those that are not."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"{' and '.join(missing)} not installed here, so ours is measured without a peer.")
+        print(f"Not installed here, so measured without: {', '.join(missing)}.")
     return not missing
 
 
