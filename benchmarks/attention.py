@@ -1,6 +1,6 @@
 """How fast is stage 5's attention in tiles, and how much memory does it save, beside torch's?
 
-    python benchmarks/attention.py [--lengths 128,512,2048,4096] [--heads 4] [--head-size 64] [--fast]
+    python benchmarks/attention.py [--lengths 128,512,2048,4096] [--heads 4] [--fast]
 
 Three sides take turns on the same q, k, v and upstream gradient, causal, float32, forward and
 backward: stage 5 in tiles, stage 5 with the whole T × T matrix, and torch's
@@ -156,9 +156,7 @@ def main():
     record = {"machine": common.machine("torch")}
     names = ["tiles", "matrix", "torch"] if common.present("torch") else ["tiles", "matrix"]
     record |= {"batch": args.batch, "heads": args.heads, "head_size": args.head_size}
-    print(
-        f"\n{args.batch} x {args.heads} heads of size {args.head_size}, causal, float32: ", end=""
-    )
+    print(f"\n{args.batch} x {args.heads} heads of size {args.head_size}, causal, float32:")
     print("milliseconds, median (middle half), and the rise of the memory's peak")
     print(f"{'T':>6}  {'':8}{'forward':26}{'backward':26}{'MB':>8}")
     worst = 0.0

@@ -50,6 +50,11 @@ def whole_numbers(text):
     return [int(word) for word in text.split(",")]
 
 
+def words(text):
+    """The list behind a flag such as gpt2,llama."""
+    return text.split(",")
+
+
 # %% Peers and the machine
 
 
@@ -125,7 +130,7 @@ def quartiles(values):
     """The lower end of the middle half, the median, the upper end."""
     if len(values) == 1:
         return values * 3
-    return statistics.quantiles(values, n=4)
+    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def spread(values, digits=1):

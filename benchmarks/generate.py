@@ -170,7 +170,8 @@ def measure(args, arch, batch, model, peer):
 
 def main():
     parser = common.make_parser(__doc__, rounds=5)
-    parser.add_argument("--archs", default="gpt2,llama", help="which models [gpt2,llama]")
+    archs = ["gpt2", "llama"]
+    parser.add_argument("--archs", type=common.words, default=archs, help="[gpt2,llama]")
     parser.add_argument("--batches", type=common.whole_numbers, default=[1, 8], help="[1,8]")
     parser.add_argument("--tokens", type=int, default=40, help="to write a text [40]")
     args = common.parse(parser, {"rounds": 1, "tokens": 6})
@@ -181,7 +182,7 @@ def main():
     columns = ["ours", "transformers"] if with_peer else ["ours"]
     print(f"{'arch':6}{'batch':>6}" + "".join(f"   {name:30}" for name in columns))
     rows, all_same = [], True
-    for arch in args.archs.split(","):
+    for arch in args.archs:
         model = make_model(arch, args.fast)
         peer = make_peer(model) if with_peer else None
         for batch in args.batches:

@@ -181,7 +181,7 @@ def main():
     parser.add_argument("--characters", type=int, metavar="N", help="only the first N [all]")
     parser.add_argument("--vocab-size", type=int, default=2048, help="[2048]")
     about = "a part of BPE,WordPiece,Unigram [all]"
-    parser.add_argument("--kinds", type=lambda s: s.split(","), default=[*KINDS], help=about)
+    parser.add_argument("--kinds", type=common.words, default=[*KINDS], help=about)
     args = common.parse(parser, {"rounds": 1, "characters": 50_000, "vocab_size": 512})
     text = Path(args.text).read_bytes().decode()[: args.characters]
     record = {"machine": common.machine("tokenizers", "tiktoken")}
