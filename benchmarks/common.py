@@ -50,6 +50,11 @@ def whole_numbers(text):
     return [int(word) for word in text.split(",")]
 
 
+def fractions(text):
+    """The list behind a flag such as 0,0.1."""
+    return [float(word) for word in text.split(",")]
+
+
 def words(text):
     """The list behind a flag such as gpt2,llama."""
     return text.split(",")

@@ -5,8 +5,8 @@
 Runs each file as a reader would, once in full and once with --fast, in a folder of its own; 11 is
 the capstone. With several rounds the files take turns, and medians are shown. CPU time counts all
 threads and all processes that a file starts; the peak of resident memory is that of its largest
-process. A full round takes about eight minutes, two of them the capstone's; `--reports fast` takes
-half a minute; --fast runs only the first three files so.
+process. A full round takes about five minutes, two of them the capstone's; `--reports fast` takes a
+quarter of a minute; --fast runs only the first three files so.
 
 There is no peer here. What to look at: wall time against the promises of a minute a stage and of
 three seconds with --fast, and CPU time beside wall time, which says how many cores were busy. A
