@@ -1,6 +1,6 @@
 """A training step of capstone_gpt.py: how fast, beside what, and where its time and memory go.
 
-    python benchmarks/train_step.py [--shapes abcd] [--rounds 5] [--workers N]
+    python benchmarks/train_step.py [--shapes abcd] [--rounds 5] [--workers N] [--fast]
 
 Four tables. The first stands beside the same model in PyTorch, from the same weights on the same
 batches: eager as it comes, eager with the malloc setting that ours makes for itself (it is nothing
@@ -8,17 +8,18 @@ of ours, and PyTorch gains by it), and compiled where that works. Each lives in 
 own, they take turns, and medians are shown with the range of the middle half, because shared cores
 change speed within seconds. The others are ours alone: arithmetic against this machine's matrix
 products, measured in the same minutes, and memory against a formula; where the time goes; and how
-it grows when one size doubles. A JSON line is added to benchmarks/results/train_step.jsonl. Without
-torch, ours alone.
+it grows when one size doubles. At last, whether memory grows over 1,000 steps.
+
+Fair: both have all cores, PyTorch as threads of one process and ours as one process a core, and
+PyTorch has its fused attention and its fused AdamW. Unfair to PyTorch: at sizes as small as (a) it
+pays for being general at every call. Unfair to ours: NumPy's OpenBLAS may be slower on the same
+products than PyTorch's MKL; "share" says how much of OpenBLAS's own speed a step reaches.
 """
 
 import argparse
-import importlib.metadata
-import importlib.util
 import json
 import math
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,13 +27,10 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
+import common
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import capstone_gpt as gpt
-
-RESULTS = Path(__file__).resolve().parent / "results" / "train_step.jsonl"
 
 SHAPES = {  # name: (B, T, layers, heads, channels, vocabulary)
     "a": (12, 64, 4, 4, 128, 65),  # nanoGPT's CPU setting
@@ -41,6 +39,7 @@ SHAPES = {  # name: (B, T, layers, heads, channels, vocabulary)
     "d": (4, 256, 4, 4, 256, 8192),
 }
 BASE = (8, 64, 4, 4, 128, 1024)  # what is doubled, one size at a time
+GROWTH = 0.05  # of memory over many steps; less is the allocator's and the measurement's noise
 RATE = 1e-3
 
 
@@ -88,7 +87,6 @@ class Ours:
 
     def turn(self, first, steps):
         """Milliseconds of each step, and the last loss."""
-        time.sleep(0.05)  # the others' threads fall asleep
         times = []
         for step in range(first, first + steps):
             started = time.perf_counter()
@@ -156,7 +154,6 @@ def torch_peer(shape, kind, threads):
         loss_of = torch.compile(loss_of)
     for line in sys.stdin:
         first, steps = map(int, line.split())
-        time.sleep(0.05)
         times = []
         for step in range(first, first + steps):
             started = time.perf_counter()
@@ -172,40 +169,21 @@ def torch_peer(shape, kind, threads):
         print(json.dumps([times, loss]), flush=True)
 
 
-def gigaflops():
-    """This machine's float32 matrix products on all cores, in 10⁹ operations a second, now."""
-    a = np.ones((1536, 1536), np.float32)
-    a @ a
-    started = time.perf_counter()
-    for _ in range(3):
-        a @ a
-    return 3 * 2 * len(a) ** 3 / (time.perf_counter() - started) / 1e9
-
-
-def take_turns(players, rounds, steps):
-    """{name: (times, last losses)} of players who take `steps` steps in each round, in turns.
+def steps_in_turns(players, rounds, steps):
+    """{name: times}, {name: last losses} of players who take `steps` steps in each round, in turns.
 
     A first round warms up and is not counted. A player who fails is left out. Also the machine's
     speed, once a round.
     """
-    times, losses, speeds = defaultdict(list), defaultdict(list), []
-    for r in range(rounds + 1):
-        speeds.append(gigaflops())
-        for name in list(players):
-            found = players[name].turn(r * steps, steps)
-            if found is None:
-                players.pop(name).close()
-                continue
-            if r > 0:
-                times[name] += found[0]
-                losses[name].append(found[1])
-    return times, losses, statistics.median(speeds)
 
+    def side(player):
+        return lambda r: player.turn(r * steps, steps)
 
-def quartiles(times):
-    """The median and the middle half, as text."""
-    low, middle, high = statistics.quantiles(times, n=4)
-    return f"{middle:8.1f} ({low:.1f}-{high:.1f})"
+    sides = {name: side(player) for name, player in players.items()}
+    found, speed = common.take_turns(sides, rounds)
+    times = {name: [ms for turn in turns for ms in turn[0]] for name, turns in found.items()}
+    losses = {name: [turn[1] for turn in turns] for name, turns in found.items()}
+    return times, losses, speed
 
 
 # %% Memory
@@ -222,7 +200,11 @@ def proportional_bytes(pids):
 
 
 def memory_of(shape, workers, steps):
-    """In a fresh process: bytes before the model and after some and after all steps."""
+    """In a fresh process: bytes before the model and after some and after all steps.
+
+    What a step frees stays in the process (keep_freed_memory), so that what is there after a step
+    is the peak.
+    """
     before = proportional_bytes([os.getpid()])
     ours = Ours(shape, workers)
     pids = [os.getpid(), *getattr(ours.team, "pids", {}).values()]
@@ -285,19 +267,11 @@ def parts_of(ours, steps):
 # %% The report
 
 
-def processor():
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def compare(args, workers, results):
     """The first two tables."""
-    torch = importlib.util.find_spec("torch") is not None
-    kinds = ["eager", "eager, malloc", "compiled"] if torch else []
+    kinds = ["eager"] if args.fast else ["eager", "eager, malloc", "compiled"]
+    if not common.present("torch"):
+        kinds = []
     columns = [f"{workers} processes", "one process", *(f"torch {kind}" for kind in kinds)]
     print("\nmilliseconds a step, median (middle half); ratios: ours in processes / PyTorch")
     print(
@@ -311,14 +285,14 @@ def compare(args, workers, results):
         players |= {kind: Peer(shape, kind, workers) for kind in kinds}
         try:
             steps = max(3, round(args.seconds * 1e12 / 20 / operations(shape)))
-            times, losses, speed = take_turns(players, args.rounds, steps)
+            times, losses, speed = steps_in_turns(players, args.rounds, steps)
             parts = parts_of(players["ours"], steps)
         finally:
             for player in players.values():
                 player.close()
         row = {"shape": shape, "speed": speed, "parts": parts}
         row |= {f"{player}_ms": statistics.median(t) for player, t in times.items()}
-        cells = [quartiles(times[k]) if k in times else "-" for k in ("ours", "alone", *kinds)]
+        cells = [common.spread(times[k]) if k in times else "-" for k in ("ours", "alone", *kinds)]
         row["ratios"] = {k: row["ours_ms"] / row[f"{k}_ms"] for k in kinds if k in times}
         print(
             f"{name:2} {', '.join(map(str, shape)):26}", *(f"{cell:24}" for cell in cells), end=" "
@@ -326,6 +300,8 @@ def compare(args, workers, results):
         print(*(f"{ratio:.2f}" for ratio in row["ratios"].values()), end="")
         apart = [abs(x - y) for x, y in zip(losses["ours"], losses.get("eager", []))]
         print(f"  {speed:.0f}  {max(apart, default=math.nan):.0e}", flush=True)
+        for kind in set(kinds) - set(times):
+            print(f"   PyTorch {kind} did not run here.")
         memory = measured_memory(shape, workers)
         if memory:
             row["bytes"], row["predicted"] = memory[-1] - memory[0], predicted_bytes(shape, workers)
@@ -334,10 +310,8 @@ def compare(args, workers, results):
     print(
         f"\nours in {workers} processes: GF/s counts the products alone, beside the machine's own"
     )
-    print(
-        f"{'':2} {'ms':>7} {'tokens/s':>9} {'GF/s':>6} {'share':>6} {'MB':>6} {'formula':>8}   ",
-        end="",
-    )
+    print(f"{'':2} {'ms':>7} {'tokens/s':>9} {'GF/s':>6} {'share':>6}", end="")
+    print(f" {'MB':>6} {'formula':>8} {'ratio':>6}   ", end="")
     print("milliseconds in: " + ", ".join([*PARTS, "optimizer", "the rest"]))
     for name, row in results.items():
         B, T = row["shape"][:2]
@@ -346,6 +320,7 @@ def compare(args, workers, results):
         line += f" {done / row['speed']:6.0%}"
         if "bytes" in row:
             line += f" {row['bytes'] / 1e6:6.0f} {row['predicted'] / 1e6:8.0f}"
+            line += f" {row['bytes'] / row['predicted']:6.2f}"
         parts = (f"{row['parts'].get(part, 0):.1f}" for part in [*PARTS, "optimizer", "the rest"])
         print(line + "   " + ", ".join(parts))
 
@@ -358,7 +333,7 @@ def growth(args, workers, results):
             shapes[size] = tuple(2 * n if i == j else n for j, n in enumerate(BASE))
     players = {name: Ours(shape, workers) for name, shape in shapes.items()}
     try:
-        times, _, _ = take_turns(players, args.rounds, 10)
+        times, _, _ = steps_in_turns(players, args.rounds, args.doubling_steps)
     finally:
         for player in players.values():
             player.close()
@@ -372,37 +347,40 @@ def growth(args, workers, results):
             print(f"   {name}: time x {time_ratio:.2f}, operations x {counted:.2f}")
 
 
+def endurance(args, workers):
+    """Whether memory grows: bytes before, after some and after all of many steps."""
+    memory = measured_memory(BASE, workers, args.memory_steps)
+    if memory:
+        _, some, all_of_them = memory
+        growth = all_of_them / some - 1
+        verdict = "grows" if growth > GROWTH else "does not grow"
+        print(f"\nmemory of {BASE} {verdict}: {some / 1e6:.1f} MB after some steps, ", end="")
+        print(f"{all_of_them / 1e6:.1f} MB after {args.memory_steps:,} more ({growth:+.1%})")
+    return memory
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shapes", default="abcd", help="which of a, b, c, d (default all)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, about (default 1)")
-    parser.add_argument("--workers", type=int, help="processes (default: the usable cores)")
+    parser = common.make_parser(__doc__, rounds=5)
+    parser.add_argument("--shapes", default="abcd", help="which of a, b, c, d [all]")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn, about [1]")
+    parser.add_argument("--workers", type=int, help="processes [the usable cores]")
+    parser.add_argument("--doubling-steps", type=int, default=10, help="a turn, sizes doubled [10]")
+    parser.add_argument("--memory-steps", type=int, default=1000, help="of the last table [1000]")
     parser.add_argument("--peer", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--memory", type=json.loads, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    fast = {"rounds": 1, "shapes": "a", "seconds": 0.05, "doubling_steps": 1, "memory_steps": 20}
+    args = common.parse(parser, fast)
     if args.peer:
         return torch_peer(*args.peer)
     if args.memory:
         return print(json.dumps(memory_of(*args.memory)))
     workers = args.workers or gpt.usable_cores()
-    machine = {"processor": processor(), "cores": gpt.usable_cores(), "numpy": np.__version__}
-    machine["python"] = platform.python_version()
-    if importlib.util.find_spec("torch"):
-        machine["torch"] = importlib.metadata.version("torch")
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    record = {"machine": common.machine("torch"), "workers": workers}
     shapes, doubled = {}, {}
     compare(args, workers, shapes)
     growth(args, workers, doubled)
-    memory = measured_memory(BASE, workers, 1000)
-    if memory:
-        print(f"\nmemory of {BASE} after 100 steps {memory[1] / 1e6:.1f} MB, ", end="")
-        print(f"after 1,000 more {memory[2] / 1e6:.1f} MB")
-    record = {"date": time.strftime("%Y-%m-%d %H:%M"), "machine": machine, "workers": workers}
-    record |= {"shapes": shapes, "doubled": doubled, "memory_1000": memory}
-    RESULTS.parent.mkdir(exist_ok=True)
-    with open(RESULTS, "a") as file:
-        file.write(json.dumps(record) + "\n")
+    record |= {"shapes": shapes, "doubled": doubled, "memory_1000": endurance(args, workers)}
+    common.keep(args, "train_step", record)
 
 
 if __name__ == "__main__":
