@@ -277,7 +277,7 @@ def test_tiles_change_nothing(rng, Tq, Tk, block, causal):
     np.testing.assert_allclose(tiled, out, atol=1e-13)
     dout = rng.normal(size=out.shape)
     for a, b in zip(s5.flash_attention_backward(dout, tiles), s5.attention_backward(dout, cache)):
-        assert relative_error(a, b) < 1e-12
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * np.abs(dout).max())
 
 
 def test_tiles_survive_scores_that_overflow_exp(rng):

@@ -168,8 +168,8 @@ def test_gradients_against_central_differences(kind, post_norm, prefix, rng):
     _, grads = model.loss_and_grads(idx, targets, prefix=prefix)
     names = rng.permutation(sorted(grads))[:6]
     for name in names:
-        numeric = central_difference(
-            lambda: model.loss(idx, targets, prefix=prefix), model.params[name]
+        numeric = central_difference(  # a small step: RMSNorm bends sharply at tiny embeddings
+            lambda: model.loss(idx, targets, prefix=prefix), model.params[name], h=1e-6
         )
         assert relative_error(grads[name], numeric) < 1e-6, name
 

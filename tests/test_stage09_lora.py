@@ -6,7 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from conftest import assert_gradients, central_difference, check_held_out_line, relative_error
+from conftest import (
+    assert_gradients,
+    central_difference,
+    check_held_out_line,
+    relative_error,
+    worst_entry,
+)
 
 import stage09_lora as s
 
@@ -77,14 +83,17 @@ def test_whole_model_gradients(kind, params, rng):
 
     for name, p in tuned.items():
         flat = p.reshape(-1)
-        some = rng.choice(flat.size, min(3, flat.size), replace=False)
+        some, numeric = rng.choice(flat.size, min(3, flat.size), replace=False), []
         for i in some:
             old, h = flat[i], 1e-5
             flat[i] = old + h
             up = loss()
             flat[i] = old - h
-            numeric, flat[i] = (up - loss()) / (2 * h), old
-            assert abs(grads[name].reshape(-1)[i] - numeric) < 1e-7 * (1 + abs(numeric)), name
+            numeric.append((up - loss()) / (2 * h))
+            flat[i] = old
+        # Rounding leaves ε·loss/h, some 1e-10: below 1e-3 an entry is not known to six digits.
+        error, at = worst_entry(grads[name].reshape(-1)[some], numeric, floor=1e-3)
+        assert error < 1e-6, (name, some[at])
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 3, 5), (3, 1, 5)])
@@ -204,7 +213,8 @@ def test_scales_and_the_size_of_the_first_step(rng):
     for rank in (1, 9):  # E[s² A Aᵀ G] = s² r/in G, which rsLoRA makes independent of r
         layers = [s.LoRALinear(W, rank, 2, seed, rslora=True) for seed in range(3000)]
         steps = [a.scale**2 * a.params["A"] @ (a.params["A"].T @ G) for a in layers]
-        assert relative_error(np.mean(steps, 0), 4 / 20 * G) < 0.07
+        expected = 4 / 20 * G
+        assert np.linalg.norm(np.mean(steps, 0) - expected) < 0.14 * np.linalg.norm(expected)
 
 
 def test_seeds(rng):
