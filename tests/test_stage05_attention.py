@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import assert_gradients, relative_error
+from conftest import assert_gradients
 
 import stage05_attention as s5
 
