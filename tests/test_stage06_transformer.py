@@ -553,7 +553,7 @@ def test_wrong_numbers_are_named(rng):
         (lambda: s6.train(model, ids, 1, 2, math.nan), "learning_rate .* not nan"),
         (lambda: s6.train(model, ids[:8], 1, 2), "number of ids .* not 8"),
         (lambda: s6.train(model, ids * 1.0, 1, 2), "ids must be integers, not float64"),
-        (lambda: s6.train(model, ids - 1, 1, 2), "smallest of ids .* -1"),
+        (lambda: s6.train(model, ids - 1, 1, 2), "smallest of ids .*-1"),
         (lambda: s6.held_out_loss(model, ids, 4), "start must be a whole number in 5..59, not 4"),
         (lambda: s6.held_out_loss(model, ids, 60), "start .* not 60"),
     ):
