@@ -2620,7 +2620,8 @@ def check_settings(settings):
 def complain(message):
     """Print one line on standard error, if there is still anyone to read it."""
     try:
-        print("capstone_gpt.py:", " ".join(str(message).split())[:500], file=sys.stderr, flush=True)
+        line = f"capstone_gpt.py: {' '.join(str(message).split()):.500}\n"
+        print(line, end="", file=sys.stderr, flush=True)  # one write: an MPI abort may follow
     except (OSError, RuntimeError):  # closed; or a signal came in the middle of another line
         pass
 

@@ -835,6 +835,7 @@ def read_standard_input():
 def run(args):
     """What the command line asks for."""
     if args.command is None:
+        check_count("--seed", args.seed, 0)
         return report(args.fast, args.seed)
     if args.command == "train":
         return train_command(args)

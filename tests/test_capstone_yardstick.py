@@ -93,7 +93,9 @@ def test_nothing_to_score_and_nothing_before(rng):
     with pytest.raises(ValueError, match="first must be at least 1"):
         gpt.evaluate(model, ids, 0, 8, 8)
     for stride in (0, 9):
-        with pytest.raises(ValueError, match=f"stride must be at least 1 and below 9, not {stride}"):
+        with pytest.raises(
+            ValueError, match=f"stride must be at least 1 and below 9, not {stride}"
+        ):
             gpt.evaluate(model, ids, 60, 8, stride)
 
 

@@ -668,7 +668,7 @@ def test_train_encode_decode_on_the_command_line(tmp_path, capsys, monkeypatch):
         (["decode", "TOK", "one"], "one"),
         (["nonsense"], "nonsense"),
         (["--seed", "x"], "x"),
-        (["--seed", "-1"], "non-negative"),
+        (["--seed", "-1"], "--seed -1"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_status_two(
