@@ -823,7 +823,7 @@ class GPT:
             top_k = check_value("top_k", top_k, int, 1)
         if top_p is not None and not 0 < check_value("top_p", top_p, float) <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
-        if isinstance(seed, int):
+        if isinstance(seed, (int, float, str)):
             check_value("seed", seed, int, 0)
         return self._stream(idx, n, (temperature, top_k, top_p, np.random.default_rng(seed)))
 
@@ -948,11 +948,12 @@ class ParamDict(dict):
 # The definition of the derivative is the referee: (L(w + h) - L(w - h)) / 2h is ∂L/∂w up to O(h²),
 # in float64 good to ten digits. We nudge every parameter of a tiny model of each family. The models
 # have dropout (the same seed draws the same masks), an ignored target and, in llama, grouped
-# queries.
+# queries. Each entry is judged by its own size, but for what rounding hides: it leaves ε L / h in a
+# difference, so ten times that, over the tolerance, counts as the least size.
 
 
 def gradcheck_model(config, h=1e-5):
-    """Rows (parameter, shape, relative error), one for every parameter tensor of a small model."""
+    """Rows (parameter, shape, relative error of its worst entry, which one) of a small model."""
     model, rng = GPT(config, dtype=np.float64), np.random.default_rng(0)
     model.flat[:] += rng.normal(0, 0.3, model.flat.shape)  # away from the symmetric start
     idx, targets = rng.integers(0, config.vocab_size, (2, 2, config.block_size))
@@ -961,7 +962,7 @@ def gradcheck_model(config, h=1e-5):
     def generators():
         return [np.random.default_rng(1), np.random.default_rng(2)]
 
-    _, grads = model.loss_and_grads(idx, targets, generators())
+    loss, grads = model.loss_and_grads(idx, targets, generators())
     numeric = ParamDict(config, np.empty_like(model.flat))
     for i, w in enumerate(model.flat.copy()):
         model.flat[i] = w + h
@@ -971,12 +972,14 @@ def gradcheck_model(config, h=1e-5):
         model.flat[i] = w
         numeric.flat[i] = (above - below) / (2 * h)
     for name, g in grads.items():
-        scale = np.linalg.norm(g) + np.linalg.norm(numeric[name]) + 1e-12
-        yield name, g.shape, np.linalg.norm(g - numeric[name]) / scale
+        least = 10 * np.finfo(float).eps * loss / h / 1e-6
+        error = np.abs(g - numeric[name]) / (np.maximum(np.abs(g), np.abs(numeric[name])) + least)
+        worst = np.unravel_index(error.argmax(), g.shape)  # of nan, too
+        yield name, g.shape, error[worst], tuple(map(int, worst))
 
 
 def gradcheck():
-    """Rows (model, parameter, shape, relative error) for a tiny model of each family."""
+    """Rows (model, parameter, shape, relative error, entry) for a tiny model of each family."""
     sizes = {"vocab_size": 7, "block_size": 5, "n_layer": 2, "n_head": 4, "n_embd": 8}
     models = {
         "gpt2": GPTConfig("gpt2", dropout=0.2, **sizes),
@@ -1008,7 +1011,7 @@ def sample_token(logits, temperature, top_k, top_p, rng):
         p[:, int(top_k) :] = 0
     p /= p.sum(-1, keepdims=True)
     if top_p is not None:
-        p[np.cumsum(p, -1) - p >= top_p] = 0  # what came before already reaches top_p
+        p[:, 1:][np.cumsum(p, -1)[:, :-1] >= top_p - 1e-9] = 0  # what came before reaches top_p
     cdf = np.cumsum(p, -1)
     u = rng.random((len(p), 1)) * cdf[:, -1:]
     return np.take_along_axis(order, (cdf <= u).sum(-1, keepdims=True), -1)[:, 0]
@@ -1068,8 +1071,10 @@ class AdamW:
     """AdamW on one flat parameter vector (Loshchilov & Hutter 2019), clipping by norm included."""
 
     def __init__(self, params, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, grad_clip=1.0):
-        self.params, self.betas, self.eps = params, betas, eps
-        self.weight_decay, self.grad_clip, self.t = weight_decay, grad_clip, 0
+        self.params, self.eps, self.t = params, eps, 0
+        self.betas = tuple(check_value("a beta", beta, float, 0, 1) for beta in betas)
+        self.weight_decay = check_value("weight_decay", weight_decay, float, 0)
+        self.grad_clip = check_value("grad_clip", grad_clip, float, 0)
         self.m, self.v = np.zeros_like(params.flat), np.zeros_like(params.flat)
 
     def step(self, gradient, norm, learning_rate, start=0):
@@ -1099,6 +1104,7 @@ class AdamW:
 
 def warmup_cosine(step, peak, floor, warmup, end):
     """Learning rate: linear to peak over `warmup` steps, then half a cosine to floor at `end`."""
+    step, warmup, end = (check_value("a step", n, int, 0) for n in (step, warmup, end))
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, end - warmup))
@@ -1119,6 +1125,7 @@ def warmup_cosine(step, peak, floor, warmup, end):
 
 def draw_batch(ids, block_size, batch_size, seed, step, first=0):
     """Sequences first, first + 1, ... of a step: inputs, targets (B, T), their B generators."""
+    need(len(ids) > block_size, f"{len(ids)} tokens are too few for a block of {block_size}")
     places = range(first, first + batch_size)
     rngs = [np.random.default_rng((seed, step, place)) for place in places]
     starts = np.array([rng.integers(len(ids) - block_size) for rng in rngs])
@@ -1179,8 +1186,9 @@ def evaluate(model, ids, first, block_size, stride, max_windows=None):
     sees at least the block_size - stride + 1 tokens before it, or all there are. max_windows takes
     that many, evenly spaced. ids (n,) are integers, in memory or mapped; first is at least 1.
     """
-    need(first >= 1, "the first token of a text has nothing before it to be predicted from")
-    need(1 <= stride <= block_size, f"stride must be in 1..{block_size}, not {stride}")
+    first = check_value("first", first, int, 1)  # token 0 has nothing to be predicted from
+    block_size = check_value("block_size", block_size, int, 1)
+    stride = check_value("stride", stride, int, 1, block_size + 1)
     T = max(1, min(block_size, len(ids) - 1))
     windows = range(first, len(ids), stride)
     if max_windows and len(windows) > max_windows:
@@ -1248,7 +1256,11 @@ def kneser_ney_nats(train, rows, vocab_size, order):
     """
     # All grams of one length are numbered at once, those of the rows, too: what the training text
     # lacks has a count of 0. hw numbers the gram that ends at each place, h the context before it.
-    n, V, nats = len(train), vocab_size, []
+    n, V, nats = len(train), check_value("vocab_size", vocab_size, int, 1), []
+    order = check_value("order", order, int, 1, n + 2)
+    for ids in map(np.asarray, (train, rows)):
+        known = ids.dtype.kind in "iu" and 0 <= ids.min(initial=0) and ids.max(initial=0) < V
+        need(known, f"token ids must be integers in 0..{V - 1}")
     text = np.concatenate([train, rows.ravel()]).astype(np.int64)
     scored = np.arange(n, len(text)).reshape(rows.shape)[:, order - 1 :]  # places
     counted = slice(order - 1, n)  # places, the same for all lengths
@@ -1739,6 +1751,8 @@ class Tokenizer:
 
     def decode(self, ids):
         """The text of token ids (T,)."""
+        ids = np.asarray(ids)
+        need(ids.dtype.kind in "iu" or ids.size == 0, f"token ids are {ids.dtype}, not integers")
         return "".join(self.decode_stream(ids))
 
     def save(self, directory):
@@ -2627,7 +2641,8 @@ def check_settings(settings):
 def complain(message):
     """Print one line on standard error, if there is still anyone to read it."""
     try:
-        print("capstone_gpt.py:", " ".join(str(message).split())[:500], file=sys.stderr, flush=True)
+        line = f"capstone_gpt.py: {' '.join(str(message).split()):.500}\n"
+        print(line, end="", file=sys.stderr, flush=True)  # one write: an MPI abort may follow
     except (OSError, RuntimeError):  # closed; or a signal came in the middle of another line
         pass
 
@@ -3130,10 +3145,10 @@ def eval_command(args):
 def gradcheck_command(args):
     """Compare every gradient with central differences; exit status 1 if any is wrong."""
     rows, tolerance = gradcheck(), 1e-6
-    print(f"{'model':14} {'parameter':48} {'shape':>10} {'relative error':>15}")
-    for model, name, shape, error in rows:
-        print(f"{model:14} {name:48} {' x '.join(map(str, shape)):>10} {error:15.1e}")
-    wrong = sum(not error < tolerance for *_, error in rows)
+    print(f"{'model':14} {'parameter':48} {'shape':>10} {'relative error':>15} at")
+    for model, name, shape, error, at in rows:
+        print(f"{model:14} {name:48} {' x '.join(map(str, shape)):>10} {error:15.1e} {at}")
+    wrong = sum(not error < tolerance for *_, error, _ in rows)
     print(f"\n{len(rows)} tensors, {wrong} with a relative error of {tolerance:g} or more")
     return 1 if wrong else 0
 

@@ -84,6 +84,9 @@ import numpy as np
 
 def noise_floor(lr, curvature, noise_variance, batch_size):
     """Var(x) where SGD hovers on ½λx²: the formula above. ValueError unless 0 < lr < 2/λ."""
+    batch_size = check("batch_size", batch_size)
+    lr, curvature = check("lr", lr), check("curvature", curvature, "(0, inf)")
+    noise_variance = check("noise_variance", noise_variance, "[0, inf)")
     if not 0 < lr * curvature < 2:
         raise ValueError(f"lr is {lr}; expected 0 < lr·λ < 2 at curvature λ = {curvature}")
     return lr * noise_variance / (batch_size * curvature * (2 - lr * curvature))
@@ -96,7 +99,7 @@ def accumulated(loss_and_grads, X, Y, micro_batch):
     """
     if len(X) != len(Y) or len(X) == 0:
         raise ValueError(f"{len(X)} contexts and {len(Y)} targets; expected as many, at least one")
-    check("micro_batch", micro_batch)
+    micro_batch = check("micro_batch", micro_batch)
     total, sums = 0.0, {}
     for i in range(0, len(X), micro_batch):
         piece = slice(i, i + micro_batch)  # the last piece may be smaller
@@ -110,16 +113,18 @@ def accumulated(loss_and_grads, X, Y, micro_batch):
 # %% 5. Landscapes
 #
 # Four, each with one difficulty. All map points (..., 2) to heights (...) and slopes (..., 2).
+# Times 1.0, integers become floats: 20² does not fit into eight bits.
 
 
 def quadratic(points, kappa=100.0):
     """The elongated bowl ½(x² + κy²), minimum 0 at (0, 0): section 3 in person."""
-    scale = np.array([1.0, kappa])
+    points, scale = np.asarray(points) * 1.0, np.array([1.0, kappa])
     return 0.5 * (points * points) @ scale, points * scale
 
 
 def rosenbrock(points):
     """(1 - x)² + 100(y - x²)²: a bent, nearly flat valley; minimum 0 at (1, 1). Rosenbrock 1960."""
+    points = np.asarray(points) * 1.0
     x, y = points[..., 0], points[..., 1]
     off = y - x * x  # distance from the valley floor y = x²
     slope = np.stack([-2 * (1 - x) - 400 * x * off, 200 * off], axis=-1)
@@ -128,6 +133,7 @@ def rosenbrock(points):
 
 def saddle(points):
     """½x² - ½y² + ¼y⁴: at (0, 0) the slope is zero but y leads down, to -¼ at (0, ±1)."""
+    points = np.asarray(points) * 1.0
     x, y = points[..., 0], points[..., 1]
     y2 = y * y
     return 0.5 * x * x - 0.5 * y2 + 0.25 * y2 * y2, np.stack([x, y * y2 - y], axis=-1)
@@ -135,6 +141,7 @@ def saddle(points):
 
 def rastrigin(points):
     """20 + Σ (x² - 10·cos 2πx): a dimple at every integer point, 0 at (0, 0). Rastrigin 1974."""
+    points = np.asarray(points) * 1.0
     wave = 2 * np.pi * points
     height = 20 + (points * points - 10 * np.cos(wave)).sum(axis=-1)
     return height, 2 * points + 20 * np.pi * np.sin(wave)
@@ -153,13 +160,16 @@ RANGES = {  # of every number that is given below
     **dict.fromkeys(["max_norm", "clip_value"], "(0, inf]"),
     **dict.fromkeys(["total_steps", "decay_steps", "cycle_steps", "step_size"], "[1, inf)"),
     **dict.fromkeys(["cycle_mult", "div_factor", "final_div_factor"], "[1, inf)"),
-    **{"gamma": "(0, 1]", "pct_start": "[0, 1]", "micro_batch": "integer [1, inf)"},
-    **{"ns_steps": "integer [1, inf)", "steps": "integer [0, inf)", "t": "integer [0, inf)"},
+    **{"gamma": "(0, 1]", "pct_start": "[0, 1]"},
+    **dict.fromkeys(["micro_batch", "batch_size", "context", "vocab_size"], "integer [1, inf)"),
+    **dict.fromkeys(["n_embd", "n_hidden", "ns_steps"], "integer [1, inf)"),
+    **dict.fromkeys(["steps", "t"], "integer [0, inf)"),
 }
 
 
 def check(name, value, wanted=None):
-    """ValueError unless value is a real number, or an integer, in its interval (see RANGES)."""
+    """The value as Python's own number, as NumPy's of eight bits would wrap; ValueError unless it
+    is a real number, or an integer, in its interval (see RANGES)."""
     _, integer, interval = (wanted or RANGES[name]).rpartition("integer ")
     low, high = map(float, interval[1:-1].split(","))
     ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
@@ -167,6 +177,7 @@ def check(name, value, wanted=None):
     if not fits or isinstance(value, bool) or not (low < value < high or value in ends):
         kind = "an integer" if integer else "a number"
         raise ValueError(f"{name} is {value!r}; expected {kind} in {interval}")
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_like(what, given, model):
@@ -205,8 +216,12 @@ class Optimizer:
         """Every setting is checked on assignment; lr may follow a schedule, down to 0."""
         if name == "betas" and np.shape(value) != (2,):
             raise ValueError(f"betas are {value!r}; expected two numbers in [0, 1)")
-        for number in value if name == "betas" else [value] * (name in RANGES):
-            check(name, number, "[0, inf)" if name == "lr" else None)
+        if name == "betas":
+            value = tuple(check(name, beta) for beta in value)
+        elif name == "lr":
+            value = check(name, value, "[0, inf)")
+        elif name in RANGES:
+            value = check(name, value)
         super().__setattr__(name, value)
 
     def step(self, grads):
@@ -275,6 +290,8 @@ class Optimizer:
 
 def proven_rates(mu, Lambda):
     """{method: (learning rate, momentum, ρ)} on curvatures in [mu, Lambda], as derived above."""
+    check("mu", mu, "(0, inf)")
+    check("Lambda", Lambda, "(0, inf)")
     if not 0 < mu <= Lambda < math.inf:
         raise ValueError(f"curvatures are {mu} and {Lambda}; expected 0 < mu <= Lambda")
     low, high = math.sqrt(mu), math.sqrt(Lambda)
@@ -439,6 +456,7 @@ def orthogonalize(G, steps=5, eps=1e-7):
         raise ValueError(f"G has shape {np.shape(G)}; expected a matrix")
     check("steps", steps)
     a, b, c = NEWTON_SCHULZ
+    G = np.asarray(G) * 1.0
     X = G.T if G.shape[0] > G.shape[1] else G  # X·Xᵀ is the smaller of the two products
     X = X / max(np.linalg.norm(X), eps)
     for _ in range(steps):
@@ -477,9 +495,18 @@ class Muon(Optimizer):
 # caps each entry: simpler, and it turns the direction.
 
 
+def check_in_place(grads):
+    """ValueError unless the gradients can be changed in place: arrays of floats."""
+    for name, g in grads.items():
+        if not isinstance(g, np.ndarray) or g.dtype.kind != "f":
+            kind = getattr(g, "dtype", type(g).__name__)
+            raise ValueError(f"grads[{name!r}] is {kind}; expected a floating-point array")
+
+
 def clip_grad_norm(grads, max_norm):
     """Scale the gradients in place to a joint norm of at most max_norm; returns the norm before."""
     check("max_norm", max_norm)
+    check_in_place(grads)
     norm = math.hypot(*(np.linalg.norm(g.astype(np.float64).ravel()) for g in grads.values()))
     scale = max_norm / (norm + 1e-6)
     if scale < 1:
@@ -491,6 +518,7 @@ def clip_grad_norm(grads, max_norm):
 def clip_grad_value(grads, clip_value):
     """Cut every entry of the gradients to [-clip_value, clip_value], in place. ValueError: <= 0."""
     check("clip_value", clip_value)
+    check_in_place(grads)
     for g in grads.values():
         np.clip(g, -clip_value, clip_value, out=g)
 
@@ -506,14 +534,15 @@ def clip_grad_value(grads, clip_value):
 
 
 def check_schedule(given):
-    """ValueError unless all are in their RANGES, min_lr <= lr, and the parts fit the whole."""
-    for name, value in given.items():
-        check(name, value)
+    """The arguments as Python's own numbers; ValueError unless all are in their RANGES, min_lr is
+    at most lr, and the parts fit the whole."""
+    given = {name: check(name, value) for name, value in given.items()}
     if given.get("min_lr", 0) > given["lr"]:
         raise ValueError(f"min_lr is {given['min_lr']}; expected at most lr = {given['lr']}")
     parts = given.get("warmup_steps", 0) + given.get("decay_steps", 0)
     if parts > given.get("total_steps", math.inf):
         raise ValueError(f"total_steps is {given['total_steps']}; expected at least {parts}")
+    return given.values()
 
 
 def half_cosine(high, low, u):
@@ -523,31 +552,31 @@ def half_cosine(high, low, u):
 
 def constant(step, lr):
     """The same rate at every step."""
-    check_schedule(locals())  # all arguments, by name
+    step, lr = check_schedule(locals())  # all arguments, in their order
     return lr
 
 
 def step_decay(step, lr, step_size, gamma=0.1):
     """lr·γⁿ after n whole periods of step_size steps: a staircase."""
-    check_schedule(locals())
+    step, lr, step_size, gamma = check_schedule(locals())
     return lr * gamma ** (step // step_size)
 
 
 def exponential_decay(step, lr, gamma):
     """lr·γᵗ: the same percentage off at every step."""
-    check_schedule(locals())
+    step, lr, gamma = check_schedule(locals())
     return lr * gamma**step
 
 
 def linear_decay(step, lr, total_steps, min_lr=0.0):
     """A straight line from lr at step 0 to min_lr at total_steps, and min_lr from there on."""
-    check_schedule(locals())
+    step, lr, total_steps, min_lr = check_schedule(locals())
     return min_lr + (lr - min_lr) * max(0.0, 1 - step / total_steps)
 
 
 def warmup_cosine(step, lr, warmup_steps, total_steps, min_lr=0.0):
     """A line from lr/(warmup_steps + 1) to lr at warmup_steps, then half a cosine to min_lr."""
-    check_schedule(locals())
+    step, lr, warmup_steps, total_steps, min_lr = check_schedule(locals())
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
     return half_cosine(lr, min_lr, (step - warmup_steps) / max(1e-9, total_steps - warmup_steps))
@@ -555,7 +584,7 @@ def warmup_cosine(step, lr, warmup_steps, total_steps, min_lr=0.0):
 
 def cosine_restarts(step, lr, cycle_steps, cycle_mult=1, min_lr=0.0):
     """Half cosines from lr to min_lr, each cycle_mult times as long as the one before (SGDR)."""
-    check_schedule(locals())
+    step, lr, cycle_steps, cycle_mult, min_lr = check_schedule(locals())
     while cycle_mult > 1 and step >= cycle_steps:
         step, cycle_steps = step - cycle_steps, cycle_steps * cycle_mult
     return half_cosine(lr, min_lr, step % cycle_steps / cycle_steps)
@@ -563,7 +592,7 @@ def cosine_restarts(step, lr, cycle_steps, cycle_mult=1, min_lr=0.0):
 
 def one_cycle(step, lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
     """Half cosines from lr/div_factor to lr (at pct_start) to lr/div_factor/final_div_factor."""
-    check_schedule(locals())
+    step, lr, total_steps, pct_start, div_factor, final_div_factor = check_schedule(locals())
     first, last, peak = lr / div_factor, total_steps - 1, max(0.0, pct_start * total_steps - 1)
     if step < peak:
         return half_cosine(first, lr, step / peak)
@@ -572,7 +601,7 @@ def one_cycle(step, lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_f
 
 def wsd(step, lr, warmup_steps, total_steps, decay_steps, min_lr=0.0):
     """Warmup, stable, decay: a line up, lr, and a line to min_lr in the last decay_steps."""
-    check_schedule(locals())
+    step, lr, warmup_steps, total_steps, decay_steps, min_lr = check_schedule(locals())
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
     return min_lr + (lr - min_lr) * min(1.0, max(0.0, (total_steps - step) / decay_steps))
@@ -588,6 +617,8 @@ def wsd(step, lr, warmup_steps, total_steps, decay_steps, min_lr=0.0):
 
 def nlm_init(vocab_size, context, n_embd, n_hidden, rng, dtype=np.float32):
     """Parameters C (V, D), H (context·D, K), d (K,), U (K, V), b (V,), sized as in stage 3."""
+    vocab_size, context = check("vocab_size", vocab_size), check("context", context)
+    n_embd, n_hidden = check("n_embd", n_embd), check("n_hidden", n_hidden)
     m = context * n_embd
     params = {
         "C": rng.normal(0, 1, (vocab_size, n_embd)),
@@ -599,9 +630,21 @@ def nlm_init(vocab_size, context, n_embd, n_hidden, rng, dtype=np.float32):
     return {name: value.astype(dtype) for name, value in params.items()}
 
 
+def check_ids(name, ids, size=math.inf):
+    """ids as int64. ValueError unless they are integers from 0 to size - 1: NumPy would take -1 for
+    the last row, and True for a mask."""
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"{name} are {ids.dtype}; expected integers")
+    if ids.size and not 0 <= ids.min() <= ids.max() < size:
+        raise ValueError(f"{name} reach from {ids.min()} to {ids.max()}; expected 0..{size - 1}")
+    return ids.astype(np.int64)
+
+
 def nlm_forward(X, Y, params):
     """Mean nats of the targets Y (N,) after the contexts X (N, context) -> (loss, cache)."""
     P = params
+    X, Y = check_ids("X", X, len(P["C"])), check_ids("Y", Y, len(P["C"]))
     x = P["C"][X].reshape(len(X), -1)  # (N, context·D)
     h = np.tanh(x @ P["H"] + P["d"])  # (N, K)
     z = h @ P["U"] + P["b"]  # (N, V)
@@ -626,6 +669,9 @@ def nlm_backward(dloss, cache):
 
 def examples(ids, context):
     """All (context, next id) pairs: X (N, context), Y (N,) with N = len(ids) - context."""
+    ids, context = check_ids("ids", ids), check("context", context)
+    if len(ids) <= context:
+        raise ValueError(f"{len(ids)} ids; expected more than the {context} of a context")
     return np.lib.stride_tricks.sliding_window_view(ids[:-1], context), ids[context:]
 
 
@@ -644,7 +690,10 @@ def nlm_score(ids, params, context):
 
 
 def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, name=None):
-    """Train in place, each optimizer at schedule(step, its lr). Returns the losses (steps,)."""
+    """Train in place, each optimizer at schedule(step, its lr). Returns the losses (steps,).
+
+    ValueError, naming the step, if the loss or a gradient is not finite any more."""
+    steps, batch_size = check("steps", steps), check("batch_size", batch_size)
     rng, order, losses = np.random.default_rng(seed), [], np.empty(steps)
     rates = [optimizer.lr for optimizer in optimizers]
     for step in range(steps):
@@ -653,7 +702,10 @@ def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, nam
         batch, order = order[:batch_size], order[batch_size:]
         losses[step], cache = nlm_forward(X[batch], Y[batch], params)
         grads = nlm_backward(1.0, cache)
-        clip_grad_norm(grads, 1.0)
+        norm = clip_grad_norm(grads, 1.0)
+        if not (math.isfinite(losses[step]) and math.isfinite(norm)):
+            found = f"loss {losses[step]:.4g}, gradient norm {norm:.4g}"
+            raise ValueError(f"step {step + 1}: {found}; expected finite numbers: lower the rate")
         for optimizer, rate in zip(optimizers, rates):
             optimizer.lr = schedule(step, rate)
             optimizer.step({key: grads[key] for key in optimizer.params})
@@ -785,6 +837,8 @@ def draw(landscape, points, x_range, y_range, width=38, height=15):
     heights = landscape(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (height, width)
     bands = np.floor(2 * np.log(heights - heights.min() + 0.05)).astype(int) % 2
     grid = np.where(bands, ".", " ")
+    if len(points) == 0 or not np.isfinite(points).all() or np.ptp(x) * np.ptp(y) == 0:
+        raise ValueError("expected finite points, at least one, and a map of some width and height")
     for (px, py), mark in zip([*points, points[0], points[-1]], "o" * len(points) + "SE"):
         column = round((px - x[0]) / (x[-1] - x[0]) * (width - 1))
         row = round((py - y[0]) / (y[-1] - y[0]) * (height - 1))

@@ -69,10 +69,33 @@ import numpy as np
 # what its own weight is worth, minus what the weights are worth on average. Zero weights give zero.
 
 
+def check_count(name, value, lowest=1):
+    """value as an int; ValueError unless it is a whole number, and at least the lowest."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < lowest:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of at least {lowest}")
+    return int(value)  # an np.uint8 would wrap at 256, and below 0
+
+
+def check_number(name, value):
+    """ValueError unless value is a finite number."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
+        raise ValueError(f"{name} is {value!r}; expected a finite number")
+
+
+def check_shape(name, given, shape):
+    """ValueError unless the array has exactly this shape: NumPy would repeat it to fit."""
+    if np.shape(given) != shape:
+        raise ValueError(f"{name} has shape {np.shape(given)}; expected {shape}")
+
+
 def softmax_forward(x):
     """Rows of x (..., N) to weights p (..., N) that sum to 1; rows of nothing but -inf to zeros."""
     x = np.asarray(x)
-    x = x.astype(np.result_type(x.dtype, np.float16), copy=False)  # integers become float64
+    if x.dtype.kind not in "fiu" or x.ndim == 0:
+        raise ValueError(f"scores are {x.dtype} {x.shape}; expected numbers (..., N)")
+    x = x if x.dtype.kind == "f" else x.astype(np.float64)
     p = x - x.max(axis=-1, keepdims=True, initial=np.finfo(x.dtype).min)
     np.exp(p, out=p)
     Z = p.sum(axis=-1, keepdims=True)  # (..., 1)
@@ -83,6 +106,7 @@ def softmax_forward(x):
 def softmax_backward(dp, cache):
     """dx (..., N) from dp (..., N)."""
     p = cache
+    check_shape("dp", dp, p.shape)
     return p * (dp - np.sum(p * dp, axis=-1, keepdims=True))
 
 
@@ -101,6 +125,7 @@ def softmax_backward(dp, cache):
 
 def scale_statistics(D, scale, rng, n_keys=64, n_queries=512):
     """(variance of the scores, entropy of the weights in nats, trace of the softmax's Jacobian)."""
+    D = check_count("D", D)
     q, k = rng.normal(size=(n_queries, 1, D)), rng.normal(size=(n_queries, D, n_keys))
     s = scale * (q @ k)[:, 0]  # (n_queries, n_keys), fresh keys for every query
     p, _ = softmax_forward(s)
@@ -150,10 +175,9 @@ def check_qkv(q, k, v, scale):
     if k.shape != v.shape or k.shape[::3] != (B, D) or D < 1 or Hkv < 1 or H % Hkv:
         expected = "q (B, H, Tq, D), k and v (B, Hkv, Tk, D), Hkv dividing H"
         raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} do not fit; expected {expected}")
-    scale = 1 / math.sqrt(D) if scale is None else float(scale)
-    if not math.isfinite(scale):
-        raise ValueError(f"scale is {scale}; expected a finite number, or None for 1/√D")
-    return q, k, v, scale
+    scale = 1 / math.sqrt(D) if scale is None else scale  # None for 1/√D
+    check_number("scale", scale)
+    return q, k, v, float(scale)
 
 
 def sliding_window_mask(Tq, Tk, window=None):
@@ -161,8 +185,8 @@ def sliding_window_mask(Tq, Tk, window=None):
 
     It sees itself and what came before, `window` positions in all (None: all, the causal mask).
     """
-    if window is not None and window < 1:
-        raise ValueError(f"window is {window}; expected at least 1 position, or None for no limit")
+    Tq, Tk = check_count("Tq", Tq, 0), check_count("Tk", Tk, 0)
+    window = None if window is None else check_count("window", window)  # None for no limit
     distance = np.arange(Tk - Tq, Tk)[:, None] - np.arange(Tk)  # (Tq, Tk), negative in the future
     return (distance >= 0) & (distance < (window or Tk + 1))
 
@@ -200,6 +224,7 @@ def attention_forward(q, k, v, causal=False, mask=None, scale=None):
 def attention_backward(dout, cache):
     """dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D) from dout (B, H, Tq, D)."""
     q, k, v, p, scale = cache
+    check_shape("dout", dout, q.shape)
     Hkv = k.shape[1]
     do, p = grouped(dout, Hkv), grouped(p, Hkv)  # (B, Hkv, G·Tq, D), (B, Hkv, G·Tq, Tk)
     dv = p.swapaxes(-1, -2) @ do
@@ -240,7 +265,8 @@ def attention_backward(dout, cache):
 
 def sinusoidal_positions(T, C):
     """(T, C) table: sin ωᵢt in column 2i, cos ωᵢt in 2i + 1 (Vaswani et al. 2017); C even."""
-    if T < 0 or C < 2 or C % 2:
+    T, C = check_count("T", T, 0), check_count("C", C, 2)
+    if C % 2:
         raise ValueError(f"T is {T} and C is {C}; expected T >= 0 and an even C >= 2")
     omega = 10000.0 ** (-np.arange(0, C, 2) / C)  # (C/2,)
     angle = np.arange(T)[:, None] * omega  # (T, C/2)
@@ -254,6 +280,10 @@ def rope_forward(x, positions, theta=10000.0):
     """
     x, positions = np.asarray(x), np.asarray(positions, dtype=np.float64)
     D = x.shape[-1] if x.ndim else 0
+    check_number("theta", theta)
+    if x.dtype.kind != "f" or not np.isfinite(positions).all():
+        found = f"x is {x.dtype}, positions are {positions}"
+        raise ValueError(f"{found:.200}; expected floats, and positions that are finite")
     if D < 2 or D % 2 or not 0 < theta < math.inf:
         raise ValueError(f"D is {D} and theta {theta}; expected an even D >= 2 and a theta > 0")
     if np.broadcast_shapes(positions.shape, x.shape[:-1]) != x.shape[:-1]:
@@ -275,8 +305,11 @@ def alibi_bias(n_head, Tq, Tk):
 
     It hides nothing: pass it as a mask together with causal=True (Press, Smith & Lewis 2021).
     """
-    if n_head < 1 or Tq < 0 or Tk < 0:
-        raise ValueError(f"n_head {n_head}, Tq {Tq}, Tk {Tk}; expected n_head >= 1, lengths >= 0")
+    n_head, Tq, Tk = (
+        check_count("n_head", n_head),
+        check_count("Tq", Tq, 0),
+        check_count("Tk", Tk, 0),
+    )
     P = 2 ** int(math.log2(n_head))
     exponents = [8 * h / P for h in range(1, P + 1)] + [4 * h / P for h in range(1, 2 * P, 2)]
     slopes = 2.0 ** -np.array(exponents[:n_head])  # (n_head,)
@@ -332,9 +365,9 @@ class MultiHeadAttention:
 
     def __init__(self, n_embd, n_head, n_kv_head=None, causal=True, rope=False, seed=0):
         n_kv_head = n_head if n_kv_head is None else n_kv_head
+        n_embd, n_head = check_count("n_embd", n_embd), check_count("n_head", n_head)
+        n_kv_head = check_count("n_kv_head", n_kv_head)
         sizes = (n_embd, n_head, n_kv_head)
-        if not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
-            raise ValueError(f"n_embd, n_head, n_kv_head are {sizes}; expected positive integers")
         if n_embd % n_head or n_head % n_kv_head or (rope and n_embd // n_head % 2):
             expected = "each to divide the one before, and an even n_embd/n_head for rope"
             raise ValueError(f"n_embd, n_head, n_kv_head are {sizes}; expected {expected}")
@@ -374,6 +407,7 @@ class MultiHeadAttention:
     def backward(self, dy, cache):
         """dx (B, T, C) and grads, keyed like params; with a context also grads["context"]."""
         x, source, crossed, turned, attention, merged = cache
+        check_shape("dy", dy, x.shape)
         dmerged = matmul(dy, self.params["Wo"].T)  # (B, T, C)
         dq, dk, dv = attention_backward(split_heads(dmerged, self.n_head), attention)
         if turned is not None:
@@ -454,8 +488,7 @@ def flash_attention_forward(q, k, v, causal=False, block=64, scale=None):
     The shapes and rules of attention_forward. block, the side of a tile, need not divide anything.
     """
     q, k, v, scale = check_qkv(q, k, v, scale)
-    if not isinstance(block, (int, np.integer)) or block < 1:
-        raise ValueError(f"block is {block!r}; expected a positive integer")
+    block = check_count("block", block)
     out, lam = np.empty_like(q), np.empty((*q.shape[:3], 1), q.dtype)
     for i in range(0, q.shape[2], block):
         o_i, lam_i = out[:, :, i : i + block], lam[:, :, i : i + block]  # views of this tile
@@ -477,6 +510,7 @@ def flash_attention_forward(q, k, v, causal=False, block=64, scale=None):
 def flash_attention_backward(dout, cache):
     """dq, dk, dv as attention_backward gives them, in O(T) extra memory."""
     q, k, v, out, lam, causal, block, scale = cache
+    check_shape("dout", dout, q.shape)
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     for i in range(0, q.shape[2], block):
         rows = slice(i, i + block)
@@ -530,6 +564,9 @@ TOKENS = LETTERS + "0123456789"
 
 def recall_batch(rng, B, n_pairs):
     """(B, 4·n_pairs) ids: n_pairs distinct letters with digits, then as many pairs redrawn."""
+    n_pairs = check_count("n_pairs", n_pairs)
+    if n_pairs > len(LETTERS):
+        raise ValueError(f"n_pairs is {n_pairs}; expected at most {len(LETTERS)}, one a letter")
     letters = rng.permuted(np.tile(np.arange(len(LETTERS)), (B, 1)), axis=1)[:, :n_pairs]
     digits = rng.integers(len(LETTERS), len(TOKENS), size=(B, n_pairs))
     pairs = np.stack([letters, digits], axis=-1)  # (B, n_pairs, 2)
@@ -541,7 +578,8 @@ class AttentionOnly:
     """Embeddings, n_layer attention layers on a residual stream, an unembedding; nothing else."""
 
     def __init__(self, T, n_embd, n_head, n_layer, seed=0, dtype=np.float32):
-        rng, V, C = np.random.default_rng(seed), len(TOKENS), n_embd
+        T, n_layer = check_count("T", T), check_count("n_layer", n_layer)
+        rng, V, C = np.random.default_rng(seed), len(TOKENS), check_count("n_embd", n_embd)
         init = {"token": ((V, C), 0.5), "position": ((T, C), 0.5), "unembed": ((C, V), C**-0.5)}
         self.params = {n: (a * rng.normal(size=s)).astype(dtype) for n, (s, a) in init.items()}
         self.layers = [MultiHeadAttention(C, n_head, seed=seed + 1 + i) for i in range(n_layer)]
@@ -551,6 +589,12 @@ class AttentionOnly:
 
     def forward(self, idx):
         """logits (B, T, V), the last x (B, T, C), the layers' caches, for token ids (B, T)."""
+        idx, T = np.asarray(idx), len(self.params["position"])
+        if idx.ndim != 2 or idx.shape[1] != T or idx.dtype.kind not in "iu":
+            raise ValueError(f"idx is {idx.dtype} {idx.shape}; expected integers (B, {T})")
+        if idx.size and not 0 <= idx.min() <= idx.max() < len(TOKENS):
+            found = f"from {idx.min()} to {idx.max()}"
+            raise ValueError(f"idx holds ids {found}; expected 0..{len(TOKENS) - 1}")
         x, caches = self.params["token"][idx] + self.params["position"], []
         for layer in self.layers:
             y, cache = layer.forward(x)
@@ -560,8 +604,9 @@ class AttentionOnly:
 
     def loss_and_grads(self, idx):
         """Mean -log p of the answers (the digits of the second half), share right, gradients."""
-        half = idx.shape[1] // 2
         logits, x, caches = self.forward(idx)
+        idx = np.asarray(idx).astype(np.int64)
+        half = idx.shape[1] // 2
         p, _ = softmax_forward(logits[:, half::2])  # (B, n, V) at the letters of the second half
         y = idx[:, half + 1 :: 2, None]  # (B, n, 1), the digits that follow them
         p_y = np.take_along_axis(p, y, axis=-1)
@@ -589,11 +634,17 @@ def progress(message, last=False):
 
 
 def train(model, steps, n_pairs, seed, name="", learning_rate=1e-2, B=32):
-    """Adam (stage 4) on fresh batches; the share right in each eighth of the steps."""
+    """Adam (stage 4) on fresh batches; the share right in each eighth of the steps.
+
+    ValueError, naming the step, if the loss is not finite any more."""
+    steps = check_count("steps", steps)
+    check_number("learning_rate", learning_rate)
     rng, rights = np.random.default_rng(seed), []
     m, s = ({key: np.zeros_like(p) for key, p in model.params.items()} for _ in range(2))
     for t in range(1, steps + 1):
         loss, right, grads = model.loss_and_grads(recall_batch(rng, B, n_pairs))
+        if not math.isfinite(loss):
+            raise ValueError(f"step {t}: loss {loss}; expected a finite one: lower learning_rate")
         rate = learning_rate * min(1, t / 50) * (1 - 0.9 * t / steps)  # warm up, then decay
         for key, p in model.params.items():
             m[key] += 0.1 * (grads[key] - m[key])

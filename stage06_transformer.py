@@ -46,7 +46,8 @@ class Tensor:
     """An array, its parents and pull(dy) -> one gradient for each, on the parents' tape if any."""
 
     def __init__(self, data, parents=(), pull=None, tape=None):
-        self.data, self.shape, self.grad = data, data.shape, None
+        self.data = np.asarray(data)
+        self.shape, self.grad = self.data.shape, None
         self.tape = next((parent.tape for parent in parents if parent.tape is not None), tape)
         if self.tape is not None:
             self.parents, self.pull = parents, pull
@@ -54,11 +55,16 @@ class Tensor:
 
     def backward(self):
         """Rewind the tape, leaving ∂self/∂leaf in each leaf's .grad; self holds one number."""
+        if self.tape is None or self.data.size != 1:
+            raise ValueError(f"backward needs one number on a tape, not {self.shape}")
         self.grad, tape = np.ones_like(self.data), self.tape
         while tape:
             node = tape.pop()
             if node.pull and node.grad is not None:
                 for parent, grad in zip(node.parents, node.pull(node.grad)):
+                    if np.shape(grad) != parent.shape:
+                        found = f"{np.shape(grad)} for an array of shape {parent.shape}"
+                        raise ValueError(f"a pull must return gradients like its parents: {found}")
                     parent.grad = grad if parent.grad is None else parent.grad + grad
                 node.grad = None  # used up; only leaves keep theirs
 
@@ -71,7 +77,9 @@ class Tensor:
     def __mul__(self, other):
         if not isinstance(other, Tensor):  # a constant
             return Tensor(self.data * other, (self,), lambda dy: (dy * other,))
-        a, b = self.data, other.data  # of one shape: here no other product is needed
+        a, b = self.data, other.data
+        if a.shape != b.shape:  # here no other product is needed
+            raise ValueError(f"a product needs two arrays of one shape, not {a.shape}, {b.shape}")
         return Tensor(a * b, (self, other), lambda dy: (dy * b, dy * a))
 
     # y = ab for matrices: yᵢⱼ = Σₖ aᵢₖbₖⱼ, so ∂loss/∂aᵢₖ = Σⱼ dyᵢⱼ bₖⱼ and ∂loss/∂bₖⱼ = Σᵢ aᵢₖ
@@ -94,13 +102,19 @@ class Tensor:
         return Tensor(self.data.reshape(shape), (self,), lambda dy: (dy.reshape(self.shape),))
 
     def transpose(self, *axes):
-        back = np.argsort(axes)
+        back = np.argsort(np.mod(axes, len(axes)))  # -1 is the last axis
         return Tensor(self.data.transpose(axes), (self,), lambda dy: (dy.transpose(back),))
 
     def __getitem__(self, index):
+        parts = index if isinstance(index, tuple) else (index,)
+        slices = all(isinstance(part, (int, slice, type(...))) for part in parts)
+
         def pull(dy):
             dx = np.zeros(self.shape, dy.dtype)
-            np.add.at(dx, index, dy) if isinstance(index, np.ndarray) else dx.__setitem__(index, dy)
+            if slices:  # no number is picked twice
+                dx[index] = dy
+            else:
+                np.add.at(dx, index, dy)
             return (dx,)
 
         return Tensor(self.data[index], (self,), pull)
@@ -172,9 +186,9 @@ def silu(x):
 def softmax(s, mask=0.0):
     """Softmax of s + mask over the last axis, the row's maximum subtracted first."""
     p = s.data + mask
-    p -= p.max(-1, keepdims=True)
+    p -= np.maximum(p.max(-1, keepdims=True), np.finfo(p.dtype).min)  # a row of -∞ gets zeros
     np.exp(p, out=p)
-    p /= (p @ np.ones(p.shape[-1], p.dtype))[..., None]
+    p /= np.maximum(p @ np.ones(p.shape[-1], p.dtype), 1)[..., None]  # the maximum adds e⁰ = 1
     return Tensor(p, (s,), lambda dp: ((dp - np.vecdot(dp, p)[..., None]) * p,))
 
 
@@ -183,6 +197,9 @@ def softmax(s, mask=0.0):
 def cross_entropy(logits, targets):
     """Mean of -log p[target] in nats, targets (B, T), logits (B, T, V); a target -1 is skipped."""
     z = logits.data.reshape(-1, logits.shape[-1])
+    targets = check_ids("targets", targets, z.shape[1], -1)
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(f"targets must have the shape {logits.shape[:-1]}, not {targets.shape}")
     kept = np.flatnonzero(targets.ravel() != -1)
     picked, n = targets.ravel()[kept], max(1, len(kept))
     logp = z - z.max(-1, keepdims=True)  # (B·T, V)
@@ -242,13 +259,17 @@ class TransformerConfig:
         for name, value in (defaults | {"bias": not llama, "tie_weights": not llama}).items():
             setattr(self, name, value if getattr(self, name) is None else getattr(self, name))
             if name in sizes:
-                check_count(name, getattr(self, name))
+                setattr(self, name, check_count(name, getattr(self, name)))
+            elif not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        for name in ("dropout", "norm_eps", "rope_theta"):
+            check_number(name, getattr(self, name))
         C, H, step = self.n_embd, self.n_head, max(1, self.n_embd // 16)
         if self.n_hidden is None:
             self.n_hidden = -(-8 * C // (3 * step)) * step if llama else 4 * C
-        self.n_kv_head = Hkv = H if self.n_kv_head is None else self.n_kv_head
-        check_count("n_hidden", self.n_hidden)
-        check_count("n_kv_head", Hkv)
+        self.n_hidden = check_count("n_hidden", self.n_hidden)
+        Hkv = check_count("n_kv_head", H if self.n_kv_head is None else self.n_kv_head)
+        self.n_kv_head = Hkv
         for holds, message in (
             (C % H == 0, f"n_embd must be a multiple of n_head={H}, not {C}"),
             (H % Hkv == 0, f"n_head must be a multiple of n_kv_head={Hkv}, not {H}"),
@@ -263,11 +284,29 @@ class TransformerConfig:
 
 
 def check_count(name, value, lowest=1, highest=math.inf):
-    """The whole number value, if it lies in lowest..highest; ValueError otherwise."""
+    """The whole number value as an int (NumPy's would wrap), if it lies in lowest..highest;
+    ValueError otherwise."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not (whole and lowest <= value <= highest):
         raise ValueError(f"{name} must be a whole number in {lowest}..{highest}, not {value!r}")
-    return value
+    return int(value)
+
+
+def check_number(name, value):
+    """ValueError unless value is a finite number."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, not {value!r}")
+
+
+def check_ids(name, ids, vocab_size, lowest=0):
+    """ids as int64; ValueError unless they are integers in lowest..vocab_size - 1."""
+    ids = np.asarray(ids)
+    if ids.dtype.kind not in "iu" or ids.size == 0:
+        raise ValueError(f"{name} must be integers, not {ids.dtype} of {ids.shape}")
+    check_count(f"the smallest of {name}", ids.min(), lowest)
+    check_count(f"the largest of {name}", ids.max(), lowest, vocab_size - 1)
+    return ids.astype(np.int64)
 
 
 PRESETS = {
@@ -381,6 +420,7 @@ def block(x, p, config, mask, rope=None, post_norm=False):
 # cross-attention is a softmax of its own.
 def attention_mask(T, prefix=0):
     """(T, T): 0 where row i may look at column j, -inf elsewhere."""
+    T = check_count("T", T)
     check_count("prefix", prefix, 0, T)
     i, j = np.ogrid[:T, :T]
     return np.where((j <= i) | (j < prefix), 0.0, -np.inf)
@@ -410,9 +450,7 @@ class Transformer:
         if idx.ndim != 2 or idx.dtype.kind not in "iu" or idx.size == 0:
             raise ValueError(f"{name} must be (B, T) integers, not {idx.dtype} of {idx.shape}")
         check_count("T", idx.shape[1], 1, self.config.block_size)
-        check_count(f"the smallest of {name}", idx.min(), lowest)
-        check_count(f"the largest of {name}", idx.max(), lowest, self.config.vocab_size - 1)
-        return idx
+        return check_ids(name, idx, self.config.vocab_size, lowest)
 
     def _run(self, idx, targets=None, tape=None, prefix=0):
         """The logits, or with targets the loss, as a tensor, and {name: tensor} of the weights."""
@@ -457,13 +495,17 @@ class Transformer:
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
         """Continue idx (B, T) to (B, T + max_new_tokens), reading all anew each time (no cache).
 
-        temperature 0: the likeliest; top_k keeps the k likeliest, top_p the fewest that reach p.
+        temperature 0: the likeliest; top_k keeps the k likeliest, top_p the fewest that reach p
+        (but for rounding: 0.5 + 0.3 reaches 0.8).
         """
         idx, window, rng = np.asarray(idx), self.config.block_size, np.random.default_rng(seed)
-        self._check(idx[..., -window:])
+        self._check(idx[..., -window:] if idx.ndim else idx)
+        idx = idx.astype(np.int64)
         check_count("max_new_tokens", max_new_tokens, 0)
+        check_number("temperature", temperature)
+        check_number("top_p", 1 if top_p is None else top_p)
         k = self.config.vocab_size if top_k is None else check_count("top_k", top_k)
-        if not 0 <= temperature < math.inf:
+        if temperature < 0:
             raise ValueError(f"temperature must be at least 0 and finite, not {temperature}")
         if top_p is not None and not 0 < top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
@@ -473,7 +515,8 @@ class Transformer:
             z = np.take_along_axis(z, order, -1)
             p = np.exp((z - z[:, :1]) / (temperature or 1))
             p /= p.sum(-1, keepdims=True)
-            p *= np.cumsum(p, -1) - p < (top_p or 2)  # unless the likelier ones already reach top_p
+            if top_p is not None:  # drop those whose likelier ones already reach top_p
+                p[:, 1:] *= np.cumsum(p, -1)[:, :-1] < top_p - 1e-9
             edges = np.cumsum(p, -1)
             choice = (edges <= rng.random((len(p), 1)) * edges[:, -1:]).sum(-1, keepdims=True)
             idx = np.concatenate([idx, np.take_along_axis(order, choice, -1)], 1)
@@ -514,8 +557,8 @@ STATE = {"none": 0, "sgd": 0, "momentum": 1, "lion": 1, "muon": 1, "adam": 2, "a
 def memory_budget(config, batch=1, optimizer="adamw", bytes_per_number=4):
     """Bytes at full context: {"weights", "gradients", "optimizer", "activations", "kv_cache"} and
     the totals {"training", "generation"}. optimizer: a key of STATE; "none" does not train."""
-    check_count("batch", batch)
-    check_count("bytes_per_number", bytes_per_number)
+    batch = check_count("batch", batch)
+    bytes_per_number = check_count("bytes_per_number", bytes_per_number)
     if optimizer not in STATE:
         raise ValueError(f"optimizer must be one of {', '.join(STATE)}, not {optimizer!r}")
     C, F, L, N = config.n_embd, config.n_hidden, config.n_layer, count_params(config)
@@ -541,7 +584,8 @@ def memory_budget(config, batch=1, optimizer="adamw", bytes_per_number=4):
 # 70 billion weights and 1.4 trillion tokens: 20 a weight. Hence K = 6N·20N.
 def chinchilla_optimal(compute):
     """(weights, tokens) that spend `compute` operations best: Hoffmann et al. 2022, approach 1."""
-    if not 0 < compute < math.inf:
+    check_number("compute", compute)
+    if compute <= 0:
         raise ValueError(f"compute must be a positive number of operations, not {compute}")
     params = math.sqrt(compute / (6 * 20))
     return params, 20 * params
@@ -578,6 +622,8 @@ def fit_power_law(sizes, losses):
 # singular values alone; five rounds of ax + bx³ + cx⁵ carry all of them near 1.
 def orthogonal(G):
     """About UVᵀ for a matrix G = UΣVᵀ."""
+    if np.ndim(G) != 2:
+        raise ValueError(f"G must be a matrix, not of shape {np.shape(G)}")
     X = (G.T if len(G) > G.shape[1] else G) / (np.linalg.norm(G) + 1e-7)
     aI = 3.4445 * np.eye(len(X), dtype=X.dtype)
     for _ in range(5):
@@ -588,7 +634,11 @@ def orthogonal(G):
 
 def train(model, ids, steps, batch, learning_rate=0.02, label=None, seed=0):
     """`steps` updates on random windows of ids, learning rate up for a tenth, then down to 0;
-    returns the loss in nats of every step."""
+    returns the loss in nats of every step. ValueError, naming the step, once it is not finite."""
+    ids = check_ids("ids", ids, model.config.vocab_size)
+    check_count("the number of ids", len(ids), model.config.block_size + 1)
+    steps, batch = check_count("steps", steps, 0), check_count("batch", batch)
+    check_number("learning_rate", learning_rate)
     T, rng, losses = model.config.block_size, np.random.default_rng(seed), []
     state = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in model.params.items()}
     for step in range(1, steps + 1):
@@ -596,6 +646,8 @@ def train(model, ids, steps, batch, learning_rate=0.02, label=None, seed=0):
         window = ids[starts[:, None] + np.arange(T + 1)]  # (B, T + 1)
         loss, grads = model.loss_and_grads(window[:, :-1], window[:, 1:])
         losses.append(loss)
+        if not math.isfinite(loss):
+            raise ValueError(f"step {step}: the loss is {loss}; try a lower learning_rate")
         clip = min(1, 1 / math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values())))
         rate = learning_rate * min(10 * step / steps, (steps + 1 - step) / (0.9 * steps))
         for name, p in model.params.items():
@@ -614,7 +666,9 @@ def train(model, ids, steps, batch, learning_rate=0.02, label=None, seed=0):
 
 def held_out_loss(model, ids, start):
     """Nats per character of ids[start:], each predicted once from T/2 to T characters before it."""
-    T = model.config.block_size
+    T, ids = model.config.block_size, check_ids("ids", ids, model.config.vocab_size)
+    check_count("the number of ids", len(ids), T + 1)
+    start = check_count("start", start, T - T // 2 + 1, len(ids) - 1)
     ends, total = list(range(start + T // 2, len(ids), T // 2)) + [len(ids)], 0.0
     firsts = np.array([start, *ends[:-1]])
     for i in range(0, len(ends), 32):

@@ -79,6 +79,23 @@ def check_text(text):
         raise ValueError(f"{where}: expected text that UTF-8 can encode")
 
 
+def check_count(name, value, lowest=1):
+    """value as an int; ValueError unless it is a whole number, and at least the lowest."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < lowest:
+        raise ValueError(f"{name} {value!r}: expected an integer of at least {lowest}")
+    return int(value)  # NumPy's own integers would wrap
+
+
+def check_ids(name, ids):
+    """ids as a list of int; ValueError for anything that is no integer, True and 1.0 included."""
+    ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    for i in ids:
+        if isinstance(i, (bool, np.bool_)) or not isinstance(i, (int, np.integer)):
+            raise ValueError(f"{name}: {i!r}: expected integers")
+    return list(map(int, ids))
+
+
 # %% 3. Pre-tokens: what no merge reaches across
 # Left alone, a merging method learns "dog." and "dog," and "dog!" as three tokens. So the text is
 # first cut into pre-tokens (a word with the space before it, a run of digits, of punctuation), and
@@ -114,6 +131,8 @@ def splitter(pattern, ascii_only):
 
 def pretokenize(text, pattern="gpt2"):
     """The pre-tokens of text; joined they are the text. pattern: "gpt2", "gpt4" or None."""
+    if pattern not in PATTERNS:
+        raise ValueError(f"pattern {pattern!r}: expected one of {list(PATTERNS)}")
     return splitter(pattern, text.isascii()).findall(text)
 
 
@@ -169,6 +188,8 @@ class Tokenizer:
 
         Returns the tokenizer. ValueError for a bad argument and for a lone surrogate.
         """
+        if not isinstance(special_tokens, (str, list, tuple)):
+            raise ValueError(f"special_tokens {special_tokens!r}: expected a str or a list of str")
         specials = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
         least = 256 + len(specials)
         if not all(isinstance(s, str) and s for s in specials) or len(set(specials)) < least - 256:
@@ -196,7 +217,7 @@ class Tokenizer:
         check_text(text)
         known = set(self.special_tokens)
         allowed = {"none": set(), "all": known}.get(str(allowed_special), allowed_special)
-        if isinstance(allowed, str) or not set(allowed) <= known:
+        if not isinstance(allowed, (set, frozenset, list, tuple)) or not set(allowed) <= known:
             expected = f'expected "none", "all" or a set out of {sorted(known)}'
             raise ValueError(f"allowed_special {allowed_special!r}: {expected}")
         ids, cache = [], self._cache
@@ -215,7 +236,7 @@ class Tokenizer:
     def decode_bytes(self, ids):
         """The bytes of the ids, exactly. ValueError for an id outside the vocabulary."""
         try:
-            return b"".join([self.vocab[i] for i in ids])
+            return b"".join([self.vocab[i] for i in check_ids("ids", ids)])
         except (KeyError, TypeError) as error:
             raise ValueError(f"ids: {error}: expected integers 0..{max(self.vocab)}") from None
 
@@ -261,6 +282,7 @@ class Tokenizer:
 # are taken inside pre-tokens; ties: the lexicographically smallest pair of ids goes first.
 def textbook_merges(words, n_merges):
     """BPE by its definition: {word: count} -> [(pair, its count when merged)]. Slow."""
+    n_merges, words = check_count("n_merges", n_merges, 0), {w: int(n) for w, n in words.items()}
     texts, merges = {word: word.decode("latin-1") for word in words}, []  # a character for each id
     for new in range(256, 256 + n_merges):
         counts = Counter()
@@ -298,10 +320,11 @@ def merge_places(row, places, pair, new):
 
 def learn_merges(words, n_merges, min_count=None):
     """{word: count} -> [(pair, score)]; score: count(ab), or by min_count as in section 6."""
+    n_merges = check_count("n_merges", n_merges, 0)
     ids, weight = [], []  # all words in a row, each followed by −1, which is in no pair
     for word, count in words.items():
         ids += [*word, -1]
-        weight += [count] * (len(word) + 1)
+        weight += [int(count)] * (len(word) + 1)
     row = ids, list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # ids, before, after
     total, pairs, places = Counter(), Counter(), defaultdict(list)
     for i, pair in enumerate(zip(ids, ids[1:])):
@@ -447,8 +470,10 @@ class CharTokenizer(WordPieceTokenizer):
 # instead samples a cut from P(s|x): subword regularisation shows a model many spellings of a word.
 # With a maximum in place of the sum, the recursion finds the best cut (Viterbi), as encode does.
 def log_sum(terms):
-    """log Σ eᵗ over the terms t."""
-    top = max(terms)  # taken out so that nothing overflows
+    """log Σ eᵗ over the terms t; of no terms, or of nothing but -∞, it is log 0 = -∞."""
+    top = max(terms, default=-math.inf)  # taken out so that nothing overflows
+    if math.isinf(top):
+        return top
     return top + math.log(sum([math.exp(term - top) for term in terms]))
 
 
@@ -458,7 +483,8 @@ def forward(word, score, longest, total=log_sum):
     for j in range(1, len(word) + 1):
         starts = range(max(0, j - longest), j)
         arcs.append([(i, word[i:j], score[word[i:j]]) for i in starts if word[i:j] in score])
-        alpha.append(total([alpha[i] + log_p for i, _, log_p in arcs[j]]))
+        terms = [alpha[i] + log_p for i, _, log_p in arcs[j]]
+        alpha.append(total(terms) if terms else -math.inf)  # no piece ends at j
     return alpha, arcs
 
 
@@ -467,12 +493,16 @@ def expected_counts(words, score, longest):
     counts, log_likelihood = dict.fromkeys(score, 0.0), 0.0
     for word, times in words.items():
         alpha, arcs = forward(word, score, longest)
+        if alpha[-1] == -math.inf:
+            raise ValueError(f"word {word!r}: expected pieces that can write it")
         log_likelihood += times * alpha[-1]
         gamma = [0.0] * len(word) + [1.0]
         for j in range(len(word), 0, -1):
+            if gamma[j] == 0:  # no cut has a boundary here
+                continue
             for i, piece, log_p in arcs[j]:
                 share = gamma[j] * math.exp(alpha[i] + log_p - alpha[j])
-                counts[piece] += times * share
+                counts[piece] += int(times) * share
                 gamma[i] += share
     return counts, log_likelihood
 
@@ -480,6 +510,8 @@ def expected_counts(words, score, longest):
 def viterbi(word, score, longest):
     """(log P, pieces) of the best cut; among equals the one whose last piece is longest."""
     best, arcs = forward(word, score, longest, total=max)
+    if best[-1] == -math.inf:
+        raise ValueError(f"word {word!r}: expected pieces that can write it")
     pieces, j = [], len(word)
     while j:
         j, piece, _ = next(arc for arc in arcs[j] if best[arc[0]] + arc[2] == best[j])
@@ -532,7 +564,8 @@ class UnigramTokenizer(Tokenizer):
     def sample(self, text, rng, temperature=1.0):
         """Ids of a random cut of text, each with probability ∝ P(s, x)^(1/temperature)."""
         check_text(text)
-        if not temperature > 0:
+        real = isinstance(temperature, (int, float, np.integer, np.floating))
+        if not real or isinstance(temperature, bool) or not temperature > 0:
             raise ValueError(f"temperature {temperature!r}: expected a positive number")
         score, out = {piece: log_p / temperature for piece, log_p in self.score.items()}, []
         for word in pretokenize(text, self.pattern):
@@ -635,7 +668,16 @@ def compare(tokenizers, text):
 # In P(w|h'), n counts the *different* tokens seen before (h', w); below the empty context is 1/V.
 # With n₁ sequences seen once, n₂ twice, D = (n₁ + 1)/(n₁ + 2·n₂ + 2), after Ney et al. 1994.
 def kneser_ney_nats(train, test, vocab_size, order):
-    """−log P(test) in nats, every token predicted once from the order − 1 before it."""
+    """−log P(test) in nats, every token predicted once from the order − 1 before it.
+
+    train, test: lists or arrays of ids below vocab_size. ValueError if train has no order − 1."""
+    train, test = check_ids("train", train), check_ids("test", test)
+    order, vocab_size = check_count("order", order), check_count("vocab_size", vocab_size)
+    if len(train) < order - 1:
+        raise ValueError(f"train has {len(train)} ids: expected at least order - 1 = {order - 1}")
+    if train + test and not 0 <= min(train + test) <= max(train + test) < vocab_size:
+        found = f"ids {min(train + test)}..{max(train + test)}"
+        raise ValueError(f"{found}: expected 0..{vocab_size - 1}")
     n, total, kinds, D = {}, Counter(), Counter(), {}
     counts = Counter(zip(*(train[i:] for i in range(order))))
     for k in range(order, 0, -1):  # k tokens: h and w
@@ -793,6 +835,7 @@ def read_standard_input():
 def run(args):
     """What the command line asks for."""
     if args.command is None:
+        check_count("--seed", args.seed, 0)
         return report(args.fast, args.seed)
     if args.command == "train":
         return train_command(args)

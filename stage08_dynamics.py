@@ -42,6 +42,31 @@ def require(ok, message):
         raise ValueError(message)
 
 
+def check_count(name, value, lowest=1):
+    """value as an int; ValueError unless it is a whole number, and at least the lowest."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    require(whole, f"expected a whole number as {name}, got {value!r}")
+    require(value >= lowest, f"expected {name} >= {lowest}, got {value!r}")
+    return int(value)  # an np.uint8 would wrap at 256
+
+
+def check_number(name, value, lowest=-math.inf):
+    """ValueError unless value is a finite number, and at least the lowest."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    require(real and math.isfinite(value), f"expected a finite number as {name}, got {value!r}")
+    require(value >= lowest, f"expected {name} >= {lowest}, got {value!r}")
+
+
+def check_ids(name, ids, vocab_size):
+    """ids as int64; ValueError unless they are integers in 0..vocab_size - 1."""
+    ids = np.asarray(ids)
+    require(ids.dtype.kind in "iu", f"expected integers as {name}, got {ids.dtype}")
+    low, high = ids.min(initial=0), ids.max(initial=0)
+    expected = f"expected {name} in 0..{vocab_size - 1}"
+    require(0 <= low and high < vocab_size, f"{expected}, got {low}..{high}")
+    return ids.astype(np.int64)
+
+
 # %% 1. The patient
 # A window x of T characters, the next character y, V characters in all. Each is looked up in a
 # table E. Layers hₗ = φ([feedₗ, hₗ₋₁] W + b) follow, in one of two bodies:
@@ -52,6 +77,7 @@ def require(ok, message):
 #   ∂L/∂xᵢₖ = Σⱼ dzᵢⱼ Wₖⱼ,  ∂L/∂Wₖⱼ = Σᵢ xᵢₖ dzᵢⱼ,  ∂L/∂bⱼ = Σᵢ dzᵢⱼ.
 def layer_forward(x, w, b, activation):
     """h = φ(x W + b) for x (B, K), W (K, C), b (C,); returns (h (B, C), cache)."""
+    require(activation in ("tanh", "relu"), f"expected 'tanh' or 'relu', got {activation!r}")
     z = x @ w + b  # (B, C)
     h = np.tanh(z) if activation == "tanh" else np.maximum(z, 0)
     return h, (x, w, h, activation)
@@ -60,6 +86,7 @@ def layer_forward(x, w, b, activation):
 def layer_backward(dh, cache):
     """(dx, dW, db) from dh (B, C)."""
     x, w, h, activation = cache
+    require(np.shape(dh) == h.shape, f"expected dh of shape {h.shape}, got {np.shape(dh)}")
     dz = dh * (1 - h * h) if activation == "tanh" else dh * (h > 0)  # (B, C)
     return dz @ w.T, x.T @ dz, dz.sum(0)
 
@@ -69,6 +96,9 @@ def layer_backward(dh, cache):
 # as it is and keeps exp from overflowing.
 def cross_entropy_forward(logits, y):
     """Mean -ln p[y] in nats for logits (B, V), y (B,); returns (loss, cache)."""
+    ok = np.ndim(logits) == 2 and np.shape(y) == (len(logits),)
+    require(ok, f"expected logits (B, V) and y (B,), got {np.shape(logits)} and {np.shape(y)}")
+    y = check_ids("y", y, logits.shape[1])
     z = logits - logits.max(1, keepdims=True)  # (B, V)
     log_p = z - np.log(np.exp(z).sum(1, keepdims=True))  # (B, V)
     return float(-log_p[np.arange(len(y)), y].mean()), (log_p, y)
@@ -90,8 +120,10 @@ class LanguageModel:
 
     def __init__(self, vocab_size, context, width=32, depth=1, embed=8, activation="tanh",
                  recurrent=False, gain=1.0, seed=0, dtype=np.float64):  # fmt: skip
-        sizes = (vocab_size, context, width, depth, embed)
-        require(min(sizes) >= 1, f"expected sizes of at least 1, got {sizes}")
+        vocab_size, context = check_count("vocab_size", vocab_size), check_count("context", context)
+        width, depth = check_count("width", width), check_count("depth", depth)
+        embed = check_count("embed", embed)
+        check_number("gain", gain)
         require(activation in ("tanh", "relu"), f"expected 'tanh' or 'relu', got {activation!r}")
         rng = np.random.default_rng(seed)
         self.activation, self.recurrent = activation, recurrent
@@ -113,7 +145,9 @@ class LanguageModel:
 
     def run(self, x, y):
         """(loss, grads, states, dstates) for x (B, T), y (B,): states by layer or by time."""
-        p, e, caches = self.params, self.params["E"][x], []  # e (B, T, D)
+        p, caches = self.params, []
+        x = check_ids("x", x, len(p["E"]))
+        e = p["E"][x]  # (B, T, D)
         if self.recurrent:
             layers, feeds = [1] * x.shape[1], list(e.swapaxes(0, 1))  # T of (B, D)
         else:
@@ -161,6 +195,10 @@ class Optimizer:
 
     def step(self, params, grads, learning_rate):
         """Move every array of `params` in place."""
+        check_number("learning_rate", learning_rate)
+        for k, g in grads.items():
+            shapes = np.shape(params[k]), np.shape(g)
+            require(shapes[0] == shapes[1], f"{k}: expected shape {shapes[0]}, got {shapes[1]}")
         self.t += 1
         for k, g in grads.items():
             m = self.m[k] = 0.9 * self.m.get(k, 0) + (0.1 if self.adam else 1) * g
@@ -181,7 +219,9 @@ def training(model, batch, rates, kind="adam"):
 
 def schedule(rate, steps, warmup, decay=True):
     """Rates (steps,): a linear rise over `warmup` steps, then level, or falling towards 0."""
-    t = np.arange(steps)
+    check_number("rate", rate)
+    check_number("warmup", warmup, 0)
+    t = np.arange(check_count("steps", steps, 0))
     return rate * np.minimum(1, (t + 1) / (warmup or 1)) * (1 - t / steps if decay else 1)
 
 
@@ -196,13 +236,15 @@ def schedule(rate, steps, warmup, decay=True):
 #             alone get there. Until a model is below H(q) it has learned nothing from its input.
 def unigram_entropy(y):
     """H(q) in nats for the frequencies q of the targets y."""
-    q = np.unique(np.asarray(y), return_counts=True)[1] / len(y)
+    y = np.asarray(y)
+    require(y.size > 0, "expected at least one target, got none")
+    q = np.unique(y, return_counts=True)[1] / y.size
     return float(-(q * np.log(q)).sum())
 
 
 def check_initialization(model, x, y, vocab_size, tolerance=0.5):
     """First loss against ln V in nats: a dict; spread is the s above, excess 0.5 is s = 1."""
-    require(vocab_size >= 2, f"expected vocab_size >= 2, got {vocab_size}")
+    vocab_size = check_count("vocab_size", vocab_size, 2)
     loss, expected = float(model.loss_and_grads(x, y)[0]), math.log(vocab_size)
     excess = loss - expected
     spread = math.sqrt(2 * max(excess, 0))
@@ -214,6 +256,7 @@ def check_initialization(model, x, y, vocab_size, tolerance=0.5):
 # whose weights sum to 1-βᵗ: divide by that. The average looks back about 1/(1-β) steps.
 def smooth(losses, beta=0.9):
     """Bias-corrected exponential moving average of a sequence, same length."""
+    check_number("beta", beta)
     require(0 <= beta < 1, f"expected beta in [0, 1), got {beta}")
     s, out = 0.0, []
     for t, value in enumerate(losses, 1):
@@ -225,10 +268,10 @@ def smooth(losses, beta=0.9):
 def early_stop(held_out, patience=3, min_delta=0.0):
     """(best index, stop index or None): stop when `patience` losses running miss the best."""
     require(len(held_out) > 0, "expected at least one held-out loss, got none")
-    require(patience >= 1, f"expected patience >= 1, got {patience}")
-    best = 0
+    patience = check_count("patience", patience)
+    best, held_out = 0, [float(value) for value in held_out]
     for i, value in enumerate(held_out):
-        if value < held_out[best] - min_delta:
+        if value < held_out[best] - min_delta or math.isnan(held_out[best]):  # nan is never best
             best = i
         elif i - best >= patience:
             return best, i
@@ -248,7 +291,7 @@ def gradient_stats(grads):
     """{name: {'norm', 'rms', 'max', 'zeros'}}; zeros is the share of entries that are exactly 0."""
     stats = {}
     for k, g in grads.items():
-        a, n = np.abs(g), max(np.size(g), 1)
+        a, n = np.abs(np.asarray(g) * 1.0), max(np.size(g), 1)  # * 1.0: integers become floats
         norm = float(np.linalg.norm(a))
         stats[k] = {"norm": norm, "rms": norm / math.sqrt(n), "max": float(a.max(initial=0))}
         stats[k]["zeros"] = float(np.sum(a == 0)) / n
@@ -256,7 +299,7 @@ def gradient_stats(grads):
 
 
 def _by_unit(h):
-    h = np.asarray(h)
+    h = np.asarray(h) * 1.0  # integers become floats: |-128| does not fit into eight bits
     require(h.ndim >= 2 and h.size > 0, f"expected activations (examples, units), got {h.shape}")
     return np.abs(h.reshape(-1, h.shape[-1]))
 
@@ -268,6 +311,7 @@ def dead_units(h):
 
 def saturated_units(h, threshold=0.97):
     """Share of units with |h| > threshold on most examples, and never above the ceiling 1."""
+    check_number("threshold", threshold)
     require(0 < threshold < 1, f"expected threshold between 0 and 1, got {threshold}")
     a = _by_unit(h)
     return float(np.mean((np.mean(a > threshold, axis=0) > 0.5) & (a.max(0) <= 1)))
@@ -286,43 +330,83 @@ def update_ratios(before, after):
     for k, old in before.items():
         old_shape, shape, size = np.shape(old), np.shape(after[k]), np.linalg.norm(old)
         require(old_shape == shape, f"{k}: expected shape {old_shape}, got {shape}")
-        ratios[k] = float(np.linalg.norm(after[k] - old) / size) if size > 0 else math.nan
+        moved = np.linalg.norm(np.asarray(after[k]) * 1.0 - old)
+        ratios[k] = float(moved / size) if size > 0 else math.nan
     return ratios
 
 
 # %% 4. Tests made on purpose
 # Gradient check. Along a direction u the loss has slope u·∂L/∂θ (chain rule), and by Taylor
-# (L(θ+εu) - L(θ))/ε and (L(θ) - L(θ-εu))/ε are that slope ± O(ε). Two evaluations test all of an
-# array. At a kink of a ReLU the two differ and any slope between them is right, so the error is the
-# distance to the interval they span. A part of u along the gradient sees wrong lengths, a random
-# part sees what is missing. With ε = 1e-6 rounding in float64 leaves 1e-16/1e-6 = 1e-10.
-def gradient_check(model, x, y, rng, epsilon=1e-6):
-    """{name: relative error of the analytic slope along one direction}, computed in float64."""
-    twin, errors = shallow_copy(model), {}
+# (L(θ+εu) - L(θ))/ε and (L(θ) - L(θ-εu))/ε are that slope ± O(ε). At a kink of a ReLU the two
+# differ and any slope between them is right, so the error is the distance to the interval they
+# span, relative to the slopes. Rounding leaves 1e-16/1e-6 = 1e-10 of the loss in float64; a slope
+# below a ten-thousandth of the loss is judged as if it had that size, so three digits are certain.
+# All is relative to the loss: no scale, however small, hides a bug.
+#
+# With u = one entry after the other, each is judged by its own size: two losses an entry, and the
+# worst entry has a name. With one u for a whole array, two losses test the array: that is cheap
+# enough for every probe. A part of this u along the gradient sees wrong lengths, a random part sees
+# what is missing; but one wrong entry among n moves the slope by about 1/n, and may stay unseen.
+def slope_error(twin, x, y, name, u, slope, loss, epsilon):
+    """Relative error of `slope`, said to be the loss's in params[name] along u, at this loss."""
+    w, measured = twin.params[name], []
+    for step in (epsilon, -epsilon):
+        twin.params[name] = w + step * u
+        measured.append((twin.loss_and_grads(x, y)[0] - loss) / step)
+    twin.params[name] = w
+    low, high = min(measured), max(measured)
+    distance = 0.0 if low <= slope <= high else max(low - slope, slope - high)
+    scale = max(abs(slope), abs(low), abs(high)) + 1e-4 * abs(loss)
+    return 0.0 if scale == 0 else distance / scale
+
+
+def float64_twin(model):
+    """A copy whose parameters are float64 and may be moved."""
+    twin = shallow_copy(model)
     twin.params = {k: v.astype(np.float64) for k, v in model.params.items()}
+    return twin
+
+
+def gradient_check(model, x, y, epsilon=1e-6):
+    """{name: (relative error, index) of its worst entry}: every entry against measured slopes."""
+    twin, worst = float64_twin(model), {}
     loss, grads = twin.loss_and_grads(x, y)
-    for k, w in list(twin.params.items()):
-        u, g, slopes = rng.normal(size=w.shape), grads[k], []
+    for k, g in grads.items():
+        worst[k] = 0.0, (0,) * g.ndim
+        for index in np.ndindex(g.shape):
+            u = np.zeros_like(twin.params[k])
+            u[index] = 1
+            error = slope_error(twin, x, y, k, u, float(g[index]), loss, epsilon)
+            if not error <= worst[k][0]:  # nan is the worst of all
+                worst[k] = math.inf if math.isnan(error) else error, index
+    return worst
+
+
+def slope_check(model, x, y, rng, epsilon=1e-6):
+    """{name: relative error of the analytic slope along one direction}, computed in float64."""
+    twin, errors = float64_twin(model), {}
+    loss, grads = twin.loss_and_grads(x, y)
+    for k, g in grads.items():
+        u = rng.normal(size=g.shape)
         u = u / np.linalg.norm(u) + g / (np.linalg.norm(g) or 1.0)
-        for step in (epsilon, -epsilon):
-            twin.params[k] = w + step * u
-            slopes.append((twin.loss_and_grads(x, y)[0] - loss) / step)
-        twin.params[k] = w
-        a, low, high = float(np.sum(u * g)), min(slopes), max(slopes)
-        distance = 0.0 if low <= a <= high else max(low - a, a - high)
-        errors[k] = distance / (abs(a) + max(abs(low), abs(high)) + 1e-6)
+        errors[k] = slope_error(twin, x, y, k, u, float(np.sum(u * g)), loss, epsilon)
     return errors
 
 
 # One batch. A model with more parameters than a small batch has characters can learn it by heart.
 # If it cannot, suspect model, loss or optimiser, not the data. The cheapest test there is.
 def overfit_one_batch(model, x, y, learning_rate=0.01, steps=300, target=0.1, kind="adam"):
-    """Train on one batch until the loss is below target; (reached, losses). Changes the model."""
+    """Train on one batch until the loss is below target; (reached, losses). Changes the model.
+
+    ValueError, naming the step, if the loss is not finite any more."""
     require(len(x) == len(y) > 0, f"expected equally many x and y, not 0; got {len(x)}, {len(y)}")
-    require(learning_rate > 0 and steps >= 1, f"expected both > 0, got {learning_rate}, {steps}")
+    steps = check_count("steps", steps)
+    check_number("learning_rate", learning_rate)
+    require(learning_rate > 0, f"expected learning_rate > 0, got {learning_rate}")
     losses = []
-    for _, loss, _, _ in training(model, lambda: (x, y), [learning_rate] * steps, kind):
+    for t, loss, _, _ in training(model, lambda: (x, y), [learning_rate] * steps, kind):
         losses.append(float(loss))
+        require(math.isfinite(loss), f"expected a finite loss, got {loss} at step {t + 1}")
         if loss < target:
             break
     return losses[-1] < target, losses
@@ -339,8 +423,10 @@ def lr_range_test(make_model, batches, low=1e-5, high=10.0, steps=120, beta=0.8,
     """LRRange from training make_model() on batches (x, y), cycled, at rates low to high."""
     batches, rates, losses = list(batches), [], []
     require(batches, "expected at least one batch (x, y), got none")
-    require(0 < low < high < math.inf, f"expected 0 < low < high, got {low}, {high}")
-    require(steps >= 10, f"expected steps >= 10, got {steps}")
+    check_number("low", low)
+    check_number("high", high)
+    require(0 < low < high, f"expected 0 < low < high, got {low}, {high}")
+    steps = check_count("steps", steps, 10)
     feed = cycle(batches)
     run = training(make_model(), lambda: next(feed), np.geomspace(low, high, steps), kind)
     with np.errstate(all="ignore"):
@@ -379,9 +465,10 @@ def flat(arrays):
 def gradient_noise_scale(model, x, y, small=1):
     """(tr Σ/‖G‖² or inf if ‖G‖² ≤ 0, tr Σ, ‖G‖²), the last two unbiased, from batches of `small`
     against all of (x, y) (McCandlish et al. 2018, appendix A)."""
-    pieces = len(x) // max(small, 1)
+    small = check_count("small", small)
+    pieces = len(x) // small
     require(len(x) == len(y), f"expected equally many x and y, got {len(x)}, {len(y)}")
-    require(small >= 1 and pieces >= 2, f"expected two batches of {small} >= 1, got {len(x)} rows")
+    require(pieces >= 2, f"expected two batches of {small}, got {len(x)} rows")
     total, squares, big = 0.0, 0.0, pieces * small
     for i in range(0, big, small):
         g = flat(model.loss_and_grads(x[i : i + small], y[i : i + small])[1])
@@ -419,7 +506,9 @@ def top_hessian_eigenvalue(gradient, theta, iterations=200, tolerance=1e-5, epsi
     """(λ_max, unit eigenvector) at the vector θ (n,) of the Hessian that goes with gradient(θ)."""
     theta = np.asarray(theta, dtype=np.float64)
     require(theta.ndim == 1 and theta.size > 0, f"expected a vector θ, got shape {theta.shape}")
-    require(iterations >= 1 and epsilon > 0, f"expected both > 0, got {iterations}, {epsilon}")
+    iterations = check_count("iterations", iterations)
+    check_number("epsilon", epsilon)
+    require(epsilon > 0, f"expected epsilon > 0, got {epsilon}")
     shift = 0.0
     while True:
         v = np.random.default_rng(seed).normal(size=theta.size)
@@ -457,8 +546,8 @@ def audit_data(x, y, vocab_size, seed=0):
     x, y = np.asarray(x), np.asarray(y)
     ok = x.ndim == 2 and y.shape == x.shape[:1] and x.size > 0
     require(ok, f"expected x (N, T) and y (N,), not empty; got {x.shape} and {y.shape}")
-    low, high = min(x.min(), y.min()), max(x.max(), y.max())
-    require(0 <= low <= high < vocab_size, f"expected 0..{vocab_size - 1}, got {low}..{high}")
+    vocab_size = check_count("vocab_size", vocab_size)
+    x, y = check_ids("x", x, vocab_size), check_ids("y", y, vocab_size)  # packed in pairs below
     rng, entropy, determined, skip = np.random.default_rng(seed), unigram_entropy(y), [], None
     shape = vocab_size, vocab_size
 
@@ -536,7 +625,7 @@ class Monitor:
     held_out are samples (x, y); probes come first and then after every `every` steps."""
 
     def __init__(self, model, train, held_out, vocab_size, every=25, sample=64, seed=0):
-        require(every >= 1 and sample >= 1, f"expected every, sample >= 1, got {every}, {sample}")
+        every, sample = check_count("every", every), check_count("sample", sample)
         self.model, self.held_out, self.every = model, held_out, every
         self.batch, self.rng = (train[0][:sample], train[1][:sample]), np.random.default_rng(seed)
         x, y = (np.concatenate(pair) for pair in zip(train, held_out))
@@ -564,7 +653,7 @@ class Monitor:
                 "step": int(step),
                 "held_out": float(model.loss_and_grads(*self.held_out)[0]),
                 "gradients": {k: s["norm"] for k, s in grads.items()},
-                "errors": gradient_check(model, *self.batch, self.rng),
+                "errors": slope_check(model, *self.batch, self.rng),
                 "spread": {k: float(norm(w - w.mean(1, keepdims=True)) / (norm(w) or 1.0))
                            for k, w in model.params.items() if w.ndim == 2 and w.shape[1] > 1},
             } | {sign: {k: s[sign] for k, s in units.items()} for sign in SIGNS}  # fmt: skip
@@ -825,6 +914,9 @@ def report(args):
         for reading in training(model, batch, schedule(rate, steps, 0.05 * steps)):
             if monitor:
                 monitor(*reading)  # the one line
+            if not math.isfinite(reading[1]):
+                progress(f"   step {reading[0]}: the loss is {reading[1]}", last=True)
+                break
             if reading[0] % 100 == 0:
                 progress(f"   step {reading[0]} of {steps}, loss {reading[1]:.3f}")
         return model.loss_and_grads(*sample)[0]

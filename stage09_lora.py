@@ -48,9 +48,31 @@ def check(ok, message):
 
 
 def check_count(value, name):
-    """ValueError unless value is a whole number of at least 1."""
+    """value as an int (NumPy's would wrap); ValueError unless it is whole and at least 1."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     check(whole and value >= 1, f"{name} must be a whole number of at least 1, not {value!r}")
+    return int(value)
+
+
+def check_number(value, name):
+    """ValueError unless value is a finite number."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    check(real and math.isfinite(value), f"{name} must be a finite number, not {value!r}")
+
+
+def check_shape(array, shape, name):
+    """ValueError unless the array has exactly this shape: NumPy would repeat it to fit."""
+    check(np.shape(array) == shape, f"{name} must have the shape {shape}, not {np.shape(array)}")
+
+
+def check_ids(ids, name, vocab_size, lowest=0):
+    """ids as int64; ValueError unless they are integers in lowest..vocab_size - 1."""
+    ids = np.asarray(ids)
+    check(ids.dtype.kind in "iu", f"{name} must be integers, not {ids.dtype} {ids.shape}")
+    low, high = ids.min(initial=0), ids.max(initial=0)
+    expected = f"{name} must lie in {lowest}..{vocab_size - 1}"
+    check(lowest <= low and high < vocab_size, f"{expected}, not {low}..{high}")
+    return ids.astype(np.int64)
 
 
 def rows(x):
@@ -71,6 +93,7 @@ def linear_forward(x, W):
 def linear_backward(dy, cache, need_dW=True):
     """dx (..., I), dW (I, O) or None."""
     x, W = cache
+    check_shape(dy, (*x.shape[:-1], W.shape[1]), "dy")
     dx = (rows(dy) @ W.T).reshape(x.shape)
     return dx, rows(x).T @ rows(dy) if need_dW else None
 
@@ -90,6 +113,7 @@ def layernorm_forward(x, weight, bias, eps=1e-5):
 def layernorm_backward(dy, cache):
     """dx (..., C), dweight (C,), dbias (C,)."""
     xhat, r, weight, mean = cache
+    check_shape(dy, xhat.shape, "dy")
     a = dy * weight
     dx = r * (a - (a @ mean)[..., None] - xhat * (a * xhat @ mean)[..., None])
     return dx, rows(dy * xhat).sum(0), rows(dy).sum(0)
@@ -124,6 +148,7 @@ def attention_forward(q, k, v):
 def attention_backward(dy, cache):
     """dq (B, H, Tq, D), dk, dv (B, H, Tk, D)."""
     q, k, v, P = cache
+    check_shape(dy, q.shape, "dy")
     dP = dy @ v.swapaxes(-1, -2)
     ds = P * (dP - np.vecdot(P, dP)[..., None]) * q.shape[-1] ** -0.5
     return ds @ k, ds.swapaxes(-1, -2) @ q, P.swapaxes(-1, -2) @ dy
@@ -132,9 +157,13 @@ def attention_backward(dy, cache):
 # Cross-entropy. A token's loss is -log p[target] = log Σₖ e^zₖ - z[target]; differentiating the two
 # terms gives dzⱼ = e^zⱼ / Σₖ e^zₖ - 1[j = target] = pⱼ - 1[j = target], over the count for a mean.
 def cross_entropy(logits, targets):
-    """Mean loss in nats of targets (B, T), -1 to ignore, and dlogits (B, T, V)."""
+    """Mean loss in nats of targets (B, T), -1 to ignore, and dlogits (B, T, V). ValueError if all
+    are to be ignored, or one is no id."""
+    targets = check_ids(targets, "targets", logits.shape[-1], -1)
+    check_shape(targets, logits.shape[:-1], "targets")
     z, t = rows(logits - logits.max(-1, keepdims=True)), targets.ravel()  # exp cannot overflow
     kept = np.flatnonzero(t >= 0)
+    check(len(kept) > 0, "targets must hold at least one that is not -1")
     p = np.exp(z)
     total = p.sum(-1, keepdims=True)
     loss = float((np.log(total[kept, 0]) - z[kept, t[kept]]).mean())
@@ -155,7 +184,12 @@ def cross_entropy(logits, targets):
 #     transformer.h.N.mlp.adapter        on what the MLP writes to the residual stream (B, T, C)
 def init_params(vocab_size, block_size, n_layer, width, seed=0, dtype=np.float32):
     """A fresh gpt2-shaped model: N(0, 0.02²), c_proj divided by √(2L), biases zero."""
-    rng, C, params = np.random.default_rng(seed), width, {}
+    vocab_size, block_size = (
+        check_count(vocab_size, "vocab_size"),
+        check_count(block_size, "block_size"),
+    )
+    n_layer, C = check_count(n_layer, "n_layer"), check_count(width, "width")
+    rng, params = np.random.default_rng(seed), {}
     shapes = {"wte": (vocab_size, C), "wpe": (block_size, C)}
     for h in (f"h.{i}" for i in range(n_layer)):
         shapes |= {f"{h}.ln_1": (C,), f"{h}.attn.c_attn": (C, 3 * C), f"{h}.attn.c_proj": (C, C)}
@@ -178,9 +212,9 @@ def gpt_forward(params, idx, n_head, adapters=None):
     wte, wpe = params["transformer.wte.weight"], params["transformer.wpe.weight"]
     ok = idx.ndim == 2 and idx.dtype.kind in "iu" and 1 <= idx.shape[1] <= len(wpe)
     check(ok, f"idx must be integers (B, T), T in 1..{len(wpe)}, not {idx.dtype} {idx.shape}")
-    low, high = idx.min(initial=0), idx.max(initial=0)
-    check(0 <= low and high < len(wte), f"idx must lie in 0..{len(wte) - 1}, not {low}..{high}")
+    idx, n_head = check_ids(idx, "idx", len(wte)), check_count(n_head, "n_head")
     T, C = idx.shape[1], wte.shape[1]
+    check(C % n_head == 0, f"n_head must divide the {C} channels, not be {n_head}")
     layers = [name.removesuffix(".ln_1.weight") for name in params if ".ln_1.w" in name]
     cache = {"model": (params, adapters, layers, n_head, idx)}
 
@@ -219,6 +253,7 @@ def gpt_forward(params, idx, n_head, adapters=None):
 def gpt_backward(dlogits, cache, trainable=()):
     """{name: gradient} of the base's `trainable` parameters and of "place:param" for every plug."""
     (params, adapters, layers, n_head, idx), grads = cache["model"], {}
+    check_shape(dlogits, (*idx.shape, len(params["transformer.wte.weight"])), "dlogits")
 
     def at(place, dy):
         """dx at this place; the gradients wanted on the way go into grads."""
@@ -272,6 +307,8 @@ def gpt_backward(dlogits, cache, trainable=()):
 # fine-tuning to rank k and scores the model again, beside the share of random matrices.
 def low_rank(matrix, k):
     """The nearest matrix of rank ≤ k, and the share of ‖matrix‖² it keeps (1 for all zeros)."""
+    check(np.ndim(matrix) == 2, f"expected a matrix, not an array of shape {np.shape(matrix)}")
+    k = check_count(k, "k") if k != 0 else 0
     U, sigma, Vt = np.linalg.svd(matrix, full_matrices=False)
     energy = float(sigma @ sigma)
     share = float(sigma[:k] @ sigma[:k]) / energy if energy else 1.0
@@ -332,12 +369,12 @@ class LoRALinear:
 
     def __init__(self, weight, rank, alpha, seed=0, rslora=False):
         self.base = weight if isinstance(weight, NF4) else np.asarray(weight)
-        W, real = dense(self.base), isinstance(alpha, (int, float, np.integer, np.floating))
+        W = dense(self.base)
         matrix = W.ndim == 2 and W.size and W.dtype.kind == "f"
         check(matrix, f"weight must be a float matrix (in, out), not {W.dtype} {W.shape}")
-        check_count(rank, "rank")
-        check(real and math.isfinite(alpha), f"alpha must be a finite number, not {alpha!r}")
-        self.rank, self.alpha, self.rslora, self.merged = int(rank), float(alpha), rslora, None
+        rank = check_count(rank, "rank")
+        check_number(alpha, "alpha")
+        self.rank, self.alpha, self.rslora, self.merged = rank, float(alpha), rslora, None
         self.scale = self.alpha / (math.sqrt(rank) if rslora else rank)
         A = np.random.default_rng(seed).normal(0, 1 / math.sqrt(len(W)), (len(W), rank))
         self.params = {"A": A.astype(W.dtype), "B": np.zeros((rank, W.shape[1]), W.dtype)}
@@ -374,7 +411,7 @@ def apply_lora(params, targets, rank, alpha, seed=0, rslora=False, layer=LoRALin
     They match like PEFT's target_modules. ValueError for one that fits no matrix, and from `layer`.
     """
     rng, chosen = np.random.default_rng(seed), set()
-    targets = [targets] if isinstance(targets, str) else list(targets)
+    targets = [targets] if isinstance(targets, str) else list(targets or ())
     check(targets, "targets is empty; expected names such as 'attn.c_attn'")
     for target in targets:
         ending = f".{target.removesuffix('.weight')}.weight"
@@ -448,7 +485,7 @@ NF4 = namedtuple("NF4", "packed absmax shape block_size")
 def quantize_nf4(W, block_size=64):
     """NF4 of a float array W. Raises ValueError if W is not finite floats or block_size < 1."""
     W = np.asarray(W)
-    check_count(block_size, "block_size")
+    block_size = check_count(block_size, "block_size")
     finite = W.dtype.kind == "f" and np.isfinite(W).all()
     check(finite, f"W must be finite floats, not {W.dtype} {W.ravel()[:4]}")
     blocks = np.zeros((-(-W.size // block_size), block_size), W.dtype)
@@ -457,13 +494,14 @@ def quantize_nf4(W, block_size=64):
     scaled = blocks / np.where(absmax > 0, absmax, 1)[:, None]
     codes = np.searchsorted((LEVELS[1:] + LEVELS[:-1]) / 2, scaled.ravel()).astype(np.uint8)
     codes = np.pad(codes, (0, codes.size % 2))
-    return NF4(codes[::2] << 4 | codes[1::2], absmax, W.shape, int(block_size))
+    return NF4(codes[::2] << 4 | codes[1::2], absmax, W.shape, block_size)
 
 
 def dequantize_nf4(q, *fields):
     """The array q = quantize_nf4(W), or *q, stands for; ValueError if its fields do not fit."""
     packed, absmax, shape, block_size = NF4(q, *fields) if fields else q
     size, blocks = math.prod(shape), len(absmax)
+    block_size = check_count(block_size, "block_size")
     fit = blocks == -(-size // block_size) and len(packed) == (blocks * block_size + 1) // 2
     check(fit, f"{len(packed)} bytes and {blocks} scales do not fit shape {shape}")
     codes = np.stack([packed >> 4, packed & 15], -1).ravel()[: blocks * block_size]
@@ -521,9 +559,12 @@ class PromptTuning:
 
     def forward(self, x):
         shared = np.stack([self.params[self.name]] * x.shape[self.batch_axis], self.batch_axis)
-        return np.concatenate([shared, x], -2), shared.shape[-2]
+        y = np.concatenate([shared, x], -2)
+        return y, (shared.shape[-2], y.shape)
 
-    def backward(self, dy, P):
+    def backward(self, dy, cache):
+        P, shape = cache
+        check_shape(dy, shape, "dy")
         return dy[..., P:, :], {self.name: dy[..., :P, :].sum(self.batch_axis)}
 
 
@@ -550,6 +591,7 @@ class IA3:
 
     def backward(self, dy, x):
         l = self.params["l"]
+        check_shape(dy, x.shape, "dy")
         repeated = tuple(i for i in range(-dy.ndim, 0) if -i > l.ndim or l.shape[i] == 1)
         return dy * l, {"l": (dy * x).sum(repeated).reshape(l.shape)}
 
@@ -661,8 +703,13 @@ def load_adapter(directory, params):
 # tenth of the steps, then falls along a cosine to a tenth; gradients longer than 1 are cut to 1.
 # Matrices of the base decay by 0.1 a unit of rate, plugs do not.
 def fit(params, ids, n_head, steps, learning_rate, rng, adapters=None, trainable=(), batch=8):
-    """Train in place base parameters `trainable` and every plug on windows of ids (N,); seconds."""
+    """Train in place base parameters `trainable` and every plug on windows of ids (N,); seconds.
+
+    ValueError, naming the step, once the loss or a gradient is not finite."""
     adapters, block = adapters or {}, len(params["transformer.wpe.weight"])
+    ids = check_ids(ids, "ids", len(params["transformer.wte.weight"]))
+    steps, batch = check_count(steps, "steps"), check_count(batch, "batch")
+    check_number(learning_rate, "learning_rate")
     check(len(ids) > block, f"expected more than {block} characters to train on, not {len(ids)}")
     tuned = {name: params[name] for name in trainable}
     tuned |= {f"{at}:{k}": p for at, plug in adapters.items() for k, p in plug.params.items()}
@@ -674,6 +721,9 @@ def fit(params, ids, n_head, steps, learning_rate, rng, adapters=None, trainable
         loss, dlogits = cross_entropy(logits, ids[at + 1])
         grads = gpt_backward(dlogits, cache, trainable)
         norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
+        found = f"the loss is {loss:.4g}, the gradient's norm {norm:.4g}"
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        check(finite, f"step {t}: {found}; try a lower learning_rate")
         rate = learning_rate * min(1, t / max(1, steps // 10))
         rate *= 0.55 + 0.45 * math.cos(math.pi * t / steps)
         for name, p in tuned.items():
@@ -691,6 +741,8 @@ def fit(params, ids, n_head, steps, learning_rate, rng, adapters=None, trainable
 def score(params, ids, first, n_head, adapters=None):
     """Mean nats of ids[first:], each predicted once, from at least half a window of context."""
     block = len(params["transformer.wpe.weight"])
+    ids = check_ids(ids, "ids", len(params["transformer.wte.weight"]))
+    first = check_count(first, "first")
     ok = block <= first < len(ids)
     check(ok, f"{len(ids)} characters, {first} to train on, are too few for {block}")
     total, stride = 0.0, max(1, block // 2)
@@ -716,6 +768,7 @@ METHODS = {
 
 def prepare(method, params, n_head, text, rank, seed):
     """(params, adapters, trainable) ready for `fit`; what will be trained is copied first."""
+    check(method in METHODS, f"method must be one of {', '.join(METHODS)}, not {method!r}")
     wte, adapters, trainable = params["transformer.wte.weight"], {}, []
     layers = [name.removesuffix(".ln_1.weight") for name in params if ".ln_1.w" in name]
     C = wte.shape[1]

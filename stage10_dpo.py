@@ -49,14 +49,28 @@ def encode(names):
     """Names (1 to LONGEST letters a-z) -> tokens (B, 1 + LONGEST), padded with END."""
     tokens = np.zeros((len(names), 1 + LONGEST), dtype=np.int64)
     for row, name in zip(tokens, names):
-        if not (1 <= len(name) <= LONGEST and all("a" <= letter <= "z" for letter in name)):
+        fits = isinstance(name, str) and 1 <= len(name) <= LONGEST
+        if not fits or not all("a" <= letter <= "z" for letter in name):
             raise ValueError(f"name {name!r}: expected 1 to {LONGEST} letters from a to z")
         row[: len(name)] = [ord(letter) - 96 for letter in name]
     return tokens
 
 
+def check_tokens(tokens, ndim=2):
+    """tokens as int64; ValueError unless they are an ndim-dimensional array of integers 0-26."""
+    tokens = np.asarray(tokens)
+    if tokens.ndim != ndim or tokens.dtype.kind not in "iu":
+        found = f"{tokens.dtype} {tokens.shape}"
+        raise ValueError(f"tokens are {found}: expected integers in {ndim} dimensions")
+    if tokens.size and not 0 <= tokens.min() <= tokens.max() < VOCABULARY:
+        found = f"{tokens.min()}..{tokens.max()}"
+        raise ValueError(f"tokens {found}: expected tokens from 0 to {VOCABULARY - 1}")
+    return tokens.astype(np.int64)
+
+
 def decode(tokens):
     """Tokens (B, 1 + n) -> names; the inverse of encode."""
+    tokens = check_tokens(tokens)
     return ["".join(chr(96 + t) for t in row if t != END) for row in tokens.tolist()]
 
 
@@ -70,6 +84,8 @@ def true_reward(name):
     -1.5 for each use of a letter beyond its second
     -1.5 for each three consonants, or three vowels, in a row
     """
+    if not name:
+        raise ValueError("name '': expected at least one letter")
     soft = min(3, sum(name.count(letter) for letter in "lmnr"))
     mumbled = sum(max(0, name.count(letter) - 2) for letter in set(name))
     vowel = [letter in "aeiou" for letter in name]
@@ -104,6 +120,7 @@ def new_network(rng, n_out, dtype=np.float32):
 
 def network_forward(params, contexts):
     """contexts (N, CONTEXT) of tokens -> (z (N, n_out), cache)."""
+    contexts = check_tokens(contexts)
     x = params["E"][contexts].reshape(len(contexts), CONTEXT * EMBEDDING)  # (N, K·E)
     h = np.tanh(x @ params["W1"] + params["b1"])  # (N, HIDDEN)
     return h @ params["W2"] + params["b2"], (params, contexts, x, h)
@@ -123,6 +140,7 @@ def network_backward(dz, cache):
 def places_forward(params, tokens):
     """The network at every place of every response: tokens (B, 1 + n) -> (z (B, T, n_out), mask
     (B, T), cache), T being the batch's longest response with its END."""
+    tokens = check_tokens(tokens)
     mask = np.ones((len(tokens), tokens.shape[1] - 1), dtype=bool)
     mask[:, 1:] = np.logical_and.accumulate(tokens[:, 1:-1] != END, axis=1)
     mask = mask[:, : int(mask.sum(1).max())]  # (B, T)
@@ -143,7 +161,7 @@ def places_backward(dz, cache):
 # log π(y|x) = Σ_t log π(y_t|x, y_<t), each z[y] - log Σ_v exp z_v with ∂/∂z_v = 1[v = y] - π(v).
 def log_softmax(z):
     """log softmax over the last axis, shifted by the largest entry so that nothing overflows."""
-    z = z - z.max(-1, keepdims=True)
+    z = np.asarray(z) - np.max(z, -1, keepdims=True)
     return z - np.log(np.exp(z).sum(-1, keepdims=True))
 
 
@@ -151,14 +169,20 @@ def sequence_logprob(logits, tokens, mask=None, per_token=False):
     """log π(y|x) in nats, (B,); with per_token its terms (B, T), 0 outside the mask.
 
     logits (B, T, V), place t predicting tokens[:, t]; tokens, mask (B, T), mask all ones if None.
-    ValueError on shapes that do not match, on nan and on tokens outside the vocabulary."""
+    ValueError on shapes that do not match, on nan, on a place where no token is possible (logits of
+    nothing but -inf), and on tokens outside the vocabulary."""
     logits, tokens = np.asarray(logits), np.asarray(tokens)
     mask = np.ones(tokens.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     if logits.ndim != 3 or not logits.shape[:2] == tokens.shape == mask.shape:
         shapes = logits.shape, tokens.shape, mask.shape
         raise ValueError(f"logits, tokens, mask {shapes}: expected (B, T, V), (B, T), (B, T)")
-    if np.isnan(logits).any() or (tokens < 0).any() or (tokens >= logits.shape[2]).any():
-        seen = f"tokens {tokens.min()}..{tokens.max()}, {np.isnan(logits).sum()} logits nan"
+    if tokens.dtype.kind not in "iu":
+        raise ValueError(f"tokens are {tokens.dtype}: expected integers")
+    possible = np.isfinite(logits.max(-1))  # nan, +inf and nothing but -inf have no softmax
+    if not possible.all() or (tokens < 0).any() or (tokens >= logits.shape[2]).any():
+        seen = (
+            f"tokens {tokens.min()}..{tokens.max()}, {(~possible).sum()} rows of logits nan or inf"
+        )
         raise ValueError(f"{seen}: expected tokens from 0 to {logits.shape[2] - 1} and no nan")
     terms = np.take_along_axis(log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
     return np.where(mask, terms, 0) if per_token else np.where(mask, terms, 0).sum(-1)
@@ -166,6 +190,7 @@ def sequence_logprob(logits, tokens, mask=None, per_token=False):
 
 def policy_forward(policy, tokens):
     """Tokens (B, 1 + n) -> (log π of every response token (B, T), mask (B, T), cache)."""
+    tokens = check_tokens(tokens)
     logits, mask, inner = places_forward(policy, tokens)
     targets = tokens[:, 1 : 1 + mask.shape[1]]
     logp = sequence_logprob(logits, targets, mask, per_token=True)
@@ -175,12 +200,15 @@ def policy_forward(policy, tokens):
 def policy_backward(dlogp, cache):
     """dlogp (B, T), one for each token's term -> gradients by parameter name."""
     logits, targets, inner = cache
+    if np.shape(dlogp) != targets.shape:
+        raise ValueError(f"dlogp has shape {np.shape(dlogp)}: expected {targets.shape}")
     one_hot = np.arange(logits.shape[-1]) == targets[..., None]  # (B, T, V)
     return places_backward(dlogp[..., None] * (one_hot - np.exp(log_softmax(logits))), inner)
 
 
 def sample(policy, prompts, rng):
     """One response per prompt: first letters (B,) -> tokens (B, 1 + LONGEST)."""
+    prompts = check_tokens(prompts, ndim=1)
     padded = np.zeros((len(prompts), CONTEXT + LONGEST), dtype=np.int64)
     padded[:, CONTEXT - 1] = prompts
     alive = np.arange(len(prompts))  # the rows that have not ended
@@ -200,10 +228,13 @@ class Adam:
         self.t, self.m, self.v = 0, dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
 
     def step(self, grads):
-        """Update the parameters in place."""
+        """Update the parameters in place. ValueError, naming the step, for a slope not finite."""
         self.t += 1
         rate = self.rate * min(1, self.t / 20) * (1 - (self.t - 1) / self.steps)
         norm = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
+        if not math.isfinite(norm):
+            found = f"the gradient's norm is {norm} at step {self.t}"
+            raise ValueError(f"{found}: expected a finite one; lower the learning rate")
         for name, p in self.params.items():
             g = grads[name] / max(1.0, norm)
             self.m[name] = 0.9 * self.m[name] + 0.1 * g
@@ -214,7 +245,7 @@ class Adam:
 
 def pretrain(tokens, steps, rng):
     """The reference π_ref: maximum likelihood on real names, as in every stage before this one."""
-    policy = new_network(rng, VOCABULARY)
+    steps, policy = check_count("steps", steps), new_network(rng, VOCABULARY)
     optimizer = Adam(policy, 4e-3, steps, weight_decay=0.02)
     for _ in range(steps):
         logp, mask, cache = policy_forward(policy, tokens[rng.integers(0, len(tokens), 128)])
@@ -234,7 +265,7 @@ def pretrain(tokens, steps, rng):
 # e^{-d}/(1 + e^{-d}) = σ(-d), ∂L/∂r_w = -σ(-d)/B and ∂L/∂r_l = σ(-d)/B: misjudged pairs pull.
 def log_sigmoid(x):
     """log σ(x) = -log(1 + e⁻ˣ), without overflow on either side."""
-    return -np.logaddexp(0, -x)
+    return -np.logaddexp(0, -1.0 * np.asarray(x))  # 1.0: an unsigned 3 has no -3
 
 
 def sigmoid(x):
@@ -244,7 +275,12 @@ def sigmoid(x):
 
 def checked(**arrays):
     """The arrays as floats; ValueError unless they share one shape, are not empty, and finite."""
-    found = {name: np.asarray(array) * 1.0 for name, array in arrays.items()}
+    found = {}
+    for name, array in arrays.items():
+        array = np.asarray(array)
+        if array.dtype.kind not in "biuf":
+            raise ValueError(f"{name} is {array.dtype}: expected numbers")
+        found[name] = array * 1.0
     first = next(iter(found))
     for name, a in found.items():
         if a.size == 0:
@@ -258,9 +294,20 @@ def checked(**arrays):
 
 def check_range(name, value, low, high=math.inf, above=False):
     """ValueError unless value is finite and low <= value <= high (low < value when above)."""
+    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not real:
+        raise ValueError(f"{name} = {value!r}: expected a number")
     if not (low <= value <= high and math.isfinite(value)) or (above and value == low):
         top = "" if high == math.inf else f" and <= {high}"
         raise ValueError(f"{name} = {value}: expected a number {'>' if above else '>='} {low}{top}")
+
+
+def check_count(name, value):
+    """value as an int; ValueError unless it is a whole number of at least 1."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or value < 1:
+        raise ValueError(f"{name} = {value!r}: expected a whole number >= 1")
+    return int(value)
 
 
 def reward_loss(chosen_rewards, rejected_rewards):
@@ -279,7 +326,7 @@ def learned_rewards(params, tokens):
 
 def train_reward_model(chosen, rejected, steps, rng):
     """Fit r_φ to preference pairs, tokens (N, 1 + n) each."""
-    params = new_network(rng, 1)
+    steps, params = check_count("steps", steps), new_network(rng, 1)
     optimizer = Adam(params, 3e-3, steps, weight_decay=0.05)
     for _ in range(steps):
         pick = rng.integers(0, len(chosen), 128)
@@ -352,7 +399,9 @@ def frontier(rewards, judged, prompt_weights, betas):
 # et al. 2024). Distance grows like log n, cost like n.
 def best_of_n(learned, judged, n):
     """Keep the best by `learned` of each n among (P, M) samples: (mean `judged` (P,), KL bound)."""
-    check_range("n", n, 1)
+    n, (learned, judged) = check_count("n", n), checked(learned=learned, judged=judged)
+    if learned.ndim != 2 or learned.shape[1] % n:
+        raise ValueError(f"samples {learned.shape}: expected (P, M), and n = {n} to divide M")
     best = learned.reshape(len(learned), -1, n).argmax(-1)[..., None]
     kept = np.take_along_axis(judged.reshape(len(judged), -1, n), best, -1)
     return kept.mean((1, 2)), math.log(n) - (n - 1) / n
@@ -428,6 +477,8 @@ def grpo_advantages(rewards, normalize=True, eps=1e-8):
     """Rewards (..., G), a group per row -> advantages of mean 0 and, if normalize, of standard
     deviation 1 (0 where all rewards are equal)."""
     (rewards,) = checked(rewards=rewards)
+    if rewards.ndim == 0:
+        raise ValueError(f"rewards = {rewards}: expected groups (..., G)")
     centred = rewards - rewards.mean(-1, keepdims=True)
     return centred / (rewards.std(-1, keepdims=True) + eps) if normalize else centred
 
@@ -436,6 +487,10 @@ def train_rl(kind, reference, model, prompts, beta, iterations, rng, report=lamb
     """Raise the reward model's reward by "ppo" or "grpo", KL priced at beta; returns the policy.
 
     An iteration draws 16 responses to each of 16 prompts and passes over them twice."""
+    if kind not in ("ppo", "grpo"):
+        raise ValueError(f"kind = {kind!r}: expected 'ppo' or 'grpo'")
+    check_range("beta", beta, 0)
+    iterations = check_count("iterations", iterations)
     policy, critic = {name: p.copy() for name, p in reference.items()}, new_network(rng, 1)
     steps = 8 * iterations  # four an iteration, so the rate falls to a half, not to zero
     optimizer, critic_optimizer = Adam(policy, 3e-3, steps), Adam(critic, 1e-2, steps)
@@ -515,7 +570,7 @@ def dpo_loss(
     checked(policy_chosen=u_w, policy_rejected=u_l)
     check_range("beta", beta, 0, above=True)
     check_range("label_smoothing", label_smoothing, 0, 0.5)
-    if kind not in PAIR_LOSSES:
+    if not isinstance(kind, str) or kind not in PAIR_LOSSES:
         raise ValueError(f"kind = {kind!r}: expected one of {', '.join(map(repr, PAIR_LOSSES))}")
     h = u_w - u_l
     right, slope_right = PAIR_LOSSES[kind](h, beta)
@@ -543,7 +598,8 @@ def kto_loss(
     n = good.size + bad.size
     z = max(0.0, float(good.sum() + bad.sum()) / n) if kl is None else kl
     check_range("kl", z, 0)
-    check_range("smaller of weights", min(weights), 0)
+    for weight in weights:
+        check_range("a weight", weight, 0)
     s_good, s_bad = sigmoid(beta * (good - z)), sigmoid(beta * (z - bad))
     loss = float(weights[0] * (1 - s_good).sum() + weights[1] * (1 - s_bad).sum()) / n
     dchosen = -weights[0] * beta * s_good * (1 - s_good) / n
@@ -586,7 +642,7 @@ def simpo_loss(chosen_mean, rejected_mean, beta=2.0, gamma=0.5):
 
 def train_on_pairs(loss, reference, chosen, rejected, steps, rng, **options):
     """Fit a policy to preference pairs, tokens (N, 1 + n) each, starting from the reference."""
-    policy = {name: p.copy() for name, p in reference.items()}
+    steps, policy = check_count("steps", steps), {name: p.copy() for name, p in reference.items()}
     optimizer = Adam(policy, 2e-3, steps)
     pairs = np.stack([chosen, rejected])  # (2, N, 1 + n)
     ref = np.stack([policy_forward(reference, side)[0].sum(1) for side in pairs])  # (2, N)
@@ -616,8 +672,13 @@ METHODS = {  # letter in the plot, the loss on pairs, its options, three values 
 
 def text_plot(points, width=72, height=18):
     """Lines of a plot of (x, y, letter); later points are drawn over earlier ones."""
+    if len(points) == 0:
+        raise ValueError("points are empty: expected at least one (x, y, letter)")
     x, y, letters = zip(*points)
-    low, high, right = min(y), max(y), max(x)
+    if not np.isfinite([x, y]).all() or min(x) < 0:
+        raise ValueError("expected points that are finite, with x >= 0")
+    low, high, right = min(y), max(y), max(x) or 1.0
+    high = high if high > low else low + 1.0  # a constant lies at the bottom
     grid = [[" "] * (width + 1) for _ in range(height + 1)]
     for a, b, letter in zip(x, y, letters):
         grid[round((high - b) / (high - low) * height)][round(a / right * width)] = letter

@@ -31,7 +31,7 @@ def test_gradcheck_passes_for_every_tensor_but_those_whose_backward_is_wrong(mon
     monkeypatch.setattr(gpt, "gelu_backward", lambda dy, slope: 1.001 * right(dy, slope))
     rows = gpt.gradcheck()
     assert {model for model, *_ in rows} == {"gpt2", "gpt2, no bias", "llama"}
-    errors = {(model, name): error for model, name, _, error in rows}
+    errors = {(model, name): error for model, name, _, error, _ in rows}
     for model, names in (
         ("gpt2", ["transformer.h.0.mlp.c_fc.weight", "transformer.h.1.mlp.c_fc.bias"]),
         ("gpt2, no bias", ["transformer.h.0.mlp.c_fc.weight"]),
@@ -43,11 +43,33 @@ def test_gradcheck_passes_for_every_tensor_but_those_whose_backward_is_wrong(mon
 
 @pytest.mark.parametrize("error,status", [(9e-7, 0), (1.1e-6, 1), (float("nan"), 1)])
 def test_the_gradcheck_command_judges_by_the_largest_error(monkeypatch, capsys, error, status):
-    rows = [("gpt2", "a.weight", (2, 3), 1e-9), ("llama", "b.weight", (4,), error)]
+    rows = [("gpt2", "a.weight", (2, 3), 1e-9, (1, 2)), ("llama", "b.weight", (4,), error, (3,))]
     monkeypatch.setattr(gpt, "gradcheck", lambda: rows)
     assert gpt.main(["gradcheck"]) == status
     said = capsys.readouterr().out
     assert f"2 tensors, {status} with a relative error" in said and "2 x 3" in said
+    assert "1.0e-09 (1, 2)" in said and " (3,)\n" in said
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-11])
+def test_gradcheck_names_the_one_wrong_entry_at_any_scale(monkeypatch, scale):
+    right = gpt.GPT.loss_and_grads, gpt.GPT.loss
+
+    def loss_and_grads(model, *args):
+        loss, grads = right[0](model, *args)
+        grads.flat *= scale
+        grads["model.embed_tokens.weight"][3, 5] *= 0.999
+        grads["model.norm.weight"][:] *= -1
+        return scale * loss, grads
+
+    monkeypatch.setattr(gpt.GPT, "loss_and_grads", loss_and_grads)
+    monkeypatch.setattr(gpt.GPT, "loss", lambda *args: scale * right[1](*args))
+    sizes = {"vocab_size": 7, "block_size": 5, "n_layer": 1, "n_head": 2, "n_embd": 8}
+    rows = {name: rest for name, *rest in gpt.gradcheck_model(gpt.GPTConfig("llama", **sizes))}
+    shape, error, at = rows.pop("model.embed_tokens.weight")
+    assert shape == (7, 8) and 5e-4 < error < 2e-3 and at == (3, 5)
+    assert rows.pop("model.norm.weight")[1] > 1
+    assert max(error for _, error, _ in rows.values()) < 1e-6
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -121,6 +143,11 @@ def test_sampling_follows_the_seed_and_the_distribution(rng):
         (2, None): [0, 0, 3 / 7, 4 / 7],
         (None, 0.65): [0, 0, 3 / 7, 4 / 7],
         (None, 0.39): [0, 0, 0, 1],
+        (None, 0.7): [0, 0, 3 / 7, 4 / 7],  # 0.4 + 0.3 is 0.7, whatever rounding says
+        (None, 0.7 + 1e-12): [0, 0, 3 / 7, 4 / 7],
+        (None, 0.9): [0, 2 / 9, 3 / 9, 4 / 9],
+        (None, 1e-12): [0, 0, 0, 1],
+        (2**80, None): [0.1, 0.2, 0.3, 0.4],
     }.items():
         drawn = gpt.sample_token(logits, 1.0, top_k, top_p, rng)
         assert np.allclose(np.bincount(drawn, minlength=4) / 40000, expected, atol=0.01)
@@ -305,3 +332,80 @@ def test_top_p_lies_above_0_and_reaches_1(top_p, ok):
     else:
         with pytest.raises(ValueError, match="top_p"):
             model.generate(idx, 2, top_p=top_p)
+
+
+# Inputs at the corners: the right value, or a sentence that says what was expected.
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
+def test_ids_of_any_width_are_the_same_ids(rng, dtype):
+    model, ids = make("llama"), rng.integers(0, 11, (2, 8))
+    narrow = ids.astype(dtype)
+    assert model.loss(narrow, narrow[:, ::-1]) == model.loss(ids, ids[:, ::-1])
+    assert np.array_equal(model.generate(narrow, 5, seed=0), model.generate(ids, 5, seed=0))
+    nats = [gpt.kneser_ney_nats(i[0], i[1:], 11, 3) for i in (ids, narrow)]
+    assert np.array_equal(*nats)
+    assert gpt.evaluate(model, narrow.ravel(), 2, 8, 4) == gpt.evaluate(model, ids.ravel(), 2, 8, 4)
+
+
+def test_wrong_numbers_are_named(rng):
+    model, ids = make(), rng.integers(0, 11, 40)
+    start = ids[None, :4]
+    for call, said in (
+        (lambda: model.generate(start, 1, "a"), "temperature must be a number, not 'a'"),
+        (lambda: model.generate(start, 1, None), "temperature .* not None"),
+        (lambda: model.generate(start, 1, True), "temperature .* not True"),
+        (lambda: model.generate(start, 1, np.nan), "temperature .* not nan"),
+        (lambda: model.generate(start, 1, top_k=2.5), "top_k .* not 2.5"),
+        (lambda: model.generate(start, 1, top_p="a"), "top_p .* not 'a'"),
+        (lambda: model.generate(start, 1, seed="a"), "seed .* not 'a'"),
+        (lambda: model.generate(start, 1, seed=1.5), "seed .* not 1.5"),
+        (lambda: gpt.AdamW(model.params, (0.9, "a")), "a beta .* not 'a'"),
+        (lambda: gpt.AdamW(model.params, (0.9, 1.0)), "a beta .* below 1, not 1.0"),
+        (lambda: gpt.AdamW(model.params, (True, 0.9)), "a beta .* not True"),
+        (lambda: gpt.AdamW(model.params, weight_decay=None), "weight_decay .* not None"),
+        (lambda: gpt.AdamW(model.params, grad_clip=np.nan), "grad_clip .* not nan"),
+        (lambda: gpt.warmup_cosine("1", 1, 0, 3, 9), "a step .* not '1'"),
+        (lambda: gpt.draw_batch(ids[:8], 8, 2, 0, 0), "8 tokens are too few for a block of 8"),
+        (lambda: gpt.evaluate(model, ids, "a", 8, 4), "first .* not 'a'"),
+        (lambda: gpt.evaluate(model, ids, 1, 8, "a"), "stride .* not 'a'"),
+        (lambda: gpt.evaluate(model, ids, 1, 8, 9), "stride .* below 9, not 9"),
+        (lambda: gpt.kneser_ney_nats(ids, ids[None], 11, "a"), "order .* not 'a'"),
+        (lambda: gpt.kneser_ney_nats(ids[:2], ids[None], 11, 4), "order .* below 4, not 4"),
+        (lambda: gpt.kneser_ney_nats(ids, ids[None], 0, 1), "vocab_size .* not 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    for wrong in (ids * 1.0, ids > 3, ids - 1 - ids.min(), ids + 11):
+        for pair in ((wrong, ids[None]), (ids, wrong[None])):
+            with pytest.raises(ValueError, match=r"token ids must be integers in 0\.\.10"):
+                gpt.kneser_ney_nats(*pair, 11, 2)
+
+
+def test_steps_of_eight_bits_count_like_any_others():
+    few, many = np.uint8(3), np.uint8(255)
+    assert gpt.warmup_cosine(many, 1.0, 0, 300, 1000) == pytest.approx(256 / 301)
+    assert gpt.warmup_cosine(1, 1.0, 0, few, np.uint8(200)) == 0.5
+    model, ids = make(), np.arange(700) % 11
+    wide = gpt.evaluate(model, ids, 20, 8, 4)
+    assert gpt.evaluate(model, ids, np.uint8(20), np.uint8(8), np.uint8(4)) == wide
+
+
+def test_decode_takes_integers_and_nothing_else():
+    tokenizer = gpt.CharTokenizer("abc")
+    for ids in ([0, 2], np.array([0, 2], np.uint8), np.array([0, 2], np.uint64)):
+        assert tokenizer.decode(ids) == "ac"
+    assert tokenizer.decode([]) == "" and tokenizer.decode([9]) == "\ufffd"
+    for wrong in ([1.0], [True], "1", ["a"], None):
+        with pytest.raises(ValueError, match="not integers"):
+            tokenizer.decode(wrong)
+
+
+def test_a_text_of_a_thousand_different_characters_is_learned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "text.txt"
+    path.write_text("".join(chr(0x4E00 + i) for i in range(600)) * 3, encoding="utf-8")
+    for tokenizer in (["--tokenizer", "char"], []):
+        words = ["train", "--fast", "--data", str(path), "--max_iters", "2", "--workers", "1"]
+        assert gpt.main(words + tokenizer) == 0
+    assert capsys.readouterr().out.count("held-out: ") == 2

@@ -90,10 +90,12 @@ def test_nothing_to_score_and_nothing_before(rng):
     model, ids = make(), rng.integers(0, 11, 100)
     assert gpt.evaluate(model, ids, 100, 8, 8) == (0, 0)
     assert gpt.evaluate(model, ids[:1], 1, 8, 8) == (0, 0)
-    with pytest.raises(ValueError, match="nothing before it"):
+    with pytest.raises(ValueError, match="first must be at least 1"):
         gpt.evaluate(model, ids, 0, 8, 8)
     for stride in (0, 9):
-        with pytest.raises(ValueError, match=f"stride must be in 1..8, not {stride}"):
+        with pytest.raises(
+            ValueError, match=f"stride must be at least 1 and below 9, not {stride}"
+        ):
             gpt.evaluate(model, ids, 60, 8, stride)
 
 

@@ -422,3 +422,110 @@ def test_a_bad_command_line_is_one_clean_line(tmp_path, capsys, argv):
         s4.main([word.replace("{short}", str(tmp_path / "short")) for word in argv])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.count("\n") == 1 and "Traceback" not in error
+
+
+# Inputs at the corners: the right value, or a sentence that says what was expected.
+
+
+def test_numbers_of_eight_bits_count_like_any_others(rng):
+    few, many = np.uint8(120), np.uint8(255)
+    assert s4.warmup_cosine(many, 1.0, 300, 1000) == pytest.approx(256 / 301)
+    assert s4.wsd(few, 1.0, 0, np.uint8(100), np.uint8(50)) == 0
+    assert s4.cosine_restarts(np.uint8(200), 1.0, np.uint8(150), 2) == pytest.approx(
+        s4.cosine_restarts(200, 1.0, 150, 2)
+    )
+    with pytest.raises(ValueError, match="total_steps is 210; expected at least 300"):
+        s4.wsd(1, 1.0, np.uint8(200), np.uint8(210), np.uint8(100))
+    assert s4.noise_floor(0.1, 2, 1, np.uint8(200)) == s4.noise_floor(0.1, 2, 1, 200)
+    X = np.arange(300)
+    mean, grads = s4.accumulated(lambda X, Y: (X.mean(), {"g": X.mean()}), X, X, np.uint8(200))
+    assert mean == pytest.approx(149.5) and grads["g"] == pytest.approx(149.5)
+    shape = s4.nlm_init(5, np.uint8(16), np.uint8(16), 4, rng)["H"].shape
+    assert shape == (256, 4)
+
+
+def test_landscapes_take_lists_and_integers_of_any_width():
+    for landscape in (s4.quadratic, s4.rosenbrock, s4.saddle, s4.rastrigin):
+        height, slope = landscape(np.array([20.0, 20.0]))
+        for points in ([20, 20], np.array([20, 20], np.uint8), np.array([20, 20], np.int64)):
+            np.testing.assert_array_equal(landscape(points)[0], height)
+            np.testing.assert_array_equal(landscape(points)[1], slope)
+    whole = s4.orthogonalize([[200, 100], [100, 3]])
+    np.testing.assert_array_equal(s4.orthogonalize(np.array([[200, 100], [100, 3]], "u1")), whole)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
+def test_ids_of_any_width_are_the_same_ids(rng, dtype):
+    params = s4.nlm_init(5, 2, 3, 4, rng, np.float64)
+    ids = rng.integers(0, 5, 40)
+    narrow = ids.astype(dtype)
+    assert s4.nlm_score(narrow, params, 2) == s4.nlm_score(ids, params, 2)
+    assert all(np.array_equal(*pair) for pair in zip(s4.examples(narrow, 2), s4.examples(ids, 2)))
+    grads = [
+        s4.nlm_backward(1.0, s4.nlm_forward(*s4.examples(i, 2), params)[1]) for i in (narrow, ids)
+    ]
+    assert all(np.array_equal(grads[0][name], grads[1][name]) for name in params)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (lambda ids: ids * 1.0, "float64; expected integers"),
+        (lambda ids: ids > 0, "bool; expected integers"),
+        (lambda ids: ids - 1, r"-1 to 3; expected 0\.\.4"),
+        (lambda ids: ids + 1, r"1 to 5; expected 0\.\.4"),
+        (lambda ids: ["a"] * len(ids), "expected integers"),
+    ],
+)
+def test_what_is_no_id_is_refused(rng, wrong, said):
+    params, ids = s4.nlm_init(5, 1, 3, 4, rng), np.arange(5)
+    for X, Y in ((wrong(ids), ids), (ids, wrong(ids))):
+        with pytest.raises(ValueError, match=said):
+            s4.nlm_forward(np.asarray(X)[:, None], Y, params)
+
+
+def test_wrong_numbers_are_named(rng):
+    params, ids = s4.nlm_init(5, 2, 3, 4, rng), np.arange(5)
+    X, Y = s4.examples(ids, 2)
+    sgd = [s4.SGD(params, 0.1)]
+    for call, said in (
+        (lambda: s4.noise_floor("a", 1, 1, 1), "lr is 'a'"),
+        (lambda: s4.noise_floor(0.1, None, 1, 1), "curvature is None"),
+        (lambda: s4.noise_floor(0.1, 1, np.nan, 1), "noise_variance is nan"),
+        (lambda: s4.noise_floor(0.1, 1, 1, 0), "batch_size is 0"),
+        (lambda: s4.proven_rates("a", 1), "mu is 'a'"),
+        (lambda: s4.nlm_init("a", 2, 3, 4, rng), "vocab_size is 'a'"),
+        (lambda: s4.nlm_init(5, 2, True, 4, rng), "n_embd is True"),
+        (lambda: s4.examples(ids, 0), "context is 0"),
+        (lambda: s4.examples(ids, 5), "5 ids; expected more than the 5"),
+        (lambda: s4.train(params, X, Y, sgd, s4.constant, "a"), "steps is 'a'"),
+        (lambda: s4.train(params, X, Y, sgd, s4.constant, 1, 0), "batch_size is 0"),
+        (lambda: s4.clip_grad_norm({"a": [3.0, 4.0]}, 1), r"grads\['a'\] is list"),
+        (lambda: s4.clip_grad_value({"a": np.array([3])}, 1), r"grads\['a'\] is int64"),
+        (lambda: s4.draw(s4.quadratic, [], (-1, 1), (-1, 1)), "at least one"),
+        (lambda: s4.draw(s4.quadratic, [[np.nan, 0]], (-1, 1), (-1, 1)), "finite points"),
+        (lambda: s4.draw(s4.quadratic, [[0, 0]], (1, 1), (-1, 1)), "some width"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_a_plain_is_drawn():
+    flat = lambda points: (np.zeros(points.shape[:-1]), points)  # noqa: E731
+    lines = s4.draw(flat, [np.zeros(2)], (-1, 1), (-1, 1), width=5, height=3)
+    assert [len(line) for line in lines] == [5, 5, 5] and lines[1][2] == "E"
+
+
+def test_training_that_diverges_says_at_which_step(rng):
+    params = s4.nlm_init(5, 2, 3, 4, rng)
+    X, Y = s4.examples(rng.integers(0, 5, 40), 2)
+    loud = lambda step, lr: 1e300 if step == 3 else lr  # noqa: E731
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="step 5: loss (nan|inf)"):
+        s4.train(params, X, Y, [s4.SGD(params, 1e-3)], loud, 9)
+
+
+def test_a_text_of_a_thousand_different_characters_is_read(tmp_path, capsys):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(chr(0x4E00 + i) for i in range(600)) * 2, encoding="utf-8")
+    s4.main(["--fast", "--text", str(path)])
+    check_held_out_line(capsys.readouterr().out)

@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import assert_gradients, relative_error
+from conftest import assert_gradients
 
 import stage05_attention as s5
 
@@ -259,7 +259,7 @@ def test_masks_that_do_not_fit(mask, wording):
 
 @pytest.mark.parametrize("block", [0, -3, 2.5, None])
 def test_blocks_that_are_no_size(block):
-    with pytest.raises(ValueError, match="positive integer"):
+    with pytest.raises(ValueError, match="block is .*; expected a whole number"):
         s5.flash_attention_forward(QKV, QKV, QKV, block=block)
 
 
@@ -277,7 +277,7 @@ def test_tiles_change_nothing(rng, Tq, Tk, block, causal):
     np.testing.assert_allclose(tiled, out, atol=1e-13)
     dout = rng.normal(size=out.shape)
     for a, b in zip(s5.flash_attention_backward(dout, tiles), s5.attention_backward(dout, cache)):
-        assert relative_error(a, b) < 1e-12
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12 * np.abs(dout).max())
 
 
 def test_tiles_survive_scores_that_overflow_exp(rng):
@@ -372,8 +372,13 @@ def test_a_shift_rotates_the_sinusoids():
         sin, cos = table[:-n, 0::2], table[:-n, 1::2]
         np.testing.assert_allclose(table[n:, 0::2], c * sin + s * cos, atol=1e-13)
         np.testing.assert_allclose(table[n:, 1::2], c * cos - s * sin, atol=1e-13)
-    for T, C in ((3, 5), (-1, 4), (3, 0)):
-        with pytest.raises(ValueError, match="even C"):
+    for T, C, said in (
+        (3, 5, "even C"),
+        (-1, 4, "T is -1"),
+        (3, 0, "C is 0"),
+        ("3", 4, "T is '3'"),
+    ):
+        with pytest.raises(ValueError, match=said):
             s5.sinusoidal_positions(T, C)
 
 
@@ -469,7 +474,7 @@ def test_float32_stays_float32(rng):
     "arguments", [(0, 1), (8, 3), (8, 4, 3), (8.0, 2), (8, 2, 0), (6, 2, 2, True, True)]
 )
 def test_sizes_that_do_not_divide(arguments):
-    with pytest.raises(ValueError, match="n_embd, n_head, n_kv_head are"):
+    with pytest.raises(ValueError, match="n_embd, n_head, n_kv_head are|expected a whole number"):
         s5.MultiHeadAttention(*arguments)
 
 
@@ -547,3 +552,87 @@ def test_a_wrong_command_line_gets_one_line(argv, capsys):
     captured = capsys.readouterr()
     assert stop.value.code == 2 and captured.out == ""
     assert captured.err.count("\n") == 1 and "error" in captured.err
+
+
+# Inputs at the corners: the right value, or a sentence that says what was expected.
+
+
+def test_sizes_and_scores_of_eight_bits_count_like_any_others(rng):
+    five, three = np.uint8(5), np.uint8(3)
+    np.testing.assert_array_equal(s5.sliding_window_mask(five, three), np.tri(5, 3, -2, dtype=bool))
+    np.testing.assert_array_equal(s5.sliding_window_mask(five, three), s5.sliding_window_mask(5, 3))
+    np.testing.assert_array_equal(s5.alibi_bias(np.uint8(2), five, three), s5.alibi_bias(2, 5, 3))
+    np.testing.assert_array_equal(
+        s5.sinusoidal_positions(five, np.uint8(8)), s5.sinusoidal_positions(5, 8)
+    )
+    q, k, v = qkv(rng, 1, 1, 1, 300, 300, 2)
+    tiled, _ = s5.flash_attention_forward(q, k, v, block=np.uint8(200))
+    np.testing.assert_allclose(tiled, s5.attention_forward(q, k, v)[0], atol=1e-13)
+    for dtype in (np.uint8, np.int16, np.int64):
+        p, _ = s5.softmax_forward(np.array([0, 1, 200], dtype))
+        assert p.dtype == np.float64 and p[1] / p[0] == pytest.approx(math.e, rel=1e-12)
+
+
+@pytest.mark.parametrize("scores", [3.0, True, [True, False], ["a"], None])
+def test_what_is_no_row_of_scores_is_refused(scores):
+    with pytest.raises(ValueError, match="expected numbers"):
+        s5.softmax_forward(scores)
+
+
+@pytest.mark.parametrize("wrong", [(1, 2, 3, 2), (2, 2, 1, 2), (2, 3, 2, 2), (2, 2, 3, 1), (24,)])
+def test_upstream_gradients_of_another_shape_are_refused(rng, wrong):
+    q, k, v = qkv(rng, 2, 2, 1, 3, 3, 2)
+    dout = np.ones(wrong)
+    for forward, backward in (
+        (s5.attention_forward, s5.attention_backward),
+        (s5.flash_attention_forward, s5.flash_attention_backward),
+    ):
+        with pytest.raises(ValueError, match=r"dout has shape .*; expected \(2, 2, 3, 2\)"):
+            backward(dout, forward(q, k, v)[1])
+    with pytest.raises(ValueError, match="dp has shape"):
+        s5.softmax_backward(dout, s5.softmax_forward(q)[1])
+    layer = s5.MultiHeadAttention(4, 2)
+    with pytest.raises(ValueError, match=r"dy has shape .*; expected \(2, 3, 4\)"):
+        layer.backward(np.ones((1, 3, 4)), layer.forward(rng.normal(size=(2, 3, 4)))[1])
+
+
+def test_wrong_numbers_are_named(rng):
+    x = rng.normal(size=(5, 4))
+    for call, said in (
+        (lambda: s5.attention_forward(QKV, QKV, QKV, scale="1"), "scale is '1'"),
+        (lambda: s5.attention_forward(QKV, QKV, QKV, scale=True), "scale is True"),
+        (lambda: s5.flash_attention_forward(QKV, QKV, QKV, block=True), "block is True"),
+        (lambda: s5.sliding_window_mask(2, 3, 1.5), "window is 1.5"),
+        (lambda: s5.sliding_window_mask(2, 3, "a"), "window is 'a'"),
+        (lambda: s5.sliding_window_mask(-2, 3), "Tq is -2"),
+        (lambda: s5.alibi_bias("2", 5, 3), "n_head is '2'"),
+        (lambda: s5.rope_forward(x, np.arange(5), "a"), "theta is 'a'"),
+        (lambda: s5.rope_forward(x, [0, 1, 2, 3, np.nan]), "positions that are finite"),
+        (lambda: s5.rope_forward(np.ones((5, 4), int), np.arange(5)), "x is int64"),
+        (lambda: s5.MultiHeadAttention(4, True), "n_head is True"),
+        (lambda: s5.scale_statistics(0, 1.0, rng), "D is 0"),
+        (lambda: s5.recall_batch(rng, 2, 13), "n_pairs is 13; expected at most 12"),
+        (lambda: s5.recall_batch(rng, 2, None), "n_pairs is None"),
+        (lambda: s5.AttentionOnly("4", 8, 2, 1), "T is '4'"),
+        (lambda: s5.train(s5.AttentionOnly(4, 8, 2, 1), 0, 1, 0), "steps is 0"),
+        (lambda: s5.train(s5.AttentionOnly(4, 8, 2, 1), 9, 1, 0, "", math.nan), "rate is nan"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_ids_of_any_width_are_the_same_ids(rng):
+    model, ids = s5.AttentionOnly(4, 8, 2, 1), np.array([[0, 12, 0, 12]])
+    loss, right, grads = model.loss_and_grads(ids)
+    for same in (ids.tolist(), *(ids.astype(t) for t in ("u1", "i1", "u2", "i4", "u8"))):
+        again = model.loss_and_grads(same)
+        assert again[:2] == (loss, right)
+        assert all(np.array_equal(again[2][name], grads[name]) for name in grads)
+    for wrong in (ids * 1.0, ids > 0, ids - 13, ids + 11, ids[0], ids[:, :2]):
+        with pytest.raises(ValueError, match="^idx (is|holds)"):
+            model.loss_and_grads(wrong)
+
+
+def test_training_that_diverges_says_at_which_step():
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="step 2: loss nan"):
+        s5.train(s5.AttentionOnly(4, 8, 2, 1), 60, 1, 0, learning_rate=1e30)

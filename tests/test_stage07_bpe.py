@@ -668,7 +668,7 @@ def test_train_encode_decode_on_the_command_line(tmp_path, capsys, monkeypatch):
         (["decode", "TOK", "one"], "one"),
         (["nonsense"], "nonsense"),
         (["--seed", "x"], "x"),
-        (["--seed", "-1"], "non-negative"),
+        (["--seed", "-1"], "--seed -1"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_status_two(
@@ -743,3 +743,82 @@ def test_a_closed_stream_gives_no_traceback(tmp_path):
         done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True)
         assert done.returncode == status and done.stderr.startswith(error)
         assert done.stderr.count(b"\n") == (status > 0) and (tmp_path / "tok").exists()
+
+
+# Inputs at the corners: the right value, or a sentence that says what was expected.
+
+
+def test_decode_takes_integers_of_any_width_and_nothing_else(trained):
+    ids = trained.encode("it is 42")
+    for same in (np.array(ids), np.array(ids, np.uint16), np.array(ids, np.int32), iter(ids)):
+        assert trained.decode(same) == "it is 42"
+    for wrong in ([104.0], [True], np.array([104.0]), np.array([True]), [math.nan], "12", [[1]]):
+        with pytest.raises(ValueError, match="expected integers"):
+            trained.decode(wrong)
+
+
+def test_counts_of_eight_bits_add_up():
+    words = {b"abab": 200, b"abc": 100}
+    narrow = {word: np.uint8(count) for word, count in words.items()}
+    expected = [((97, 98), 500), ((256, 256), 200)]
+    for learn in (stage.learn_merges, stage.textbook_merges):
+        assert learn(words, 2) == learn(narrow, 2) == expected
+    score = {b"a": math.log(0.5), b"b": math.log(0.5)}
+    counts, _ = stage.expected_counts({b"abab": np.uint8(200)}, score, 1)
+    assert counts == {b"a": 400, b"b": 400}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.int64, np.uint64])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_kneser_ney_takes_arrays_of_any_width(rng, dtype, order):
+    ids = rng.integers(0, 5, 60)
+    expected = stage.kneser_ney_nats(ids[:40].tolist(), ids[40:].tolist(), 5, order)
+    ids = ids.astype(dtype)
+    assert stage.kneser_ney_nats(ids[:40], ids[40:], 5, order) == expected
+
+
+def test_kneser_ney_needs_the_first_context():
+    assert stage.kneser_ney_nats([0, 1], [], 2, 3) == 0
+    assert stage.kneser_ney_nats([], [1], 4, 1) == pytest.approx(math.log(4))
+    with pytest.raises(ValueError, match="train has 2 ids: expected at least order - 1 = 4"):
+        stage.kneser_ney_nats([0, 1], [0, 1, 0], 2, 5)
+
+
+def test_logarithms_of_nothing_and_of_zero():
+    none, log = -math.inf, math.log
+    assert stage.log_sum([]) == stage.log_sum([none]) == stage.log_sum([none, none]) == none
+    assert stage.log_sum([none, 1.5]) == 1.5 and stage.log_sum([math.inf, 0]) == math.inf
+    score = {b"b": log(0.5), b"ab": log(0.25), b"a": none}  # a alone never stands
+    alpha, _ = stage.forward(b"ab", score, 2)
+    assert alpha == [0, none, pytest.approx(log(0.25))]
+    counts, likelihood = stage.expected_counts({b"ab": 3}, score, 2)
+    assert counts == {b"b": 0, b"ab": 3, b"a": 0} and likelihood == pytest.approx(3 * log(0.25))
+    assert stage.viterbi(b"ab", score, 2) == (pytest.approx(log(0.25)), [b"ab"])
+    for call in (
+        lambda: stage.viterbi(b"ab", {b"a": 0.0}, 1),
+        lambda: stage.expected_counts({b"ab": 1}, {b"a": none, b"b": 0.0}, 1),
+    ):
+        with pytest.raises(ValueError, match="b'ab': expected pieces that can write it"):
+            call()
+
+
+def test_wrong_numbers_and_names_are_named(rng):
+    unigram = UnigramTokenizer()
+    for call, said in (
+        (lambda: unigram.sample("a", rng, "1"), "temperature '1'"),
+        (lambda: unigram.sample("a", rng, None), "temperature None"),
+        (lambda: unigram.sample("a", rng, True), "temperature True"),
+        (lambda: unigram.sample("a", rng, math.nan), "temperature nan"),
+        (lambda: stage.pretokenize("a", "gpt9"), "pattern 'gpt9'"),
+        (lambda: stage.learn_merges({}, "a"), "n_merges 'a'"),
+        (lambda: stage.textbook_merges({}, -1), "n_merges -1"),
+        (lambda: stage.kneser_ney_nats([0], [0], 5, 0), "order 0"),
+        (lambda: stage.kneser_ney_nats([0], [0], 5, "a"), "order 'a'"),
+        (lambda: stage.kneser_ney_nats([0], [0], 0, 1), "vocab_size 0"),
+        (lambda: stage.kneser_ney_nats([0], [5], 5, 1), r"ids 0\.\.5: expected 0\.\.4"),
+        (lambda: stage.kneser_ney_nats([0.0], [0], 5, 1), "train: 0.0: expected integers"),
+        (lambda: BPETokenizer.train("a", special_tokens=None), "special_tokens None"),
+        (lambda: BPETokenizer().encode("a", None), "allowed_special None"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()

@@ -159,8 +159,9 @@ def test_gradient_check_finds_each_bug_and_only_bugs(bug, dtype, rng):
     before = {k: v.copy() for k, v in model.params.items()}
     if bug:
         model.layer_backward = s.sabotage(bug)
-    errors = s.gradient_check(model, x, y, rng)
-    assert (max(errors.values()) > 1e-2) == bool(bug) and (bug or max(errors.values()) < 1e-6)
+    judged = {k: error for k, (error, _) in s.gradient_check(model, x, y).items()}
+    for errors in (judged, s.slope_check(model, x, y, rng)):
+        assert (max(errors.values()) > 1e-2) == bool(bug) and (bug or max(errors.values()) < 1e-6)
     for k, v in model.params.items():
         assert v.dtype == dtype and np.array_equal(v, before[k])
 
@@ -168,7 +169,8 @@ def test_gradient_check_finds_each_bug_and_only_bugs(bug, dtype, rng):
 def test_gradient_check_accepts_a_subgradient_at_a_kink(rng):
     model, x, y = small(activation="relu", depth=2)
     model.params["b1"] -= 100  # h1 = 0, so every input of layer 2 is exactly at the kink
-    assert max(s.gradient_check(model, x, y, rng).values()) < 1e-6
+    assert max(s.slope_check(model, x, y, rng).values()) < 1e-6
+    assert max(error for error, _ in s.gradient_check(model, x, y).values()) < 1e-6
 
 
 def test_overfit_one_batch_succeeds_on_data_and_fails_on_contradictions():
@@ -386,7 +388,7 @@ def test_a_clinic_run_is_a_function_of_its_seed():
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: LanguageModel(0, 4), "at least 1.*0"),
+        (lambda: LanguageModel(0, 4), "vocab_size >= 1, got 0"),
         (lambda: LanguageModel(5, 4, activation="gelu"), "gelu"),
         (lambda: s.Optimizer("lion"), "lion"),
         (lambda: s.smooth([1], 1.0), "1.0"),
@@ -442,3 +444,144 @@ def test_a_wrong_command_line_is_one_clean_error(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         s.main(argv)
     assert stop.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+# ---- inputs at the corners: the right value, or a sentence that says what was expected
+
+
+class Scaled(s.LanguageModel):
+    """A model whose loss is multiplied by `scale`, and its gradients by `factor` beside that."""
+
+    scale, factor, wrong = 1.0, 1.0, None
+
+    def loss_and_grads(self, x, y):
+        loss, grads = super().loss_and_grads(x, y)
+        grads = {k: self.factor * self.scale * g for k, g in grads.items()}
+        if self.wrong is not None:
+            grads["W1"][self.wrong] = 0
+        return self.scale * loss, grads
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-11, 1.0, 1e11])
+def test_gradient_checks_have_no_scale(scale, rng):
+    x, y = rng.integers(0, 5, (40, 3)), rng.integers(0, 5, 40)
+    model = Scaled(5, 3, 6)
+    model.scale = scale
+    assert max(error for error, _ in s.gradient_check(model, x, y).values()) < 1e-5
+    assert max(s.slope_check(model, x, y, rng).values()) < 1e-5
+    for factor in (-1.0, 0.0, 1.01, 1e-11):
+        model.factor = factor
+        assert min(error for error, _ in s.gradient_check(model, x, y).values()) > 0.009
+        assert min(s.slope_check(model, x, y, rng).values()) > 1e-3
+
+
+def test_a_gradient_check_names_the_one_wrong_entry_of_a_thousand(rng):
+    x, y = rng.integers(0, 5, (40, 3)), rng.integers(0, 5, 40)
+    model = Scaled(5, 3, 40, embed=9)
+    g = np.abs(model.loss_and_grads(x, y)[1]["W1"])
+    assert g.size > 1000
+    model.wrong = np.unravel_index(int(np.argsort(g, None)[g.size // 2]), g.shape)  # a middling one
+    errors = s.gradient_check(model, x, y)
+    assert errors["W1"][0] > 0.9 and errors["W1"][1] == model.wrong
+    assert max(error for k, (error, _) in errors.items() if k != "W1") < 1e-5
+
+
+def test_a_gradient_that_is_nan_is_the_worst(rng):
+    model, (x, y) = Scaled(5, 3, 4), (rng.integers(0, 5, (9, 3)), rng.integers(0, 5, 9))
+    model.factor = math.nan
+    assert {error for error, _ in s.gradient_check(model, x, y).values()} == {math.inf}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
+def test_ids_of_any_width_are_the_same_ids(rng, dtype):
+    x, y = (
+        rng.integers(0, 80, (2000, 4)),
+        rng.integers(0, 80, 2000),
+    )  # 80² does not fit into eight bits
+    narrow = x.astype(dtype), y.astype(dtype)
+    assert s.audit_data(*narrow, np.uint8(80)) == s.audit_data(x, y, 80)
+    model = s.LanguageModel(80, 4, 8)
+    one, other = model.loss_and_grads(*narrow), model.loss_and_grads(x, y)
+    assert one[0] == other[0] and all(np.array_equal(one[1][k], other[1][k]) for k in one[1])
+
+
+def test_what_is_no_id_is_refused(rng):
+    x, y = rng.integers(0, 5, (9, 3)), rng.integers(0, 5, 9)
+    model = s.LanguageModel(5, 3, 4)
+    for wrong in (
+        lambda a: a * 1.0,
+        lambda a: a > 0,
+        lambda a: a - 5,
+        lambda a: a + 1 + 5 * (a < 1),
+    ):
+        for bad in ((wrong(x), y), (x, wrong(y))):
+            with pytest.raises(ValueError, match="expected (integers as [xy]|[xy] in 0)"):
+                model.loss_and_grads(*bad)
+            with pytest.raises(ValueError, match="expected (integers as [xy]|[xy] in 0)"):
+                s.audit_data(*bad, 5)
+    with pytest.raises(ValueError, match=r"y \(B,\), got \(9, 5\) and \(1,\)"):
+        s.cross_entropy_forward(np.zeros((9, 5)), y[:1])
+
+
+def test_sizes_and_readings_of_eight_bits_count_like_any_others(rng):
+    sizes = np.uint8(5), np.uint8(64)
+    assert s.LanguageModel(*sizes, embed=np.uint8(8)).params["W1"].shape == (512, 32)
+    assert s.gradient_stats({"a": np.array([-128], np.int8)})["a"]["max"] == 128
+    assert s.dead_units(np.array([[-128, 0]], np.int8)) == 0.5
+    three, two = np.array([3], np.uint8), np.array([2], np.uint8)
+    assert s.update_ratios({"a": three}, {"a": two})["a"] == pytest.approx(1 / 3)
+    assert s.update_ratios({"a": [3.0]}, {"a": [2.0]})["a"] == pytest.approx(1 / 3)
+    x, y = rng.integers(0, 5, (400, 3)), rng.integers(0, 5, 400)
+    model = s.LanguageModel(5, 3, 4)
+    wide = s.gradient_noise_scale(model, x, y, 100)
+    assert s.gradient_noise_scale(model, x, y, np.uint8(100)) == wide
+
+
+def test_gradients_of_another_shape_are_refused():
+    _, cache = s.layer_forward(np.ones((4, 3)), np.ones((3, 2)), np.zeros(2), "tanh")
+    with pytest.raises(ValueError, match=r"dh of shape \(4, 2\), got \(1, 2\)"):
+        s.layer_backward(np.ones((1, 2)), cache)
+    with pytest.raises(ValueError, match=r"a: expected shape \(2, 3\), got \(3,\)"):
+        s.Optimizer().step({"a": np.ones((2, 3))}, {"a": np.ones(3)}, 0.1)
+
+
+def test_corners_of_the_curves():
+    assert s.unigram_entropy([[1, 2], [2, 1]]) == pytest.approx(math.log(2))
+    assert s.early_stop([math.nan, 2, 1, 0.5, math.nan]) == (3, None)  # nan is never best
+    assert s.early_stop(np.array([3, 1, 2], np.uint8), 3, 5) == (0, None)
+
+
+def test_wrong_numbers_are_named(rng):
+    x, y = rng.integers(0, 5, (9, 3)), rng.integers(0, 5, 9)
+    model = s.LanguageModel(5, 3, 4)
+    for call, said in (
+        (lambda: s.LanguageModel("a", 3), "as vocab_size, got 'a'"),
+        (lambda: s.LanguageModel(5, True), "as context, got True"),
+        (lambda: s.LanguageModel(5, 3, gain=None), "as gain, got None"),
+        (lambda: s.layer_forward(x, x.T, 0, "tahn"), "got 'tahn'"),
+        (lambda: s.Optimizer().step({}, {}, "a"), "as learning_rate, got 'a'"),
+        (lambda: s.schedule("a", 3, 1), "as rate, got 'a'"),
+        (lambda: s.schedule(0.1, 2.5, 1), "as steps, got 2.5"),
+        (lambda: s.unigram_entropy([]), "at least one target"),
+        (lambda: s.check_initialization(model, x, y, "a"), "as vocab_size, got 'a'"),
+        (lambda: s.smooth([1], None), "as beta, got None"),
+        (lambda: s.early_stop([1], 1.5), "as patience, got 1.5"),
+        (lambda: s.saturated_units([[1.0]], "a"), "as threshold, got 'a'"),
+        (lambda: s.overfit_one_batch(model, x, y, math.nan), "as learning_rate, got nan"),
+        (lambda: s.overfit_one_batch(model, x, y, 0.1, "a"), "as steps, got 'a'"),
+        (lambda: s.lr_range_test(lambda: model, [(x, y)], "a"), "as low, got 'a'"),
+        (lambda: s.lr_range_test(lambda: model, [(x, y)], steps=True), "as steps, got True"),
+        (lambda: s.gradient_noise_scale(model, x, y, None), "as small, got None"),
+        (lambda: s.top_hessian_eigenvalue(lambda t: t, np.ones(3), "a"), "as iterations, got 'a'"),
+        (lambda: s.audit_data(x, y, 5.0), "as vocab_size, got 5.0"),
+        (lambda: s.Monitor(model, (x, y), (x, y), 5, "a"), "as every, got 'a'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_learning_by_heart_that_diverges_says_at_which_step(rng):
+    x, y = rng.integers(0, 5, (9, 3)), rng.integers(0, 5, 9)
+    model = s.LanguageModel(5, 3, 4, activation="relu")
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="got nan at step 2"):
+        s.overfit_one_batch(model, x, y, 1e200, 8, kind="sgd")

@@ -6,7 +6,13 @@ import re
 
 import numpy as np
 import pytest
-from conftest import assert_gradients, central_difference, check_held_out_line, relative_error
+from conftest import (
+    assert_gradients,
+    central_difference,
+    check_held_out_line,
+    relative_error,
+    worst_entry,
+)
 
 import stage09_lora as s
 
@@ -77,14 +83,17 @@ def test_whole_model_gradients(kind, params, rng):
 
     for name, p in tuned.items():
         flat = p.reshape(-1)
-        some = rng.choice(flat.size, min(3, flat.size), replace=False)
+        some, numeric = rng.choice(flat.size, min(3, flat.size), replace=False), []
         for i in some:
             old, h = flat[i], 1e-5
             flat[i] = old + h
             up = loss()
             flat[i] = old - h
-            numeric, flat[i] = (up - loss()) / (2 * h), old
-            assert abs(grads[name].reshape(-1)[i] - numeric) < 1e-7 * (1 + abs(numeric)), name
+            numeric.append((up - loss()) / (2 * h))
+            flat[i] = old
+        # Rounding leaves ε·loss/h, some 1e-10: below 1e-3 an entry is not known to six digits.
+        error, at = worst_entry(grads[name].reshape(-1)[some], numeric, floor=1e-3)
+        assert error < 1e-6, (name, some[at])
 
 
 @pytest.mark.parametrize("shape", [(5,), (1, 5), (2, 3, 5), (3, 1, 5)])
@@ -204,7 +213,8 @@ def test_scales_and_the_size_of_the_first_step(rng):
     for rank in (1, 9):  # E[s² A Aᵀ G] = s² r/in G, which rsLoRA makes independent of r
         layers = [s.LoRALinear(W, rank, 2, seed, rslora=True) for seed in range(3000)]
         steps = [a.scale**2 * a.params["A"] @ (a.params["A"].T @ G) for a in layers]
-        assert relative_error(np.mean(steps, 0), 4 / 20 * G) < 0.07
+        expected = 4 / 20 * G
+        assert np.linalg.norm(np.mean(steps, 0) - expected) < 0.14 * np.linalg.norm(expected)
 
 
 def test_seeds(rng):
@@ -569,3 +579,128 @@ def test_wrong_command_lines(argv, message, capsys):
         s.main(["--fast", *argv])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+# Inputs at the corners: the right value, or a sentence that says what was expected.
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
+def test_ids_of_any_width_are_the_same_ids(rng, dtype):
+    params, ids = s.init_params(7, 8, 1, 8), rng.integers(0, 7, 60)
+    narrow = ids.astype(dtype)
+    assert s.score(params, narrow, 20, 2) == s.score(params, ids, 20, 2)
+    tuned = []
+    for same in (ids, narrow, ids.tolist()):
+        own = {name: p.copy() for name, p in params.items()}
+        s.fit(own, same, 2, 2, 1e-2, np.random.default_rng(0), {}, list(own))
+        tuned.append(own)
+    for own in tuned[1:]:
+        assert all(np.array_equal(own[name], tuned[0][name]) for name in params)
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (lambda ids: ids * 1.0, "must be integers, not float64"),
+        (lambda ids: ids > 3, "must be integers, not bool"),
+        (lambda ids: ids - 2, r"must lie in (-1|0)\.\.6, not -2"),
+        (lambda ids: ids + 7, r"must lie in (-1|0)\.\.6, not 0\.\."),
+    ],
+)
+def test_what_is_no_id_is_refused(wrong, said):
+    params, ids = s.init_params(7, 8, 1, 8), np.arange(7).repeat(5)
+    logits = np.zeros((1, 35, 7))
+    for call in (
+        lambda: s.cross_entropy(logits, wrong(ids)[None]),
+        lambda: s.score(params, wrong(ids), 20, 2),
+        lambda: s.fit(params, wrong(ids), 2, 1, 1e-2, np.random.default_rng(0)),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_targets_need_the_shape_of_the_logits_and_one_that_counts():
+    logits = np.zeros((1, 2, 3))
+    assert s.cross_entropy(logits, [[2, -1]])[0] == pytest.approx(math.log(3))
+    for targets, said in (
+        ([[0]], r"shape \(1, 2\), not \(1, 1\)"),
+        ([[0], [1]], r"shape \(1, 2\), not \(2, 1\)"),
+        ([[-1, -1]], "at least one that is not -1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            s.cross_entropy(logits, targets)
+
+
+def test_sizes_of_eight_bits_count_like_any_others(rng):
+    params = s.init_params(np.uint8(7), np.uint8(8), np.uint8(1), np.uint8(96))
+    assert params["transformer.h.0.attn.c_attn.weight"].shape == (96, 288)
+    W = rng.normal(size=(30, 40))
+    wide = s.quantize_nf4(W, 64)
+    narrow = s.quantize_nf4(W, np.uint8(64))
+    assert np.array_equal(narrow.packed, wide.packed) and narrow.block_size == 64
+    assert np.array_equal(s.dequantize_nf4(*wide[:3], np.uint8(64)), s.dequantize_nf4(wide))
+
+
+def test_upstream_gradients_of_another_shape_are_refused(rng):
+    x, W = rng.normal(size=(2, 3, 4)), rng.normal(size=(4, 4))
+    q = rng.normal(size=(2, 2, 3, 4))
+    backwards = [
+        lambda dy: s.linear_backward(dy, s.linear_forward(x, W)[1]),
+        lambda dy: s.layernorm_backward(dy, s.layernorm_forward(x, W[0], W[0])[1]),
+    ]
+    backwards += [
+        lambda dy, plug=plug: plug.backward(dy, plug.forward(x)[1])
+        for plug in (s.LoRALinear(W, 2, 1), s.DoRALinear(W, 2, 1), s.Adapter(4, 2), s.IA3((4,)))
+    ]
+    for backward in backwards:
+        backward(np.ones((2, 3, 4)))
+        for wrong in ((1, 3, 4), (3, 2, 4), (2, 1, 4), (24,)):
+            with pytest.raises(ValueError):
+                backward(np.ones(wrong))
+    prompt = s.PromptTuning(2, 4)
+    _, cache = prompt.forward(x)
+    prompt.backward(np.ones((2, 5, 4)), cache)
+    for wrong in ((1, 5, 4), (2, 9, 4)):
+        with pytest.raises(ValueError, match=r"shape \(2, 5, 4\)"):
+            prompt.backward(np.ones(wrong), cache)
+    with pytest.raises(ValueError, match=r"dy must have the shape \(2, 2, 3, 4\)"):
+        s.attention_backward(np.ones((1, 1, 3, 4)), s.attention_forward(q, q, q)[1])
+    params = s.init_params(7, 8, 1, 8)
+    _, cache = s.gpt_forward(params, np.zeros((1, 4), int), 2)
+    with pytest.raises(ValueError, match=r"dlogits must have the shape \(1, 4, 7\)"):
+        s.gpt_backward(np.ones((4, 1, 7)), cache)
+
+
+def test_wrong_numbers_are_named(rng):
+    params, ids, W = s.init_params(7, 8, 1, 8), rng.integers(0, 7, 60), np.eye(3)
+
+    def fit(n_head=2, steps=1, rate=1e-2, batch=8):
+        s.fit(params, ids, n_head, steps, rate, rng, batch=batch)
+
+    for call, said in (
+        (lambda: s.init_params("a", 8, 1, 8), "vocab_size .* not 'a'"),
+        (lambda: s.init_params(7, 8, True, 8), "n_layer .* not True"),
+        (lambda: s.gpt_forward(params, ids[None, :4], "a"), "n_head .* not 'a'"),
+        (lambda: s.gpt_forward(params, ids[None, :4], 3), "n_head must divide the 8 channels"),
+        (lambda: fit(n_head=None), "n_head .* not None"),
+        (lambda: fit(steps="a"), "steps .* not 'a'"),
+        (lambda: fit(rate="a"), "learning_rate .* not 'a'"),
+        (lambda: fit(rate=math.nan), "learning_rate .* not nan"),
+        (lambda: fit(batch=0), "batch .* not 0"),
+        (lambda: s.score(params, ids, "a", 2), "first .* not 'a'"),
+        (lambda: s.low_rank(np.ones(3), 1), r"expected a matrix, not .* \(3,\)"),
+        (lambda: s.low_rank(W, -1), "k .* not -1"),
+        (lambda: s.low_rank(W, "a"), "k .* not 'a'"),
+        (lambda: s.LoRALinear(W, 1, True), "alpha .* not True"),
+        (lambda: s.apply_lora(params, None, 1, 1), "targets is empty"),
+        (lambda: s.prepare("LORA!", params, 2, ids, 1, 0), "method .* not 'LORA!'"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    assert s.low_rank(W, 2**70)[1] == 1 and s.low_rank(W, 0)[1] == 0
+
+
+def test_training_that_diverges_says_at_which_step(rng):
+    params, ids = s.init_params(7, 8, 1, 8), rng.integers(0, 7, 60)
+    with np.errstate(all="ignore"), pytest.raises(ValueError, match="step 2: the loss is nan"):
+        s.fit(params, ids, 2, 30, 1e30, rng, {}, list(params))

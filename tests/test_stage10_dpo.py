@@ -386,7 +386,7 @@ BAD = [
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0), "beta = 0"),
     (lambda: s.kto_loss(ONE, [], ONE, [], 0.1), "policy_rejected is empty"),
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, kl=-1), "kl = -1"),
-    (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, weights=(-1, 1)), "weights = -1"),
+    (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, weights=(-1, 1)), "weight = -1"),
     (lambda: s.orpo_loss(ONE, ONE, -0.1), "beta = -0.1"),
     (lambda: s.orpo_loss(ONE + 1, ONE), "chosen_mean"),
     (lambda: s.simpo_loss(ONE, TWO), "rejected_mean has shape"),
@@ -438,3 +438,138 @@ def test_fast_report_is_whole_and_repeats(capsys):
     for word in ("Bayes limit", "OVER-OPTIMISATION", *s.METHODS, "best-of-n"):
         assert word in first
     assert "held-out:" not in first and (ROOT / "data" / "names.txt").exists()
+
+
+# Inputs at the corners: the right value, or a sentence that says what was expected.
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
+def test_tokens_of_any_width_are_the_same_tokens(rng, dtype):
+    policy, tokens = s.new_network(rng, 27), s.encode(["anna", "otto", "li"])
+    narrow = tokens.astype(dtype)
+    logp, mask, _ = s.policy_forward(policy, tokens)
+    for same in (narrow, tokens.tolist()):
+        assert np.array_equal(s.policy_forward(policy, same)[0], logp)
+        assert np.array_equal(s.learned_rewards(policy, same), s.learned_rewards(policy, tokens))
+        assert s.decode(same) == ["anna", "otto", "li"]
+    drawn = [s.sample(policy, t[:, 0], np.random.default_rng(0)) for t in (tokens, narrow)]
+    assert np.array_equal(*drawn)
+    logits = rng.normal(size=(3, 4, 27))
+    wide = s.sequence_logprob(logits, tokens[:, :4])
+    assert np.array_equal(s.sequence_logprob(logits, narrow[:, :4]), wide)
+
+
+@pytest.mark.parametrize(
+    "wrong", [lambda t: t * 1.0, lambda t: t > 0, lambda t: t - 1, lambda t: t + 20, lambda t: t[0]]
+)
+def test_what_is_no_token_is_refused(rng, wrong):
+    policy, tokens = s.new_network(rng, 27), s.encode(["anna", "otto"])
+    bad = wrong(tokens)
+    calls = [lambda: s.policy_forward(policy, bad), lambda: s.learned_rewards(policy, bad)]
+    calls += [lambda: s.decode(bad), lambda: s.sample(policy, bad[..., 1] - 99, rng)]
+    calls += [lambda: s.sequence_logprob(np.zeros((2, 16, 27)), bad)]
+    calls += [lambda: s.network_forward(policy, bad[..., :8])]
+    for call in calls:
+        with pytest.raises(ValueError, match="tokens"):
+            call()
+
+
+def test_small_integers_are_numbers_like_any_others():
+    eight = [np.array([n], np.uint8) for n in (1, 3, 5, 2)]
+    assert s.log_sigmoid(np.uint8(3)) == s.log_sigmoid(3) == s.log_sigmoid([3])[0]
+    assert s.log_sigmoid(3) == pytest.approx(-math.log1p(math.exp(-3)))
+    assert s.reward_loss(*eight[:2])[0] == s.reward_loss([1], [3])[0]
+    assert s.dpo_loss(*eight, 1)[0] == s.dpo_loss([1], [3], [5], [2], 1)[0]
+    np.testing.assert_allclose(s.grpo_advantages(np.array([0, 255], np.uint8)), [-1, 1])
+    R = np.arange(12.0).reshape(2, 6)
+    assert s.best_of_n(R.tolist(), R, np.uint8(3))[1] == math.log(3) - 2 / 3
+
+
+def test_logarithms_of_zero_and_of_nothing_else():
+    assert s.log_sigmoid(-math.inf) == -math.inf and s.sigmoid(-math.inf) == 0
+    assert s.log_sigmoid(math.inf) == 0 and s.sigmoid(math.inf) == 1
+    np.testing.assert_array_equal(s.log_softmax([0.0, -math.inf]), [0, -math.inf])
+    logits = np.array([[[0.0, -math.inf], [-math.inf, 3.0]]])
+    np.testing.assert_array_equal(s.sequence_logprob(logits, [[0, 1]], None, True), [[0, 0]])
+    assert s.sequence_logprob(logits, [[1, 1]]) == -math.inf
+    for impossible in (-math.inf, math.inf, math.nan):
+        logits[0, 1] = impossible
+        with pytest.raises(ValueError, match="1 rows of logits nan or inf"):
+            s.sequence_logprob(logits, [[0, 1]])
+
+
+def test_upstream_gradients_of_another_shape_are_refused(rng):
+    policy = s.new_network(rng, 27)
+    logp, _, cache = s.policy_forward(policy, s.encode(["anna", "li"]))
+    for wrong in ((2, 1), (1, logp.shape[1]), logp.shape[::-1], logp.size):
+        with pytest.raises(ValueError, match=r"dlogp has shape .*: expected \(2, 4\)"):
+            s.policy_backward(np.ones(wrong), cache)
+
+
+def test_wrong_numbers_are_named(rng):
+    policy, R = s.new_network(rng, 27), np.zeros((2, 6))
+    model, tokens, zero = s.new_network(rng, 1), s.encode(["anna", "li"]), [0.0]
+
+    def rl(kind="ppo", beta=0.1, iterations=1):
+        s.train_rl(kind, policy, model, tokens[:, 0], beta, iterations, rng)
+
+    for call, said in (
+        (lambda: s.encode([None]), "name None"),
+        (lambda: s.true_reward(""), "name ''"),
+        (lambda: s.reward_loss(["a"], [1]), "chosen_rewards is <U1: expected numbers"),
+        (lambda: s.reward_loss(None, [1]), "chosen_rewards is object: expected numbers"),
+        (lambda: s.frontier(R, R, [0.5, 0.5], "1"), "beta = '1'"),
+        (lambda: s.frontier(R, R, [0.5, 0.5], [None]), "beta = None"),
+        (lambda: s.frontier(R, R, [0.5, 0.5], [True]), "beta = True"),
+        (lambda: s.best_of_n(R, R, 2.0), "n = 2.0"),
+        (lambda: s.best_of_n(R, R, "2"), "n = '2'"),
+        (lambda: s.best_of_n(R, R, 4), "n = 4 to divide M"),
+        (lambda: s.gae([1.0], [1.0], "a", 1), "gamma = 'a'"),
+        (lambda: s.gae([1.0], [1.0], 1, None), "lam = None"),
+        (lambda: s.ppo_loss([1.0], [1.0], [1.0], "a"), "clip = 'a'"),
+        (lambda: s.grpo_advantages(3.0), "rewards = 3.0"),
+        (lambda: s.dpo_loss(zero, zero, zero, zero, "a"), "beta = 'a'"),
+        (lambda: s.dpo_loss(zero, zero, zero, zero, 1, None), "label_smoothing = None"),
+        (lambda: s.dpo_loss(zero, zero, zero, zero, 1, 0, ["ipo"]), r"kind = \['ipo'\]"),
+        (lambda: s.kto_loss(zero, zero, zero, zero, 1, "a"), "kl = 'a'"),
+        (lambda: s.kto_loss(zero, zero, zero, zero, 1, 0, ("a", 1)), "a weight = 'a'"),
+        (lambda: rl(kind="PPO"), "kind = 'PPO'"),
+        (lambda: rl(beta="a"), "beta = 'a'"),
+        (lambda: rl(beta=math.nan), "beta = nan"),
+        (lambda: rl(iterations="a"), "iterations = 'a'"),
+        (lambda: s.pretrain(tokens, "a", rng), "steps = 'a'"),
+        (lambda: s.train_reward_model(tokens, tokens, 0, rng), "steps = 0"),
+        (lambda: s.train_on_pairs(s.dpo_loss, policy, tokens, tokens, 1.5, rng), "steps = 1.5"),
+        (lambda: s.text_plot([]), "points are empty"),
+        (lambda: s.text_plot([(1.0, math.nan, "a")]), "points that are finite"),
+        (lambda: s.text_plot([(-1.0, 0.0, "a")]), "with x >= 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_a_constant_and_a_single_point_are_drawn():
+    lines = s.text_plot([(0.0, 2.0, "a"), (3.0, 2.0, "b")], width=12, height=6)
+    assert lines[6].split("|")[1] == "a" + " " * 11 + "b"
+    assert "a" in "".join(s.text_plot([(0.0, 0.0, "a")]))
+
+
+def test_training_that_diverges_is_stopped_and_not_returned(rng, monkeypatch):
+    class Wild(s.Adam):
+        def __init__(self, params, rate, *rest, **named):
+            super().__init__(params, 1e30, *rest, **named)
+
+    with pytest.raises(ValueError, match="norm is nan at step 1"):
+        s.Adam({"a": np.ones(1)}, 0.1, 9).step({"a": np.array([math.nan])})
+    monkeypatch.setattr(s, "Adam", Wild)
+    policy, model = s.new_network(rng, 27), s.new_network(rng, 1)
+    tokens = s.encode(["anna", "otto", "li", "bob"] * 9)
+    with np.errstate(all="ignore"):
+        for train in (
+            lambda: s.pretrain(tokens, 9, rng),
+            lambda: s.train_reward_model(tokens, tokens[::-1], 9, rng),
+            lambda: s.train_rl("ppo", policy, model, tokens[:, 0], 0.1, 3, rng),
+            lambda: s.train_rl("grpo", policy, model, tokens[:, 0], 0.1, 3, rng),
+        ):
+            with pytest.raises(ValueError, match="nan"):
+                train()
