@@ -2393,6 +2393,7 @@ def or_abort(MPI):
         raise
     except BaseException as error:
         complain(f"rank {MPI.COMM_WORLD.rank}: {type(error).__name__}: {error}")
+        time.sleep(0.5)  # until mpiexec has passed the words on: Abort ends it, too
         MPI.COMM_WORLD.Abort(1)
         os._exit(1)
 

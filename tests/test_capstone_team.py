@@ -312,6 +312,11 @@ def test_the_leader_has_all_threads_again_after_a_step(monkeypatch):
         team.close()
 
 
+def test_without_a_known_openblas_the_threads_stay_as_they_are(monkeypatch):
+    monkeypatch.setattr(gpt, "openblas", lambda: None)
+    assert gpt.blas_threads(2) is None
+
+
 # MPI
 
 
