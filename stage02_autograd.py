@@ -72,7 +72,7 @@ class Number:
 #     y.grad = 1.0
 #     y.hand_back()      # m.grad = 3, a.grad = 6
 #     m.hand_back()      # a.grad = 12, b.grad = 9
-# This is backpropagation. Open are: why slopes multiply along a way and add over ways (3), what that
+# This is backpropagation. Open are: why slopes multiply along a way and add over ways (3), what it
 # is good for (4 to 6), who calls hand_back and when (9), arrays (11), and how to check it (2, 12).
 
 # %% 2. The derivative, and how to measure it
@@ -105,26 +105,26 @@ def measured_slope(f, x, h=None):
     f(x) is one finite number, and f is finite on both sides of x."""
 
     def central(h):
-        right, left = x + h, x - h
         try:
-            return (f(right) - f(left)) / (right - left)  # 2h, as rounding left it
+            return (f(x + h) - f(x - h)) / ((x + h) - (x - h))  # 2h, as rounding left it
         except (ValueError, ArithmeticError):  # so math.log says that it left its domain
             return math.nan
 
     y, step = f(x), h or 2.0 ** (-53 / 3) * max(1.0, abs(x))
     if np.ndim(y) or not math.isfinite(y):
         raise ValueError(f"expected one finite number as f({x:g}), got {y!r}")
-    coarse, least_change = math.nan, math.inf
-    while x - step < x < x + step:
+    coarse, slope, doubt = math.nan, central(step) if h else math.nan, math.inf
+    while not h and x - step < x < x + step:
         fine = central(step)
-        if h and math.isfinite(fine):
-            return fine
         change, rounding = abs(fine - coarse), 2.0**-53 * abs(y) / step
-        if change <= 10 * rounding or change >= least_change:  # both are False for nan
-            return coarse
-        least_change = change if math.isfinite(change) else math.inf
+        if change + rounding < doubt:  # False for nan
+            slope, doubt = coarse, change + rounding
+        if change <= 10 * rounding:
+            break
         coarse, step = fine, step / 10
-    raise ValueError(f"f has no slope that settles at {x:g}: no finite values on both sides?")
+    if not math.isfinite(slope):
+        raise ValueError(f"f has no slope at {x:g}: it is not finite on both sides")
+    return slope
 
 
 def numerical_gradient(f, x, h=None):
@@ -456,7 +456,6 @@ class Dual(Operators):
 # sum is final when v is reached, and so is v̄. Such an order, a topological order (inputs first)
 # reversed, is found by a depth-first search that writes down a node once all it depends on is
 # written down. (With a stack of its own: Python's holds a thousand calls, and chains are longer.)
-#
 # The cost. The graph of f: ℝⁿ → ℝᵐ has an edge per (user, input), at most two per operation. A
 # forward pass uses each edge once and gives the derivatives of ALL outputs in ONE input, a column
 # of J. A sweep uses each edge once and gives those of ONE output in ALL inputs, a row of J; started
