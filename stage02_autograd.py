@@ -100,6 +100,7 @@ class Number:
 # runs of f per input this is good for checks, and far too slow for training.
 
 
+@np.errstate(all="ignore")  # beyond its domain f may be nan or raise
 def measured_slope(f, x, h=None):
     """f′(x) at a number x by central differences, with step h or one that fits f. ValueError unless
     f(x) is one finite number, and f is finite on both sides of x."""
@@ -368,7 +369,7 @@ def real(x):
     """x as a float. ValueError unless it is one real number."""
     if type(x) is float:  # nearly always
         return x
-    if x is None or isinstance(x, (str, bytes)) or np.ndim(x):
+    if x is None or isinstance(x, (str, bytes, complex)) or np.ndim(x):
         raise ValueError(f"expected a real number, got {x!r}")
     return float(x)
 
@@ -457,9 +458,9 @@ class Dual(Operators):
 # reversed, is found by a depth-first search that writes down a node once all it depends on is
 # written down. (With a stack of its own: Python's holds a thousand calls, and chains are longer.)
 # The cost. The graph of f: ℝⁿ → ℝᵐ has an edge per (user, input), at most two per operation. A
-# forward pass uses each edge once and gives the derivatives of ALL outputs in ONE input, a column
-# of J. A sweep uses each edge once and gives those of ONE output in ALL inputs, a row of J; started
-# with ȳ at several outputs it gives ȳ·J. With E edges, all n·m derivatives take
+# forward pass uses each edge once and gives a column of J, ALL outputs by ONE input. A sweep uses
+# each edge once and gives a row, ONE output by ALL inputs (or ȳ·J, when it starts with ȳ at several
+# outputs). With E edges, all n·m derivatives take
 #     n·E multiplications forward,     m·E in reverse,     and a loss has m = 1.
 # The price is the record: memory for every slope and, in Python, a slow object per number.
 
@@ -592,9 +593,10 @@ class MLP(Module):
     """Layers of widths nouts on nin inputs, with relu between them; the last one is linear."""
 
     def __init__(self, nin, nouts, seed=0):
-        widths, rng = [nin, *(nouts or ())], np.random.default_rng(seed)
-        if not nouts or not all(isinstance(n, numbers.Integral) and n > 0 for n in widths):
+        widths = [nin, *nouts] if isinstance(nouts, (list, tuple)) else []
+        if len(widths) < 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in widths):
             raise ValueError(f"expected a width > 0 and a list of them, got {nin!r} and {nouts!r}")
+        rng = np.random.default_rng(seed)
         nonlin = [True] * (len(nouts) - 1) + [False]
         shapes = zip(widths, nouts, nonlin)
         self.parts = self.layers = [Layer(n, m, seed=rng, nonlin=bends) for n, m, bends in shapes]
@@ -826,8 +828,7 @@ def text_plot(curves, rows=13, columns=76):
 
 def report_paper(L):
     """Parts 1 to 3: a derivative measured, four models traced, a graph drawn."""
-    print("1. Error of a measured derivative (of e^x at 1): first truncation, then rounding\n")
-    print("        h     forward     central")
+    print("1. Error of a derivative measured (of e^x at 1)\n\n        h     forward     central")
     for h in 10.0 ** -np.arange(1, 13, 2):
         slopes = (math.exp(1 + h) - math.e) / h, numerical_gradient(math.exp, 1.0, h)
         print(f"   {h:.0e}" + "".join(f"{abs(slope - math.e):12.1e}" for slope in slopes))
@@ -844,8 +845,8 @@ def report_paper(L):
         ("3-4-3, three answers: yes no yes", x, np.array([1, 0, 1]), three, cross_entropy, "tanh"),
     ):
         print(f"\n   {title}\n{trace(on_tensors(*model))}")
-    print("\n3. The graph of L = (a·b·a - 20)² at a = 3, b = 2\n")
-    print("   " + draw(L).replace("\n", "\n   "))
+    graph = draw(L).replace("\n", "\n   ")
+    print(f"\n3. The graph of L = (a·b·a - 20)² at a = 3, b = 2\n\n   {graph}")
 
 
 def report_models(rng, fewer):
@@ -856,11 +857,10 @@ def report_models(rng, fewer):
     xor = np.where(corners[:, :1] == corners[:, 1:], 1.0, 0.0)
     points = corners + 0.35 * rng.normal(size=(200, 2))
     problems = {  # inputs, answers, hidden neurons, loss, φ, learning rate, steps
-        "curve 1-24-1": (x, wave, 24, mse, "tanh", 0.02, 20000),
         "xor 2-8-1": (points, xor, 8, cross_entropy, "tanh", 0.5, 3000),
         "xor, no tanh": (points, xor, 8, cross_entropy, "none", 0.1, 3000),
+        "curve 1-24-1": (x, wave, 24, mse, "tanh", 0.02, 20000),
     }
-    trained = {}
     print("\n4. Networks trained on gradients by hand, and these at the end beside Tensor's\n")
     print("   model          numbers   steps    loss before, after     right  largest difference")
     for name, (X, y, J, loss, bend, rate, steps) in problems.items():
@@ -868,7 +868,6 @@ def report_models(rng, fewer):
         start = {"W": W, "b": b, "V": V, "c": np.zeros(1)}
         model = partial(network_forward, bend=bend), network_backward, loss
         theta, losses = gradient_descent(model, start, X, y, rate, steps // fewer)
-        trained[name] = theta
         automatic = on_tensors(X, y, theta, loss, bend)
         end, by_hand = loss_and_grads(model, theta, X, y)
         gap = max(np.max(np.abs(grad - automatic[k].grad)) for k, grad in by_hand.items())
@@ -884,7 +883,7 @@ def report_models(rng, fewer):
     print(f"   in the end        ∞        ∞     1200.0 {1 / (1 + math.sqrt(5 / 4)):9.4f}")
     print("\n6. The 1-24-1 network (.) through its data (o)\n")
     grid = np.linspace(-2, 2, 300)[:, None]
-    fit, _ = network_forward(grid, *trained["curve 1-24-1"].values())
+    fit, _ = network_forward(grid, *theta.values())  # the last that was trained
     print(text_plot([(grid[:, 0], fit[:, 0], "."), (x[:, 0], wave[:, 0], "o")]))
 
 
@@ -936,6 +935,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed must be >= 0, got {args.seed}")
+    if args.dot is not None and (not args.dot or os.path.isdir(args.dot)):
+        parser.error(f"--dot needs the name of a file, got {args.dot!r}")
     try:
         a, b = Value(3.0, label="a"), Value(2.0, label="b")  # section 1 with a loss on top
         L = (a * b * a - 20) ** 2

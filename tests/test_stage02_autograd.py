@@ -230,6 +230,8 @@ def test_saturated_functions_stay_finite():
         (lambda: MLP(0, [1]), "a width > 0"),
         (lambda: MLP(2, [3, "1"]), "a width > 0"),
         (lambda: MLP(2, None), "got 2 and None"),
+        (lambda: MLP(2, 3), "got 2 and 3"),
+        (lambda: Value(1j), "expected a real number"),
         (lambda: Tensor(["x"]), "expected real numbers"),
         (lambda: Tensor([1.0, 2.0]).backward(), r"gradient of shape \(2,\)"),
         (lambda: Tensor([1.0, 2.0]).backward([1.0]), r"gradient of shape \(2,\)"),
@@ -635,7 +637,7 @@ def test_admission_heads_to_the_margin_and_its_probability_to_the_closed_form():
 
 
 def test_the_largest_margin_in_w_and_b_is_not_the_middle_of_the_gap():
-    """x = -1 (no), 5 (yes): (w, b) grows along (1/2, -1/2), so the boundary -b/w goes to 1, not 2."""
+    """x = -1 (no), 5 (yes): (w, b) grows along (1/2, -1/2), so the boundary -b/w goes to 1."""
     params, path = ZERO, []
     for _ in range(3):
         params, _ = s.gradient_descent(LOGISTIC, params, [[-1.0], [5.0]], [0, 1], 1.0, 2000)
@@ -692,12 +694,12 @@ def test_fast_report_is_complete_and_repeats(capsys):
         r"^   ([a-z].*?)  +(\d+) +\d+ +(\S+) +(\S+) +(\S+) +(\d\.\de[+-]\d\d)$", reports[0], re.M
     )
     assert [row[:2] for row in rows] == [
-        ("curve 1-24-1", "73"),
         ("xor 2-8-1", "33"),
         ("xor, no tanh", "33"),
+        ("curve 1-24-1", "73"),
     ]
     assert all(float(row[5]) < 1e-12 and float(row[3]) < float(row[2]) for row in rows)
-    assert float(rows[1][4][:-1]) > 95 and float(rows[2][4][:-1]) < 80
+    assert float(rows[0][4][:-1]) > 95 and float(rows[1][4][:-1]) < 80
     assert "held-out" not in reports[0] and all(
         len(line) <= 100 for line in reports[0].splitlines()
     )
@@ -746,9 +748,11 @@ def test_dot_writes_only_the_graph(tmp_path, capsys):
     dot = path.read_text(encoding="utf-8")
     assert dot.startswith("digraph {") and dot.endswith("}\n") and "a | data 3 | grad -48" in dot
     assert str(path) in capsys.readouterr().out and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(SystemExit) as end:
-        s.main(["--dot", str(tmp_path / "nowhere" / "graph.dot")])
-    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    for wrong in (tmp_path / "nowhere" / "graph.dot", tmp_path, ""):
+        with pytest.raises(SystemExit) as end:
+            s.main(["--dot", str(wrong)])
+        assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("args", [["--seed", "x"], ["--seed", "-1"], ["--nonsense"]])
