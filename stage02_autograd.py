@@ -93,8 +93,9 @@ class Number:
 #     forward:  (f(x+h) - f(x)) / h      = f′ + h/2·f″  + ...   halve h, halve the error;
 #     central:  (f(x+h) - f(x-h)) / (2h) = f′ + h²/6·f‴ + ...   halve h, quarter it: f″ cancels.
 # But floats round: each f is off by up to u·|f|, u = 2⁻⁵³ ≈ 1.1e-16, and dividing by h magnifies
-# that. The central error is at most about E(h) = h²/6·|f‴| + u·|f|/h, smallest where
-#     E′(h) = h/3·|f‴| - u·|f|/h² = 0:    h = (3u·|f|/|f‴|)^⅓ ∝ u^⅓ ≈ 5e-6,    E ∝ u^⅔ ≈ 2e-11.
+# that. The central error is at most about h²/6·|f‴| + u·|f|/h. The first part shrinks with h, the
+# second grows, and the sum is least about where they are equal:
+#     h³ = 6u·|f|/|f‴|,  so  h ∝ u^⅓ ≈ 5e-6  and the error ∝ u^⅔ ≈ 2e-11.
 # (Forward: h and error ∝ √u ≈ 1e-8.) No step suits all: ln at 0.000001 has its wall nearer than
 # 5e-6. So start there, and shrink h until that changes no more than rounding does. With several
 # runs of f per input this is good for checks, and far too slow for training.
