@@ -96,7 +96,7 @@ class Number:
 # that. The central error is at most about h²/6·|f‴| + u·|f|/h. The first part shrinks with h, the
 # second grows, and the sum is least about where they are equal:
 #     h³ = 6u·|f|/|f‴|,  so  h ∝ u^⅓ ≈ 5e-6  and the error ∝ u^⅔ ≈ 2e-11.
-# (Forward: h and error ∝ √u ≈ 1e-8.) No step suits all: ln at 0.000001 has its wall nearer. So start
+# (Forward: h and error ∝ √u ≈ 1e-8.) But ln at 0.000001 has its wall nearer than that. So start
 # there, and shrink h until that changes no more than rounding does. Good for checks, slow for more.
 
 

@@ -709,8 +709,8 @@ def test_fast_report_is_complete_and_repeats(capsys):
     assert capsys.readouterr().out.split("\n7. ")[0] != before_timings[0]
 
 
-def test_the_four_models_on_paper(capsys, rng):
-    s.main(["--fast"])
+def test_the_four_models_on_paper(capsys):
+    s.report_paper(Value(1.0))
     tables = paper_tables(capsys.readouterr().out)
     assert len(tables) == 4
     line, logistic = list(tables.values())[:2]
