@@ -354,13 +354,14 @@ def operation(name, rule):
     """A method for rule(lib, x) = (y, ∂y/∂x) or rule(lib, a, b) = (y, ∂y/∂a, ∂y/∂b)."""
 
     def method(self, *other):
-        inputs = self, *other
-        if other and type(other[0]) is not type(self):
-            inputs = self, self._lift(other[0])  # a plain number becomes a constant node
-            if inputs[1] is NotImplemented:  # no number: let Python ask it, or complain
-                return NotImplemented
-        y, *slopes = rule(self.lib, *[x.data for x in inputs])
-        return self._node(name, y, inputs, slopes)
+        if not other:
+            y, slope = rule(self.lib, self.data)
+            return self._node(name, y, (self,), (slope,))
+        b = other[0] if type(other[0]) is type(self) else self._lift(other[0])
+        if b is NotImplemented:  # no number: let Python ask it, or complain
+            return NotImplemented
+        y, *slopes = rule(self.lib, self.data, b.data)
+        return self._node(name, y, (self, b), slopes)
 
     return method
 
@@ -467,15 +468,14 @@ class Dual(Operators):
 
 def topological_order(root):
     """Every node root depends on, inputs before users, root last; any depth."""
-    order, seen, stack = [], set(), [(root, False)]
+    order, seen, stack = [], set(), [root]
     while stack:
-        node, inputs_done = stack.pop()
-        if inputs_done:
-            order.append(node)
+        node = stack.pop()
+        if node is None:  # all that the node below it depends on is written down
+            order.append(stack.pop())
         elif node not in seen:
             seen.add(node)
-            stack.append((node, True))
-            stack.extend((x, False) for x in node._prev)
+            stack += [node, None, *node._prev]
     return order
 
 

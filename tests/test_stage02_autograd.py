@@ -428,6 +428,14 @@ def test_tensor_shapes_and_gradients(name, rng):
         np.testing.assert_array_equal(out.data, arrays[0] @ arrays[1])
 
 
+def test_an_array_on_the_left_and_what_is_no_array(rng):
+    a, b = rng.normal(size=(2, 3)), rng.normal(size=(3, 2))
+    np.testing.assert_array_equal((a @ Tensor(b)).data, a @ b)
+    for make in (lambda: "a" @ Tensor(a), lambda: Tensor(a) @ "a", lambda: Tensor(a) * "a"):
+        with pytest.raises(TypeError):
+            make()
+
+
 def test_reductions_and_values_agree_with_numpy(rng):
     a = rng.normal(size=(2, 3, 4))
     for axis in (None, 0, -1, (0, 2), (1,)):
