@@ -138,6 +138,13 @@ def test_reuse_accumulates_and_backward_twice_adds():
     assert b.grad == 64.0 + 40.0
 
 
+def test_reflected_operators_have_slopes_in_both():
+    for f, slopes in ((Value.__rtruediv__, (-6 / 4, 1 / 2)), (Value.__rsub__, (-1, 1))):
+        a, b = Value(2.0), Value(6.0)
+        f(a, b).backward()
+        assert (a.grad, b.grad) == slopes
+
+
 def test_unused_and_constant():
     a, b = Value(2.0), Value(5.0)
     (b * 0 + a).backward()
@@ -719,8 +726,29 @@ def test_fast_report_is_complete_and_repeats(capsys):
 
 def test_the_four_models_on_paper(capsys):
     s.report_paper(Value(1.0))
-    tables = paper_tables(capsys.readouterr().out)
+    report = capsys.readouterr().out
+    errors = re.findall(r"^   1e-(\d\d) +(\S+) +(\S+)$", report, re.M)
+    assert [int(row[0]) for row in errors] == [1, 3, 5, 7, 9, 11]
+    for k, forward, central in errors[:2]:  # e h/2 and e h²/6, before rounding counts
+        h = 10.0 ** -int(k)
+        assert abs(float(forward) / (math.e * h / 2) - 1) < 0.08
+        assert abs(float(central) / (math.e * h * h / 6) - 1) < 0.08
+    tables = paper_tables(report)
     assert len(tables) == 4
+    for table, name, numbers in (
+        ("1-4-1 with relu, y = x²", "X", [-1, 1, 2]),
+        ("1-4-1 with relu, y = x²", "W", [1, -1, 1, 0.5]),
+        (
+            "1-4-1 with relu, y = x²",
+            "A = X W + b",
+            [-0.5, 1, -2.5, 0.5, 1.5, -1, -0.5, 1.5, 2.5, -2, 0.5, 2],
+        ),
+        ("1-4-1 with relu, y = x²", "Z = H V + c", [1, 0.5, 2]),
+        ("3-4-3, three answers: yes no yes", "A = X W + b", [2, -3, -1.5, 3.5]),
+        ("3-4-3, three answers: yes no yes", "V", [1, 0, -1, 0, 1, 1, -1, 0.5, 0, 1, -1, 0]),
+        ("3-4-3, three answers: yes no yes", "c", [0.5, 0, 0]),
+    ):
+        assert tables[table][name][0] == numbers  # worked out on paper
     line, logistic = list(tables.values())[:2]
     assert line["Z = X w + b"] == ([-2.5], [-7.0]) and line["L = mean (Z-y)²"][0] == [12.25]
     assert line["w"] == ([0.5, -1, 2], [-7, -14, 7]) and line["b"] == ([1], [-7])
