@@ -368,8 +368,8 @@ def operation(name, rule):
 
 def real(x):
     """x as a float. ValueError unless it is one real number."""
-    if type(x) is float:  # nearly always
-        return x
+    if type(x) in (float, int, bool):  # nearly always
+        return float(x)
     if x is None or isinstance(x, (str, bytes, complex)) or np.ndim(x):
         raise ValueError(f"expected a real number, got {x!r}")
     return float(x)
@@ -449,7 +449,7 @@ class Dual(Operators):
         self.data, self.tangent = real(data), real(tangent)
 
     def _node(self, op, y, inputs, slopes):
-        return Dual(y, sum(slope * x.tangent for x, slope in zip(inputs, slopes)))
+        return Dual(y, sum([slope * x.tangent for x, slope in zip(inputs, slopes)]))
 
 
 # %% 9. Reverse mode: remember, then sweep back
