@@ -4,20 +4,21 @@
 # ///
 """Stage 2: differentiate. How does a program learn which way to turn each of its knobs?
 
-A model is a function with knobs (parameters); a loss says how wrong it is. The derivative of the
-loss in a knob says how the loss answers a small turn of it, and turning every knob against its
-derivative makes the loss fall. This file finds derivatives twice: by hand, every rule proven and
-six models trained on the result; then by a program, for any formula, from the same rules. The two
-agree to the last digits of a float, and one backward sweep yields the derivatives of a million
-knobs for the price of a few evaluations.
+A model is a function with knobs (parameters), and a loss says how wrong it is. The derivative of
+the loss in a knob says how the loss answers a small turn of that knob; turn every knob a little
+against its derivative, and the loss falls. This file finds derivatives twice: by hand, every rule
+derived and models trained on the result; then by a program, for any formula, from the same rules.
+The two agree to the last digits, and one sweep backwards gives the derivatives in all knobs at
+once, be they two or a million. You need Python and school algebra, no calculus.
 
-  By hand:    1 measuring a derivative  2 the rules  3 a line  4 yes or no  5 curves and vectors
-  Automatic:  6 one rulebook  7 forward mode: Dual  8 reverse mode: Value  9 MLP  10 Tensor
+  On one page:  1 there and back
+  By hand:      2 measuring a derivative  3 the rules  4 a line  5 yes or no  6 a hidden layer
+  Automatic:    7 one rulebook  8 forward: Dual  9 reverse: Value  10 MLP  11 Tensor  12 testing it
 
-Run `python stage02_autograd.py [--fast] [--seed N]`. Rests on: Linnainmaa's thesis (1970), where
-reverse mode begins; Rumelhart, Hinton, Williams, "Learning representations by back-propagating
-errors" (1986); Griewank, Walther, "Evaluating Derivatives" (2008); Soudry et al., "The implicit
-bias of gradient descent on separable data" (2018); Karpathy's micrograd (2020; its names stay).
+Run `python stage02_autograd.py [--fast] [--seed N] [--dot FILE]`. Rests on: Linnainmaa's thesis
+(1970), the first reverse mode; Rumelhart, Hinton, Williams, "Learning representations by back-
+propagating errors" (1986); Griewank, Walther, "Evaluating Derivatives" (2008); Soudry et al., "The
+implicit bias of gradient descent on separable data" (2018); Karpathy's micrograd (2020).
 """
 
 import argparse
@@ -33,129 +34,216 @@ from types import SimpleNamespace
 
 import numpy as np
 
-# %% 1. The derivative, and how to measure it
+# %% 1. There and back
+# Take y = (a·b)·a at a = 3, b = 2. How does y answer when we turn a, or b? Forward, a computer does
+# one operation at a time: m = a·b = 6, then y = m·a = 18. Now go back. Ask at each number how many
+# times as fast as it the result y changes; call that the number's gradient.
+#     y itself:   1.
+#     y = m·a:    y changes a = 3 times as fast as m, so m gets 3·1 = 3. Likewise a gets m·1 = 6.
+#     m = a·b:    m changes b = 2 times as fast as a, and y 3 times as fast as m, so a gets 2·3 = 6
+#                 more, 12 in all. Likewise b gets a·3 = 9.
+# Check: a = 3.001 makes y = 18.012 (and a little), b = 2.001 makes y = 18.009.
+# Along a way the slopes were multiplied (2·3), and where two ways lead to a, what came back on them
+# was added (6 + 6). For a machine: an operation leaves behind a function that hands the gradient of
+# its result back to the numbers it was made from.
+
+
+class Number:
+    """A number; one made by an operation can hand its gradient back to those it was made from."""
+
+    def __init__(self, data):
+        self.data = data
+        self.grad = 0.0
+
+    def __mul__(self, other):
+        out = Number(self.data * other.data)
+
+        def hand_back():
+            self.grad += other.data * out.grad
+            other.grad += self.data * out.grad
+
+        out.hand_back = hand_back
+        return out
+
+
+#     a, b = Number(3.0), Number(2.0)
+#     m = a * b          # m.data = 6
+#     y = m * a          # y.data = 18
+#     y.grad = 1.0
+#     y.hand_back()      # m.grad = 3, a.grad = 6
+#     m.hand_back()      # a.grad = 12, b.grad = 9
+# This is backpropagation. Open are: why slopes multiply along a way and add over ways (3), what it
+# is good for (4 to 6), who calls hand_back and when (9), arrays (11), and how to check it (2, 12).
+
+# %% 2. The derivative, and how to measure it
 # Turn the input of f from x to x + h. If the change of f per unit of turning settles on one number
-# as h shrinks, that number is the derivative:
+# as h shrinks to 0, that number is the derivative of f at x:
 #     f′(x) = lim_{h→0} (f(x+h) - f(x)) / h.            For x²: (2xh + h²)/h = 2x + h → 2x.
 # Call what has not settled yet ε(h), and multiply by h: f is differentiable at x exactly when
 #     f(x+h) = f(x) + (f′(x) + ε(h))·h     with ε(h) → 0 as h → 0, ε(0) = 0.                   (1)
 #
-# To measure f′, take h small. How small, and on which side? A smooth f equals its Taylor polynomial
-# and faster vanishing terms, f(x±h) = f ± h·f′ + h²/2·f″ ± h³/6·f‴ + ... (all taken at x). So
-#
+# Taylor's formula says what hides in ε. Let f″ be the derivative of f′, and f‴ that of f″. Then
+# p(h) = f + h·f′ + h²/2·f″ (all taken at x) agrees with f(x+h) at h = 0 in value, first and second
+# derivative, so the rest r(h) = f(x+h) - p(h) starts with r = r′ = r″ = 0. If |f‴| ≤ M nearby, then
+# s(h) = M·h³/6 - r(h) starts with three zeros too, and s‴ = M - f‴ ≥ 0. Who starts at 0 and never
+# has a negative slope never falls below 0. So s″ ≥ 0 for h > 0, hence s′ ≥ 0, hence s ≥ 0, that is
+# r ≤ M·h³/6. (-r and h < 0 go the same way.) With a term more in p:
+#     f(x±h) = f ± h·f′ + h²/2·f″ ± h³/6·f‴ + a rest of the order of h⁴.
+# Two ways to measure f′ with a small h, and what Taylor says of their errors:
 #     forward:  (f(x+h) - f(x)) / h      = f′ + h/2·f″  + ...   halve h, halve the error;
 #     central:  (f(x+h) - f(x-h)) / (2h) = f′ + h²/6·f‴ + ...   halve h, quarter it: f″ cancels.
-#
 # But floats round: each f is off by up to u·|f|, u = 2⁻⁵³ ≈ 1.1e-16, and dividing by h magnifies
-# that. The central error is at most about E(h) = h²/6·|f‴| + u·|f|/h, smallest where
-#     E′(h) = h/3·|f‴| - u·|f|/h² = 0:    h = (3u·|f|/|f‴|)^⅓ ∝ u^⅓ ≈ 5e-6,    E ∝ u^⅔ ≈ 2e-11.
-# (Forward: h, error ∝ √u ≈ 1e-8.) It takes two runs per input: good for checks, not for training.
+# that. The central error is at most about h²/6·|f‴| + u·|f|/h. The first part shrinks with h, the
+# second grows, and the sum is least about where they are equal:
+#     h³ = 6u·|f|/|f‴|,  so  h ∝ u^⅓ ≈ 5e-6  and the error ∝ u^⅔ ≈ 2e-11.
+# (Forward: h and error ∝ √u ≈ 1e-8.) But ln at 0.000001 has its wall nearer than that. So start
+# there, and shrink h until that changes no more than rounding does. Good for checks, slow for more.
+
+
+@np.errstate(all="ignore")  # beyond its domain f may be nan or raise
+def measured_slope(f, x, h=None):
+    """f′(x) at a number x by central differences, with step h or one that fits f. ValueError unless
+    f(x) is one finite number, and f is finite on both sides of x."""
+
+    def central(h):
+        try:
+            return (f(x + h) - f(x - h)) / ((x + h) - (x - h))  # 2h, as rounding left it
+        except (ValueError, ArithmeticError):  # so math.log says that it left its domain
+            return math.nan
+
+    y, step = f(x), h or 2.0 ** (-53 / 3) * max(1.0, abs(x))
+    if np.ndim(y) or not math.isfinite(y):
+        raise ValueError(f"expected one finite number as f({x:g}), got {y!r}")
+    coarse, slope, doubt = math.nan, central(step) if h else math.nan, math.inf
+    while not h and x - step < x < x + step:
+        fine = central(step)
+        change, rounding = abs(fine - coarse), 2.0**-53 * abs(y) / step
+        if change + rounding < doubt:  # False for nan
+            slope, doubt = coarse, change + rounding
+        if change <= 10 * rounding:
+            break
+        coarse, step = fine, step / 10
+    if not math.isfinite(slope):
+        raise ValueError(f"f has no slope at {x:g}: it is not finite on both sides")
+    return slope
 
 
 def numerical_gradient(f, x, h=None):
-    """Central differences in float64 of f(x), which is one number; x is a number or an array."""
+    """measured_slope of f(x), one number, in each entry of x (a number or an array), in float64."""
     x = np.array(x, dtype=np.float64)
     grad = np.empty_like(x)
     for i in np.ndindex(x.shape):
-        step = h or 2.0 ** (-53 / 3) * max(1.0, abs(x[i]))
-        right, left = x.copy(), x.copy()
-        right[i] += step
-        left[i] -= step
-        grad[i] = (f(right) - f(left)) / (right[i] - left[i])  # 2h, as rounding left it
+
+        def along(entry, i=i):
+            moved = x.copy()
+            moved[i] = entry
+            return f(moved if x.ndim else entry)
+
+        grad[i] = measured_slope(along, float(x[i]), h)
     return grad if x.ndim else float(grad)
 
 
-# %% 2. The rules, and the chain rule
-# f, g are values at x, and f₊, g₊ values at x + h; f₊ → f, since f₊ - f → 0 by (1).
+# %% 3. The rules, and the chain rule
+# f and g are values at x, f₊ and g₊ values at x + h. By (1) f₊ → f, since f₊ - f → 0.
 #     constant    (c - c)/h = 0, and for x itself (x + h - x)/h = 1           c′ = 0, x′ = 1
 #     sum         (f₊ + g₊ - f - g)/h = (f₊-f)/h + (g₊-g)/h                   (f+g)′ = f′ + g′
 #     product     (f₊g₊ - fg)/h = (f₊-f)/h·g₊ + f·(g₊-g)/h                    (fg)′ = f′g + fg′
 #     reciprocal  (1/g₊ - 1/g)/h = -(g₊-g)/h / (g₊·g)                         (1/g)′ = -g′/g²
-#     quotient    f·(1/g) by the last two: f′/g - f·g′/g²                     (f′ - (f/g)·g′)/g
+#     quotient    f·(1/g), product and reciprocal: f′/g - f·g′/g²     (f/g)′ = (f′g - fg′)/g²
 #     exponential (eˣ⁺ʰ - eˣ)/h = eˣ·(eʰ-1)/h; e is defined by (eʰ-1)/h → 1   (eˣ)′ = eˣ
+#     logarithm   Let k = ln(x+h) - ln x, so h = eᵏ·x - x, and the ratio is
+#                 k/h = (1/x) / ((eᵏ-1)/k), where k → 0 with h (*)            (ln x)′ = 1/x
+#     sine        (sin(x+h) - sin x)/h, with sin(x+h) = sin x·cos h + cos x·sin h, is
+#                 sin x·(cos h - 1)/h + cos x·(sin h)/h → 0 + cos x (**)      (sin x)′ = cos x
+# (*) For any small δ > 0, |k| < δ as soon as x + h lies between x·e^-δ and x·e^δ, since eˣ grows.
+# (**) A triangle lies in the unit circle's sector of angle h, and the sector in another one. Their
+# areas say sin h < h < tan h, so cos h < (sin h)/h < 1, and cos h → 1. And (cos h - 1)/h is
+# -(sin h)²/(h·(1 + cos h)) = -(sin h)/h · (sin h)/(1 + cos h) → -1·0/2 = 0.
 #
 # Chain rule for two: u = g(x), y = f(u). When x moves by h, u moves by k = (g′(x) + ε₁(h))·h by (1)
 # and then y moves by (f′(u) + ε₂(k))·k, again by (1). Insert k and divide by h:
 #     (y₊ - y)/h = (f′(u) + ε₂(k))·(g′(x) + ε₁(h))  →  f′(u)·g′(x),   as h → 0 makes k → 0.
-# (Nothing was divided by k, which may be 0.) For n functions, by induction on n: let x₀ = x and
-# xᵢ = fᵢ(xᵢ₋₁). The composition Fₙ = fₙ∘...∘f₁ has
+# (Nothing was divided by k, which may be 0.) For n functions let x₀ = x and xᵢ = fᵢ(xᵢ₋₁). The
+# composition Fₙ, which applies f₁ first and fₙ last, has
 #     Fₙ′(x) = fₙ′(xₙ₋₁)· ... ·f₂′(x₁)·f₁′(x₀).                                                (2)
-# n = 1 says F₁′ = f₁′. If (2) holds for n - 1, then Fₙ = fₙ∘Fₙ₋₁ is a composition of two, so
-# Fₙ′(x) = fₙ′(xₙ₋₁)·Fₙ₋₁′(x), and inserting (2) for Fₙ₋₁′ gives (2) for n. ∎  However long a
-# program, its derivative is a product of local slopes. Four more rules follow:
-#     logarithm   differentiate both sides of e^(ln x) = x: x·(ln x)′ = 1     (ln x)′ = 1/x
+# By induction: n = 1 says F₁′ = f₁′. If (2) holds for n - 1, then Fₙ applies fₙ to Fₙ₋₁, so by the
+# rule for two Fₙ′(x) = fₙ′(xₙ₋₁)·Fₙ₋₁′(x), and inserting (2) for Fₙ₋₁′ gives (2) for n. ∎ However
+# long a program, its derivative along one way is a product of local slopes. Four more rules follow:
+#     cosine      cos x = sin(x + π/2), and cos(x + π/2) = -sin x             (cos x)′ = -sin x
 #     power       xᵃ = e^(a·ln x), slope xᵃ·a/x (x < 0: product rule)         (xᵃ)′ = a·xᵃ⁻¹
 #     sigmoid     σ = 1/(1+e⁻ˣ): σ′ = e⁻ˣ/(1+e⁻ˣ)² = σ·e⁻ˣ/(1+e⁻ˣ)            σ′ = σ(1-σ)
 #     tanh        tanh x = 2σ(2x) - 1 = y: y′ = 4σ(1-σ), where σ = (1+y)/2    tanh′ = 1 - y²
 #
-# Several routes. Let v feed u = g(v) and w = k(v), and L = L(u, w) be smooth; ∂L/∂u turns u alone.
-# When v moves by h, move u first (L changes by about ∂L/∂u·g′h), then w (by about ∂L/∂w·k′h, at the
-# moved u; but ∂L/∂w is continuous). What "about" hides vanishes faster than h. So routes ADD:
+# Several ways. Let v feed u = g(v) and w = k(v), and L = L(u, w) be smooth; ∂L/∂u is the derivative
+# when u alone is turned. When v moves by h, move u first: L changes by about ∂L/∂u·g′h. Then move
+# w: L changes by about ∂L/∂w·k′h (at the moved u, but as L is smooth that slope is nearly the old
+# one). What "about" hides vanishes faster than h. So the ways ADD:
 #     ∂L/∂v = Σ over all u that use v of  ∂L/∂u · ∂u/∂v.                                       (3)
-# Multiply along a route (2), add over routes (3): that is all of backpropagation.
+# Multiply along a way (2), add over ways (3): that is all of backpropagation.
 
-# %% 3. Descending: a straight line through points
+# %% 4. Descending: a straight line through points
 # By (3), moving all knobs θ by a small δ changes L by about Σ ∂L/∂θᵢ·δᵢ = g·δ, g the gradient. For
 # δ = -η·g that is -η‖g‖² ≤ 0: against the gradient the loss falls, if the rate η is small enough
-# for "about" to hold. Repeat: gradient descent. (Stage 4 asks how fast.)
+# for "about" to hold. Repeat: gradient descent.
 #
-# First model: ŷᵢ = w·xᵢ + b, with loss L = (1/N)·Σᵢ(ŷᵢ - yᵢ)². From here on dv is short for ∂L/∂v:
-#     dŷᵢ = (2/N)·(ŷᵢ - yᵢ).    w acts through every ŷᵢ, with slope xᵢ: dw = Σᵢ dŷᵢ·xᵢ, db = Σᵢ dŷᵢ.
-# A closed form can check the descent: db = 0 gives b = ȳ - w·x̄ (bars are means), and then dw = 0
-# says Σ (w(xᵢ-x̄) - (yᵢ-ȳ))·xᵢ = 0. The bracket sums to 0, so xᵢ may be replaced by xᵢ - x̄, and
-# w = Σ (xᵢ-x̄)(yᵢ-ȳ) / Σ (xᵢ-x̄)².
+# First model: a neuron ẑᵢ = Σ_d w_d·Xᵢ_d + b for rows X (N, D) of D numbers each; with D = 1, a
+# straight line. Its loss is L = (1/N)·Σᵢ(ẑᵢ - yᵢ)². From here on dv is short for ∂L/∂v:
+#     dẑᵢ = (2/N)·(ẑᵢ - yᵢ).
+#     w_d acts through every ẑᵢ, with slope Xᵢ_d, so by (3)  dw_d = Σᵢ dẑᵢ·Xᵢ_d,   db = Σᵢ dẑᵢ,
+#     and Xᵢ_d acts through ẑᵢ alone, with slope w_d:        dXᵢ_d = dẑᵢ·w_d.
 
 
-def neuron_forward(x, w, b):
-    """z = w·x + b for inputs x (N,) and numbers w, b; returns (z (N,), cache)."""
-    return w * x + b, (x, w)
+def neuron_forward(X, w, b):
+    """z = X·w + b (N,) for rows X (N, D), weights w (D,) and a number b; returns (z, cache)."""
+    return X @ w + b, (X, w)
 
 
 def neuron_backward(dz, cache):
-    """From dz (N,): (dx (N,), dw, db)."""
-    x, w = cache
-    return dz * w, np.sum(dz * x), np.sum(dz)
+    """From dz (N,): (dX (N, D), dw (D,), db)."""
+    X, w = cache
+    return np.outer(dz, w), dz @ X, np.sum(dz)
 
 
-def mse(y_hat, y):
-    """Mean squared error and its gradient dŷ (N,)."""
-    return np.mean(np.square(y_hat - y)), 2 / len(y) * (y_hat - y)
+def pair_up(z, y):
+    """z and y as arrays. ValueError unless they have one shape, and at least one entry."""
+    z, y = np.asarray(z, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if z.shape != y.shape or not z.size:
+        raise ValueError(f"expected one answer per output, got {y.shape} for {z.shape}")
+    return z, y
 
 
-def standardise(x):
-    """((x - mean)/deviation, mean, deviation). ValueError unless x has two different values."""
-    x = np.asarray(x, dtype=np.float64)
-    if not x.size or not np.ptp(x) > 0:
-        raise ValueError(f"expected at least two different numbers, got {x.tolist()}")
-    return (x - x.mean()) / x.std(), float(x.mean()), float(x.std())
+def mse(z, y):
+    """Mean squared error of outputs z of any shape, and its gradient dz."""
+    z, y = pair_up(z, y)
+    return np.mean((z - y) ** 2), 2 / z.size * (z - y)
 
 
-def loss_and_grads(model, params, x, y):
+def loss_and_grads(model, params, X, y):
     """Loss and gradients of model = (forward, backward, loss); params in forward's order."""
-    y_hat, cache = model[0](x, *params.values())
-    loss, dy_hat = model[2](y_hat, y)
-    return float(loss), dict(zip(params, model[1](dy_hat, cache)[1:]))  # [0] is dx
+    forward, backward, measure = model
+    z, cache = forward(X, *params.values())
+    loss, dz = measure(z, y)
+    _, *dparams = backward(dz, cache)  # dX is for layers below, and there are none
+    return float(loss), dict(zip(params, dparams))
 
 
-def gradient_descent(model, params, x, y, learning_rate, steps):
+@np.errstate(over="ignore", invalid="ignore")  # what overflows is refused below
+def gradient_descent(model, params, X, y, learning_rate, steps):
     """Repeat θ ← θ - η·dθ; returns (new params, list of the loss before every step).
-    ValueError for learning_rate <= 0, x and y of different length, or a diverging loss."""
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if not learning_rate > 0:
-        raise ValueError(f"learning_rate must be > 0, got {learning_rate!r}")
-    if x.ndim == 0 or y.shape != x.shape[:1] or not y.size:
-        raise ValueError(f"expected one y for each of at least one x, got {y.shape} for {x.shape}")
-    losses = []
+    ValueError for a bad rate, or as soon as the loss or a parameter is not finite."""
+    if not isinstance(learning_rate, numbers.Real) or not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate must be a number > 0, got {learning_rate!r}")
+    X, losses = np.asarray(X, dtype=np.float64), []
     for step in range(steps):
-        loss, grads = loss_and_grads(model, params, x, y)
-        if not math.isfinite(loss):
-            raise ValueError(f"loss {loss} at step {step}: learning_rate={learning_rate} too big")
-        losses.append(loss)
+        loss, grads = loss_and_grads(model, params, X, y)
         params = {name: theta - learning_rate * grads[name] for name, theta in params.items()}
+        if not all(np.all(np.isfinite(value)) for value in [loss, *params.values()]):
+            raise ValueError(f"loss {loss} at step {step}: learning_rate={learning_rate} too big?")
+        losses.append(loss)
     return params, losses
 
 
-# %% 4. One neuron that says yes or no: logistic regression
+# %% 5. One neuron that says yes or no: logistic regression
 # Let p = σ(z) = 1/(1+e⁻ᶻ) be the probability of y = 1. Why σ? Call z the logarithm of the odds,
 # z = ln(p/(1-p)); then p/(1-p) = eᶻ, and solving for p gives σ(z).
 # All answers together have probability Π pᵢ^yᵢ·(1-pᵢ)^(1-yᵢ). To make it large, make the mean of
@@ -168,115 +256,152 @@ def gradient_descent(model, params, x, y, learning_rate, steps):
 
 def sigmoid(z, exp=np.exp):
     """1/(1+e⁻ᶻ) of a number or array; only e^(-|z|) ≤ 1 is computed, so nothing overflows."""
+    z = z if isinstance(z, float) else np.asarray(z)
     e = exp(-abs(z))
-    return ((z >= 0) + (z < 0) * e) / (1 + e)
+    return ((z >= 0) + (z < 0) * e) / (1.0 + e)  # 1 or e above
 
 
 def cross_entropy(z, y):
-    """Mean loss in nats of answers y ∈ {0, 1} under p = σ(z), and its gradient dz (N,)."""
+    """Mean loss in nats of answers y ∈ {0, 1} under p = σ(z), any shape, and its gradient dz."""
+    z, y = pair_up(z, y)
     if not np.all((y == 0) | (y == 1)):
         raise ValueError(f"answers must be 0 or 1, got {np.unique(y)}")
-    return np.mean(np.logaddexp(0.0, z) - y * z), (sigmoid(z) - y) / len(y)
+    return np.mean(np.logaddexp(0.0, z) - y * z), (sigmoid(z) - y) / z.size
 
 
-SAT, ADMITTED = (900, 1100, 1300, 1500, 1700), (0, 0, 1, 1, 1)
-
-# The college-admission exercise: from these five applicants, learn the score that admits. On raw
-# scores dw would be a thousand times db and no one rate suit both, so first standardise:
-# x = (SAT - mean)/deviation. p = ½ where w·x + b = 0: the boundary is mean - (b/w)·deviation.
+SAT, ADMITTED = np.array([900, 1100, 1300, 1500, 1700]), np.array([0, 0, 1, 1, 1])
+# The college-admission exercise: from five applicants, learn the score that admits. The data are
+# the course's; a real SAT ends at 1600. On raw scores dw would be a thousand times db and no one
+# rate suit both, so first standardise: x = (SAT - mean)/deviation, here 1300 and √80000. The
+# boundary, where p = ½ and w·x + b = 0, is the score mean - (b/w)·deviation.
 # A catch: any threshold between 1100 and 1300 is perfect here, so doubling w and b only makes right
-# answers surer. The loss has no minimum, w grows for ever (like ln t) and the boundary creeps to
-# the middle of the gap (Soudry et al.). The answer depends on when you stop.
+# answers surer. The loss has no minimum and w grows for ever (like ln t). What settles is the ratio
+# b/w. Call ±(w·x+b), + for a yes, the margin of a point: descent turns towards the shortest (w, b)
+# whose margins are all at least 1 (Soudry et al.; b counts in the length, as it is trained like w).
+#     Here the nearest yes, x = 0, asks for b ≥ 1, and the nearest no, x = -1/√2, for w/√2 - b ≥ 1.
+#     The shortest pair has b = 1, w = 2√2: boundary x = -1/√8, score 1200, the middle of the gap.
+#     Not always! From x = -1 (no) and 5 (yes) come w - b ≥ 1 and 5w + b ≥ 1. The shortest pair is
+#     w = ½, b = -½, which keeps the second with room to spare: boundary 1, and the middle is 2.
+# Yet p(1200) does not go to ½. A step adds (y - p)·(x, 1)·η/N to (w, b) for each point. In the end
+# only the two nearest count, where |y - p| is about e^(-margin): q₁ for the yes, q₂ for the no. The
+# sum q₁·(0, 1) + q₂·(1/√2, -1) must point along (2√2, 1): q₁ : q₂ = 5 : 4. So the margins keep a
+# distance, b - (w/√2 - b) → -ln(5/4), and z = b - w/√8, half of it: p → 1/(1 + √(5/4)) = 0.4721.
 
 
 def admission(steps=1000, learning_rate=1.0, score=1200):
     """Train on the five applicants: w, b, the boundary in points, and p(admitted | score)."""
-    x, mean, deviation = standardise(SAT)
-    model, start = (neuron_forward, neuron_backward, cross_entropy), {"w": 0.0, "b": 0.0}
-    params, _ = gradient_descent(model, start, x, ADMITTED, learning_rate, steps)
-    w, b = float(params["w"]), float(params["b"])
-    boundary = mean - b / w * deviation if w else math.nan
+    mean, deviation = SAT.mean(), SAT.std()
+    X = (SAT[:, None] - mean) / deviation  # (5, 1)
+    model, start = (neuron_forward, neuron_backward, cross_entropy), {"w": np.zeros(1), "b": 0.0}
+    params, _ = gradient_descent(model, start, X, ADMITTED, learning_rate, steps)
+    w, b = float(params["w"][0]), float(params["b"])
+    boundary = float(mean - b / w * deviation) if w else math.nan
     p = float(sigmoid(w * (score - mean) / deviation + b))
     return {"w": w, "b": b, "boundary": boundary, "probability": p}
 
 
-# %% 5. A hidden layer: curves, vectors, and why the non-linearity is needed
-# A line cannot bend. Let J neurons each bend at a place of their own, and add them up:
-#     aᵢⱼ = wⱼ·xᵢ + bⱼ,     hᵢⱼ = tanh aᵢⱼ,     ŷᵢ = Σⱼ vⱼ·hᵢⱼ + c.
-# Backwards from dŷᵢ, (2) along routes and (3) over them, each line from the one above:
-#     dvⱼ  = Σᵢ dŷᵢ·hᵢⱼ       dc = Σᵢ dŷᵢ                 as ∂ŷᵢ/∂vⱼ = hᵢⱼ, ∂ŷᵢ/∂c = 1
-#     dhᵢⱼ = dŷᵢ·vⱼ           daᵢⱼ = dhᵢⱼ·(1 - hᵢⱼ²)       as tanh′ = 1 - tanh²
-#     dwⱼ  = Σᵢ daᵢⱼ·xᵢ       dbⱼ = Σᵢ daᵢⱼ               as for the single neuron
-#     dxᵢ  = Σⱼ daᵢⱼ·wⱼ                                  xᵢ feeds all J neurons
+# %% 6. A hidden layer: curves, several outputs, and why the non-linearity is needed
+# A line cannot bend. Let J neurons each bend at a place of their own, and add them up. For rows
+# X (N, D), with a function φ that bends, such as tanh or relu(a) = max(a, 0):
+#     Aᵢⱼ = Σ_d Xᵢ_d·W_dⱼ + bⱼ,      Hᵢⱼ = φ(Aᵢⱼ),      Zᵢₖ = Σⱼ Hᵢⱼ·Vⱼₖ + cₖ.
+# As matrix products, A = X W + b (N, J) and Z = H V + c (N, K). Backwards from dZ, (2) and (3) say:
+#     Vⱼₖ touches Zᵢₖ in every row i, with slope Hᵢⱼ:       dVⱼₖ = Σᵢ Hᵢⱼ·dZᵢₖ
+#     cₖ touches Zᵢₖ in every row i, with slope 1:          dcₖ = Σᵢ dZᵢₖ
+#     Hᵢⱼ touches Zᵢₖ for every output k, with slope Vⱼₖ:   dHᵢⱼ = Σₖ dZᵢₖ·Vⱼₖ
+#     Aᵢⱼ touches Hᵢⱼ alone:                                dAᵢⱼ = dHᵢⱼ·φ′(Aᵢⱼ)
+# and X, W, b stand to A as H, V, c stand to Z. As matrix products, for any Z = H V,
+#     dV = Hᵀ dZ,        dH = dZ Vᵀ.                                                           (4)
 #
-# With D features, rows of X (N, D) meet weights W (D, J): A = X W + b, where (X W)ᵢⱼ = Σ_d Xᵢd·Wdⱼ.
-# Wdⱼ touches aᵢⱼ in every row i, with slope Xᵢd, so by (3) dWdⱼ = Σᵢ Xᵢd·daᵢⱼ; Xᵢd touches aᵢⱼ for
-# every j, so dXᵢd = Σⱼ daᵢⱼ·Wdⱼ. As matrix products, good for any A = X W,
-#     dW = Xᵀ dA,        dX = dA Wᵀ,                                                           (4)
-# of which the last two lines above are the case D = 1. One pair of functions serves both.
-#
-# Without tanh, z = (X W + b) v + c = X (W v) + (b·v + c): any stack of linear layers is ONE linear
+# Without φ, Z = (X W + b) V + c = X (W V) + (b V + c): any stack of linear layers is ONE linear
 # layer, with yes on one side of a straight line. Take XOR: yes at (1,1) and (-1,-1), no at (1,-1)
 # and (-1,1). If a linear z = w·x + b were right on all four, z(1,1) + z(-1,-1) = 2b would be > 0
 # and z(1,-1) + z(-1,1) = 2b < 0. Impossible: it takes bending to gain anything from depth.
 
+BENDS = {  # φ, and its slope φ′(a) written in the result h = φ(a)
+    "tanh": (np.tanh, lambda h: 1.0 - h * h),
+    "relu": (lambda a: np.maximum(a, 0.0), lambda h: np.where(h > 0, 1.0, 0.0)),
+    "none": (lambda a: a, lambda h: np.ones_like(h)),
+}
 
-def network_forward(X, W, b, v, c, nonlinear=True):
-    """ŷ (or z) (N,) for rows X (N, D) and W (D, J), b (J,), v (J,), c (); returns (ŷ, cache)."""
+
+def network_forward(X, W, b, V, c, bend="tanh"):
+    """Z (N, K) for X (N, D) and W (D, J), b (J,), V (J, K), c (K,); returns (Z, cache)."""
     A = X @ W + b  # (N, J)
-    H = np.tanh(A) if nonlinear else A
-    return H @ v + c, (X, W, v, H, nonlinear)
+    H = BENDS[bend][0](A)  # (N, J)
+    return H @ V + c, (X, W, V, H, bend)
 
 
-def network_backward(dy, cache):
-    """From dŷ (N,): (dX (N, D), dW (D, J), db (J,), dv (J,), dc)."""
-    X, W, v, H, nonlinear = cache
-    dA = np.outer(dy, v) * (1 - H * H if nonlinear else 1)  # (N, J)
-    return dA @ W.T, X.T @ dA, dA.sum(axis=0), dy @ H, dy.sum()
+def network_backward(dZ, cache):
+    """From dZ (N, K): (dX (N, D), dW (D, J), db (J,), dV (J, K), dc (K,))."""
+    X, W, V, H, bend = cache
+    dH = dZ @ V.T  # (N, J)
+    dA = dH * BENDS[bend][1](H)  # (N, J)
+    return dA @ W.T, X.T @ dA, dA.sum(axis=0), H.T @ dZ, dZ.sum(axis=0)
 
 
-# %% 6. Part two: one rulebook
+# %% 7. Part two: one rulebook
 # All that was mechanical, so let a program do it. A number that can be differentiated overloads
 # + * exp and the rest. An operation y = y(a, b) computes y and its local slopes ∂y/∂a, ∂y/∂b, by
-# section 2. What is then DONE with the slopes is the whole difference between our three engines:
+# section 3. What is then DONE with the slopes is the whole difference between our three engines:
 #     Dual    multiplies each by a derivative it already carries, at once        (forward mode)
 #     Value   stores each with a pointer to its input, to be multiplied later    (reverse mode)
 #     Tensor  is Value over arrays: an elementwise operation has a slope per entry
-# So the rules stand here once, y first and then a slope per input. `lib` is where functions are
-# found (math or NumPy), `_lift` turns a plain number into a constant, `_node` builds the result.
+# So the operations stand here once, and end in self._node(name, y, inputs, slopes), of which each
+# engine has its own. `lib` is where functions are found, math or NumPy.
 
 
-def operation(op, rule):
-    """The method x.op() or a∘b, for rule(lib, x) = (y, ∂y/∂x) or rule(lib, a, b)."""
+def operation(name, rule):
+    """A method for rule(lib, x) = (y, ∂y/∂x) or rule(lib, a, b) = (y, ∂y/∂a, ∂y/∂b)."""
 
     def method(self, *other):
-        inputs = (self, self._lift(other[0])) if other else (self,)
-        if inputs[-1] is NotImplemented:
+        if not other:
+            y, slope = rule(self.lib, self.data)
+            return self._node(name, y, (self,), (slope,))
+        b = other[0] if type(other[0]) is type(self) else self._lift(other[0])
+        if b is NotImplemented:  # no number: let Python ask it, or complain
             return NotImplemented
-        y, *slopes = rule(self.lib, *[x.data for x in inputs])
-        return self._node(op, y, inputs, slopes)
+        y, *slopes = rule(self.lib, self.data, b.data)
+        return self._node(name, y, (self, b), slopes)
 
     return method
 
 
+def real(x):
+    """x as a float. ValueError unless it is one real number."""
+    if type(x) in (float, int, bool):  # nearly always
+        return float(x)
+    if x is None or isinstance(x, (str, bytes, complex)) or np.ndim(x):
+        raise ValueError(f"expected a real number, got {x!r}")
+    return float(x)
+
+
 class Operators:
-    """Section 2 in code. At its kink relu could take any slope in [0, 1]; we take 0. For a variable
-    exponent, bⁿ = e^(n·ln b) has the slopes n·bⁿ/b and bⁿ·ln b. ValueError where no real y exists.
-    """
+    """Section 3 in code: the result first, then a slope per input. ValueError where no real result
+    exists; Python's own errors, as of 1/0, stay. At its kink relu gets the slope 0."""
 
     __slots__ = ()
-    __add__ = operation("+", lambda f, a, b: (a + b, 1.0, 1.0))
-    __sub__ = operation("-", lambda f, a, b: (a - b, 1.0, -1.0))
-    __mul__ = operation("*", lambda f, a, b: (a * b, b, a))
-    __truediv__ = operation("/", lambda f, a, b: (a / b, 1.0 / b, -(a / b) / b))
+    lib = SimpleNamespace(exp=math.exp, log=math.log, sin=math.sin, cos=math.cos, tanh=math.tanh)
+    lib.maximum, lib.power = max, lambda x, n: x**n if x or n >= 0 else math.inf  # √x rises at 0
+
+    def _lift(self, x):
+        if isinstance(x, type(self)):
+            return x
+        return type(self)(x) if isinstance(x, numbers.Real) else NotImplemented
+
+    __add__ = operation("+", lambda lib, a, b: (a + b, 1.0, 1.0))
+    __sub__ = operation("-", lambda lib, a, b: (a - b, 1.0, -1.0))
+    __mul__ = operation("*", lambda lib, a, b: (a * b, b, a))
+    __truediv__ = operation("/", lambda lib, a, b: (a / b, 1.0 / b, -(a / b) / b))
     __radd__, __rmul__ = __add__, __mul__  # b∘a where b is a plain number: Python asks a
-    __rsub__ = operation("-", lambda f, a, b: (b - a, -1.0, 1.0))
-    __rtruediv__ = operation("/", lambda f, a, b: (b / a, -(b / a) / a, 1.0 / a))
-    __neg__ = operation("neg", lambda f, x: (-x, -1.0))
-    exp = operation("exp", lambda f, x: (y := f.exp(x), y))
-    tanh = operation("tanh", lambda f, x: (y := f.tanh(x), 1.0 - y * y))
-    sigmoid = operation("sigmoid", lambda f, x: (y := sigmoid(x, f.exp), y * (1.0 - y)))
-    relu = operation("ReLU", lambda f, x: (f.maximum(x, 0.0), 1.0 * (x > 0)))
+    __rsub__ = operation("-", lambda lib, a, b: (b - a, -1.0, 1.0))
+    __rtruediv__ = operation("/", lambda lib, a, b: (b / a, -(b / a) / a, 1.0 / a))
+    __neg__ = operation("neg", lambda lib, x: (-x, -1.0))
+    exp = operation("exp", lambda lib, x: (y := lib.exp(x), y))
+    sin = operation("sin", lambda lib, x: (lib.sin(x), lib.cos(x)))
+    cos = operation("cos", lambda lib, x: (lib.cos(x), -lib.sin(x)))
+    tanh = operation("tanh", lambda lib, x: (y := lib.tanh(x), 1.0 - y * y))
+    sigmoid = operation("sigmoid", lambda lib, x: (y := sigmoid(x, lib.exp), y * (1.0 - y)))
+    relu = operation("ReLU", lambda lib, x: (lib.maximum(x, 0.0), 1.0 * (x > 0)))
 
     def log(self):
         if not np.all(self.data > 0):
@@ -296,72 +421,61 @@ class Operators:
     def __rpow__(self, base):
         base = self._lift(base)
         if base is NotImplemented:
-            return base
-        b, n, ln_b = base.data, self.data, base.log().data
-        return self._node("**", y := b**n, (base, self), (n * y / b, y * ln_b))
+            return NotImplemented
+        b, n = base.data, self.data
+        by_n = b**n * (base + (b == 0)).log().data  # 0ⁿ = 0 whatever n > 0: slope 0·ln 1 = 0
+        by_b = n * self.lib.power(b, n - 1.0 + (n == 0))  # n = 0: 0·b⁰, as 0·b⁻¹ may be 0·∞
+        return self._node("**", b**n, (base, self), (by_b, by_n))
 
     def __repr__(self):
-        a, b = self.__slots__[:2]
-        return f"{type(self).__name__}({a}={getattr(self, a)}, {b}={getattr(self, b)})"
+        gradient = self.__slots__[1]
+        return f"{type(self).__name__}(data={self.data}, {gradient}={getattr(self, gradient)})"
 
 
-class Scalar(Operators):
-    """What Dual and Value share. Python's errors stay: 1/0 is a ZeroDivisionError."""
-
-    __slots__ = ()
-    lib = SimpleNamespace(exp=math.exp, log=math.log, tanh=math.tanh, maximum=max)
-    lib.power = lambda x, n: x**n if x or n >= 0 else math.inf  # √x rises vertically at 0
-
-    def _lift(self, x):
-        if isinstance(x, type(self)):
-            return x
-        return type(self)(x) if isinstance(x, numbers.Real) else NotImplemented
-
-
-# %% 7. Forward mode: a number and its derivative, hand in hand
+# %% 8. Forward mode: a number and its derivative, hand in hand
 # Give every number x its derivative ẋ in the one input we ask about: 1 for that input, 0 for other
 # inputs and constants. For y = y(a, b), (3) says ẏ = ∂y/∂a·ȧ + ∂y/∂b·ḃ. That is all. (In algebra:
 # a + ȧε with ε² = 0, as in (a+ȧε)(b+ḃε) = ab + (ȧb+aḃ)ε; hence "dual numbers".)
+# A program with inputs x and outputs y has a table of derivatives, its Jacobian Jᵢⱼ = ∂yᵢ/∂xⱼ. One
+# forward pass with tangents ẋ computes J·ẋ, a Jacobian-vector product, and never needs J itself.
 
 
-class Dual(Scalar):
+class Dual(Operators):
     """A number `data` and the derivative `tangent` it carries along."""
 
     __slots__ = ("data", "tangent")
 
     def __init__(self, data, tangent=0.0):
-        self.data, self.tangent = float(data), float(tangent)
+        self.data, self.tangent = real(data), real(tangent)
 
     def _node(self, op, y, inputs, slopes):
-        return Dual(y, sum(slope * x.tangent for x, slope in zip(inputs, slopes)))
+        return Dual(y, sum([slope * x.tangent for x, slope in zip(inputs, slopes)]))
 
 
-# %% 8. Reverse mode: remember, then sweep back
+# %% 9. Reverse mode: remember, then sweep back
 # Read (3) from the other end. Let v̄ = ∂L/∂v, the adjoint of v: L̄ = 1 and v̄ = Σ ū·∂u/∂v over the
 # users u of v. Visit users before what they use; then, by induction along the visit, every ū in the
 # sum is final when v is reached, and so is v̄. Such an order, a topological order (inputs first)
 # reversed, is found by a depth-first search that writes down a node once all it depends on is
-# written down. It keeps its own stack: Python's holds a thousand calls, and chains are longer.
-#
+# written down. (With a stack of its own: Python's holds a thousand calls, and chains are longer.)
 # The cost. The graph of f: ℝⁿ → ℝᵐ has an edge per (user, input), at most two per operation. A
-# forward pass uses each edge once and gives the derivatives of ALL outputs in ONE input; a sweep
-# uses each edge once and gives those of ONE output in ALL inputs. With E edges, all n·m take
+# forward pass uses each edge once and gives a column of J, ALL outputs by ONE input. A sweep uses
+# each edge once and gives a row, ONE output by ALL inputs (or ȳ·J, when it starts with ȳ at several
+# outputs). With E edges, all n·m derivatives take
 #     n·E multiplications forward,     m·E in reverse,     and a loss has m = 1.
-# So the gradient of a loss costs a small multiple of the loss, whatever n. The price is memory:
-# forward mode forgets as it goes, reverse mode keeps every slope until the sweep.
+# The price is the record: memory for every slope and, in Python, a slow object per number.
 
 
 def topological_order(root):
     """Every node root depends on, inputs before users, root last; any depth."""
-    order, seen, stack = [], set(), [(root, False)]
+    order, seen, stack = [], set(), [root]
     while stack:
-        node, inputs_done = stack.pop()
-        if inputs_done:
-            order.append(node)
+        node = stack.pop()
+        if node is None:  # all that the node below it depends on is written down
+            order.append(stack.pop())
         elif node not in seen:
             seen.add(node)
-            stack.append((node, True))
-            stack.extend((x, False) for x in node._prev)
+            stack += [node, None, *node._prev]
     return order
 
 
@@ -371,19 +485,21 @@ def sweep(root, seed, times):
     for u in reversed(topological_order(root)):
         u_bar = adjoint.pop(u)  # final: all users of u came before
         yield u, u_bar
+        if len(u._slopes) != len(u._prev):
+            raise ValueError(f"{u._op!r} has {len(u._prev)} inputs, but {len(u._slopes)} slopes")
         for v, slope in zip(u._prev, u._slopes):
             term = times(slope, u_bar)
             adjoint[v] = adjoint[v] + term if v in adjoint else term
 
 
-class Value(Scalar):
+class Value(Operators):
     """A number that remembers how it was made: `data`, and `grad` after backward() of a result.
     Nodes point only to their inputs, so a graph has no cycle and vanishes with its last user."""
 
     __slots__ = ("data", "grad", "label", "_prev", "_op", "_slopes")
 
     def __init__(self, data, _children=(), _op="", label="", _slopes=()):
-        self.data, self.grad = float(data), 0.0
+        self.data, self.grad = real(data), 0.0
         self._prev, self._op, self.label, self._slopes = tuple(_children), _op, label, _slopes
 
     def _node(self, op, y, inputs, slopes):
@@ -395,31 +511,53 @@ class Value(Scalar):
             v.grad += v_bar
 
 
-def to_dot(value):
+def draw(root):
+    """The graph behind a Value as text: a line per node, its gradient (adjoint), its slopes."""
+    name = {v: v.label or f"v{i}" for i, v in enumerate(topological_order(root))}
+    lines = ["node     operation        value     adjoint   local slopes"]
+    for v, v_name in name.items():
+        made = f"{v._op} of {', '.join(name[x] for x in v._prev)}" if v._op else "input"
+        slopes = [f"∂{v_name}/∂{name[x]} = {d:.4g}" for x, d in zip(v._prev, v._slopes)]
+        lines.append(f"{v_name:8} {made:12} {v.data:9.4g} {v.grad:11.4g}   {', '.join(slopes)}")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def to_dot(root):
     """The graph behind a Value as Graphviz text, for any viewer or `dot -Tsvg`."""
-    name = {v: f"v{i}" for i, v in enumerate(topological_order(value))}
+    name = {v: f"v{i}" for i, v in enumerate(topological_order(root))}
     lines = ["digraph {", "  rankdir=LR;"]
     for v, n in name.items():
-        label = re.sub(r'([\\{}|<>"])', r"\\\1", v.label) + " | " if v.label else ""
-        label += f"data {v.data:.4g} | grad {v.grad:.4g}"
-        lines.append(f'  {n} [shape=record, label="{{ {label} }}"];')
-        if v._op:
-            lines += [f'  {n}op [label="{v._op}"];', f"  {n}op -> {n};"]
-            lines += [f"  {name[x]} -> {n}op;" for x in v._prev]
+        title, op = (re.sub(r'([\\{}|<>"])', r"\\\1", text) for text in (v.label, v._op))
+        record = f"{title and title + ' | '}data {v.data:.4g} | grad {v.grad:.4g}"
+        lines.append(f'  {n} [shape=record, label="{{ {record} }}"];')
+        if op:
+            lines += [f'  {n}op [label="{op}"];', f"  {n}op -> {n};"]
+        for x, slope in zip(v._prev, v._slopes):
+            lines.append(f'  {name[x]} -> {n}op [label="{slope:.4g}"];')
     return "\n".join([*lines, "}"])
 
 
-# %% 9. Neuron, Layer, MLP
-# A network without a line of calculus, after micrograd. `seed` is an int, or a Generator that
-# neurons share so that each draws its own weights (neurons born equal would stay equal for ever).
+# %% 10. Neuron, Layer, MLP
+# A network without a line of calculus, after micrograd; a `seed` is an int, or a Generator that
+# neurons share so that they start unequal (equal ones would stay equal). It learns like this:
+#     loss = sum((net(x) - y) ** 2 for x, y in data)
+#     net.zero_grad()
+#     loss.backward()
+#     for p in net.parameters(): p.data -= learning_rate * p.grad
 
 
 class Module:
-    """Whatever has parameters() of which backward() adds up gradients."""
+    """Whatever has parameters() of which backward() adds up gradients, its own or its parts'."""
+
+    def parameters(self):
+        return [p for part in self.parts for p in part.parameters()]
 
     def zero_grad(self):
         for p in self.parameters():
             p.grad = 0.0
+
+    def __repr__(self):
+        return f"{type(self).__name__} of {len(self.parameters())} numbers"
 
 
 class Neuron(Module):
@@ -444,41 +582,38 @@ class Layer(Module):
 
     def __init__(self, nin, nout, seed=0, **kwargs):
         rng = np.random.default_rng(seed)
-        self.neurons = [Neuron(nin, seed=rng, **kwargs) for _ in range(nout)]
+        self.parts = self.neurons = [Neuron(nin, seed=rng, **kwargs) for _ in range(nout)]
 
     def __call__(self, x):
         out = [neuron(x) for neuron in self.neurons]
         return out[0] if len(out) == 1 else out
-
-    def parameters(self):
-        return [p for neuron in self.neurons for p in neuron.parameters()]
 
 
 class MLP(Module):
     """Layers of widths nouts on nin inputs, with relu between them; the last one is linear."""
 
     def __init__(self, nin, nouts, seed=0):
-        rng, last = np.random.default_rng(seed), len(nouts) - 1
-        pairs = enumerate(zip([nin, *nouts], nouts))
-        self.layers = [Layer(n, m, seed=rng, nonlin=i != last) for i, (n, m) in pairs]
+        widths = [nin, *nouts] if isinstance(nouts, (list, tuple)) else []
+        if len(widths) < 2 or not all(isinstance(n, numbers.Integral) and n > 0 for n in widths):
+            raise ValueError(f"expected a width > 0 and a list of them, got {nin!r} and {nouts!r}")
+        rng = np.random.default_rng(seed)
+        nonlin = [True] * (len(nouts) - 1) + [False]
+        shapes = zip(widths, nouts, nonlin)
+        self.parts = self.layers = [Layer(n, m, seed=rng, nonlin=bends) for n, m, bends in shapes]
 
     def __call__(self, x):
         for layer in self.layers:
             x = layer([x] if isinstance(x, Value) else x)  # after a layer of one
         return x
 
-    def parameters(self):
-        return [p for layer in self.layers for p in layer.parameters()]
 
-
-# %% 10. Tensor: the same over arrays
-# A Python object per number costs about a microsecond per operation. Let a node hold an array: an
-# edge then stores the function that takes ū to ū·∂u/∂v (a vector-Jacobian product).
+# %% 11. Tensor: the same over arrays
+# A Python object per number is slow. Let a node hold an array: an edge then stores the function
+# that takes ū to ū·∂u/∂v, a vector-Jacobian product.
 #   elementwise   every entry has its own slope: ū * slope.   sum: slope 1, so spread ū out again.
 #   broadcasting  an entry of v stretched over many entries of u is used by them all: (3), add.
 #   matmul        (4): Ā = Ū Bᵀ, B̄ = Aᵀ Ū on the last two axes; batch axes broadcast as above.
-#   max           slope 1 at the largest. A tie is a kink; its k largest get ū/k each, the mean of
-#                 the k choices of one winner, so a subgradient as valid as any of them.
+#   max           slope 1 at the largest; k equal ones get ū/k each, the mean of the k choices.
 #   indexing      ū goes back to where u's entries came from, ADDED where one was copied twice.
 
 
@@ -510,12 +645,18 @@ class Tensor(Operators):
     def zero_grad(self):
         self.grad = np.zeros_like(self.data)
 
+    def __len__(self):
+        return len(self.data)
+
+    def item(self):
+        return self.data.item()
+
     def _lift(self, x):
-        if isinstance(x, Tensor):
-            return x
         if isinstance(x, (int, float)):  # a plain number leaves float32 float32
-            return Tensor(np.asarray(x, dtype=self.data.dtype))
-        return Tensor(x) if isinstance(x, (np.ndarray, np.generic, list)) else NotImplemented
+            x = np.asarray(x, dtype=self.data.dtype)
+        if isinstance(x, (np.ndarray, np.generic, list)):
+            x = Tensor(x)
+        return x if isinstance(x, Tensor) else NotImplemented
 
     def _node(self, op, y, inputs, slopes):
         pulls = [lambda g, s=s, v=v.data: unbroadcast(g * s, v) for v, s in zip(inputs, slopes)]
@@ -523,10 +664,13 @@ class Tensor(Operators):
 
     def backward(self, grad=None):
         """Add ∂(Σ grad·self)/∂v to every v.grad; only a single entry may go without `grad`."""
-        seed = np.asarray(1.0 if grad is None else grad, dtype=self.data.dtype)
-        if seed.shape != self.shape and not (grad is None and self.data.size == 1):
+        grad = np.ones(self.shape) if grad is None and self.data.size == 1 else grad
+        if np.shape(grad) != self.shape or grad is None:
             raise ValueError(f"backward() needs a gradient of shape {self.shape}, got {grad!r}")
-        for v, v_bar in sweep(self, seed.reshape(self.shape), lambda pull, u_bar: pull(u_bar)):
+        seed = np.asarray(grad, dtype=self.data.dtype)
+        for v, v_bar in sweep(self, seed, lambda pull, u_bar: pull(u_bar)):
+            if v_bar.shape != v.shape:
+                raise ValueError(f"a gradient {v_bar.shape} came back to data {v.shape}, {v._op!r}")
             v.grad = np.asarray(v.grad + v_bar)
 
     def __matmul__(self, other):
@@ -536,12 +680,10 @@ class Tensor(Operators):
         a, b = self.data, other.data
         if not a.ndim * b.ndim or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
             raise ValueError(f"expected (..., n, k) @ (..., k, m), got {a.shape} @ {b.shape}")
-        if b.ndim == 1:  # a vector on the right is a column
-            y = self @ other.reshape(-1, 1)
-            return y.reshape(y.shape[:-1])
-        if a.ndim == 1:  # and a row on the left
-            y = self.reshape(1, -1) @ other
-            return y.reshape(y.shape[:-2] + y.shape[-1:])
+        if a.ndim == 1 or b.ndim == 1:  # a vector is a row on the left, a column on the right
+            left = self if a.ndim > 1 else self.reshape(1, -1)
+            right = other if b.ndim > 1 else other.reshape(-1, 1)
+            return (left @ right).reshape((a @ b).shape)
         pulls = (
             lambda g: unbroadcast(g @ b.swapaxes(-1, -2), a),
             lambda g: unbroadcast(a.swapaxes(-1, -2) @ g, b),
@@ -549,7 +691,8 @@ class Tensor(Operators):
         return Tensor(a @ b, (self, other), "@", "", pulls)
 
     def __rmatmul__(self, other):
-        return Tensor(other) @ self
+        other = self._lift(other)
+        return other if other is NotImplemented else other @ self
 
     def sum(self, axis=None, keepdims=False):
         y = self.data.sum(axis=axis, keepdims=True)
@@ -560,9 +703,9 @@ class Tensor(Operators):
         return total / (self.data.size // max(total.data.size, 1))
 
     def max(self, axis=None, keepdims=False):
-        """Largest over axis; equal ones share the gradient equally."""
         y = self.data.max(axis=axis, keepdims=True)
-        slope = (ties := self.data == y) / ties.sum(axis=axis, keepdims=True)
+        ties = self.data == y
+        slope = ties / ties.sum(axis=axis, keepdims=True)
         return self._node("max", y, (self,), (slope,))._drop(axis, keepdims)
 
     def _drop(self, axis, keepdims):
@@ -588,133 +731,187 @@ class Tensor(Operators):
 
         return Tensor(self.data[index], (self,), "[]", "", [pull])
 
+    @staticmethod
+    def concatenate(tensors, axis=0):
+        """Tensors (or arrays) one after the other along an axis they have."""
+        tensors = [x if isinstance(x, Tensor) else Tensor(x) for x in tensors]
+        y = np.concatenate([x.data for x in tensors], axis=axis)
+        ends = np.cumsum([x.shape[axis] for x in tensors])[:-1]
+        places = [(k, x.data) for k, x in enumerate(tensors)]
+        pulls = [lambda g, k=k, v=v: unbroadcast(np.split(g, ends, axis)[k], v) for k, v in places]
+        return Tensor(y, tensors, "concatenate", "", pulls)
 
-def grad_check(f, *arrays):
-    """The largest relative error of backward() against central differences, over all arrays.
 
-    f takes a Tensor for each array and returns a Tensor (weighted by fixed random numbers). The
-    error ‖a - n‖/(‖a‖ + ‖n‖ + 1e-4) is below 1e-6 if right (and not at a kink), else near 1."""
+# %% 12. How to test an automatic derivative
+# Four questions. Let B(f, x, w) be what backward(w) of f(x) leaves in x.grad.
+#   accumulation  backward twice without zero_grad must double it. Catches `=` where `+=` belongs.
+#   linearity     B(f, x, 2v + 3w) = 2·B(f, x, v) + 3·B(f, x, w). An operation that ignores its
+#                 upstream passes every test that starts from a sum, where it is 1, but not this.
+#   composition   B(g after f, x, w) = B(f, x, B(g, f(x), w)): one sweep is two, end to end. Catches
+#                 a wrong order of visits, and adjoints used before they are final.
+#   differences   wrong slopes pass all three. So in the end measure (section 2), and judge every
+#                 entry relative to its own size: one bad entry in a million is a bug.
+# And if a long program fails the last one? Its first k steps are a program too: if those are right
+# and the first 2k wrong, the mistake is in between. Halve, as you find a word in a dictionary.
+
+
+def worst_entry(f, *arrays):
+    """Where backward() and central differences differ most: (error, a sentence that says where).
+
+    f takes a Tensor for each array and returns a Tensor (its entries count random amounts). An
+    entry is judged relative to its own size, or to a thousandth of the output if that is more."""
     inputs = [Tensor(np.array(a, dtype=np.float64)) for a in arrays]
     out = f(*inputs)
-    weight, errors = np.random.default_rng(0).normal(size=out.shape), []
+    weight, worst = np.random.default_rng(0).normal(size=out.shape), (0.0, "no entry differs")
     out.backward(weight)
-    for i, x in enumerate(inputs):
+    for k, x in enumerate(inputs):
 
-        def loss(xi, i=i):
-            return np.sum(weight * f(*inputs[:i], Tensor(xi), *inputs[i + 1 :]).data)
+        def loss(moved, k=k):
+            return np.sum(weight * f(*inputs[:k], Tensor(moved), *inputs[k + 1 :]).data)
 
-        a, n = x.grad, numerical_gradient(loss, x.data)
-        errors.append(np.linalg.norm(a - n) / (np.linalg.norm(a) + np.linalg.norm(n) + 1e-4))
-    return float(np.max(errors))
+        a, n = x.grad, np.asarray(numerical_gradient(loss, x.data))
+        scale = np.maximum(np.maximum(abs(a), abs(n)), np.linalg.norm(weight * out.data) / 1000)
+        error = np.nan_to_num(abs(a - n) / np.where(scale > 0, scale, 1.0), nan=math.inf)
+        for i in np.ndindex(x.shape):
+            if error[i] > worst[0]:
+                where = f"entry {i} of input {k}: backward {a[i]:.6g}, differences {n[i]:.6g}"
+                worst = float(error[i]), where
+    return worst
+
+
+def grad_check(f, *arrays):
+    """The largest error of worst_entry: below 1e-6 if right, 0.5 if a slope is twice too large."""
+    return worst_entry(f, *arrays)[0]
 
 
 # %% Demonstration
 
 
+def on_tensors(X, y, params, loss, bend):
+    """{name or formula: Tensor} of a model of sections 4 to 6, forward and back, by section 11."""
+    nodes = {"X": Tensor(X), **{name: Tensor(value) for name, value in params.items()}}
+    if "w" in params:
+        Z = nodes["Z = X w + b"] = nodes["X"] @ nodes["w"] + nodes["b"]
+    else:
+        A = nodes["A = X W + b"] = nodes["X"] @ nodes["W"] + nodes["b"]
+        H = nodes[f"H = {bend}(A)"] = {"tanh": A.tanh(), "relu": A.relu(), "none": A}[bend]
+        Z = nodes["Z = H V + c"] = H @ nodes["V"] + nodes["c"]
+    if loss is mse:
+        L = nodes["L = mean (Z-y)²"] = ((Z - y) ** 2).mean()
+    else:  # P is the probability of the true answer: 1 - σ(z) = σ(-z)
+        P = nodes["P = σ(±Z)"] = ((2 * y - 1) * Z).sigmoid()
+        L = nodes["L = -mean ln P"] = -P.log().mean()
+    L.backward()
+    return nodes
+
+
+def trace(nodes):
+    """Tensors by name as a table: what went forward, and beside it the gradient that came back."""
+    lines = [f"   {'':18}{'forward':36}back: its gradient"]
+    for name, node in nodes.items():
+        for k, rows in enumerate(zip(np.atleast_2d(node.data), np.atleast_2d(node.grad))):
+            left, right = ("".join(f"{number:8.3f}" for number in row) for row in rows)
+            lines.append(f"   {'' if k else name:16}{left:36}{right}")
+    return "\n".join(lines)
+
+
 def text_plot(curves, rows=13, columns=76):
-    """Draw a list of (x, y, mark) in text, later ones on top."""
+    """Draw a list of (x, y, mark) in text, later ones on top; x and y finite arrays."""
     xs, ys = (np.concatenate([curve[k] for curve in curves]) for k in (0, 1))
+    width, height = np.ptp(xs) or 1.0, np.ptp(ys) or 1.0  # a single value fits any scale
     canvas = np.full((rows, columns), " ")
     for x, y, mark in curves:
-        i = np.rint((ys.max() - y) / np.ptp(ys) * (rows - 1)).astype(int)
-        canvas[i, np.rint((x - xs.min()) / np.ptp(xs) * (columns - 1)).astype(int)] = mark
+        i = np.rint((ys.max() - y) / height * (rows - 1)).astype(int)
+        canvas[i, np.rint((x - xs.min()) / width * (columns - 1)).astype(int)] = mark
     return "\n".join("  |" + "".join(row).rstrip() for row in canvas)
 
 
-def report(args):
-    """Six numbered parts, from the error of a measured derivative to the cost of all."""
-    rng, fewer = np.random.default_rng(args.seed), 20 if args.fast else 1
-
-    print("1. Error of a measured derivative (of e^x at 1): first truncation, then rounding\n")
-    print("        h     forward     central")
+def report_paper(L):
+    """Parts 1 to 3: a derivative measured, four models traced, a graph drawn."""
+    print("1. Error of a derivative measured (of e^x at 1)\n\n        h     forward     central")
     for h in 10.0 ** -np.arange(1, 13, 2):
-        forward, central = (math.exp(1 + h) - math.e) / h, numerical_gradient(math.exp, 1.0, h)
-        print(f"   {h:.0e}  {abs(forward - math.e):10.1e}  {abs(central - math.e):10.1e}")
+        slopes = (math.exp(1 + h) - math.e) / h, numerical_gradient(math.exp, 1.0, h)
+        print(f"   {h:.0e}" + "".join(f"{abs(slope - math.e):12.1e}" for slope in slopes))
+    print("\n2. Four models on paper: go down the left side, then up the right side")
+    x, X = [[1.0, 2.0, -1.0]], np.array([[-1.0], [1.0], [2.0]])
+    neuron = {"w": [0.5, -1.0, 2.0], "b": 1.0}
+    curve = {"W": [[1, -1, 1, 0.5]], "b": [0.5, 0, -1.5, 1], "V": [[1], [1], [2], [-1]], "c": [0.5]}
+    three = {"W": [[1, 0, -1, 0.5], [0.5, -1, 0, 1], [0, 1, 0.5, -1]], "b": [0.0] * 4}
+    three |= {"V": [[1, 0, -1], [0, 1, 1], [-1, 0.5, 0], [1, -1, 0]], "c": [0.5, 0, 0]}
+    for title, *model in (
+        ("linear neuron, y = 1", x, np.ones(1), neuron, mse, "none"),
+        ("logistic neuron, y = 1", x, np.ones(1), neuron, cross_entropy, "none"),
+        ("1-4-1 with relu, y = x²", X, X**2, curve, mse, "relu"),
+        ("3-4-3, three answers: yes no yes", x, np.array([1, 0, 1]), three, cross_entropy, "tanh"),
+    ):
+        print(f"\n   {title}\n{trace(on_tensors(*model))}")
+    graph = draw(L).replace("\n", "\n   ")
+    print(f"\n3. The graph of L = (a·b·a - 20)² at a = 3, b = 2\n\n   {graph}")
 
-    x1, x2, exams = np.sort(rng.uniform(-2, 2, 60)), rng.normal(size=300), standardise(SAT)[0]
-    line = 1.7 * x1 - 0.6 + 0.3 * rng.normal(size=60)
-    wave = np.sin(3 * x1) + 0.5 * x1 + 0.15 * rng.normal(size=60)
-    coins, admitted = 1.0 * (rng.random(300) < sigmoid(2 * x2 - 0.5)), np.array(ADMITTED)
-    corners = np.array([(1.0, 1.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, -1.0)] * 50)
-    points, xor = corners + 0.35 * rng.normal(size=(200, 2)), np.array([1.0, 0.0] * 100)
 
-    def start(D, J):
-        W, b, v = (rng.normal(size=shape) for shape in ((D, J), J, J))
-        return {"W": W, "b": b, "v": v, "c": 0.0}
-
-    neuron, network = (neuron_forward, neuron_backward), (network_forward, network_backward)
-    no_tanh = (partial(network_forward, nonlinear=False), network_backward)
-    auto = {  # the same models and losses on Tensors, without a line of calculus
-        neuron: lambda x, w, b: x * w + b,
-        network: lambda x, W, b, v, c: (x @ W + b).tanh() @ v + c,
-        no_tanh: lambda x, W, b, v, c: (x @ W + b) @ v + c,
-        mse: lambda z, y: ((z - y) ** 2).mean(),
-        cross_entropy: lambda z, y: -((2 * y - 1) * z).sigmoid().log().mean(),  # 1-σ(z) = σ(-z)
+def report_models(rng, fewer):
+    """Parts 4 to 6: networks trained by hand-derived gradients, admission, and a curve."""
+    x = np.sort(rng.uniform(-2, 2, (60, 1)), axis=0)
+    wave = np.sin(3 * x) + 0.5 * x + 0.15 * rng.normal(size=(60, 1))
+    corners = rng.choice([-1.0, 1.0], size=(200, 2))
+    xor = np.where(corners[:, :1] == corners[:, 1:], 1.0, 0.0)
+    points = corners + 0.35 * rng.normal(size=(200, 2))
+    problems = {  # inputs, answers, hidden neurons, loss, φ, learning rate, steps
+        "xor 2-8-1": (points, xor, 8, cross_entropy, "tanh", 0.5, 3000),
+        "xor, no tanh": (points, xor, 8, cross_entropy, "none", 0.1, 3000),
+        "curve 1-24-1": (x, wave, 24, mse, "tanh", 0.02, 20000),
     }
-    zero, net = {"w": 0.0, "b": 0.0}, start(2, 8)
-    problems = {  # model, loss, inputs, answers, start, learning rate, steps
-        "line": (neuron, mse, x1, line, zero, 0.1, 500),
-        "logistic neuron": (neuron, cross_entropy, x2, coins, zero, 1.0, 2000),
-        "admission": (neuron, cross_entropy, exams, admitted, zero, 1.0, 1000),
-        "curve 1-24-1": (network, mse, x1[:, None], wave, start(1, 24), 0.02, 20000),
-        "xor 2-8-1": (network, cross_entropy, points, xor, net, 0.5, 3000),
-        "xor, no tanh": (no_tanh, cross_entropy, points, xor, net, 0.1, 3000),
-    }
-    print("\n2. Six models trained on hand-derived gradients. Last column: the largest difference")
-    print("   between all gradients by hand and by Tensor, at the start moved by random amounts\n")
-    print("   model             numbers   steps    loss before, after     right   hand - automatic")
-    trained = {}
-    for name, (model, loss, x, y, theta, rate, steps) in problems.items():
-        model = (*model, loss)
-        trained[name], losses = gradient_descent(model, theta, x, y, rate, steps // fewer)
-        z = model[0](x, *trained[name].values())[0]
-        right = "-" if loss is mse else f"{np.mean((z > 0) == y):.1%}"
-        theta = {k: Tensor(v + 0.3 * rng.normal(size=np.shape(v))) for k, v in theta.items()}
-        auto[loss](auto[model[:2]](Tensor(x), *theta.values()), y).backward()
-        grads = loss_and_grads(model, {k: v.data for k, v in theta.items()}, x, y)[1]
-        gap = max(np.max(np.abs(grads[k] - v.grad)) for k, v in theta.items())
-        print(f"   {name:17} {sum(map(np.size, grads.values())):7} {len(losses):7}", end="")
-        print(f" {losses[0]:11.4f} {losses[-1]:9.4f} {right:>9} {gap:18.1e}")
-    print("\n   line, by descent: w {w:+.6f}, b {b:+.6f};".format(**trained["line"]), end="")
-    w = np.mean((x1 - x1.mean()) * (line - line.mean())) / x1.var()
-    print(f"  in closed form: w {w:+.6f}, b {line.mean() - w * x1.mean():+.6f}")
-
-    print("\n3. College admission: the loss has no minimum, so the boundary depends on the stop")
+    print("\n4. Networks trained on gradients by hand, and these at the end beside Tensor's\n")
+    print("   model          numbers   steps    loss before, after     right  largest difference")
+    for name, (X, y, J, loss, bend, rate, steps) in problems.items():
+        W, b, V = rng.normal(size=(X.shape[1], J)), rng.normal(size=J), rng.normal(size=(J, 1))
+        start = {"W": W, "b": b, "V": V, "c": np.zeros(1)}
+        model = partial(network_forward, bend=bend), network_backward, loss
+        theta, losses = gradient_descent(model, start, X, y, rate, steps // fewer)
+        automatic = on_tensors(X, y, theta, loss, bend)
+        end, by_hand = loss_and_grads(model, theta, X, y)
+        gap = max(np.max(np.abs(grad - automatic[k].grad)) for k, grad in by_hand.items())
+        Z, _ = model[0](X, *theta.values())
+        right = "-" if loss is mse else f"{np.mean((Z > 0) == y):.1%}"
+        row = f"   {name:14} {sum(v.size for v in theta.values()):7} {len(losses):7}"
+        print(row + f" {losses[0]:11.4f} {end:9.4f} {right:>9} {gap:18.1e}")
+    print("\n5. College admission: the loss has no minimum, so the boundary depends on the stop")
     print("\n    steps        w        b   boundary   p(1200)")
     for steps in (20, 200, 2000, 20000):
         row = steps // fewer, *admission(steps // fewer).values()
         print("   {:6} {:8.3f} {:8.3f} {:10.1f} {:9.4f}".format(*row))
+    print(f"   in the end        ∞        ∞     1200.0 {1 / (1 + math.sqrt(5 / 4)):9.4f}")
+    print("\n6. The 1-24-1 network (.) through its data (o)\n")
+    grid = np.linspace(-2, 2, 300)[:, None]
+    fit, _ = network_forward(grid, *theta.values())  # the last that was trained
+    print(text_plot([(grid[:, 0], fit[:, 0], "."), (x[:, 0], wave[:, 0], "o")]))
 
-    print("\n4. The 1-24-1 network (.) through its data (o)\n")
-    grid = np.linspace(-2, 2, 300)
-    fit, _ = network_forward(grid[:, None], *trained["curve 1-24-1"].values())
-    print(text_plot([(grid, fit, "."), (x1, wave, "o")]))
-    mlp, data = MLP(2, [8, 1], seed=args.seed), list(zip(points[:40].tolist(), 2 * xor[:40] - 1))
-    for _ in range(40 // fewer):
-        mlp.zero_grad()
-        loss = -sum((mlp(x) * y).sigmoid().log() for x, y in data) / len(data)
-        loss.backward()
-        for p in mlp.parameters():
-            p.data -= p.grad
-    right = np.mean([mlp(x).data * y > 0 for x, y in data])
-    print(f"\n5. MLP(2, [8, 1]) made of Values, trained on 40 of the XOR points: {right:.0%} right")
 
-    print("\n6. Milliseconds: sum of tanh(x[i] x[i+1]) over n inputs, and its gradient both ways\n")
-    print("      n     value   forward   reverse   forward/value   reverse/value")
+def report_costs(rng, sizes):
+    """Part 7: what the gradient of a loss of n inputs costs, counted and timed."""
+    print("\n7. Milliseconds for a sum of tanh(x[i] x[i+1]) over n inputs: in floats, recorded in")
+    print("   Values, with its gradient forward (n passes over E edges) and in reverse (one)\n")
+    print("      n   E edges   n·E edges     floats   recorded    forward    reverse")
 
-    def ring(x):
-        return sum((a * b).tanh() for a, b in zip(x, x[1:] + x[:1]))
+    def ring(x, tanh):
+        return sum(tanh(a * b) for a, b in zip(x, x[1:] + x[:1]))
 
     runs = (
-        lambda x: ring([Value(xi) for xi in x]),
-        lambda x: [ring([Dual(xj, i == j) for j, xj in enumerate(x)]) for i in range(len(x))],
-        lambda x: ring([Value(xi) for xi in x]).backward(),
+        lambda x: ring(x, math.tanh),
+        lambda x: ring([Value(v) for v in x], Value.tanh),
+        lambda x: [ring([Dual(v, i == j) for j, v in enumerate(x)], Dual.tanh) for i in range(n)],
+        lambda x: ring([Value(v) for v in x], Value.tanh).backward(),
     )
-    for n in (1, 4, 16) if args.fast else (1, 4, 16, 64, 256):
+    for n in sizes:
         x, k = rng.normal(size=n).tolist(), 256 // n
-        f, forward, reverse = (min(timeit.repeat(partial(r, x), number=k)) * 1e3 / k for r in runs)
-        print(f"   {n:4} {f:9.3f} {forward:9.3f} {reverse:9.3f}", end="")
-        print(f" {forward / f:13.1f} x {reverse / f:13.1f} x")
+        times = [min(timeit.repeat(partial(run, x), number=k, repeat=3)) * 1e3 / k for run in runs]
+        edges = sum(len(v._prev) for v in topological_order(runs[1](x)))
+        print(f"   {n:4} {edges:9} {n * edges:11}" + "".join(f" {ms:10.4f}" for ms in times))
+    values, floats = times[3] / times[1], times[3] / times[0]
+    print(
+        f"   n = {n}: in reverse a gradient costs {values:.1f} recorded values, {floats:.0f} plain;"
+    )
+    print(f"   forward it costs {times[2] / times[1]:,.0f} recorded values")
 
 
 def drop_unwritten():
@@ -733,12 +930,28 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description="Stage 2: derivatives, by hand and automatic.")
     parser.add_argument("--fast", action="store_true", help="a smoke run: fewer steps, all parts")
     parser.add_argument("--seed", type=int, default=0, help="random seed >= 0 (default 0)")
+    parser.add_argument("--dot", metavar="FILE", help="only write part 3's graph, for Graphviz")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed must be >= 0, got {args.seed}")
+    if args.dot is not None and (not args.dot or os.path.isdir(args.dot)):
+        parser.error(f"--dot needs the name of a file, got {args.dot!r}")
     try:
-        report(args)
+        a, b = Value(3.0, label="a"), Value(2.0, label="b")  # section 1 with a loss on top
+        L = (a * b * a - 20) ** 2
+        L.backward()
+        if args.dot is not None:
+            with open(f"{args.dot}.part", "w", encoding="utf-8") as file:
+                file.write(to_dot(L) + "\n")
+            os.replace(f"{args.dot}.part", args.dot)
+            print(f"wrote {args.dot}; `dot -Tsvg {args.dot} > graph.svg` draws it")
+        else:
+            rng = np.random.default_rng(args.seed)
+            fewer, sizes = (20, (1, 4, 16)) if args.fast else (1, (1, 4, 16, 64, 256))
+            report_paper(L)
+            report_models(rng, fewer)
+            report_costs(rng, sizes)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever was reading has seen enough
         drop_unwritten()
@@ -750,31 +963,38 @@ def main(argv=None):
         parser.error(str(error))
 
 
+# %% What to take away
+# Slopes multiply along a way and add over ways: v̄ = Σ ū·∂u/∂v. One output and many inputs: sweep
+# backwards, and pay with memory; few inputs: go forward. Z = X W gives dX = dZ Wᵀ and dW = Xᵀ dZ;
+# what was stretched on the way there is summed on the way back. σ with cross-entropy, like a line
+# with squares, gives prediction minus truth. Trust no derivative that was not measured.
+
 # %% Common mistakes
-# 1. No zero_grad: steps grow ever wilder, as backward() ADDS to grad (the MLP loop in report).
+# 1. No zero_grad: steps grow ever wilder, as backward() ADDS to grad (section 10).
 # 2. `grad =` for `grad +=`: a*a gets half its slope; rule (3) adds (last line of sweep).
-# 3. A sweep in the wrong order: diamonds go wrong; a recursive one: RecursionError (section 8).
+# 3. A sweep in the wrong order: diamonds go wrong; a recursive one: RecursionError (section 9).
 # 4. A broadcast axis not summed: the gradient of b (J,) arrives as (N, J) (unbroadcast).
-# 5. g[i] += ū with repeated i: counted once; np.add.at counts each (Tensor.__getitem__).
-# 6. Gradient checks in float32 or with h = 1e-12: noise looks like a bug (numerical_gradient).
-# 7. Changing x.data before backward(): the slopes kept are those of the old x (Value._slopes).
+# 5. Z (N, 1) minus y (N,) is (N, N): the loss looks fine and the fit is a constant (pair_up).
+# 6. g[i] += ū with repeated i: counted once; np.add.at counts each (Tensor.__getitem__).
+# 7. Checks in float32, at h = 1e-12, or with one error for a whole array (measured_slope, 12).
+# 8. Changing x.data before backward(): the slopes kept are those of the old x (Value._slopes).
 
 # %% Exercises
-#  1. Read: which expression of `sweep` is rule (2), and which is rule (3)?
-#  2. Draw the graph of a*b + a with its gradients on paper, then compare with to_dot.
-#  3. Derive sin and cos and add them to Operators: one line each, for three engines.
-#  4. Predict the best h for the second difference (f(x+h) - 2f(x) + f(x-h))/h², then measure it.
-#  5. Let relu have slope 1 at 0. Build a network whose training this changes.
-#  6. Add concatenate and where to Tensor; make them pass grad_check.
-#  7. Let Dual's tangent be an array of n numbers. What do n derivatives cost now, and in memory?
-#  8. Put Dual numbers inside Value: a Hessian-vector product in one sweep. Check it numerically.
-#  9. Keep every √K-th node of a chain of K and recompute the rest in the sweep. Measure both costs.
-# 10. Let sweep compute with Values, so that gradients have gradients; check x⁴ four times.
-# 11. Research: the best order to multiply slopes is NP-hard (Naumann, 2008); when do both lose?
+#  1. ★ Read: which expression of `sweep` is rule (2), and which is rule (3)?
+#  2. ★ Draw the graph of a*b + a with its gradients on paper, then compare with draw.
+#  3. ★ Derive tan and arctan and add them to Operators: one line each, for three engines.
+#  4. ★★ Predict the best h for the second difference (f(x+h) - 2f(x) + f(x-h))/h²; measure it.
+#  5. ★ Let relu have slope 1 at 0. Build a network whose training this changes.
+#  6. ★★ Add where and minimum to Tensor; make them pass grad_check.
+#  7. ★★ Let Dual's tangent be an array of n numbers. What do n derivatives cost now? In memory?
+#  8. ★★ Put Dual numbers inside Value: a Hessian-vector product in one sweep. Check it.
+#  9. ★★★ Keep every √K-th node of a chain of K, recompute the rest in the sweep. Measure both.
+# 10. ★★★ Let sweep compute with Values, so that gradients have gradients; check x⁴ four times.
+# 11. ★★★ The best order to multiply slopes is NP-hard (Naumann, 2008); when do both modes lose?
 
 # %% Where this leads
-# PyTorch and JAX are section 10 with more operations and faster arrays. Stage 3 writes the backward
-# of its first language model by hand, as in sections 3 to 5, and stage 4 asks how best to descend.
+# PyTorch and JAX are section 11 with more operations and faster arrays. Stage 3 writes its backward
+# by hand, as in sections 4 to 6, and stage 4 asks how best to descend.
 
 if __name__ == "__main__":
     main()
