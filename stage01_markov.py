@@ -129,8 +129,7 @@ def draw_word(followers, word, length, rng):
 # useful, because contexts come back. All that follows is about P(c|h), c a symbol, h a context.
 
 # %% 3. Why to count
-# After "a" section 1 saw b, b, c and d. With the probabilities θ_b, θ_c, θ_d for these three, a
-# model gives that the probability θ_b·θ_b·θ_c·θ_d:
+# After "a" section 1 saw b, b, c, d. A model with θ_b for b, and so on, gives that θ_b·θ_b·θ_c·θ_d:
 #
 #     the shares:  1/2, 1/4, 1/4     1/2·1/2·1/4·1/4 = 1/64 = 0.0156
 #     more b:      0.6, 0.2, 0.2     0.6·0.6·0.2·0.2         = 0.0144
@@ -158,8 +157,7 @@ def draw_word(followers, word, length, rng):
 #
 #     P(c|h) = N(hc)/N(h).     The likeliest model is the table of shares: count and divide.     (4)
 #
-# No other θ does as well, as section 4 proves. Where N(h) = 0 the text says nothing about h, and we
-# shall shorten h until it was seen.
+# No other θ does as well, as section 4 proves. (Where N(h) = 0 the text is silent; see section 6.)
 
 # %% 4. Surprise and perplexity
 # How good is a model? Let it predict a text that it has not seen, and see how surprised it is. The
@@ -168,9 +166,8 @@ def draw_word(followers, word, length, rng):
 # (and nothing else continuous, up to the unit: Shannon, appendix 2): s(p) = -ln p in nats, or
 # -log₂ p = -ln p / ln 2 in bits. One toss of a fair coin is a surprise of 1 bit.
 #
-# ENTROPY is the mean surprise at a source p of someone who knows p. CROSS-ENTROPY is that of
-# someone who believes q instead. The KULLBACK-LEIBLER DIVERGENCE is their difference, the price of
-# believing q:
+# ENTROPY is the mean surprise at a source p of someone who knows p; CROSS-ENTROPY, of someone who
+# believes q instead. The KULLBACK-LEIBLER DIVERGENCE is their difference, the price of the belief:
 #
 #     H(p) = -Σ p·ln p,     H(p, q) = -Σ p·ln q,     KL(p‖q) = H(p, q) - H(p) = Σ p·ln(p/q).
 #
@@ -195,10 +192,13 @@ def draw_word(followers, word, length, rng):
 # it is as much at a loss as if it had to guess among S equal symbols each time.
 
 
-def is_number(value):
-    """Whether value is a real number that a float can hold; a bool, a string and nan are none."""
+def number(value):
+    """value as a float; nan, with which no comparison holds, if it is no number (nor is a bool)."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return real and abs(value) <= sys.float_info.max
+    try:
+        return float(value) if real else math.nan
+    except OverflowError:  # 10**400
+        return math.nan
 
 
 def check_integer(name, value, least):
@@ -232,7 +232,7 @@ def cross_entropy(p, q, base=math.e):
     p, q = check_distribution("p", p), check_distribution("q", q)
     if p.shape != q.shape:
         raise ValueError(f"the shape of q is {q.shape}; expected that of p, {p.shape}")
-    if not (is_number(base) and base > 1):
+    if not 1 < number(base) < math.inf:
         raise ValueError(f"base is {base!r}; expected e (nats), 2 (bits) or another above 1")
     with np.errstate(divide="ignore", invalid="ignore"):
         return 0.0 - np.where(p > 0, p * np.log(q), 0.0).sum(axis=-1) / math.log(base)
@@ -254,9 +254,8 @@ def kl_divergence(p, q, base=math.e):
 #
 # The remedy begins with an admission: we do not know the true θ; what we read leaves many of them
 # plausible. Bayes (1763) made this a game of darts. Throw V - 1 darts blindly at the line from 0 to
-# 1: they cut it into V pieces, one for each symbol, and the length of piece c is θ_c. Now let each
-# symbol of the text be one more blind dart on the same line; it hits piece c with probability θ_c,
-# as a symbol should. For V = 3:
+# 1: they cut it into V pieces, one a symbol, and the length of piece c is θ_c. Let each symbol of
+# the text be one more blind dart: it hits c with probability θ_c, as a symbol should. For V = 3:
 #
 #     0 -------|-●-----●--|------- 1       | the 2 borders, ● what was read: b, b
 #          a        b         c            4 darts, so 5 gaps: a has 1, b has 3, c has 1
@@ -274,8 +273,7 @@ def kl_divergence(p, q, base=math.e):
 #
 # For k below 1, which holds that few symbols take most of the line, a density in place of darts
 # gives the same (the Dirichlet distribution; exercise 13). Now nothing is impossible. But all that
-# is new is equally likely, z as e; and with k = 1 and 61 symbols, 61 imaginary counts drown the two
-# real ones of a context seen twice.
+# is new is equally likely, z as e; and with 61 symbols Laplace's 61 drown a context seen twice.
 #
 #     After "a" in "abracadabra", V = 5:     a       b       c       d       r
 #     shares (4)                             0      2/4     1/4     1/4      0
@@ -321,8 +319,7 @@ def kl_divergence(p, q, base=math.e):
 #
 #     P(c|h) = (N(hc) - d)⁺ / N(h) + d·D(h)/N(h)·P(c|h′),          (x)⁺ = max(x, 0).            (11)
 #
-# The right d depends on the text and on the length of h, as the report shows for characters. So
-# choose it in development, like λ.
+# The right d depends on the text and on the length of h (see the report): choose it in development.
 #
 # And P(c|h′)? It should not be the share of c after h′. "Francisco" is frequent, but comes after
 # "San", where the long context has it covered; the short one is asked when the long one fails. What
@@ -350,8 +347,7 @@ def kl_divergence(p, q, base=math.e):
 #     P(c|a): Kneser-Ney                   0.241   0.393   0.143   0.143   0.080
 #     P(c|a): Witten-Bell, all N           0.161   0.366   0.196   0.196   0.080
 #
-# "bard" is possible now. After "a" Kneser-Ney expects a, never seen there, more than c, seen once:
-# a comes after many different symbols.
+# "bard" is possible now; and a after a, never seen, is likelier than c to Kneser-Ney, as B(a) is 3.
 
 SMOOTHINGS = ("kneser-ney", "mle", "add-k", "interpolated", "witten-bell")
 
@@ -373,8 +369,7 @@ SMOOTHINGS = ("kneser-ney", "mle", "add-k", "interpolated", "witten-bell")
 #
 # Two cuts may follow. TOP-K keeps a fixed number of the likeliest symbols, however sure the model
 # is: after "q" five are four too many, at the start of a word too few. TOP-P, the nucleus of
-# Holtzman et al., keeps the fewest symbols whose probabilities reach top_p together. What is kept
-# is scaled to add up to 1.
+# Holtzman et al., keeps the fewest that reach the probability top_p. Then rescale to a sum of 1.
 
 
 def tempered(p, temperature=1.0, top_k=None, top_p=None):
@@ -386,11 +381,11 @@ def tempered(p, temperature=1.0, top_k=None, top_p=None):
     p = check_distribution("p", p)
     if p.ndim != 1:
         raise ValueError(f"the shape of p is {p.shape}; expected one dimension, (V,)")
-    if not (is_number(temperature) and temperature >= 0):
+    if not 0 <= number(temperature) < math.inf:
         raise ValueError(f"temperature is {temperature!r}; expected a number of 0 or more")
     if top_k is not None:
         check_integer("top_k", top_k, 1)
-    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
+    if top_p is not None and not 0 < number(top_p) <= 1:
         raise ValueError(f"top_p is {top_p!r}; expected None or 0 < top_p <= 1")
     likeliest = np.argsort(-p, kind="stable")  # (V,) ids
     if temperature == 0:
@@ -414,8 +409,7 @@ def sample(p, rng, temperature=1.0, top_k=None, top_p=None):
     if not isinstance(rng, np.random.Generator):
         raise ValueError(f"rng is {rng!r}; expected a np.random.Generator")
     ends = np.cumsum(tempered(p, temperature, top_k, top_p))
-    dart = rng.random()  # in [0, 1)
-    return int(np.searchsorted(ends / ends[-1], dart, side="right"))
+    return int(np.searchsorted(ends / ends[-1], rng.random(), side="right"))
 
 
 # GREEDY writing (temperature 0) takes the likeliest symbol each time. That need not lead to the
@@ -443,9 +437,8 @@ def sample(p, rng, temperature=1.0, top_k=None, top_p=None):
 #     triple                   abr  bra  rac  aca  cad  ada  dab  abr  bra
 #     key                        4   15   32    5   23   10   26    4   15      bra: 3·5 + 0 = 15
 #
-# Each row needs only the ranks of the row above. Ranks are below N, so keys are below N·V at any
-# order. One rank more, the last, means "never seen", and in its row stand zeros: so a context never
-# seen finds N(h) = 0 like any other.
+# Each row needs only the ranks of the row above; they are below N, so keys are below N·V at any
+# order. One rank more means "never seen"; its row holds zeros, so an unseen h finds N(h) = 0.
 
 
 class Level(NamedTuple):
@@ -550,11 +543,11 @@ class MarkovChain:
         if self.smoothing not in SMOOTHINGS:
             expected = ", ".join(SMOOTHINGS)
             raise ValueError(f"smoothing is {self.smoothing!r}; expected one of {expected}")
-        if not (is_number(self.k) and 0 < self.k < 1e100):
+        if not 0 < number(self.k) < 1e100:
             raise ValueError(f'k is {self.k!r}; expected 0 < k < 1e100 (for 0: smoothing="mle")')
-        if not (is_number(self.weight) and 0 < self.weight < 1):
+        if not 0 < number(self.weight) < 1:
             raise ValueError(f"weight is {self.weight!r}; expected 0 < weight < 1")
-        if not (is_number(self.discount) and 0 < self.discount <= 1):
+        if not 0 < number(self.discount) <= 1:
             raise ValueError(f"discount is {self.discount!r}; expected 0 < discount <= 1")
 
     def fit(self, ids):
@@ -603,16 +596,15 @@ class MarkovChain:
         V = self.vocab_size
         ids = check_ids("context", context, V)
         ids = ids[max(0, len(ids) - len(self.occurs) + 1) :]
-        ranks = [0]  # of the last 0, 1, 2, ... symbols
-        ranks += [gram[-1] for h, gram in look_up(self.occurs[: len(ids)], ids, V)]
+        ranks = [0] + [gram[-1] for _, gram in look_up(self.occurs[: len(ids)], ids, V)]
         p = np.full(V, 1 / V)
-        for n, h in enumerate(ranks):
+        for n, h in enumerate(ranks):  # h: that of the last n symbols
             gram = find(self.occurs[n].keys, h * V + np.arange(V))  # (V,)
             p = self._climb(n, n == len(ids), h, gram, p)
         return p
 
     def log_probabilities(self, ids):
-        """ln P(x_t|context) at each place t of ids (N,): (N,), -inf for ln 0. At t = 0 h is empty."""
+        """ln P(x_t|context) at each place t of ids: (N,), or -inf. The first has no context."""
         self._check_fitted()
         ids = check_ids("ids", ids, self.vocab_size, least=1)
         p = np.full(len(ids), 1 / self.vocab_size)
@@ -647,8 +639,7 @@ def save_chain(path, chain, symbols):
     """Write chain and symbols, a list of V strings, to one .npz; it appears whole or not at all."""
     chain._check_fitted()
     path = Path(path)
-    settings = {**asdict(chain), "symbols": list(symbols)}
-    settings = json.dumps(settings, default=np.generic.item).encode()  # np.int64(3) is written 3
+    settings = json.dumps({**asdict(chain), "symbols": symbols}, default=np.generic.item).encode()
     ids = chain.ids.astype(np.min_scalar_type(chain.vocab_size - 1))  # as few bytes as will do
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -741,10 +732,7 @@ def progress(message, last=False):
 
 
 def develop(counted, ids, orders, tried):
-    """[(perplexity, order, settings)]: for each order, which of the settings predict ids best.
-
-    counted is a chain that has counted another text; `tried` is a list of settings.
-    """
+    """[(perplexity, order, settings)]: the best of `tried` for each order, judged by ids."""
     found = []
     for order in orders:
         chains = [counted.variant(order=order, **settings) for settings in tried]
@@ -756,10 +744,7 @@ def develop(counted, ids, orders, tried):
 
 
 def lost_counts(ids, order, vocab_size):
-    """How many fewer times the grams that one half of ids has 2 to 4 times come in the other.
-
-    A mean for each order from 0 to `order`; nan if there are no such grams.
-    """
+    """For each order, how much rarer the grams that half of ids has 2 to 4 times are afterwards."""
     half = len(ids) // 2
     levels, _ = count_levels(ids[:half], order, vocab_size)
     lost = []
@@ -780,25 +765,24 @@ def report_orders(train, held, V, orders):
     lost = lost_counts(train, max(orders), V)
     print("\n1. How much context? Perplexity per character. new: held-out grams not in training;")
     print("   k, d: as chosen in development; lost: what grams seen 2 to 4 times in one half of")
-    print("   training lack in the other half, on average (and d should take away)\n")
+    print("   training lack in the other half, on average (compare d)\n")
     print("                        training | held-out text")
     names = "".join(f"{name:>8.7}" for name in COLUMNS)
     print(f"   order contexts    new     mle |{names}     k    d  lost")
     table = []
     for order in orders:
-        progress(f"   predicting: order {order}")
         chains = {name: counted.variant(**found[name][order][2]) for name in COLUMNS}
         table.append([chain.perplexity(held) for chain in chains.values()])
         level = counted.occurs[order]
         new = np.mean(level.n_hc[ranks[order][1]] == 0)
-        row = f"   {order:5} {len(level.n_h) - 1:8,} {new:6.1%}"
+        row = f"   {order:5} {np.count_nonzero(level.n_h):8,} {new:6.1%}"
         row += f" {chains['mle'].perplexity(train):7.2f} |"
         row += "".join(f"{perplexity:8.2f}" for perplexity in table[-1])
-        row += f"{chains['add-k'].k:6} {chains['kneser-ney'].discount:4}"
-        progress(row + f" {lost[order]:5.2f}", last=True)
-    print("\n   inf: one event of probability 0 is enough. Best on held-out text are the orders")
+        row += f"{chains['add-k'].k:6} {chains['kneser-ney'].discount:4} {lost[order]:5.2f}"
+        progress(row, last=True)
+    print("\n   inf: one event of probability 0 is enough. Best orders on the held-out text:")
     best = np.argmin(table, axis=0)
-    print("   " + ", ".join(f"{order} with {name}" for name, order in zip(COLUMNS, best)) + ".")
+    print("   " + ", ".join(f"{name} {order}" for name, order in zip(COLUMNS, best)))
     (_, order), name = min((min(pairs)[:2], name) for name, pairs in found.items())
     chain = counted.variant(**found[name][order][2])
     print(f"   Development chose {name}, order {order}: {chain.perplexity(held):.3f} on new text")
@@ -826,12 +810,11 @@ def report_samples(text, symbols, chain, chains, rng):
     settings = [dict(temperature=t) for t in (0.0, 0.3, 0.6, 1.0, 1.5)]
     for options in settings + [dict(top_k=5), dict(top_p=0.9)]:
         name = " ".join(f"{key} {value}" for key, value in options.items())
-        progress(f"   writing with {name}")
         ids = chain.generate(800, rng, start, **options)
         drawn_from = [tempered(chain.distribution(ids[:t]), **options) for t in range(9, 800, 9)]
         written = "".join(symbols[i] for i in ids)
         shown = np.mean(entropy(drawn_from, 2)), *real_and_different(written, known)
-        progress("   {:18} {:7.2f} {:7.1%} {:10.1%}".format(name, *shown), last=True)
+        print("   {:18} {:7.2f} {:7.1%} {:10.1%}".format(name, *shown))
         print("      " + written[:88].replace("\n", "¶"))
 
 
@@ -852,10 +835,9 @@ def report(args):
     orders = range(5 if args.fast else 10)
     symbols, n = sorted(set(text)), int(0.9 * len(text))
     train, held = encode(text[:n], symbols), encode(text[n:], symbols)
-    rng = np.random.default_rng(args.seed)
     print(f"Stage 1: {Path(args.text).name}, {n:,} characters to count, {len(held):,} to predict")
     chain, chains = report_orders(train, held, len(symbols), orders)
-    report_samples(text[:n], symbols, chain, chains, rng)
+    report_samples(text[:n], symbols, chain, chains, np.random.default_rng(args.seed))
     nats = math.log(chain.perplexity(held))
     print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | ", end="")
     print(f"perplexity {math.exp(nats):.2f}   (stage 1, {chain.smoothing} order {chain.order})")
@@ -911,16 +893,17 @@ def command(args):
     temperature = 1.0 if args.temperature is None else args.temperature
     options = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
     n = args.length
+    if n is None:
+        n = 20 if START in symbols else 300
     if START in symbols:
-        known = set("".join(symbols[i] for i in chain.ids).replace(START, "").split(END))
-        n = 20 if n is None else n
+        known = set("".join(symbols[i] for i in chain.ids).replace(START, "").split(END)[:-1])
         names = [write_name(chain, symbols, rng, args.prompt or "", **options) for _ in range(n)]
         old = sum(name in known for name in names)
         print("\n".join(names))
         print(f"\n{old} of these {n} names are in the file, {n - old} are new.")
     else:
         start = encode(args.prompt or "\n" * ("\n" in symbols), symbols)
-        ids = chain.generate(300 if n is None else n, rng, start, **options)
+        ids = chain.generate(n, rng, start, **options)
         print((args.prompt or "") + "".join(symbols[i] for i in ids))
 
 
@@ -985,8 +968,8 @@ def main(argv=None):
 #    symbols, after contexts seen and unseen; see `reserve` in (8).
 # 2. Comparing perplexity per word with that per character: a word is many characters in one guess.
 #    Compare bits per character of the same text; see N in (6).
-# 3. Choosing order, λ, k or d on the text that was counted: mle wins, and fails outside. Or on the
-#    held-out text: then its number is too good to be true. See `develop`.
+# 3. Choosing order, λ, k or d on the text that was counted: mle wins, and fails outside. Choosing
+#    them on the held-out text: its number becomes too good to be true. See `develop`.
 # 4. Packing n-grams in base V past 64 bits: silent collisions; see "key" in section 8.
 # 5. ids[-order:] is the whole text when order is 0; see max(0, ...) in generate.
 
@@ -996,8 +979,8 @@ def main(argv=None):
 #  3. ★ (pencil) Show that (10) is (7) with 1/V replaced by P(c|h′) and k·V by D(h).
 #  4. ★★ (pencil) Derive (13) as Lagrange would: the highest entropy of all q with the same Σ q·E.
 #  5. ★★ (pencil) For 0 < d ≤ 1, show that P in (11) adds up to 1, and is positive if P(c|h′) is.
-#  6. ★★★ (code, pencil) Let order 1 write for ever: which shares π of the symbols stay as they are?
-#     Solve π_c = Σ_h π_h·P(c|h). Why is there always a π, and when are there several, or cycles?
+#  6. ★★★ (code, pencil) Let order 1 write for ever. Which shares of the symbols, π_c =
+#     Σ_h π_h·P(c|h), stay as they are? Are there always such π, only one, and do we get there?
 #  7. ★★ (code) Add stupid backoff (Brants et al., 2007): no sum of 1, 0.4 a step. How does it rank?
 #  8. ★★ (code) Estimate d on each level as n₁/(n₁ + 2n₂), nᵣ the number of grams seen r times.
 #  9. ★ (experiment) --names with --order 1 to 8. Which invents the best names? Which only copies?
