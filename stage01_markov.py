@@ -66,9 +66,11 @@ def share(followers, letter, following):
     return followers[letter][following] / followers[letter].total()
 
 
-#     text = "abracadabra"       after a came b twice, c, d     so after a:  b 2/4   c 1/4   d 1/4
-#                                after b came r twice                  b:  r 1
-#                                after c, d and r came a               c, d, r:  a 1
+#     "abracadabra"     after    came              so the shares are
+#                       a        b twice, c, d     b 2/4, c 1/4, d 1/4
+#                       b        r twice           r 1
+#                       c, d     a                 a 1
+#                       r        a twice           a 1
 #
 # This table is a language model: it says what comes next, and how probably. So it can judge a word
 # that it has not read. Multiply the probabilities of each letter after the one before:
@@ -96,7 +98,8 @@ def draw_word(followers, word, length, rng):
     """The word continued to so many letters, each drawn from what followed the letter before."""
     while len(word) < length:
         letters = followers[word[-1]]
-        word += str(rng.choice(list(letters), p=[n / letters.total() for n in letters.values()]))
+        shares = [share(followers, word[-1], letter) for letter in letters]
+        word += str(rng.choice(list(letters), p=shares))
     return word
 
 
@@ -514,8 +517,7 @@ def look_up(levels, ids, vocab_size):
 
 # %% 9. The whole model
 # `fit` counts; `distribution` starts with 1/V and climbs by (8) from the empty context to the
-# longest; `log_probabilities` does so at all the places of a text at once. ValueError: ids that are
-# no integers from 0 to V - 1, or nothing was counted.
+# longest; `log_probabilities` does so at all places of a text. ValueError: bad ids, or no `fit`.
 
 
 @dataclass(eq=False)
@@ -766,18 +768,19 @@ def report_orders(train, held, V, orders):
     print("\n1. How much context? Perplexity per character. new: held-out grams not in training;")
     print("   k, d: as chosen in development; lost: what grams seen 2 to 4 times in one half of")
     print("   training lack in the other half, on average (compare d)\n")
-    print("                        training | held-out text")
-    names = "".join(f"{name:>8.7}" for name in COLUMNS)
-    print(f"   order contexts    new     mle |{names}     k    d  lost")
+    print("                     training | held-out text")
+    print(
+        "order contexts    new     mle |    mle  add-1  add-k interp witten kneser     k    d  lost"
+    )
     table = []
     for order in orders:
         chains = {name: counted.variant(**found[name][order][2]) for name in COLUMNS}
         table.append([chain.perplexity(held) for chain in chains.values()])
         level = counted.occurs[order]
         new = np.mean(level.n_hc[ranks[order][1]] == 0)
-        row = f"   {order:5} {np.count_nonzero(level.n_h):8,} {new:6.1%}"
+        row = f"{order:5} {np.count_nonzero(level.n_h):8,} {new:6.1%}"
         row += f" {chains['mle'].perplexity(train):7.2f} |"
-        row += "".join(f"{perplexity:8.2f}" for perplexity in table[-1])
+        row += "".join(f"{perplexity:7.2f}" for perplexity in table[-1])
         row += f"{chains['add-k'].k:6} {chains['kneser-ney'].discount:4} {lost[order]:5.2f}"
         progress(row, last=True)
     print("\n   inf: one event of probability 0 is enough. Best orders on the held-out text:")
@@ -929,15 +932,14 @@ def main(argv=None):
     add("--save", metavar="FILE", help="keep the chain that writes, in an .npz file")
     add("--load", metavar="FILE", help="write with a chain that was kept")
     args = parser.parse_args(argv)
-    writing = [args.prompt, args.names, args.length, args.order, args.temperature, args.top_k]
-    writing += [args.top_p, args.save, args.load]
+    writing = {**vars(args), "fast": None, "seed": None, "text": None}
     status, message = 0, None
     try:
         check_integer("--seed", args.seed, 0)
         check_integer("--length", args.length or 0, 0)
         if args.load and (args.names or args.order is not None or args.text != stories):
             raise ValueError("--load brings its own text; expected no --text, --names or --order")
-        if all(value is None for value in writing):
+        if all(value is None for value in writing.values()):
             report(args)
         else:
             command(args)
@@ -964,10 +966,8 @@ def main(argv=None):
 # To write, draw; with τ < 1 or top_p for safety, at the price of variety                 (13)
 
 # %% Common mistakes
-# 1. Probabilities that do not add up to 1, which makes perplexity look splendid. Sum over all V
-#    symbols, after contexts seen and unseen; see `reserve` in (8).
-# 2. Comparing perplexity per word with that per character: a word is many characters in one guess.
-#    Compare bits per character of the same text; see N in (6).
+# 1. Probabilities that do not add up to 1: perplexity looks splendid. See `reserve` in (8).
+# 2. Comparing perplexity per word with that per character. Compare bits per character: N in (6).
 # 3. Choosing order, λ, k or d on the text that was counted: mle wins, and fails outside. Choosing
 #    them on the held-out text: its number becomes too good to be true. See `develop`.
 # 4. Packing n-grams in base V past 64 bits: silent collisions; see "key" in section 8.

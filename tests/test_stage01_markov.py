@@ -469,6 +469,18 @@ def test_top_p_drops_what_comes_after_a_sum_of_top_p(dtype, rng):
             assert s1.tempered(p, top_p=top_p)[kept > 0].sum() == pytest.approx(1, abs=0.5)
 
 
+def test_the_plain_draw_is_at_temperature_1():
+    p = [0.05, 0.15, 0.3, 0.5]
+    plain, warm = np.random.default_rng(1), np.random.default_rng(1)
+    assert [s1.sample(p, plain) for _ in range(400)] == [
+        s1.sample(p, warm, temperature=1.0) for _ in range(400)
+    ]
+    chain = s1.MarkovChain(1, V).fit(TEXT)
+    expected = chain.generate(400, np.random.default_rng(1), temperature=1.0)
+    assert np.array_equal(chain.generate(400, np.random.default_rng(1)), expected)
+    assert s1.tempered(p).tolist() == s1.tempered(p, 1.0).tolist()
+
+
 def test_ties_go_to_the_first_and_top_k_keeps_exactly_that_many(rng):
     assert s1.tempered([0.25] * 4, top_k=2).tolist() == [0.5, 0.5, 0, 0]
     assert s1.sample([0.1, 0.45, 0.45], rng, temperature=0) == 1
