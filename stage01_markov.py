@@ -385,7 +385,7 @@ def tempered(p, temperature=1.0, top_k=None, top_p=None):
     if p.ndim != 1:
         raise ValueError(f"the shape of p is {p.shape}; expected one dimension, (V,)")
     if not 0 <= number(temperature) < math.inf:
-        raise ValueError(f"temperature is {temperature!r}; expected a number of 0 or more")
+        raise ValueError(f"temperature is {temperature!r}; expected a finite number, 0 or more")
     if top_k is not None:
         check_integer("top_k", top_k, 1)
     if top_p is not None and not 0 < number(top_p) <= 1:
@@ -543,8 +543,7 @@ class MarkovChain:
         if self.vocab_size >= 2**31:
             raise ValueError(f"vocab_size is {self.vocab_size}; expected less than 2**31")
         if self.smoothing not in SMOOTHINGS:
-            expected = ", ".join(SMOOTHINGS)
-            raise ValueError(f"smoothing is {self.smoothing!r}; expected one of {expected}")
+            raise ValueError(f"smoothing is {self.smoothing!r}; expected one of {SMOOTHINGS}")
         if not 0 < number(self.k) < 1e100:
             raise ValueError(f'k is {self.k!r}; expected 0 < k < 1e100 (for 0: smoothing="mle")')
         if not 0 < number(self.weight) < 1:
@@ -937,6 +936,8 @@ def main(argv=None):
     try:
         check_integer("--seed", args.seed, 0)
         check_integer("--length", args.length or 0, 0)
+        if (args.order or 0) > 100:
+            raise ValueError(f"--order is {args.order}; expected at most 100")
         if args.load and (args.names or args.order is not None or args.text != stories):
             raise ValueError("--load brings its own text; expected no --text, --names or --order")
         if all(value is None for value in writing.values()):
