@@ -564,6 +564,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["chain.npz"]
 
 
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch):
+    calls, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("replace"), replace(*names)))
+    s1.save_chain(tmp_path / "chain.npz", fitted(), list("abcd"))
+    assert calls == ["fsync", "replace"]
+
+
 def npz(**arrays):
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -1018,10 +1026,10 @@ def test_names_are_written_and_those_in_the_file_counted(run, tmp_path):
 
 @pytest.mark.parametrize("order", [None, 0, 2])
 def test_order_and_discount_of_names_are_chosen_on_a_tenth_of_them(tmp_path, capsys, order):
-    (tmp_path / "names").write_text(NAMES * 4)
+    (tmp_path / "names").write_text(NAMES * 10)
     parsed = s1.argparse.Namespace(names=tmp_path / "names", order=order)
     chain, symbols = s1.count_names(parsed, np.random.default_rng(3))
-    names = [name.strip() for name in NAMES.split("\n") if name.strip()] * 4
+    names = [name.strip() for name in NAMES.split("\n") if name.strip()] * 10
     np.random.default_rng(3).shuffle(names)
     assert symbols == [s1.START, s1.END, *sorted(set("".join(names)))]
     scores = []
@@ -1029,9 +1037,9 @@ def test_order_and_discount_of_names_are_chosen_on_a_tenth_of_them(tmp_path, cap
         [order] if order is not None else range(7), s1.KNESER_NEYS
     ):
         rival = s1.MarkovChain(n, len(symbols), **settings)
-        rival.fit(s1.names_row(names[:40], symbols, n))  # the last 4 are the tenth
+        rival.fit(s1.names_row(names[:99], symbols, n))  # the last 11 are the tenth
         surprises = []
-        for name in names[40:]:
+        for name in names[99:]:
             ids = [0] * n + [symbols.index(letter) for letter in name] + [1]
             surprises += [
                 -math.log(rival.distribution(ids[:t])[ids[t]]) for t in range(n, len(ids))
