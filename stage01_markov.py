@@ -6,220 +6,237 @@
 
 A language model is a machine that looks at the beginning of a text and gives every symbol that
 could come next a probability. This one idea carries the whole book, from here to the models in use
-today; only the machine grows. The first machine counts: it looks at the last few symbols, recalls
-what followed them in the text it has read, and predicts in proportion. That is the best possible
-answer to one question, and no answer to another: what of all that was never seen? This file is
-about both.
+today; only the machine grows. The first machine counts: it recalls what followed the last few
+symbols in the text it has read, and predicts in proportion. That is the best possible answer to one
+question, and no answer to another: what of all that was never seen? This file is about both.
 
-  Predict:  1 one symbol at a time         2 why to count            3 a million counts at once
-  Judge:    4 surprise and perplexity
+  Begin:    1 the whole idea on eleven letters
+  Predict:  2 one symbol at a time         3 why to count       4 surprise and perplexity
   Mend:     5 never seen, not impossible   6 a shorter context knows more
-  Write:    7 temperature and its kin      8 the whole model         9 the chain in the long run
+  Write:    7 temperature and its kin
+  Build:    8 a million counts at once     9 the whole model     10 beginnings and ends
 
-Run `python stage01_markov.py [--fast] [--seed N] [--text FILE]`. It prints how well every order and
-every remedy predicts stories it has not read, and what they write themselves.
+You need Python with functions and classes, logarithms, and a little NumPy. Sections 3 and 4 use one
+idea of calculus before stage 2 explains it, the slope of a curve; it gets a sentence there.
 
-Rests on: Markov's count of Pushkin's letters (1913); Shannon, "A mathematical theory of
-communication" (1948); Jelinek, Mercer, "Interpolated estimation of Markov source parameters from
-sparse data" (1980); Witten, Bell, "The zero-frequency problem" (1991); Kneser, Ney, "Improved
-backing-off for m-gram language modeling" (1995); Chen, Goodman, "An empirical study of smoothing
-techniques for language modeling" (1999); Holtzman et al., "The curious case of neural text
-degeneration" (2020).
+    python stage01_markov.py [--fast] [--seed N] [--text FILE]       how well it all predicts
+    python stage01_markov.py --prompt "The fox" [--length 300]       goes on with your beginning
+    python stage01_markov.py --names data/names.txt                  invents names like those
+
+Any UTF-8 text will do. --help lists the rest: --order, --save, --load and how boldly to write.
+
+Rests on: Markov, "An example of statistical investigation of the text Eugene Onegin" (1913);
+Shannon, "A mathematical theory of communication" (1948); Jelinek, Mercer, "Interpolated estimation
+of Markov source parameters from sparse data" (1980); Witten, Bell, "The zero-frequency problem"
+(1991); Kneser, Ney, "Improved backing-off for m-gram language modeling" (1995); Chen, Goodman, "An
+empirical study of smoothing techniques for language modeling" (1999); Holtzman et al., "The curious
+case of neural text degeneration" (2020).
 """
 
 import argparse
+import io
+import json
 import math
 import numbers
 import os
 import re
 import sys
-from collections import Counter
+import zipfile
+from collections import Counter, defaultdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-# %% 1. One symbol at a time
-# A text is a row of symbols x₁x₂...x_T, each one of V: characters now, words at the end. In code a
-# symbol is a number, its id, from 0 to V-1. A language model gives every text a probability.
+# %% 1. The whole idea on eleven letters
+# Read a text letter by letter and keep a tally: after each letter, which letters came, how often?
+
+
+def count_followers(text):
+    """{letter: Counter of the letters that came right after it}."""
+    followers = defaultdict(Counter)
+    for letter, following in zip(text, text[1:]):
+        followers[letter][following] += 1
+    return followers
+
+
+def share(followers, letter, following):
+    """How probable `following` is after `letter`: its share of all that came after the letter."""
+    return followers[letter][following] / followers[letter].total()
+
+
+#     "abracadabra"     after    came              so the shares are
+#                       a        b twice, c, d     b 2/4, c 1/4, d 1/4
+#                       b        r twice           r 1
+#                       c, d     a                 a 1
+#                       r        a twice           a 1
 #
-# There are V^T texts of length T, too many to list. The way out is conditional probability: of the
-# times when A happens, the share in which B happens too, P(B|A) = P(A and B)/P(A). Turn it around,
-# P(A and B) = P(A)·P(B|A), and split off the last symbol of the text, again and again:
+# This table is a language model: it says what comes next, and how probably. So it can judge a word
+# that it has not read. Multiply the probabilities of each letter after the one before:
 #
-#     P(x₁...x_T) = P(x₁)·P(x₂|x₁)·P(x₃|x₁x₂)···P(x_T|x₁...x_T₋₁) = Π_t P(x_t|x₁...x_t₋₁).       (1)
+#     "cabra"    c→a 1    a→b 2/4    b→r 1    r→a 1      together 1/2
+#     "dacab"    d→a 1    a→c 1/4    c→a 1    a→b 2/4    together 1/8
+#     "bard"     b→a 0, whatever comes then              together 0
+#
+# Longer words get smaller products only because they are longer. The fair measure is per letter:
+# as if each of the n letters had been one of S equally likely ones, (1/S)^n = p. S is called the
+# PERPLEXITY. "cabra" has 2^(1/4) = 1.19, "dacab" 8^(1/4) = 1.68, and for "bard" it is infinite.
+
+
+def word_perplexity(followers, word):
+    """Among how many equally likely letters each of the word's, after the first, seemed to be."""
+    p = math.prod(share(followers, a, b) for a, b in zip(word, word[1:]))
+    return p ** (-1 / (len(word) - 1)) if p > 0 else math.inf
+
+
+# And it can write: draw the next letter with these probabilities, append it, draw again. From "a"
+# it comes to "acabradabr" and the like, words that sound like the text and are not in it.
+
+
+def draw_word(followers, word, length, rng):
+    """The word continued to so many letters, each drawn from what followed the letter before."""
+    while len(word) < length:
+        letters = followers[word[-1]]
+        shares = [share(followers, word[-1], letter) for letter in letters]
+        word += str(rng.choice(list(letters), p=shares))
+    return word
+
+
+# All of this stage is here in small, and so are its questions. Why these shares, and not others?
+# (Section 3.) What does perplexity mean? (4.) "bard" is a good word: how do we mend a table that
+# calls it impossible? (5, 6.) How to look at more than one letter (2), and at a million? (8.)
+
+# %% 2. One symbol at a time
+# A text is a row of symbols x₁x₂...x_N, letters or words, each one of V different ones. A language
+# model gives every text a probability. To list them all will not do: there are V^N.
+#
+# The way out is conditional probability. Of the times when A happens, B happens too in the share
+# P(B|A) = P(A and B)/P(A); turned around, P(A and B) = P(A)·P(B|A). Split off the last symbol in
+# this way, and the last of what remains, again and again:
+#
+#     P(x₁...x_N) = P(x₁)·P(x₂|x₁)·P(x₃|x₁x₂)···P(x_N|x₁...x_N₋₁) = Π_t P(x_t|x₁...x_t₋₁).       (1)
 #
 # (Π multiplies as Σ adds.) This is the chain rule of probability. Nothing was assumed, so nothing
-# is lost: whoever can predict the next symbol knows the probability of every text. And whoever can
-# predict can write: draw a symbol from the prediction, append it, predict again.
+# is lost: whoever can predict the next symbol knows the probability of every text.
 #
-# But x₁...x_t₋₁ is a whole past, pasts do not repeat, and what happens once teaches no shares. In
-# 1913 Markov went through 20,000 letters of Pushkin by hand, looking only at the letter before.
-# His assumption, at order k: the last k symbols tell all that matters.
+# But x₁...x_t₋₁ is a whole past, pasts do not repeat, and what happens once teaches no shares.
+# Markov's way out is to forget. In 1913 he took 20,000 letters of Pushkin's "Eugene Onegin", marked
+# each as a vowel or a consonant, and counted by hand which kind follows which. His assumption, for
+# a chain of order n: the last n symbols tell all that matters.
 #
-#     P(x_t|x₁...x_t₋₁) = P(x_t|h),     h = x_t₋ₖ...x_t₋₁, the context.                          (2)
+#     P(x_t|x₁...x_t₋₁) = P(x_t|h),     h = x_t₋ₙ...x_t₋₁, the context.                          (2)
 #
-# It is false: the end of this sentence depends on its beginning. But it is false in a useful way,
-# because contexts come back. Everything below is about the numbers P(c|h), c a symbol, h a context.
+# (At the start of a text, where fewer than n symbols have come, h is all of them.) Section 1 had
+# order 1. The assumption is false: the end of this sentence depends on its beginning. But it is
+# useful, because contexts come back. All that follows is about P(c|h), c a symbol, h a context.
 
-# %% 2. Why to count
-# Which P(c|h) explain a training text best? Take those that make it most probable: MAXIMUM
-# LIKELIHOOD. By (1) and (2) the text's probability is a product of P(c|h) over its places. Let
-# N(hc) be how often c comes after h, N(h) = Σ_c N(hc), and θ_c short for P(c|h) at one h. Then
+# %% 3. Why to count
+# After "a" section 1 saw b, b, c, d. A model with θ_b for b, and so on, gives that θ_b·θ_b·θ_c·θ_d:
+#
+#     the shares:  1/2, 1/4, 1/4     1/2·1/2·1/4·1/4 = 1/64 = 0.0156
+#     more b:      0.6, 0.2, 0.2     0.6·0.6·0.2·0.2         = 0.0144
+#
+# The shares explain the text best. To see that they always do, look for the P(c|h) that make the
+# training text most probable, its MAXIMUM LIKELIHOOD. By (1) and (2) its probability is a product
+# over its places. With N(hc) for how often c comes after h, and N(h) = Σ_c N(hc),
 #
 #     P(text) = Π_h Π_c P(c|h)^N(hc),     and     ln P(text) = Σ_h Σ_c N(hc)·ln P(c|h).
 #
-# The logarithm grows with its argument, so both have their maximum at the same place; and it turns
-# the product into a sum in which each h has a part of its own. So, for each h:
+# The logarithm grows with its argument, so both are largest at the same place; and it turns the
+# product into a sum in which each h has a part of its own. Take one h, and θ_c for P(c|h):
 #
 #     make  L(θ) = Σ_c N(hc)·ln θ_c  as large as possible,     where  Σ_c θ_c = 1.
 #
-# Without the constraint all θ would rise for ever. With it, θ_c grows only at the cost of another,
-# θ_d. The slope of L in θ_c is N(hc)/θ_c, so moving a sliver ε from d to c changes L by
-# ε·(N(hc)/θ_c - N(hd)/θ_d). At the maximum no move gains: all the slopes are one number λ,
+# Were it not for the sum of 1, all θ would rise for ever. As it is, θ_c grows only at the cost of
+# another, θ_d. What does it bring to move a sliver ε from d to c? The slope of a curve is how much
+# it rises for each unit to the right, if the step is tiny; the slope of ln θ is 1/θ (stage 2
+# derives both). So L rises by ε·N(hc)/θ_c and falls by ε·N(hd)/θ_d. Where L is largest, no such
+# move may gain, whichever way it goes: so these slopes are all one number m,
 #
-#     N(hc)/θ_c = λ  for every c.                                                                (3)
+#     N(hc)/θ_c = m  for every c.                                                                (3)
 #
-# λ is Lagrange's multiplier, and his recipe comes to the same: set the slopes of L - λ·(Σθ - 1) to
-# 0. From (3), θ_c = N(hc)/λ, and since the θ add up to 1, λ = Σ_c N(hc) = N(h):
+# (m is known as Lagrange's multiplier.) So θ_c = N(hc)/m; and since the θ add up to 1, m = N(h):
 #
-#     P(c|h) = N(hc)/N(h).     The most likely model is the table of shares: count and divide.   (4)
+#     P(c|h) = N(hc)/N(h).     The likeliest model is the table of shares: count and divide.     (4)
 #
-# (Section 4 proves that no other θ does as well.) Where N(h) = 0 the text says nothing about h, and
-# every θ is as likely; there we shorten h until it was seen.
-
-# %% 3. A million counts at once
-# A context of n symbols and the symbol after it form an (n+1)-gram. We want N(hc) for each in the
-# text. A dictionary would do; sorting arrays is faster, if each gram is one integer. A number in
-# base V overflows 64 bits when V^(n+1) does, as 11 of 65 characters do. But a text of N symbols
-# has at most N different grams. So number these in sorted order, and pack just two digits:
-#
-#     key(hc) = rank(h)·V + c,      rank(hc) = place of key(hc) among the sorted distinct keys.
-#
-# Ranks are below N, so keys are below N·V at any order. And one level of counting makes the ranks
-# that the next one needs: the gram that ends at place t-1 is the longer context of place t. A rank
-# equal to the number of keys means "never seen". The last row of each table stands for it and holds
-# 0, so an unseen context finds N(h) = 0 like any other.
-
-
-class Level(NamedTuple):
-    """Counts for contexts of one length. G grams hc, C contexts h; the last rows are zeros."""
-
-    keys: np.ndarray  # (G + 1,) sorted, then 2⁶³ - 1, behind every key
-    n_hc: np.ndarray  # (G + 1,) N(hc), how often c came after h
-    n_h: np.ndarray  # (C + 1,) N(h) = Σ_c N(hc)
-    t_h: np.ndarray  # (C + 1,) T(h), how many different c came after h
-
-
-def tally(keys, n_hc, contexts, vocab_size):
-    """The Level with these distinct keys and counts (G,), and so many contexts C."""
-    h = keys // vocab_size  # takes the last symbol off
-    n_h = np.bincount(h, weights=n_hc, minlength=contexts + 1)
-    t_h = np.bincount(h, weights=n_hc > 0, minlength=contexts + 1)
-    return Level(np.append(keys, 2**63 - 1), np.append(n_hc, 0.0), n_h, t_h)
-
-
-def count_levels(ids, order, vocab_size):
-    """Count the grams of ids (N,) with a context of 0, 1, ..., order symbols.
-
-    Returns two lists of order + 1 Levels: in the first n_hc is how often hc occurs; in the second
-    (for section 6; its last level repeats) after how many different symbols hc occurs.
-    """
-    occurs, follows = [], []
-    h = shorter = np.zeros(len(ids), dtype=np.int64)  # (N,) the empty context has rank 0
-    contexts = 1
-    for n in range(order + 1):  # h (N - n,): rank of the context at places n, n + 1, ...
-        packed = h * vocab_size + ids[n:]
-        keys, gram, n_hc = np.unique(packed, return_inverse=True, return_counts=True)
-        if n > 0:
-            end = np.empty(len(keys), dtype=np.int64)
-            end[gram] = shorter[1:]  # the rank of each gram without its first symbol
-            lower = occurs[-1]
-            n_before = np.bincount(end, minlength=len(lower.keys) - 1)
-            follows.append(tally(lower.keys[:-1], n_before, len(lower.n_h) - 1, vocab_size))
-        occurs.append(tally(keys, n_hc, contexts, vocab_size))
-        h, contexts, shorter = gram[:-1], len(keys), gram
-    return occurs, follows + occurs[-1:]
-
-
-def find(keys, wanted):
-    """The rank of each wanted key, or the last rank, that of the zeros, if it is not there."""
-    ranks = np.searchsorted(keys, wanted)
-    return np.where(keys[ranks] == wanted, ranks, len(keys) - 1)
-
-
-def walk(levels, ids, vocab_size):
-    """For each level n: it, and the ranks of context and gram at places n, n + 1, ... of ids."""
-    h = np.zeros(len(ids), dtype=np.int64)
-    for n, level in enumerate(levels):
-        gram = find(level.keys, h * vocab_size + ids[n:])  # (N - n,)
-        yield level, h, gram
-        h = gram[:-1]
-
+# No other θ does as well, as section 4 proves. (Where N(h) = 0 the text is silent; see section 6.)
 
 # %% 4. Surprise and perplexity
-# How good is a model? Let it predict a text it has not seen, and see how surprised it is. Surprise
-# at an event of probability p should be 0 if p = 1, grow as p shrinks, and add up: two independent
-# events have probability p·q, so s(p·q) = s(p) + s(q). The logarithm does that (and, up to the
-# unit, nothing else continuous: Shannon, appendix 2): s(p) = -ln p in nats, -log₂ p = -ln p / ln 2
-# in bits, in which one toss of a fair coin is 1.
+# How good is a model? Let it predict a text that it has not seen, and see how surprised it is. The
+# surprise s(p) at an event of probability p should be 0 if p = 1, grow as p shrinks, and add up:
+# two independent events have the probability p·q, so s(p·q) = s(p) + s(q). The logarithm does that
+# (and nothing else continuous, up to the unit: Shannon, appendix 2): s(p) = -ln p in nats, or
+# -log₂ p = -ln p / ln 2 in bits. One toss of a fair coin is a surprise of 1 bit.
 #
 # ENTROPY is the mean surprise at a source p of someone who knows p; CROSS-ENTROPY, of someone who
-# believes q instead; the KULLBACK-LEIBLER DIVERGENCE is their difference, the price of the belief:
+# believes q instead. The KULLBACK-LEIBLER DIVERGENCE is their difference, the price of the belief:
 #
 #     H(p) = -Σ p·ln p,     H(p, q) = -Σ p·ln q,     KL(p‖q) = H(p, q) - H(p) = Σ p·ln(p/q).
 #
-# (0·ln 0 counts as 0, its limit.) The price is never negative, and no inequality is used more often
-# in this book. ln u lies below its tangent at u = 1: ln u ≤ u - 1, equal only at 1. So, over the
-# symbols with p > 0,
+# (0·ln 0 counts as 0, its limit.) For example, p = (1/2, 1/4, 1/4) has H = 1/2·1 + 1/4·2 + 1/4·2 =
+# 1.5 bits; who believes in q = (1/4, 1/4, 1/2) pays 1/2·2 + 1/4·2 + 1/4·1 = 1.75 bits: KL = 0.25.
+#
+# The price is never negative, and no inequality is used more often in this book. The curve ln u
+# bends downwards, so it lies below the straight line that touches it at u = 1, where its slope is
+# 1: ln u ≤ u - 1, equal only at u = 1. So, over the symbols with p > 0,
 #
 #     -KL(p‖q) = Σ p·ln(q/p) ≤ Σ p·(q/p - 1) = Σ q - Σ p ≤ 1 - 1 = 0;   equal only if q = p. ∎   (5)
 #
-# Two gifts at once: with p_c = N(hc)/N(h), section 2's L(θ) is -N(h)·H(p, θ), largest at θ = p and
-# nowhere else, so (4) is the maximum. And q = 1/V gives H(p) = ln V - KL(p‖q) ≤ ln V: nothing is
-# harder to predict than a fair die with V sides.
+# Two gifts at once. With p_c = N(hc)/N(h), section 3's L(θ) is -N(h)·H(p, θ), and H(p, θ) =
+# H(p) + KL(p‖θ) is smallest at θ = p and nowhere else: (4) is the maximum. And q = 1/V gives
+# H(p) = ln V - KL(p‖q) ≤ ln V: nothing is harder to predict than a fair die with V sides.
 #
 # PERPLEXITY asks which die would be as hard. One with S sides has entropy ln S. So a model whose
 # mean surprise on a text is H nats (H₂ = H/ln 2 bits) a symbol has the perplexity
 #
-#     S = e^H = 2^H₂ = P(text)^(-1/T),       because  H = -(1/T)·ln P(text):                     (6)
+#     S = e^H = 2^H₂ = P(text)^(-1/N),       because  H = -(1/N)·ln P(text):                     (6)
 #
-# an effective vocabulary size. At perplexity 5 the model is as much at a loss as if it had to guess
-# among 5 equal symbols each time. One event of probability 0 makes it infinite, whatever the rest.
+# it is as much at a loss as if it had to guess among S equal symbols each time.
 
 
-def expect(ok, name, value, expected):
-    """ValueError unless ok, saying what the value is and what was expected."""
-    if not ok:
-        raise ValueError(f"{name} is {value!r}; expected {expected}")
+def number(value):
+    """value as a float; nan, with which no comparison holds, if it is no number (nor is a bool)."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        return float(value) if real else math.nan
+    except OverflowError:  # 10**400
+        return math.nan
 
 
 def check_integer(name, value, least):
-    """ValueError unless value is an integer from `least` to 2³¹ - 1 (so that keys fit 64 bits)."""
-    ok = isinstance(value, numbers.Integral) and least <= value < 2**31
-    expect(ok, name, value, f"an integer of at least {least}")
+    """ValueError unless value is a whole number of at least `least`; a bool is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
 
 
 def check_distribution(name, p):
     """p as a float64 array whose last axis holds distributions; else ValueError."""
-    p = np.asarray(p, dtype=np.float64)
-    expect(p.ndim > 0 and p.size > 0, f"the shape of {name}", p.shape, "at least one probability")
-    expect(np.all(p >= 0), f"the least entry of {name}", float(p.min()), "0 or more")
+    try:
+        p = np.asarray(p, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} is {p!r}; expected probabilities") from None
+    if p.ndim == 0 or p.size == 0:
+        raise ValueError(f"the shape of {name} is {p.shape}; expected at least one probability")
+    if not np.all(p >= 0):  # nan is not
+        raise ValueError(f"the least entry of {name} is {float(p.min())}; expected 0 or more")
     sums = p.sum(axis=-1).reshape(-1)
     worst = float(sums[np.argmax(np.abs(sums - 1))])
-    expect(abs(worst - 1) < 1e-5, f"a sum of {name}", worst, "1")
+    if not abs(worst - 1) < 1e-5:
+        raise ValueError(f"a sum of {name} is {worst}; expected 1")
     return p
 
 
 def cross_entropy(p, q, base=math.e):
     """H(p, q) = -Σ p·ln q in nats (base=2: bits): the mean surprise of q where p is true.
 
-    p, q: distributions (V,) or rows of them (..., V). inf where q rules out what p allows.
-    ValueError: a negative entry, a sum that is not 1, different shapes.
+    p, q: distributions (V,) or rows of them (..., V), else ValueError. inf where q rules out p's.
     """
     p, q = check_distribution("p", p), check_distribution("q", q)
-    expect(p.shape == q.shape, "the shape of q", q.shape, f"that of p, {p.shape}")
-    expect(base > 1, "base", base, "e (nats), 2 (bits) or another number above 1")
+    if p.shape != q.shape:
+        raise ValueError(f"the shape of q is {q.shape}; expected that of p, {p.shape}")
+    if not 1 < number(base) < math.inf:
+        raise ValueError(f"base is {base!r}; expected e (nats), 2 (bits) or another above 1")
     with np.errstate(divide="ignore", invalid="ignore"):
         return 0.0 - np.where(p > 0, p * np.log(q), 0.0).sum(axis=-1) / math.log(base)
 
@@ -235,331 +252,476 @@ def kl_divergence(p, q, base=math.e):
 
 
 # %% 5. Never seen, not impossible
-# (4) gives 0 to whatever did not happen in training, and new texts are full of that (the report
-# counts it). It explains the past best and is useless for the future.
+# (4) gives 0 to whatever did not happen in training, and new texts are full of that: "bard" was
+# one, and the report counts more. Shares explain the past best and are useless for the future.
 #
-# The remedy begins with an admission: we do not know θ; one text leaves many θ plausible. Say how
-# plausible each is beforehand, as a density f(θ), and let the text reweigh it (Bayes' rule):
+# The remedy begins with an admission: we do not know the true θ; what we read leaves many of them
+# plausible. Bayes (1763) made this a game of darts. Throw V - 1 darts blindly at the line from 0 to
+# 1: they cut it into V pieces, one a symbol, and the length of piece c is θ_c. Let each symbol of
+# the text be one more blind dart: it hits c with probability θ_c, as a symbol should. For V = 3:
 #
-#     f(θ|text) ∝ f(θ)·P(text|θ) = f(θ)·Π_c θ_c^N(hc)              (∝: up to a constant factor).
+#     0 -------|-●-----●--|------- 1       | the 2 borders, ● what was read: b, b
+#          a        b         c            4 darts, so 5 gaps: a has 1, b has 3, c has 1
 #
-# A density that is itself a product of powers fits in best: the DIRICHLET prior, f ∝ Π_c θ_c^(k-1).
-# With k = 1 all θ are equally plausible beforehand. Reweighed, it is
+# We do not see where on the line the darts are, only which piece each of them hit. Where will the
+# next one fall? All darts are thrown alike, so whatever the order of those already there, the next
+# falls into each of the gaps between them with the same chance. After N(h) symbols there are
+# N(h) + V - 1 darts and N(h) + V gaps, and N(hc) + 1 of them lie in piece c. So the next symbol is
+# c with probability (N(hc) + 1)/(N(h) + V): as if each symbol had been seen once more than it was.
 #
-#     f(θ|text) ∝ Π_c θ_c^(a_c - 1),        a_c = N(hc) + k.
+# This took every θ for equally plausible. To hold that no symbol is very rare, throw k·V - 1 darts
+# first and let only each k-th be a border. Then piece c has N(hc) + k gaps:
 #
-# The chance that c comes next is θ_c, averaged over this density: P(c|h) = E[θ_c]. To find it, hold
-# all θ but two still and let probability flow between these, θ_d = s - θ_c. The quantity
-# g = θ_c^a_c·θ_d^a_d·Π θ_e^(a_e - 1), e running over the others, is 0 at both ends of the flow, so
-# its slopes on the way cancel. By the product rule the slope is
+#     ADD-K     P(c|h) = (N(hc) + k) / (N(h) + k·V)                        (k = 1: Laplace).     (7)
 #
-#     dg/dθ_c = (a_c·θ_d - a_d·θ_c)·Π_e θ_e^(a_e - 1),                 e running over all symbols.
+# For k below 1, which holds that few symbols take most of the line, a density in place of darts
+# gives the same (the Dirichlet distribution; exercise 13). Now nothing is impossible. But all that
+# is new is equally likely, z as e; and with 61 symbols Laplace's 61 drown a context seen twice.
 #
-# The product is our density. So E[a_c·θ_d - a_d·θ_c] = 0, that is, E[θ_c]/a_c = E[θ_d]/a_d. The
-# means are in proportion to the a; and as they add up to 1,
-#
-#     ADD-K     P(c|h) = a_c / Σ_e a_e = (N(hc) + k) / (N(h) + k·V)        (k = 1: Laplace).     (7)
-#
-# As if each symbol had been seen k times more. Now nothing is impossible. But all that is new is
-# equally likely, z as e; and 61 imaginary counts drown the two real ones of a context seen twice.
+#     After "a" in "abracadabra", V = 5:     a       b       c       d       r
+#     shares (4)                             0      2/4     1/4     1/4      0
+#     add-one (7)                           1/9     3/9     2/9     2/9     1/9
 
 # %% 6. A shorter context knows more
-# Where h is rare, h′ (h without its oldest symbol) is less rare and often points the same way. So
-# let h say what it has seen, and leave a reserve of its vote to h′, which does likewise, down to
-# the empty context, and below that 1/V, which has no opinion:
+# How long should a context be? A short one mixes up what differs: order 0 predicts the same after
+# "q" and after "z", and no amount of text will cure that. Such an error is called BIAS. A long one
+# has been seen a few times only, so its shares are accidents: another text would have given others.
+# Such an error is called VARIANCE. More context trades the first for the second.
+#
+# But why choose? Where h is rare, h′ (h without its oldest symbol) is less rare and often points
+# the same way. So let h say what it has seen, and leave a reserve of its vote to h′, which does
+# likewise, down to the empty context, and below that to 1/V, which has no opinion:
 #
 #     P(c|h) = seen(hc) + reserve(h)·P(c|h′),       reserve(h) = 1 - Σ_c seen(hc).               (8)
 #
 # Its sum over c is 1 if that of P(c|h′) is. Where N(h) = 0, P(c|h) = P(c|h′). Every method is one
-# choice of `seen`. (Strict BACKOFF lets h′ speak only of what h has not seen. Letting it speak of
+# choice of `seen`. (In strict BACKOFF h′ speaks only of what h has not seen. Letting it speak of
 # everything, as here, is called interpolation, and predicts better: Chen and Goodman.)
 #
 # INTERPOLATED, after Jelinek and Mercer: a share λ of the vote for the table,
 #
 #     P(c|h) = λ·N(hc)/N(h) + (1 - λ)·P(c|h′).                                                   (9)
 #
-# A context seen often deserves more trust, so there is a λ for each length of h and each class of
-# N(h): 1, 2-3, 4-7, ... Which λ? On the text that was counted, λ = 1 is best (section 2). So count
-# all but the last tenth, and ask the tenth; then count all. Think of (9) as a hidden coin: with
-# chance λ the symbol comes from the table, else from below. Bayes' rule says how probable it is
-# that symbol i, now seen, came from the table, and the mean of that is a new λ:
+# Which λ? On the text that was counted, λ = 1 is best (section 3). So count only a part of it, and
+# choose λ on another, the DEVELOPMENT piece. But a context seen often should get more of the vote
+# than one seen once. Two methods find the share for each h by itself.
 #
-#     rᵢ = λ·p_seen / (λ·p_seen + (1 - λ)·p_below),          λ′ = mean of rᵢ.                   (10)
+# WITTEN-BELL. How likely is something new after h? Let D(h) be how many different symbols came
+# after h: after "q" one, after a space dozens. Each of them was new when it first came. So in N(h)
+# symbols, something new happened D(h) times. Count this event, "new", along with the symbols: that
+# makes N(h) + D(h) counts, N(hc) of them for c and D(h) for "new"; and h′ says what is new:
 #
-# Repeating this is EM (Dempster, Laird, Rubin, 1977), and the tenth only gets likelier:
+#     P(c|h) = (N(hc) + D(h)·P(c|h′)) / (N(h) + D(h)).                                          (10)
 #
-#     gain = Σᵢ ln( (λ′·p_seen + (1 - λ′)·p_below) / (λ·p_seen + (1 - λ)·p_below) )
-#          = Σᵢ ln( rᵢ·λ′/λ + (1 - rᵢ)·(1 - λ′)/(1 - λ) )                                by (10)
-#          ≥ Σᵢ ( rᵢ·ln(λ′/λ) + (1 - rᵢ)·ln((1 - λ′)/(1 - λ)) )       chords run below ln
-#          = n·KL(coin λ′ ‖ coin λ) ≥ 0.                               by Σ rᵢ = n·λ′, and by (5) ∎
-# Two imagined events, one surely from the table, one surely not, keep λ between 0 and 1.
-
-
-def find_weight(p_seen, p_below, group, groups, rounds=20):
-    """λ (groups,) by (10), for each group of events; p_seen, p_below, group are (M,)."""
-    weight = np.full(groups, 0.5)
-    for _ in range(rounds):
-        seen = weight[group] * p_seen
-        r = seen / (seen + (1 - weight[group]) * p_below)
-        weight = (1 + np.bincount(group, r, groups)) / (2 + np.bincount(group, minlength=groups))
-    return weight
-
-
-# WITTEN-BELL. How likely is something new? Of the N(h) symbols that came after h, T(h) were new
-# when they came (after "q" just one, after a space dozens): an event that happened T(h) times. So
+# It is (9) with λ = N(h)/(N(h) + D(h)): large where h came often, and before few different symbols.
 #
-#     P(c|h) = (N(hc) + T(h)·P(c|h′)) / (N(h) + T(h)).                                          (11)
+# KNESER-NEY. Some of what we have seen, we saw by luck; so it comes less often in the next text.
+# Church and Gale (1991) counted pairs of words in one half of 44 million: those seen r times came
+# about r - 0.75 times in the other half, for r from 2 to 9. So discount each count by the same d,
+# 0 < d ≤ 1. With D(h) different symbols that frees d·D(h) for the reserve:
 #
-# KNESER-NEY. A gram that occurs r times in one text occurs about r - 0.75 times in another as long,
-# for every r ≥ 2 (Church, Gale, 1991). So discount each count by the same d, 0 < d ≤ 1; with T(h)
-# different symbols that frees d·T(h):
+#     P(c|h) = (N(hc) - d)⁺ / N(h) + d·D(h)/N(h)·P(c|h′),          (x)⁺ = max(x, 0).            (11)
 #
-#     P(c|h) = (N(hc) - d)⁺ / N(h) + d·T(h)/N(h)·P(c|h′),          (x)⁺ = max(x, 0).            (12)
+# The right d depends on the text and on the length of h (see the report): choose it in development.
 #
-# And P(c|h′)? Not the share of c after h′: "Francisco" is frequent, but after "San", where the long
-# context has it covered; the short one is asked when the long one fails. What is sure is this: when
-# contexts come as often as they do in the text, c must come as often as it does. For order 1:
+# And P(c|h′)? It should not be the share of c after h′. "Francisco" is frequent, but comes after
+# "San", where the long context has it covered; the short one is asked when the long one fails. What
+# should be kept is this: if contexts come as often as in the text, so must c. For order 1, where h
+# is a symbol, h′ is empty and P(c|h′) = P(c), this says
 #
-#     N(c)/N = Σ_h N(h)/N·P(c|h) = (1/N)·Σ_h ( (N(hc) - d)⁺ + d·T(h)·P(c) ).
+#     N(c)/N = Σ_h N(h)/N·P(c|h) = (1/N)·Σ_h ( (N(hc) - d)⁺ + d·D(h)·P(c) ).
 #
-# Now Σ_h N(hc) = N(c); d ≤ 1 is taken off once for each different h before c, N₁₊(•c) times; and
-# Σ_h T(h) is the number of different pairs, N₁₊(••). So
+# Now Σ_h N(hc) = N(c), but for the first symbol of the text, which has no h. Since d ≤ 1, d is
+# taken off once for each different h before c; let B(c) be how many these are. And Σ_h D(h) is the
+# number of different pairs, which is also Σ_c B(c). So
 #
-#     N(c) = N(c) - d·N₁₊(•c) + d·N₁₊(••)·P(c),      hence      P(c) = N₁₊(•c) / N₁₊(••).       (13)
+#     N(c) = N(c) - d·B(c) + d·Σ_e B(e)·P(c),      hence      P(c) = B(c) / Σ_e B(e).           (12)
 #
-# Not how often c occurs matters, but after how many different symbols. So below the top, these
-# continuation counts N₁₊(•hc) take the place of N(hc), and (12) is applied to them in turn. The top
-# is the context as given, even if shorter than the order: there, nothing longer has failed.
+# Not how often c occurs matters, but after how many different symbols. So below the longest context
+# the counts B(hc) of different symbols before hc take the place of N(hc), and (11) is applied to
+# them in turn. (The longest is the one that was given: at the start of a text it is short.)
+#
+#     "abracadabra" has 7 different pairs: ab ac ad br ca da ra. B(a) = 3 (c, d, r), all others 1.
+#
+#     d = 0.75                               a       b       c       d       r
+#     B(c), empty context                    3       1       1       1       1     N = 7, D = 5
+#     P(c) by (11), below it 1/5           0.429   0.143   0.143   0.143   0.143
+#     N(ac), context a                       0       2       1       1       0     N = 4, D = 3
+#     P(c|a): Kneser-Ney                   0.241   0.393   0.143   0.143   0.080
+#     P(c|a): Witten-Bell, all N           0.161   0.366   0.196   0.196   0.080
+#
+# "bard" is possible now; and a after a, never seen, is likelier than c to Kneser-Ney, as B(a) is 3.
 
 SMOOTHINGS = ("kneser-ney", "mle", "add-k", "interpolated", "witten-bell")
-
-
-def climb(chain, n, level, h, gram, below):
-    """P(c|h) of grams hc by (8), from below = P(c|h′); h, gram: ranks at level n, any shape."""
-    n_hc, n_h, t_h = level.n_hc[gram], level.n_h[h], level.t_h[h]
-    if chain.smoothing == "add-k":
-        return (n_hc + chain.k) / (n_h + chain.k * chain.vocab_size)  # (7)
-    total = np.maximum(n_h, 1)  # where h is unseen, `below` replaces all this anyway
-    if chain.smoothing == "mle":
-        p = n_hc / total  # (4)
-    elif chain.smoothing == "interpolated":
-        weight = chain.weights[n, np.frexp(n_h)[1]]  # class 0: 0, 1: 1, 2: 2-3, 3: 4-7
-        p = weight * n_hc / total + (1 - weight) * below  # (9)
-    elif chain.smoothing == "witten-bell":
-        p = (n_hc + t_h * below) / (total + t_h)  # (11)
-    else:
-        kept = np.maximum(n_hc - chain.discount, 0)
-        p = (kept + chain.discount * t_h * below) / total  # (12)
-    return np.where(n_h > 0, p, below)
-
 
 # %% 7. Temperature and its kin
 # To write, draw from the prediction. That is honest but at times wild: symbols unlikely one by one
 # are not so unlikely together. To be safer, borrow from physics. Give each symbol an energy E_c =
 # -ln p_c, its surprise. Low energy alone means always the likeliest symbol; high entropy alone, a
-# fair die. Weigh the two: minimise the free energy F(q) = Σ q·E - T·H(q), where the temperature T >
-# 0 is the price of variety. Let Z = Σ e^(-E/T):
+# fair die. Weigh the two: make the free energy F(q) = Σ q·E - τ·H(q) as small as possible, where
+# the temperature τ > 0 is the price of variety. Let Z = Σ e^(-E/τ):
 #
-#     F(q) = T·Σ q·(ln q + E/T) = T·Σ q·ln(q/e^(-E/T)) = T·KL(q ‖ e^(-E/T)/Z) - T·ln Z.
+#     F(q) = τ·Σ q·(ln q + E/τ) = τ·Σ q·ln(q/e^(-E/τ)) = τ·KL(q ‖ e^(-E/τ)/Z) - τ·ln Z.
 #
-# By (5) it is least where the KL is 0, at Boltzmann's distribution
+# Z does not depend on q. So by (5) F is least where the KL is 0, at Boltzmann's distribution
 #
-#     q_c = e^(-E_c/T) / Z = p_c^(1/T) / Σ_d p_d^(1/T).                                         (14)
+#     q_c = e^(-E_c/τ) / Z = p_c^(1/τ) / Σ_e p_e^(1/τ).                                         (13)
 #
-# T = 1 gives p back. Odds are raised to the power 1/T, q_c/q_d = (p_c/p_d)^(1/T): as T → 0 the
-# likeliest takes all, and as T → ∞ all that is possible becomes equally likely.
+# τ = 1 gives p back; τ = 1/2 turns (1/2, 1/4, 1/4) into (2/3, 1/6, 1/6). Odds are raised to the
+# power 1/τ: as τ → 0 the likeliest takes all, and as τ → ∞ all that is possible becomes equal.
 #
-# Two cuts may follow. TOP-K keeps the k likeliest, however sure the model is: after "q" five are
-# four too many, at the start of a word too few. TOP-P, the nucleus of Holtzman et al., keeps the
-# fewest symbols that reach the probability p together. What is kept is scaled to add up to 1.
+# Two cuts may follow. TOP-K keeps a fixed number of the likeliest symbols, however sure the model
+# is: after "q" five are four too many, at the start of a word too few. TOP-P, the nucleus of
+# Holtzman et al., keeps the fewest that reach the probability top_p. Then rescale to a sum of 1.
 
 
 def tempered(p, temperature=1.0, top_k=None, top_p=None):
-    """p (V,) after temperature (14), then top_k, then top_p: again a distribution (V,).
+    """p (V,) after temperature (13), then top_k, then top_p: again a distribution (V,).
 
-    temperature 0 is the limit: all on the likeliest symbol, the first of equals. top_k may exceed
-    V. ValueError: p is no distribution, or an argument is out of range.
+    temperature 0 is the limit: all on the likeliest symbol, the first of equals. top_p=1 keeps all.
+    ValueError: p is no distribution, or an argument is out of range.
     """
     p = check_distribution("p", p)
-    expect(p.ndim == 1, "the shape of p", p.shape, "one dimension, (V,)")
-    expect(0 <= temperature < math.inf, "temperature", temperature, "0 or more, and finite")
-    expect(top_p is None or 0 < top_p <= 1, "top_p", top_p, "None or 0 < top_p <= 1")
+    if p.ndim != 1:
+        raise ValueError(f"the shape of p is {p.shape}; expected one dimension, (V,)")
+    if not 0 <= number(temperature) < math.inf:
+        raise ValueError(f"temperature is {temperature!r}; expected a finite number, 0 or more")
     if top_k is not None:
         check_integer("top_k", top_k, 1)
+    if top_p is not None and not 0 < number(top_p) <= 1:
+        raise ValueError(f"top_p is {top_p!r}; expected None or 0 < top_p <= 1")
     likeliest = np.argsort(-p, kind="stable")  # (V,) ids
-    with np.errstate(divide="ignore", over="ignore"):  # ln 0 = -∞, and a tiny T may send more there
-        E = -np.log(p[likeliest])
-        q = np.exp((E[0] - E) / (temperature or 1))  # relative to the largest: no overflow
-    q = q[: 1 if temperature == 0 else top_k]
-    if top_p is not None and top_p < 1:  # up to the first place where the sum reaches top_p
-        q = q[: np.searchsorted(np.cumsum(q), (top_p - 1e-12) * q.sum()) + 1]
+    if temperature == 0:
+        q = np.ones(1)
+    else:
+        with np.errstate(divide="ignore", over="ignore"):  # ln 0 = -∞; a tiny τ may lead there too
+            E = -np.log(p[likeliest])  # (V,) rising
+            q = np.exp((E[0] - E) / temperature)  # relative to the largest: no overflow
+    q = q[:top_k]
+    q = q / q.sum()
+    if top_p is not None and top_p < 1:
+        reached = np.cumsum(q) >= top_p - 1e-9  # rounding must not cost one symbol more
+        q = q[: np.argmax(reached) + 1]  # up to the first place where the sum reaches top_p
     kept = np.zeros_like(p)
     kept[likeliest[: len(q)]] = q / q.sum()
     return kept
 
 
-def sample(p, temperature=1.0, top_k=None, top_p=None, seed=None):
-    """One id drawn from tempered(p, ...), by a dart thrown at its probabilities laid end to end.
-
-    seed: an int or a np.random.Generator, which moves on. ValueError as in tempered.
-    """
+def sample(p, rng, temperature=1.0, top_k=None, top_p=None):
+    """One id drawn by rng from tempered(p, ...): a dart at its probabilities laid end to end."""
+    if not isinstance(rng, np.random.Generator):
+        raise ValueError(f"rng is {rng!r}; expected a np.random.Generator")
     ends = np.cumsum(tempered(p, temperature, top_k, top_p))
-    dart = np.random.default_rng(seed).random()  # in [0, 1)
-    return int(np.searchsorted(ends / ends[-1], dart, side="right"))
+    return int(np.searchsorted(ends / ends[-1], rng.random(), side="right"))
 
 
-# %% 8. The whole model
-# `fit` counts, `distribution` climbs from 1/V through the levels by (8), and `log_likelihood` makes
-# the same climb at all the places of a text at once.
+# GREEDY writing (temperature 0) takes the likeliest symbol each time. That need not lead to the
+# likeliest text. Let a begin with probability 0.6 and b with 0.4; after a let a, b and c be equally
+# likely, and after b let c be sure. Greedy begins with a, and its text has probability 0.6·1/3 =
+# 0.2; but "bc" has 0.4·1 = 0.4. Nor would one want the likeliest text: it says the same safe thing
+# again and again. What people write is full of small surprises.
+
+# %% 8. A million counts at once
+# A context of n symbols and the symbol after it form an (n+1)-gram, hc. We want N(hc) of each gram
+# in the text, for every n up to the order. Dictionaries, as in section 1, take a step of Python for
+# each place and each n; sorting whole arrays is many times faster, if each gram is a number. Read
+# as a number in base V it overflows 64 bits, as 11 characters of 61 kinds do. But a text of N
+# symbols has at most N different grams of each length. So number these in sorted order; call that
+# the RANK. Then a gram needs only two digits, context and last symbol:
+#
+#     key(hc) = rank(h)·V + c,          rank(hc) = place of key(hc) among the sorted different keys.
+#
+#     place            0    1    2    3    4    5    6    7    8    9   10
+#     symbol           a    b    r    a    c    a    d    a    b    r    a      V = 5
+#     id, and rank     0    1    4    0    2    0    3    0    1    4    0      sorted: 0 1 2 3 4
+#     pair                 ab   br   ra   ac   ca   ad   da   ab   br   ra
+#     key                   1    9   20    2   10    3   15    1    9   20      br: 1·5 + 4 = 9
+#     rank                  0    3    6    1    4    2    5    0    3    6      1 2 3 9 10 15 20
+#     triple                   abr  bra  rac  aca  cad  ada  dab  abr  bra
+#     key                        4   15   32    5   23   10   26    4   15      bra: 3·5 + 0 = 15
+#
+# Each row needs only the ranks of the row above; they are below N, so keys are below N·V at any
+# order. One rank more means "never seen"; its row holds zeros, so an unseen h finds N(h) = 0.
+
+
+class Level(NamedTuple):
+    """Counts for contexts of one length. G grams hc, C contexts h; the last rows are zeros."""
+
+    keys: np.ndarray  # (G + 1,) sorted, then 2⁶³ - 1, behind every key
+    n_hc: np.ndarray  # (G + 1,) N(hc), how often c came after h
+    n_h: np.ndarray  # (C + 1,) N(h) = Σ_c N(hc)
+    d_h: np.ndarray  # (C + 1,) D(h), how many different c came after h
+
+
+def tally(keys, n_hc, n_contexts, vocab_size):
+    """The Level with these different keys and their counts (G,), and so many contexts C."""
+    h = keys // vocab_size  # takes the last symbol off
+    n_h = np.bincount(h, weights=n_hc, minlength=n_contexts + 1)
+    d_h = np.bincount(h, weights=n_hc > 0, minlength=n_contexts + 1)
+    return Level(np.append(keys, 2**63 - 1), np.append(n_hc, 0.0), n_h, d_h)
 
 
 def check_ids(name, ids, vocab_size, least=0):
     """ids as an int64 array (N,); ValueError unless N ≥ least and all are in 0..vocab_size-1."""
     ids = np.asarray(ids)
-    expect(ids.ndim == 1, f"the shape of {name}", ids.shape, "one dimension, a row of ids")
-    expect(len(ids) >= least, f"the length of {name}", len(ids), f"at least {least}")
-    if len(ids):
-        expect(ids.dtype.kind in "iu", f"the type of {name}", str(ids.dtype), "integers")
-        for extreme in (int(ids.min()), int(ids.max())):
-            expect(0 <= extreme < vocab_size, f"an id in {name}", extreme, f"0 to {vocab_size - 1}")
+    if ids.ndim != 1 or len(ids) < least:
+        raise ValueError(f"the shape of {name} is {ids.shape}; expected a row, {least} or longer")
+    if len(ids) and ids.dtype.kind not in "iu":
+        raise ValueError(f"the type of {name} is {ids.dtype}; expected integers")
+    wrong = ids[(ids < 0) | (ids >= vocab_size)]
+    if len(wrong):
+        raise ValueError(f"an id in {name} is {wrong[0]}; expected 0 to {vocab_size - 1}")
     return ids.astype(np.int64)
 
 
-class MarkovChain:
-    """P(c|h) by counting, h the last `order` symbols; order 0 is the unigram model.
+def count_levels(ids, order, vocab_size):
+    """Count the grams of ids (N,) with contexts of 0, 1, ..., order symbols (at most N).
 
-    smoothing: "kneser-ney" (12, 13), "mle" (4), "add-k" (7), "interpolated" (9) or "witten-bell"
-    (11). k is for add-k only, discount for kneser-ney. vocab_size is V: ids that training never
-    showed get probability too, except with "mle". ValueError: an argument out of range.
+    Returns two lists of Levels: in the first n_hc is N(hc), how often hc occurs; in the second, one
+    shorter, B(hc), after how many different symbols it does.
+    """
+    ids = check_ids("ids", ids, vocab_size)
+    occurs, follows = [], []
+    h = np.zeros(len(ids), dtype=np.int64)  # (N,) the empty context has rank 0
+    n_contexts, shorter = 1, None
+    for n in range(min(order, len(ids)) + 1):  # h (N - n,): rank of the context at places n, ...
+        key = h * vocab_size + ids[n:]  # (N - n,) of the gram that ends at each of these places
+        keys, gram, n_hc = np.unique(key, return_inverse=True, return_counts=True)
+        occurs.append(tally(keys, n_hc, n_contexts, vocab_size))
+        if n > 0:
+            end = np.empty(len(keys), dtype=np.int64)  # of each gram, without its first symbol:
+            end[gram] = shorter[1:]  # the shorter gram that ends at the same place
+            below = occurs[n - 1]
+            n_before = np.bincount(end, minlength=len(below.keys) - 1)  # one for each longer gram
+            follows.append(tally(below.keys[:-1], n_before, len(below.n_h) - 1, vocab_size))
+        h, n_contexts, shorter = gram[:-1], len(keys), gram  # a gram is the next place's context
+    return occurs, follows
+
+
+def find(keys, wanted):
+    """The rank of each wanted key, or the last rank, that of the zeros, if it is not there."""
+    ranks = np.searchsorted(keys, wanted)
+    return np.where(keys[ranks] == wanted, ranks, len(keys) - 1)
+
+
+def look_up(levels, ids, vocab_size):
+    """[(h, gram)], one a level n: the ranks of context and gram at places n, n + 1, ... of ids."""
+    ranks = []
+    h = np.zeros(len(ids), dtype=np.int64)  # (N - n,)
+    for n, level in enumerate(levels):
+        gram = find(level.keys, h * vocab_size + ids[n:])  # (N - n,)
+        ranks.append((h, gram))
+        h = gram[:-1]
+    return ranks
+
+
+# %% 9. The whole model
+# `fit` counts; `distribution` starts with 1/V and climbs by (8) from the empty context to the
+# longest; `log_probabilities` does so at all places of a text. ValueError: bad ids, or no `fit`.
+
+
+@dataclass(eq=False)
+class MarkovChain:
+    """P(c|h) by counting, h the last `order` symbols; order 0 looks at none.
+
+    smoothing: "kneser-ney" (11, 12) with its discount d, "mle" (4), "add-k" (7) with k,
+    "interpolated" (9) with weight λ, or "witten-bell" (10). vocab_size is V: ids that training
+    never showed get probability too, except with "mle". ValueError: a setting out of range.
     """
 
-    def __init__(self, order, vocab_size, smoothing="kneser-ney", k=1.0, discount=0.75):
-        check_integer("order", order, 0)
-        check_integer("vocab_size", vocab_size, 1)
-        expect(smoothing in SMOOTHINGS, "smoothing", smoothing, f"one of {', '.join(SMOOTHINGS)}")
-        expect(0 < k < math.inf, "k", k, 'a number above 0 (0 would be smoothing="mle")')
-        expect(0 < discount <= 1, "discount", discount, "0 < discount <= 1")
-        self.order, self.vocab_size, self.smoothing = order, vocab_size, smoothing
-        self.k, self.discount, self.occurs = k, discount, None  # until fit
+    order: int
+    vocab_size: int
+    smoothing: str = "kneser-ney"
+    k: float = 1.0
+    weight: float = 0.7
+    discount: float = 0.75
+    ids = occurs = follows = None  # what was counted; Levels with N(hc), and with B(hc)
+
+    def __post_init__(self):
+        check_integer("order", self.order, 0)
+        check_integer("vocab_size", self.vocab_size, 1)
+        if self.vocab_size >= 2**31:
+            raise ValueError(f"vocab_size is {self.vocab_size}; expected less than 2**31")
+        if self.smoothing not in SMOOTHINGS:
+            raise ValueError(f"smoothing is {self.smoothing!r}; expected one of {SMOOTHINGS}")
+        if not 0 < number(self.k) < 1e100:
+            raise ValueError(f'k is {self.k!r}; expected 0 < k < 1e100 (for 0: smoothing="mle")')
+        if not 0 < number(self.weight) < 1:
+            raise ValueError(f"weight is {self.weight!r}; expected 0 < weight < 1")
+        if not 0 < number(self.discount) <= 1:
+            raise ValueError(f"discount is {self.discount!r}; expected 0 < discount <= 1")
 
     def fit(self, ids):
-        """Count the text ids (N,), forgetting others; returns self. ValueError: bad or no ids."""
-        ids = check_ids("ids", ids, self.vocab_size, least=1)
-        if self.smoothing == "interpolated":
-            self._find_weights(ids)
-        self.occurs, follows = count_levels(ids, self.order, self.vocab_size)
-        self.lower = follows if self.smoothing == "kneser-ney" else self.occurs
+        """Count the text ids (N,), forgetting others; returns self."""
+        self.ids = check_ids("ids", ids, self.vocab_size, least=1)
+        self.occurs, self.follows = count_levels(self.ids, self.order, self.vocab_size)
         return self
 
-    def _find_weights(self, ids):
-        """weights[n], the λ of level n by class of N(h), by counting all but the last tenth."""
-        V, held = self.vocab_size, len(ids) // 10
-        levels, _ = count_levels(ids[: len(ids) - held], self.order, V)
-        self.weights = np.zeros((self.order + 1, 64))
-        ids = ids[max(0, len(ids) - held - self.order) :]  # the tenth, after a full context
-        below = np.full(len(ids), 1 / V)
-        for n, (level, h, gram) in enumerate(walk(levels, ids, V)):
-            below = below[len(below) - len(h) :]  # places n, n + 1, ...
-            n_h, tenth = level.n_h[h], slice(max(len(h) - held, 0), None)
-            p_seen, group = level.n_hc[gram] / np.maximum(n_h, 1), np.frexp(n_h)[1]
-            self.weights[n] = find_weight(p_seen[tenth], below[tenth], group[tenth], 64)
-            below = climb(self, n, level, h, gram, below)
+    def variant(self, **settings):
+        """A chain with some other settings on the same counts; the order cannot grow."""
+        self._check_fitted()
+        other = replace(self, **settings)
+        if other.order > self.order or other.vocab_size != self.vocab_size:
+            raise ValueError(f"{self} has no counts for {other}")
+        other.ids = self.ids
+        other.occurs = self.occurs[: other.order + 1]
+        other.follows = self.follows[: other.order]
+        return other
+
+    def _check_fitted(self):
+        if self.ids is None:
+            raise ValueError("the chain has counted nothing yet; expected a call of fit(ids) first")
+
+    def _climb(self, n, at_top, h, gram, below):
+        """P(c|h) by (8) from below = P(c|h′); h, gram: ranks at level n, of any one shape."""
+        kneser_ney_below = self.smoothing == "kneser-ney" and not at_top
+        level = self.follows[n] if kneser_ney_below else self.occurs[n]
+        n_hc, n_h, d_h = level.n_hc[gram], level.n_h[h], level.d_h[h]
+        if self.smoothing == "add-k":
+            return (n_hc + self.k) / (n_h + self.k * self.vocab_size)  # (7)
+        total = np.maximum(n_h, 1)  # no division by 0: where h was not seen, `below` will stand
+        if self.smoothing == "mle":
+            p = n_hc / total  # (4)
+        elif self.smoothing == "interpolated":
+            p = self.weight * n_hc / total + (1 - self.weight) * below  # (9)
+        elif self.smoothing == "witten-bell":
+            p = (n_hc + d_h * below) / (total + d_h)  # (10)
+        else:
+            kept = np.maximum(n_hc - self.discount, 0)
+            p = (kept + self.discount * d_h * below) / total  # (11)
+        return np.where(n_h > 0, p, below)
 
     def distribution(self, context=()):
-        """P(c|context) for every c: (V,), adding up to 1.
-
-        Of a longer context than the order, the end counts; a shorter one gets the shorter model.
-        ValueError: an id outside 0..V-1, or fit was not called.
-        """
-        expect(self.occurs, "the chain", "not fitted", "a call of fit(ids) first")
-        V, ids = self.vocab_size, check_ids("context", context, self.vocab_size)
-        ids = ids[max(0, len(ids) - self.order) :]
-        ranks = [0] + [gram[-1] for *_, gram in walk(self.occurs[: len(ids)], ids, V)]
-        p = np.full(V, 1 / V)  # (V,)
-        for n, h in enumerate(ranks):  # h: the rank of the last n symbols of the context
-            level = self.occurs[n] if n == len(ids) else self.lower[n]
-            p = climb(self, n, level, h, find(level.keys, h * V + np.arange(V)), p)
+        """P(c|context) for every c: (V,). Of a longer context than the order, the end counts."""
+        self._check_fitted()
+        V = self.vocab_size
+        ids = check_ids("context", context, V)
+        ids = ids[max(0, len(ids) - len(self.occurs) + 1) :]
+        ranks = [0] + [gram[-1] for _, gram in look_up(self.occurs[: len(ids)], ids, V)]
+        p = np.full(V, 1 / V)
+        for n, h in enumerate(ranks):  # h: that of the last n symbols
+            gram = find(self.occurs[n].keys, h * V + np.arange(V))  # (V,)
+            p = self._climb(n, n == len(ids), h, gram, p)
         return p
 
-    def log_likelihood(self, ids):
-        """ln P(ids) in nats by (1), from an empty context on; -inf if an id has probability 0.
-
-        ValueError: no ids, one outside 0..V-1, or fit was not called.
-        """
-        expect(self.occurs, "the chain", "not fitted", "a call of fit(ids) first")
-        V, ids = self.vocab_size, check_ids("ids", ids, self.vocab_size, least=1)
-        cold = range(min(self.order, len(ids)))  # where the context is shorter than the order
-        start = [self.distribution(ids[:t])[ids[t]] for t in cold]
-        p = np.full(len(ids), 1 / V)  # (N,)
-        for n, (level, h, gram) in enumerate(walk(self.lower, ids, V)):
-            p = climb(self, n, level, h, gram, p[1:] if n else p)  # (N - n,)
+    def log_probabilities(self, ids):
+        """ln P(x_t|context) at each place t of ids: (N,), or -inf. The first has no context."""
+        self._check_fitted()
+        ids = check_ids("ids", ids, self.vocab_size, least=1)
+        p = np.full(len(ids), 1 / self.vocab_size)
+        for n, (h, gram) in enumerate(look_up(self.occurs, ids, self.vocab_size)):
+            at_top = n == len(self.occurs) - 1
+            p = self._climb(n, at_top, h, gram, p[len(p) - len(h) :])  # (N - n,)
+        # Before the first of these places the context is shorter, and is itself the longest.
+        start = [self.distribution(ids[:t])[ids[t]] for t in range(len(ids) - len(p))]
         with np.errstate(divide="ignore"):
-            return float(np.log(np.concatenate([start, p])).sum())
+            return np.log(np.concatenate([start, p]))
 
     def perplexity(self, ids):
         """e^(mean surprise in nats), (6); inf if an id has probability 0, as it may with "mle"."""
         with np.errstate(over="ignore"):
-            return float(np.exp(-self.log_likelihood(ids) / len(ids)))
+            return float(np.exp(-self.log_probabilities(ids).mean()))
 
-    def generate(self, n, context=(), temperature=1.0, top_k=None, top_p=None, seed=None):
+    def generate(self, n, rng, context=(), temperature=1.0, top_k=None, top_p=None):
         """n new ids (n,) that follow the context; options as in sample. ValueError: bad input."""
         check_integer("n", n, 0)
-        rng = np.random.default_rng(seed)
         ids = check_ids("context", context, self.vocab_size).tolist()
         for _ in range(n):
             p = self.distribution(ids[max(0, len(ids) - self.order) :])
-            ids.append(sample(p, temperature, top_k, top_p, rng))
+            ids.append(sample(p, rng, temperature, top_k, top_p))
         return np.array(ids[len(ids) - n :], dtype=np.int64)
 
 
-# %% 9. The chain in the long run
-# Let a chain of order 1 write for ever. Put its predictions in a matrix, P[h, c] = P(c|h); its rows
-# add up to 1. If the symbol now is spread as μ (a row), the next is spread as (μP)_c =
-# Σ_h μ_h·P[h, c], the one after as μP², and so on. A spread that stays is called STATIONARY:
-#
-#     π = πP.                                                                                   (15)
-#
-# There always is one. Rows of P add up to 1, so P·1 = 1: the number 1 is an eigenvalue of P, hence
-# of its transpose, and x = xP for some x ≠ 0. Take absolute values: |x_c| ≤ Σ_h |x_h|·P[h, c]. Over
-# all c both sides add up to Σ|x|, so no ≤ can be <. Then |x|, divided by its sum, is a π. ∎
-#
-# Is it reached? Let δ = Σ_c min_h P[h, c], the part on which all rows agree: P = δ·(a row for all)
-# + (1-δ)·R, where the rows of R add up to 1 too. The difference x of two distributions adds up to
-# 0, so "a row for all" sends it to 0; and R does not lengthen it: Σ_c |Σ_h x_h·R[h, c]| ≤ Σ|x|. So
-#
-#     ‖μP - π‖ = ‖(μ - π)P‖ ≤ (1 - δ)·‖μ - π‖,     where ‖x‖ = Σ|x|.                            (16)
-#
-# If δ > 0, as with every smoothing but (4), ‖μPᵗ - π‖ → 0: the chain forgets how it began, and π is
-# the only one. (For order k, call the last k symbols a state.) With zeros in P there may be cycles
-# (0 → 1 → 0 never settles, yet π = (½, ½) stays) or separate parts, each with its own πᵢ. So do not
-# iterate; solve π = πP, Σπ = 1 by least squares, which takes the shortest of all solutions: a mean
-# of the πᵢ (exercise 6).
-#
-# How much news per symbol, in the long run? Take -ln of (1) under (2), and the mean: each symbol
-# adds the entropy of the row that it is drawn from, and rows come up as often as π says:
-#
-#     ENTROPY RATE     H = Σ_h π_h·H(P[h]).                                                     (17)
+# What a chain knows follows from its text and its settings. So a file keeps these, as an .npz: that
+# is a zip of arrays with a checksum of each, and nothing in it is ever run.
 
 
-def stationary_distribution(P):
-    """π (V,) with π = πP and Σπ = 1, the shortest if there are several, for P (V, V).
+def save_chain(path, chain, symbols):
+    """Write chain and symbols, a list of V strings, to one .npz; it appears whole or not at all."""
+    chain._check_fitted()
+    path = Path(path)
+    settings = json.dumps({**asdict(chain), "symbols": symbols}, default=np.generic.item).encode()
+    ids = chain.ids.astype(np.min_scalar_type(chain.vocab_size - 1))  # as few bytes as will do
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, ids=ids, settings=np.frombuffer(settings, dtype=np.uint8))
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the old file's place
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    ValueError: P is not square, has a negative entry, or a row that does not add up to 1.
-    """
-    P = check_distribution("P", P)
-    expect(P.ndim == 2 and P.shape[0] == P.shape[1], "the shape of P", P.shape, "a square, (V, V)")
-    equations = np.vstack([P.T - np.eye(len(P)), np.ones(len(P))])  # (V + 1, V)
-    right = np.append(np.zeros(len(P)), 1.0)
-    pi = np.maximum(np.linalg.lstsq(equations, right, rcond=None)[0], 0.0)  # -1e-17 is a zero
-    return pi / pi.sum()
+
+def load_chain(path):
+    """(chain, symbols) as save_chain wrote them. ValueError: the file is damaged or another's."""
+    data = Path(path).read_bytes()
+    try:
+        if sum(part.file_size for part in zipfile.ZipFile(io.BytesIO(data)).infolist()) > len(data):
+            raise ValueError("its arrays claim to be longer than the file")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            if sorted(arrays.files) != ["ids", "settings"]:
+                raise ValueError(f"it holds {sorted(arrays.files)}; expected ids and settings")
+            settings = json.loads(arrays["settings"].tobytes())
+            symbols = settings.pop("symbols")
+            chain = MarkovChain(**settings).fit(arrays["ids"])
+        different = {symbol for symbol in symbols if isinstance(symbol, str)}
+        if not len(symbols) == len(different) == chain.vocab_size:
+            raise ValueError(f"{symbols} are not {chain.vocab_size} different strings")
+    except Exception as error:  # damage shows itself in many ways, most of them zipfile's own
+        raise ValueError(f"{path} is damaged or no saved chain: {error}") from None
+    return chain, symbols
 
 
-def entropy_rate(P, base=math.e):
-    """(17) in nats a step (base=2: bits) for P (V, V); ValueError as in stationary_distribution."""
-    return float(stationary_distribution(P) @ entropy(P, base))
+# %% 10. Beginnings and ends
+# A story goes on where the last one stopped; a name stands alone. How does it begin, and when is it
+# over? Make both of them symbols: before each name write as many start symbols as the context is
+# long, and after it an end symbol. For order 2 "anna" becomes ^ ^ a n n a $. What follows ^^ is how
+# names begin, P($|na) says how probably a name is over after "na", and no context reaches back into
+# another name. To write one, begin with ^^ and draw until $ comes.
+
+START, END = "<start>", "<end>"  # longer than a character, so no text contains them
+
+
+def encode(pieces, vocabulary):
+    """The place of each piece in the vocabulary: (N,) ids. ValueError: it is not there."""
+    place = {piece: i for i, piece in enumerate(vocabulary)}
+    for piece in pieces:
+        if piece not in place:
+            raise ValueError(f"{piece!r} was never counted; expected only symbols that were")
+    return np.array([place[piece] for piece in pieces], dtype=np.int64)
+
+
+def names_row(names, symbols, order):
+    """All the names in one row of ids, each after `order` starts and before an end."""
+    return encode([c for name in names for c in [START] * order + [*name, END]], symbols)
+
+
+def write_name(chain, symbols, rng, beginning="", longest=100, **options):
+    """A name with this beginning by a chain of names, cut off at `longest` characters."""
+    name = beginning
+    while len(name) < longest:
+        context = encode([START] * chain.order + list(name), symbols)
+        symbol = symbols[chain.generate(1, rng, context, **options)[0]]
+        if symbol in (START, END):  # smoothing makes a start here barely possible, not impossible
+            break
+        name += symbol
+    return name
 
 
 # %% Demonstration
+# Every setting is chosen on a development piece, the last tenth of the training part. Only then all
+# of that part is counted, and the held-out text is predicted, at which no choice has looked.
+
+KNESER_NEYS = [{"discount": d} for d in (0.6, 0.7, 0.8, 0.85, 0.9, 0.95)]
+COLUMNS = {
+    "mle": [{"smoothing": "mle"}],
+    "add-1": [{"smoothing": "add-k", "k": 1.0}],
+    "add-k": [{"smoothing": "add-k", "k": k} for k in (0.3, 0.1, 0.03, 0.01, 0.003)],
+    "interpolated": [{"smoothing": "interpolated", "weight": w} for w in (0.5, 0.7, 0.9, 0.99)],
+    "witten-bell": [{"smoothing": "witten-bell"}],
+    "kneser-ney": KNESER_NEYS,
+}
 
 
 def progress(message, last=False):
@@ -570,198 +732,269 @@ def progress(message, last=False):
         print(message, flush=True)
 
 
-def encode(pieces, vocabulary):
-    """The place of each piece in the vocabulary: (N,) ids."""
-    place = {piece: i for i, piece in enumerate(vocabulary)}
-    return np.array([place[piece] for piece in pieces], dtype=np.int64)
+def develop(counted, ids, orders, tried):
+    """[(perplexity, order, settings)]: the best of `tried` for each order, judged by ids."""
+    found = []
+    for order in orders:
+        chains = [counted.variant(order=order, **settings) for settings in tried]
+        progress(f"   in development: {chains[0].smoothing}, order {order}")
+        scores = [chain.perplexity(ids) for chain in chains]
+        best = int(np.argmin(scores))
+        found.append((scores[best], order, asdict(chains[best])))
+    return found
 
 
-def write(chain, n, vocabulary, rng, **options):
-    """n pieces by the chain, from the start of a line if it knows lines, else from nowhere."""
-    start = [vocabulary.index("\n")] if "\n" in vocabulary else []
-    return "".join(vocabulary[i] for i in chain.generate(n, start, seed=rng, **options))
+def lost_counts(ids, order, vocab_size):
+    """For each order, how much rarer the grams that half of ids has 2 to 4 times are afterwards."""
+    half = len(ids) // 2
+    levels, _ = count_levels(ids[:half], order, vocab_size)
+    lost = []
+    for level, (_, gram) in zip(levels, look_up(levels, ids[half : 2 * half], vocab_size)):
+        again = np.bincount(gram, minlength=len(level.keys))
+        few = (level.n_hc >= 2) & (level.n_hc <= 4)
+        lost.append(np.mean((level.n_hc - again)[few]) if few.any() else math.nan)
+    return lost
 
 
 def report_orders(train, held, V, orders):
-    """Every order with every smoothing; returns {name: (held-out nats per character, chain)}."""
-    kinds = {"mle": "mle", "add-1": "add-k", "add-.01": "add-k"}
-    kinds |= {kind: kind for kind in ("interpolated", "witten-bell", "kneser-ney")}
-    print("\n1. How much context? Perplexity per character; new: held-out grams not in training\n")
-    print("                         on training | on the held-out text")
-    print("   order contexts    new         mle |" + "".join(f"{name:>9.8}" for name in kinds))
-    scores, table = {}, []
+    """Every order with every smoothing: (the chain chosen, the chosen Kneser-Ney of each order)."""
+    n = len(train) - len(train) // 10
+    counted = MarkovChain(max(orders), V).fit(train[:n])
+    found = {name: develop(counted, train[n:], orders, tried) for name, tried in COLUMNS.items()}
+    counted.fit(train)
+    ranks = look_up(counted.occurs, held, V)
+    lost = lost_counts(train, max(orders), V)
+    print("\n1. How much context? Perplexity per character. new: held-out grams not in training;")
+    print("   k, d: as chosen in development; lost: what grams seen 2 to 4 times in one half of")
+    print("   training lack in the other half, on average (compare d)\n")
+    print("                     training | held-out text")
+    print(
+        "order contexts    new     mle |    mle  add-1  add-k interp witten kneser     k    d  lost"
+    )
+    table = []
     for order in orders:
-        S = {}
-        for name, kind in kinds.items():
-            progress(f"   counting: order {order}, {name}")
-            chain = MarkovChain(order, V, kind, k=0.01 if name == "add-.01" else 1.0).fit(train)
-            S[name] = chain.perplexity(held)
-            scores[f"{name} order {order}"] = math.log(S[name]), chain
-            if name == "mle":
-                *_, (level, _, gram) = walk(chain.occurs, held, V)
-                new, explained = np.mean(level.n_hc[gram] == 0), chain.perplexity(train)
-        table.append((explained, S["add-1"], S["kneser-ney"]))
-        cells = f"   {order:5} {len(level.n_h) - 1:8,} {new:6.1%} {explained:11.2f} |"
-        progress(cells + "".join(f"{value:9.2f}" for value in S.values()), last=True)
-    print("\n   inf: one event of probability 0 is enough. Perplexity against order, once more:")
-    print("   t mle on the text that it counted; on held-out text, 1 add-1 and k Kneser-Ney\n")
-    low, high = np.log(table).min(), np.log(table).max()  # of (orders, 3) perplexities
-    height = np.rint((np.log(table) - low) / max(high - low, 1e-9) * 12)
-    for row in range(12, -1, -1):
-        cells = ["".join(m for m, at in zip("t1k", column) if at == row) for column in height]
-        cells = "".join(f"{cell:<8}" for cell in cells).rstrip()
-        print(f"{math.exp(low + (high - low) * row / 12):9.1f} | {cells}".rstrip())
-    print("    order   " + "".join(f"{order:<8}" for order in orders).rstrip())
-    print("\n   The past is explained ever better; the future has a best order, the foot of a U.")
-    return scores
+        chains = {name: counted.variant(**found[name][order][2]) for name in COLUMNS}
+        table.append([chain.perplexity(held) for chain in chains.values()])
+        level = counted.occurs[order]
+        new = np.mean(level.n_hc[ranks[order][1]] == 0)
+        row = f"{order:5} {np.count_nonzero(level.n_h):8,} {new:6.1%}"
+        row += f" {chains['mle'].perplexity(train):7.2f} |"
+        row += "".join(f"{perplexity:7.2f}" for perplexity in table[-1])
+        row += f"{chains['add-k'].k:6} {chains['kneser-ney'].discount:4} {lost[order]:5.2f}"
+        progress(row, last=True)
+    print("\n   inf: one event of probability 0 is enough. Best orders on the held-out text:")
+    best = np.argmin(table, axis=0)
+    print("   " + ", ".join(f"{name} {order}" for name, order in zip(COLUMNS, best)))
+    (_, order), name = min((min(pairs)[:2], name) for name, pairs in found.items())
+    chain = counted.variant(**found[name][order][2])
+    print(f"   Development chose {name}, order {order}: {chain.perplexity(held):.3f} on new text")
+    print(f"   (lowest in the table: {np.min(table):.3f}).")
+    return chain, [counted.variant(**settings) for _, _, settings in found["kneser-ney"]]
 
 
-def report_samples(train, text, symbols, chain, orders, rng):
-    """What the orders write, and what temperature, top-k and top-p do to the best chain."""
-    known = re.findall("[A-Za-z]+", text)
+def real_and_different(written, known):
+    """Shares of the words written: of those that are in `known`, of different ones."""
+    words = re.findall(r"\w+", written)[:-1] or [""]  # the last may be cut off
+    return np.mean([word in known for word in words]), len(set(words)) / len(words)
+
+
+def report_samples(text, symbols, chain, chains, rng):
+    """What the orders write, and what temperature, top_k and top_p do to the best chain."""
+    known = set(re.findall(r"\w+", text))
+    start = encode("\n", symbols) if "\n" in symbols else []
     print("\n2. What they write, with Kneser-Ney (¶ is a line break)\n")
-    for order in orders:
-        written = write(MarkovChain(order, len(symbols)).fit(train), 80, symbols, rng)
-        print(f"   order {order}  {written}".replace("\n", "¶"))
+    for each in chains:
+        written = "".join(symbols[i] for i in each.generate(80, rng, start))
+        print(f"   order {each.order}  {written}".replace("\n", "¶"))
     print(f"\n3. Temperature: 800 characters by {chain.smoothing} order {chain.order}. H: the mean")
     print("   entropy they are drawn with; real: words that training knows; different: among all\n")
     print("   drawn with         H, bits    real  different")
     settings = [dict(temperature=t) for t in (0.0, 0.3, 0.6, 1.0, 1.5)]
     for options in settings + [dict(top_k=5), dict(top_p=0.9)]:
-        progress(f"   writing with {options}")
-        written = write(chain, 800, symbols, rng, **options)
-        ids = encode(written, symbols)
+        name = " ".join(f"{key} {value}" for key, value in options.items())
+        ids = chain.generate(800, rng, start, **options)
         drawn_from = [tempered(chain.distribution(ids[:t]), **options) for t in range(9, 800, 9)]
-        words = re.findall("[A-Za-z]+", written)[:-1] or [""]  # the last may be cut off
-        cells = "   {:18}".format(" ".join(f"{key} {value}" for key, value in options.items()))
-        cells += f" {np.mean(entropy(drawn_from, 2)):7.2f} {np.isin(words, known).mean():7.1%}"
-        progress(cells + f" {len(set(words)) / len(words):10.1%}", last=True)
+        written = "".join(symbols[i] for i in ids)
+        shown = np.mean(entropy(drawn_from, 2)), *real_and_different(written, known)
+        print("   {:18} {:7.2f} {:7.1%} {:10.1%}".format(name, *shown))
         print("      " + written[:88].replace("\n", "¶"))
 
 
-def report_words(train, held, symbols, orders, rng):
-    """The same chains on words, scored per character as well."""
-    pieces = [re.findall(r" ?[A-Za-z]+|.", text, re.DOTALL) for text in (train, held)]
-    counts = Counter(pieces[0])
-    vocabulary = ["<rare>"] + sorted(piece for piece, n in counts.items() if n > 1)
-    ids, spelled, chains = [], [], []
-    for part in pieces:
-        rare = "".join(piece + "\0" for piece in part if counts[piece] < 2)
-        ids.append(encode([piece if counts[piece] > 1 else "<rare>" for piece in part], vocabulary))
-        spelled.append(encode("\0" + rare, ["\0"] + symbols))
-    speller = MarkovChain(3, len(symbols) + 1, "witten-bell").fit(spelled[0])
-    spelling = -speller.log_likelihood(spelled[1])
-    print("\n4. Words: a piece is a word with the space before it, or any other character. Rare")
-    print("   ones (seen once or never) are spelled by a chain of letters, so that all is paid for")
-    rare = np.mean(ids[1] == 0)
-    print(f"   {len(ids[0]):,} pieces of {len(vocabulary):,} kinds; held out, {rare:.1%} rare\n")
-    print("   order   perplexity per piece   bits/char   of which spelling")
-    for order in orders:
-        chain = MarkovChain(order, len(vocabulary)).fit(ids[0])
-        nats = (spelling - chain.log_likelihood(ids[1])) / len(held)
-        chains.append((nats, order, chain))
-        shown = chain.perplexity(ids[1]), nats / math.log(2), spelling / len(held) / math.log(2)
-        print("   {:5} {:22.1f} {:11.3f} {:19.3f}".format(order, *shown))
-    _, order, chain = min(chains)
-    text = write(chain, 80, vocabulary, rng).replace("\n", "¶")
-    print(f"\n   order {order} writes:\n      {text[:85]}\n      {text[85:170]}")
-
-
-def report_long_run(train, V):
-    """Section 9 for chains of order 1: what stays, and what it tells."""
-    shares = np.bincount(train, minlength=V) / len(train)
-    print(
-        "\n5. The long run of order 1: π against the training text's shares, and surprise in bits\n"
-    )
-    print("   smoothing      π - share   entropy rate   surprise")
-    for name in ("add-k", "witten-bell", "mle", "kneser-ney"):
-        chain = MarkovChain(1, V, name).fit(train)
-        P = np.array([chain.distribution([h]) for h in range(V)])  # (V, V)
-        gap = np.abs(stationary_distribution(P) - shares).max()
-        surprise = math.log2(chain.perplexity(train))
-        print(f"   {name:13} {gap:10.6f} {entropy_rate(P, 2):14.4f} {surprise:10.4f}")
-    print("\n   Kneser-Ney keeps the shares, as (13) asks; mle writes as surprisingly as it read")
+def read_text(path):
+    """The text of a UTF-8 file, at least 100 characters. ValueError: it is shorter, or no UTF-8."""
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+    if len(text) < 100:
+        raise ValueError(f"{path} has {len(text)} characters; expected at least 100")
+    return text
 
 
 def report(args):
-    """Everything in order; the last line is the ladder's, of the best model of characters."""
-    text = Path(args.text).read_text(encoding="utf-8")
-    expect(len(text) >= 100, "the length of the text", len(text), "at least 100 characters")
-    text, orders = (text[:30000], range(5)) if args.fast else (text, range(8))
+    """Everything in order; the last line is the ladder's, of the chain that development chose."""
+    text = read_text(args.text)[: 30_000 if args.fast else None]
+    orders = range(5 if args.fast else 10)
     symbols, n = sorted(set(text)), int(0.9 * len(text))
     train, held = encode(text[:n], symbols), encode(text[n:], symbols)
-    rng, V = np.random.default_rng(args.seed), len(symbols)
     print(f"Stage 1: {Path(args.text).name}, {n:,} characters to count, {len(held):,} to predict")
-    scores = report_orders(train, held, V, orders)
-    nats, best = min((nats, name) for name, (nats, _) in scores.items())
-    report_samples(train, text[:n], symbols, scores[best][1], orders, rng)
-    report_words(text[:n], text[n:], symbols, range(4), rng)
-    report_long_run(train, V)
+    chain, chains = report_orders(train, held, len(symbols), orders)
+    report_samples(text[:n], symbols, chain, chains, np.random.default_rng(args.seed))
+    nats = math.log(chain.perplexity(held))
     print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | ", end="")
-    print(f"perplexity {math.exp(nats):.2f}   (stage 1, {best})")
+    print(f"perplexity {math.exp(nats):.2f}   (stage 1, {chain.smoothing} order {chain.order})")
 
 
-def drop_unwritten():
-    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # a closed pipe, a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def count_text(args):
+    """(chain, symbols) of the whole text; the order, if not given, and d are chosen on its end."""
+    text = read_text(args.text)
+    symbols = sorted(set(text))
+    ids = encode(text, symbols)
+    n = len(ids) - len(ids) // 10
+    orders = range(10) if args.order is None else [args.order]
+    counted = MarkovChain(max(orders), len(symbols)).fit(ids[:n])
+    _, _, settings = min(develop(counted, ids[n:], orders, KNESER_NEYS))
+    return MarkovChain(**settings).fit(ids), symbols
+
+
+def count_names(args, rng):
+    """(chain, symbols) of the names in a file; order and d are chosen on a tenth of the names."""
+    names = [line.strip() for line in read_text(args.names).split("\n") if line.strip()]
+    if len(names) < 10:
+        raise ValueError(f"{args.names} has {len(names)} names; expected at least 10, one a line")
+    rng.shuffle(names)
+    symbols = [START, END, *sorted(set("".join(names)))]
+    n = len(names) - len(names) // 10
+    scores = []
+    for order in range(7) if args.order is None else [args.order]:
+        progress(f"   in development: order {order}")
+        counted = MarkovChain(order, len(symbols)).fit(names_row(names[:n], symbols, order))
+        row = names_row(names[n:], symbols, order)
+        for settings in KNESER_NEYS:
+            chain = counted.variant(**settings)
+            surprise = -chain.log_probabilities(row)[row != 0].mean()  # the starts (0) are given
+            scores.append((surprise, order, chain.discount))
+    nats, order, d = min(scores)
+    best = f"order {order} with d = {d}, {nats / math.log(2):.3f} bits a letter"
+    progress(f"{len(names):,} names. Nine tenths predict the others best by {best}.\n", last=True)
+    chain = MarkovChain(order, len(symbols), discount=d)
+    return chain.fit(names_row(names, symbols, order)), symbols
+
+
+def command(args):
+    """Count or load a chain, save it if asked, and let it write."""
+    rng = np.random.default_rng(args.seed)
+    if args.load:
+        chain, symbols = load_chain(args.load)
+    elif args.names:
+        chain, symbols = count_names(args, rng)
+    else:
+        chain, symbols = count_text(args)
+    if args.save:
+        save_chain(args.save, chain, symbols)
+    temperature = 1.0 if args.temperature is None else args.temperature
+    options = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
+    n = args.length
+    if n is None:
+        n = 20 if START in symbols else 300
+    if START in symbols:
+        known = set("".join(symbols[i] for i in chain.ids).replace(START, "").split(END)[:-1])
+        names = [write_name(chain, symbols, rng, args.prompt or "", **options) for _ in range(n)]
+        old = sum(name in known for name in names)
+        print("\n".join(names))
+        print(f"\n{old} of these {n} names are in the file, {n - old} are new.")
+    else:
+        start = encode(args.prompt or "\n" * ("\n" in symbols), symbols)
+        ids = chain.generate(n, rng, start, **options)
+        print((args.prompt or "") + "".join(symbols[i] for i in ids))
 
 
 def main(argv=None):
-    """Count the stories and report (about a quarter of a minute)."""
+    """Count the stories and report, or let a chain write."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     parser = argparse.ArgumentParser(description="Stage 1: language models that count.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
-    parser.add_argument("--fast", action="store_true", help="a smoke run of a few seconds")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice [0]")
     stories = Path(__file__).resolve().parent / "data" / "stories.txt"
-    parser.add_argument("--text", default=stories, help="what to count [the stories]")
+    add = parser.add_argument
+    add("--fast", action="store_true", help="a smoke run of the report")
+    add("--seed", type=int, default=0, help="of every random choice [0]")
+    add("--text", metavar="FILE", default=stories, help="what to count [the stories]")
+    add("--prompt", metavar="TEXT", help="write on from this beginning, instead of a report")
+    add("--names", metavar="FILE", help="write names like those in the file, one a line")
+    add("--length", type=int, metavar="N", help="how many characters [300] or names [20] to write")
+    add("--order", type=int, metavar="N", help="length of the context [chosen in development]")
+    add("--temperature", type=float, metavar="X", help="of what is written [1]")
+    add("--top_k", type=int, metavar="N", help="write with the N likeliest symbols only")
+    add("--top_p", type=float, metavar="X", help="write with those that reach probability X only")
+    add("--save", metavar="FILE", help="keep the chain that writes, in an .npz file")
+    add("--load", metavar="FILE", help="write with a chain that was kept")
     args = parser.parse_args(argv)
+    writing = {**vars(args), "fast": None, "seed": None, "text": None}
+    status, message = 0, None
     try:
-        expect(args.seed >= 0, "--seed", args.seed, "0 or more")
-        report(args)
+        check_integer("--seed", args.seed, 0)
+        check_integer("--length", args.length or 0, 0)
+        if (args.order or 0) > 100:
+            raise ValueError(f"--order is {args.order}; expected at most 100")
+        if args.load and (args.names or args.order is not None or args.text != stories):
+            raise ValueError("--load brings its own text; expected no --text, --names or --order")
+        if all(value is None for value in writing.values()):
+            report(args)
+        else:
+            command(args)
         sys.stdout.flush()
+        return
     except BrokenPipeError:  # whoever was reading has seen enough
-        drop_unwritten()
+        pass
     except KeyboardInterrupt:
-        drop_unwritten()
-        parser.exit(130, "\n")
+        status, message = 130, "\n"
     except (OSError, ValueError) as error:
-        drop_unwritten()
-        parser.error(str(error))
+        status, message = 2, f"{parser.prog}: error: {error}\n"
+    try:
+        sys.stdout.flush()
+    except OSError:  # a closed pipe, a full disk: or Python's own flush at the end would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    parser.exit(status, message)
 
+
+# %% What to take away
+# P(text) = Π P(x_t|context), and a context of n symbols stands for the whole past        (1, 2)
+# Count and divide: nothing explains the past better, and all that is new is impossible   (4)
+# H(p, q) = H(p) + KL(p‖q) ≥ H(p): surprise measures a model; perplexity is e^surprise    (5, 6)
+# P(c|h) = what h has seen + the rest by a shorter context: Kneser-Ney, or Witten-Bell    (8, 10-12)
+# To write, draw; with τ < 1 or top_p for safety, at the price of variety                 (13)
 
 # %% Common mistakes
-# 1. Probabilities that do not add up to 1, which makes perplexity look splendid. Sum over all V
-#    symbols, after contexts seen and unseen; see `reserve` in (8).
-# 2. Comparing perplexity per word with that per character, or between vocabularies (<rare> is easy
-#    to guess). Compare bits per character of the same text; see report_words.
-# 3. Choosing λ, k or the order on the text that was counted: mle wins, and fails outside; see
-#    `held` in _find_weights. (The report picks its best of 48 on the held-out text: a milder sin.)
-# 4. Packing n-grams in base V past 64 bits: silent collisions; see `packed` in count_levels.
-# 5. ids[-order:] is the whole text when order is 0; see max(0, ...) in distribution.
+# 1. Probabilities that do not add up to 1: perplexity looks splendid. See `reserve` in (8).
+# 2. Comparing perplexity per word with that per character. Compare bits per character: N in (6).
+# 3. Choosing order, λ, k or d on the text that was counted: mle wins, and fails outside. Choosing
+#    them on the held-out text: its number becomes too good to be true. See `develop`.
+# 4. Packing n-grams in base V past 64 bits: silent collisions; see "key" in section 8.
+# 5. ids[-order:] is the whole text when order is 0; see max(0, ...) in generate.
 
 # %% Exercises
-#  1. (reading) Follow "abab" through count_levels with order 1, by hand: keys, ranks, all counts.
-#  2. (pencil) What is the perplexity of a fair coin? Of one that shows heads 9 times in 10?
-#  3. (pencil) Show that (11) is (7) with 1/V replaced by P(c|h′) and k·V by T(h).
-#  4. (pencil) Derive (14) as Lagrange would: the highest entropy among all q with the same Σ q·E.
-#  5. (pencil) For 0 < d ≤ 1, show that P in (12) adds up to 1 and is positive if P(c|h′) is.
-#  6. (pencil) The solutions of (15) are Σ aᵢπᵢ, Σ aᵢ = 1. Show that the shortest has all aᵢ > 0.
-#  7. (code) Add stupid backoff (Brants et al., 2007): no sum of 1, 0.4 per step. How does it rank?
-#  8. (code) Estimate d on each level as n₁/(n₁ + 2n₂), nᵣ the number of grams seen r times.
-#  9. (experiment) Train on names.txt. Which order invents the best names? Which one only copies?
-# 10. (experiment) Held-out bits against the size of the training text: is log-log a line?
-# 11. (research) Read about infini-gram (Liu et al., 2024): what do counts on 10¹² words still lack?
+#  1. ★ (reading) Follow "abab" through count_levels with order 1, by hand: keys, ranks, all counts.
+#  2. ★ (pencil) What is the perplexity of a fair coin? Of one that shows heads 9 times in 10?
+#  3. ★ (pencil) Show that (10) is (7) with 1/V replaced by P(c|h′) and k·V by D(h).
+#  4. ★★ (pencil) Derive (13) as Lagrange would: the highest entropy of all q with the same Σ q·E.
+#  5. ★★ (pencil) For 0 < d ≤ 1, show that P in (11) adds up to 1, and is positive if P(c|h′) is.
+#  6. ★★★ (code, pencil) Let order 1 write for ever. Which shares of the symbols, π_c =
+#     Σ_h π_h·P(c|h), stay as they are? Are there always such π, only one, and do we get there?
+#  7. ★★ (code) Add stupid backoff (Brants et al., 2007): no sum of 1, 0.4 a step. How does it rank?
+#  8. ★★ (code) Estimate d on each level as n₁/(n₁ + 2n₂), nᵣ the number of grams seen r times.
+#  9. ★ (experiment) --names with --order 1 to 8. Which invents the best names? Which only copies?
+# 10. ★★ (experiment) Held-out bits against the size of the training text: is log-log a line?
+# 11. ★★★ (research) Infini-gram (Liu et al., 2024): what do counts on 10¹² words still lack?
+# 12. ★★★ (pencil) Derive EM for a λ in (9) for each class of N(h): a hidden coin says who speaks.
+# 13. ★★★ (pencil, after stage 2) From the density f(θ) ∝ Π θ_c^(k-1) derive (7) for every k > 0.
+# 14. ★★ (code) Let symbols be words. Spell the rare ones by letters, and compare bits a character.
 
 # %% Where this leads
-# Every language model is scored by (6) and writes by (14): GPT differs from this file in how it
-# gets P(c|h), and in nothing else. What a table cannot do is see that two contexts are alike. Stage
-# 3 replaces it by a function with knobs; stage 2 finds out which way to turn them.
+# Every language model is scored by (6) and writes by (13); GPT gets its P(c|h) in another way, and
+# that is all. What a table cannot see is that two contexts are alike. Stage 3 replaces it by a
+# function with knobs; stage 2 finds out which way to turn them.
 
 if __name__ == "__main__":
     main()
