@@ -98,8 +98,8 @@ def learn_table(counts, steps, learning_rate):
 #     z = b + h·U                  one score for each possible next symbol, then softmax: Bengio's
 #                                  equation 1 without its optional direct connections from x to z.
 #
-# C, H, d, U, b are all the model has: V·D + nD·K + K + K·V + V numbers, which grow in proportion
-# to n and to V, where the table of (n+1)-grams grows like Vⁿ⁺¹.
+# (h is a row of features here, no longer a context.) C, H, d, U, b are all the model has: V·D +
+# nD·K + K + K·V + V numbers. That grows like n and like V; the table of (n+1)-grams like Vⁿ⁺¹.
 #
 # Why can it generalise? z is a smooth function of x. If two symbols have nearly the same row in C,
 # exchanging them hardly moves x, so it hardly moves the prediction: what was learned in one context
@@ -140,9 +140,7 @@ def make_examples(ids, context):
     """
     check_size("context", context)
     if np.ndim(ids) != 1 or len(ids) <= context:
-        raise ValueError(
-            f"ids have shape {np.shape(ids)}; expected 1-D, at least {context + 1} ids"
-        )
+        raise ValueError(f"ids have shape {np.shape(ids)}; expected one row, {context + 1} or more")
     ids = check_ids("ids", ids, 2**63)
     X = np.lib.stride_tricks.sliding_window_view(ids[:-1], context)  # (N, context), copies nothing
     return X, ids[context:]

@@ -735,8 +735,8 @@ PAIR = np.zeros((1, 2), dtype=int)
     [
         (lambda: s3.encode(""), "the text is empty"),
         (lambda: s3.make_examples([], 2), r"shape \(0,\)"),
-        (lambda: s3.make_examples([1, 2], 2), "at least 3 ids"),
-        (lambda: s3.make_examples([[1, 2, 3]], 1), "expected 1-D"),
+        (lambda: s3.make_examples([1, 2], 2), "one row, 3 or more"),
+        (lambda: s3.make_examples([[1, 2, 3]], 1), "expected one row"),
         (lambda: s3.make_examples([1, 2], 0), "context is 0"),
         (lambda: s3.make_examples([1, 2], 1.0), "context is 1.0"),
         (lambda: s3.make_examples([1, -2, 1], 1), "the id -2"),
