@@ -758,7 +758,7 @@ def report_scores(models, name, p_count, p_model, k):
     print("     times seen    share   counting   network     mean")
     where = []
     for low, high, label in ((0, 0, "0"), (1, 9, "1-9"), (10, 99, "10-99"), (100, 1e9, "100+")):
-        rows = (models[k][2] >= low) & (models[k][2] <= high)
+        rows = (models[k][2] >= low) & (models[k][2] <= high)  # by N(h), h of k symbols
         if rows.any():
             scores = [bits(p[rows]) for p in (p_count, p_model, mixed)]
             print("     {:>10}{:9.1%}{:11.3f}{:10.3f}{:9.3f}".format(label, rows.mean(), *scores))
@@ -883,7 +883,7 @@ def report(args):
     print(f"Stage 3: a neural n-gram on {Path(args.text).name}: {len(text):,} characters,", end=" ")
     print(f"{V} different, the last tenth held out")
     report_table(names, 1000 if args.fast else 10000)
-    history = max(context, 7)  # the counts may look further back
+    history = max(context, 9)  # the counts may look further back
     far, held = make_examples(ids[:cut], history), make_examples(ids[cut - history :], history)
     models, *best = best_counts(*far, int(0.9 * len(far[1])), *held, V)
     print("\n2. Counting: n-grams of the training text, and the held-out text by Kneser-Ney")

@@ -135,7 +135,7 @@ def main():
         lines += ["", f"## {title}: Kneser-Ney counts", ""]
         lines += ["| n | " + " | ".join(f"δ = {d}" for d in s3.DISCOUNTS) + " |"]
         lines += ["|---|" + "---|" * len(s3.DISCOUNTS)]
-        lines += [*counts(*examples(8), V), ""]
+        lines += [*counts(*examples(9), V), ""]
     path = ROOT / "benchmarks" / "results" / "stage03_sweep.md"
     path.write_text("\n".join(lines), encoding="utf-8")
     print(path.relative_to(ROOT))

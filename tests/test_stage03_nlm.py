@@ -520,6 +520,9 @@ def test_generate_uses_the_last_ids_and_pads_with_zero():
     assert model.generate(5, context=[4], **greedy).tolist() == padded.tolist()
     assert model.generate(30, seed=1).tolist() == model.generate(30, seed=1).tolist()
     assert model.generate(30, seed=1).tolist() != model.generate(30, seed=2).tolist()
+    plain = model.generate(300, seed=1).tolist()
+    assert plain == model.generate(300, temperature=1.0, seed=1).tolist()
+    assert plain != model.generate(300, temperature=1.1, seed=1).tolist()
 
 
 # Training
@@ -693,6 +696,14 @@ def test_a_map_of_zeros_shows_every_label(shape):
     assert shown.count("\n") == 16 and max(map(len, shown.split("\n"))) <= 72
 
 
+def test_a_map_has_its_width_and_height():
+    lines = s3.text_map("ab", np.array([[0.0, 1.0], [3.0, 5.0]])).split("\n")
+    assert sorted([lines[0].index(lines[0].strip()[0]), len(lines[0]) - 1]) == [0, 71]
+    lines = s3.text_map("abcd", np.array([[-5.0, 0], [5, 0], [0, 1], [0, -1]])).split("\n")
+    assert len(lines) == 17 and len(lines[8]) == 72
+    assert lines[0].strip() in "cd" and lines[16].strip() in "cd" and lines[8].strip()[0] in "ab"
+
+
 def test_a_taken_cell_gives_the_nearest_free_one():
     lines = s3.text_map("abcz", np.array([[0.0], [0], [0], [9]]), width=9, height=3).split("\n")
     assert lines[0][:2] in ("ab", "ac") or lines[0][-2:] in ("ba", "ca")
@@ -793,6 +804,10 @@ PAIR = np.zeros((1, 2), dtype=int)
         (lambda: s3.embedding_forward([True], np.zeros((3, 2))), "dtype bool"),
         (lambda: s3.make_examples([True, False], 1), "dtype bool"),
         (lambda: s3.make_examples(None, 1), r"shape \(\)"),
+        (
+            lambda: s3.make_examples(np.array([2**63, 1], np.uint64), 1),
+            "the id 9223372036854775808",
+        ),
         (lambda: s3.make_examples("abc", 1), r"shape \(\)"),
         (lambda: MODEL.logits([[True, False]]), "dtype bool"),
         (lambda: s3.encode("abc", ["a", "b"]), "'c' is not among the model's 2 symbols"),
@@ -876,6 +891,26 @@ def test_the_morals_follow_the_numbers(capsys):
     ]
     out = scores_printed(capsys, [1, 1], [0.25] * 2, [0.5] * 2)
     assert "The network beats counting by 1.000 bits." in out
+    assert [line.split()[0] for line in out.splitlines() if "%" in line] == ["1-9"]
+
+
+def test_the_places_of_the_context_and_the_capitals_are_reported(capsys, rng):
+    model, ids = small_model(V=6), np.repeat([1, 2, 3, 4], 30)
+    model.symbols = ["\n", "A", "a", "B", "b", "C"]
+    X, Y = rng.integers(0, 6, (50, 3)), rng.integers(0, 6, 50)
+    s3.report_inside(model, X, Y, np.append(ids, [0, 5, 5]))
+    out = capsys.readouterr().out
+    slopes = np.mean([np.sqrt((dx**2).sum(axis=1)) for dx in model.input_gradients(X, Y)], axis=0)
+    printed = [float(cell) for cell in out.splitlines()[1].split()]
+    assert printed == pytest.approx((slopes / slopes.max())[::-1].tolist(), abs=0.0051)
+    shares = s3.analogies(model.params["C"], [(1, 2), (3, 4)])
+    assert re.findall(r"(\S+)%", out) == [f"{100 * share:.1f}" for share in shares]
+    for C, verdict in ((np.eye(6), "no"), (np.array([[-1.0], [0], [5], [1], [6], [2]]), "a")):
+        model.params["C"] = np.tile(C, 4)[:, :4]
+        s3.report_inside(model, X, Y, np.append(ids, [0]))
+        assert f"there is {verdict} common step" in capsys.readouterr().out
+    s3.report_inside(model, X, Y, ids[:-1])  # one pair is no analogy
+    assert "A is to a" not in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
@@ -892,8 +927,9 @@ def fast_reports():
 def test_report_is_deterministic_and_complete(fast_reports):
     first, second = fast_reports
     assert first == second
-    for heading in ("1. One layer", "2. Counting", "3. NeuralLM", "4. Names", "5. The stories"):
-        assert heading in first
+    parts = "1. One layer|2. Counting|3. NeuralLM|the network|Slope of the loss|A is to a|4. Names"
+    parts += "|remedy none|the network|Mean cosine|200 names written|5. The stories"
+    assert re.search(parts.replace(".", r"\.").replace("|", ".*"), first, re.DOTALL)
     check_held_out_line(first)
     assert first.splitlines()[-1].endswith("(stage 3, neural n-gram, context 5)")
 
@@ -909,7 +945,7 @@ def test_the_report_scores_the_last_tenth_with_its_context(fast_reports, capsys)
     found = check_held_out_line(fast_reports[0])
     assert found == pytest.approx(model.loss(X, Y) / math.log(2), abs=0.0006)
     p = s3.count_models(
-        *s3.make_examples(ids[:36000], 7), *s3.make_examples(ids[35993:], 7), len(symbols)
+        *s3.make_examples(ids[:36000], 9), *s3.make_examples(ids[35991:], 9), len(symbols)
     )
     new = np.mean(p[4][1] == 0)
     row = next(line for line in fast_reports[0].splitlines() if line.startswith("   5 "))
@@ -930,6 +966,26 @@ def test_names_are_learned_and_written(tmp_path, capsys):
     assert all((name[:-1] in names) if name[-1] == "*" else (name not in names) for name in written)
     assert all(len(name.rstrip("*")) <= 5 for name in written)
     assert count >= sum(name[-1] == "*" for name in written) > 0
+
+
+def test_the_names_held_out_are_a_tenth_that_training_never_saw(monkeypatch):
+    names, seen = [a + b for a in "abcdefghij" for b in "klmnopqrst"], {}
+    real = s3.train
+
+    def train(model, X, Y, *args, **options):
+        seen.setdefault("trained", []).append(len(Y))
+        return real(model, X, Y, *args, **options)
+
+    monkeypatch.setattr(s3, "train", train)
+    monkeypatch.setattr(s3, "report_scores", lambda *args: seen.update(scores=args))
+    model = s3.learn_names(names, 2, 40, 0)
+    order = [names[i] for i in np.random.default_rng(0).permutation(100)]
+    assert seen["trained"] == [81 * 3] * 3 + [90 * 3]
+    _, _, p_count, p_model, k = seen["scores"]
+    held = s3.name_examples(order[90:], model.symbols, 2)
+    assert np.array_equal(p_model, np.exp(model.log_likelihoods(*held))) and k == 2
+    examples = s3.name_examples(order[:90], model.symbols, 2)
+    assert np.array_equal(p_count, s3.best_counts(*examples, 81 * 3, *held, 21)[2])
 
 
 def test_overfitting_is_measured_on_the_development_names(capsys):
