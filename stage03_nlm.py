@@ -547,7 +547,7 @@ def train(
         raise ValueError(f"{len(X)} contexts and {len(Y)} targets; expected as many of each")
     rng, dtype = np.random.default_rng(seed), model.params["C"].dtype
     size, order = min(batch_size, len(X)), np.empty(0, dtype=np.int64)
-    losses, start = [], time.time()
+    losses, start, bound = [], time.time(), 1000 * (1 + math.log(model.vocab_size))  # nats
     for step in range(steps):
         if len(order) < size:
             order = np.concatenate([order, rng.permutation(len(X))])  # a new epoch
@@ -563,7 +563,7 @@ def train(
                 if value.ndim == 2:
                     value *= 1 - rate * weight_decay
                 value -= rate * grads[name]
-        if not loss < 1000 * (1 + math.log(model.vocab_size)):  # also if it is not a number
+        if not (loss < bound and np.isfinite(model.params["b"]).all()):  # bound: far past sense
             raise ValueError(f"loss {loss} at step {step + 1}: {learning_rate=} is too large")
         losses.append(loss)
         stop = watch is not None and watch(step + 1) is True

@@ -649,6 +649,8 @@ def test_training_that_diverges_says_at_which_step(rng):
         assert f"at step {len(good) + 1}:" in str(stop.value)
     with pytest.raises(ValueError, match="too large"):
         s3.train(s3.NeuralLM(7, 3, 4, 5), X, Y, 500, learning_rate=1e30)
+    with pytest.raises(ValueError, match="at step 1: learning_rate=1e.300 is too large"):
+        s3.train(s3.NeuralLM(7, 3, 4, 5), X, Y, 1, learning_rate=1e300)  # float32: infinite params
 
 
 def test_a_network_with_too_many_knobs_overfits_and_decay_helps(rng):
