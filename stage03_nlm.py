@@ -966,7 +966,7 @@ def main(argv=None):
 # - One layer on a one-hot context is a table. What generalises is that contexts share weights.
 # - First weights of variance 1/(number of inputs), a small last layer: the first loss is ln V.
 # - Few data: watch a development loss; decay weights or drop features; stop at the turn.
-# - Where a table's rows are full, count; where they are empty, embed; and mix the two.
+# - Judge against the best counts: hard to beat on much text, beaten on little (names).
 
 # %% Common mistakes
 #

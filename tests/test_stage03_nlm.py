@@ -932,6 +932,8 @@ def test_report_is_deterministic_and_complete(fast_reports):
     parts = "1. One layer|2. Counting|3. NeuralLM|the network|Slope of the loss|A is to a|4. Names"
     parts += "|remedy none|the network|Mean cosine|200 names written|5. The stories"
     assert re.search(parts.replace(".", r"\.").replace("|", ".*"), first, re.DOTALL)
+    assert "learned in 1,000 steps" in first and "step 1,000," in first
+    assert re.findall(r"the last (\d) characters occur", first) == ["4", "3"]
     check_held_out_line(first)
     assert first.splitlines()[-1].endswith("(stage 3, neural n-gram, context 5)")
 
