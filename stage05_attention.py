@@ -15,7 +15,6 @@ ask, how to label and what to hand over. You need matrix products and the chain 
     10 two layers learn to recall    11 what single heads do
 
 Run `python stage05_attention.py [--fast] [--seed N]`: the report, well under a minute.
-
 It rests on: Bahdanau, Cho & Bengio 2014, Neural Machine Translation by Jointly Learning to Align
 and Translate; Vaswani et al. 2017, Attention Is All You Need; Su et al. 2021, RoFormer; Olsson et
 al. 2022, In-context Learning and Induction Heads; Dao et al. 2022, FlashAttention.
@@ -62,7 +61,7 @@ def attend_backward(dy, weights, q, keys, values):
 # Backward. Suppose the loss wants more of y₀, so that dy = [1, 0]. A weight is worth what its value
 # adds: dweights = [1, 0, 0]. But the weights add up to 1, so one can only grow at the cost of the
 # others; what counts is how much better than the average 0.867 it is (section 3 proves it):
-#     dscores = weights·(dweights - 0.867) = [0.116, -0.102, -0.014]
+#     dscores = weights·(dweights - 0.867) = [0.115, -0.102, -0.014]
 #     dq = Σ dscore·key = [0.129, -0.102]: ask for female more, and for actions less.
 #     dkeys = dscore·q, one row a word: [0.231, 0], [-0.203, 0], [-0.028, 0].
 #     dvalues = weight·dy, one row a word: [0.867, 0], [0.117, 0], [0.016, 0].
@@ -351,7 +350,8 @@ def rope_forward(x, positions, frequencies=None):
     """
     x, positions = as_floats("x", x), as_floats("positions", positions)
     D = x.shape[-1] if x.ndim else 0
-    frequencies = as_floats("θ", rope_frequencies(D) if frequencies is None else frequencies)
+    frequencies = rope_frequencies(D) if frequencies is None else frequencies
+    frequencies = as_floats("frequencies", frequencies)
     if 2 * frequencies.size != D or frequencies.ndim != 1:
         raise ValueError(f"frequencies {frequencies.shape} for D = {D}; expected ({D / 2:g},)")
     if np.broadcast_shapes(positions.shape, x.shape[:-1]) != x.shape[:-1]:
@@ -900,8 +900,8 @@ def report_costs(seed, lengths, n_head=2, D=64):
     plain = attention_forward, attention_backward
     tiled = flash_attention_forward, flash_attention_backward
     for T in lengths:
-        rng, peaks, results = np.random.default_rng(seed), [], []
-        q, k, v, dout = rng.normal(size=(4, 1, n_head, T, D)).astype(np.float32)
+        data = np.random.default_rng(seed).normal(size=(4, 1, n_head, T, D)).astype(np.float32)
+        (q, k, v, dout), peaks, results = data, [], []
         for forward, backward in (plain, tiled):
             tracemalloc.start()
             out, cache = forward(q, k, v, causal=True)
@@ -909,7 +909,7 @@ def report_costs(seed, lengths, n_head=2, D=64):
             peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
             tracemalloc.stop()
         apart = max(float(np.abs(a - b).max()) for a, b in zip(*results))
-        x = rng.normal(size=(1, T, n_head * D)).astype(np.float32)
+        x = q.reshape(1, T, n_head * D)
         layer = MultiHeadAttention(n_head * D, n_head, frequencies=rope_frequencies(D), seed=seed)
         _, kv = layer.step(x[:, :-1])
         calls = partial(layer.forward, x), partial(layer.step, x[:, -1], kv)
