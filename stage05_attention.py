@@ -92,14 +92,15 @@ def two_heads(q, keys, values, Wo):
 
 # %% 2. Why recurrence was not enough
 # A recurrent network reads as we do, word after word: h_t = f(h_{t-1}, x_t). All it knows is in its
-# state h, C numbers. In 2014 translators put a sentence into one such state and wrote the
-# translation from it; the longer the sentence, the worse. Bahdanau let the writer look back at all
-# states with weights like those above, and in 2017 the recurrence itself was dropped. For one
-# layer, T tokens and C channels:
+# state h, C numbers. The translation programs of 2014 put a sentence into one such state and
+# wrote the translation from it; the longer the sentence, the worse. Bahdanau let the writer look
+# back at all states with weights like those above, and in 2017 the recurrence itself was dropped.
+# For one layer, T tokens and C channels:
 #                       multiplications    steps in a row    from the first token to the last
 #     recurrence        2TC²               T                 T - 1 steps
 #     window of N       NTC²               1                 (T - 1)/(N - 1) layers
 #     attention         4TC² + 2T²C        1                 one layer
+#
 # The path matters because every step multiplies the gradient by one more derivative. Where each is
 # about 0.9, a thousand tokens leave 0.9⁹⁹⁹ = 1.9e-46 of it, which float32 rounds to 0; where it is
 # 1.1, they make 2.2e41 of it, more than float32 can hold. The gates of an LSTM (Hochreiter &
@@ -170,7 +171,7 @@ def as_gradient(name, given, like):
     """given in the dtype of `like`; ValueError unless it has its shape: NumPy would repeat it."""
     if np.shape(given) != like.shape:
         raise ValueError(f"{name} has shape {np.shape(given)}; expected {like.shape}")
-    return np.asarray(given, dtype=like.dtype)
+    return as_floats(name, given).astype(like.dtype, copy=False)
 
 
 def softmax_forward(s):
@@ -394,11 +395,8 @@ def rope_backward(dy, cache):
 
 
 def scaled_frequencies(frequencies, factor, rule, trained_length=None, low=1.0, high=4.0):
-    """(D/2,) rotations for texts `factor` times as long as trained; D/2 >= 2.
-
-    rule: "linear", "ntk", or "llama3", which needs trained_length and the turns in it below which a
-    pair is slowed (low), above which it is not (high).
-    """
+    """(D/2,) rotations for texts `factor` times as long; D >= 4. rule: linear, ntk or llama3. For
+    llama3, pairs of at most `low` turns in trained_length are slowed, of `high` left alone."""
     frequencies, factor = as_floats("frequencies", frequencies), check_number("factor", factor, 0)
     n = frequencies.size
     if frequencies.shape != (n,) or n < 2:
@@ -680,7 +678,7 @@ TOKENS = LETTERS + "0123456789"
 
 def recall_batch(rng, B, n_pairs):
     """(B, 4·n_pairs) ids: n_pairs distinct letters with digits, then as many pairs redrawn."""
-    n_pairs = check_count("n_pairs", n_pairs)
+    B, n_pairs = check_count("B", B), check_count("n_pairs", n_pairs)
     if n_pairs > len(LETTERS):
         raise ValueError(f"n_pairs is {n_pairs}; expected at most {len(LETTERS)}, one a letter")
     letters = rng.permuted(np.tile(np.arange(len(LETTERS)), (B, 1)), axis=1)[:, :n_pairs]
@@ -757,7 +755,7 @@ def progress(message, last=False):
 
 def train(model, steps, n_pairs, seed, name="", learning_rate=1e-2, B=32):
     """Adam (stage 4) on fresh batches; ValueError if the loss is not finite any more."""
-    steps = check_count("steps", steps)
+    steps, learning_rate = check_count("steps", steps), check_number("rate", learning_rate)
     rng = np.random.default_rng(seed)
     m = {key: np.zeros_like(p) for key, p in model.params.items()}
     s = {key: np.zeros_like(p) for key, p in model.params.items()}
@@ -781,8 +779,8 @@ def train(model, steps, n_pairs, seed, name="", learning_rate=1e-2, B=32):
 #   (Heads can stand in for each other, so silence the whole layer, too.)
 # - Frozen: p = its average over a thousand texts. The head then looks wherever it usually looks,
 #   whatever the text says. If nothing is lost, it went by positions; if all is lost, by content.
-# What it looks for shows in two of its weights: from a digit of the first half to its letter (1 in
-# a previous-token head), from a letter of the second half to its digits so far (1 in induction).
+# What it looks for shows in two of its weights: from a digit of the first half to the letter before
+# it (a previous-token head) and from a letter of the second half to its digits so far (induction).
 
 
 def right_with(edit, model, ids, layer, heads):

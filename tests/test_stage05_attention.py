@@ -980,9 +980,12 @@ def test_wrong_numbers_are_named(rng):
         (lambda: s5.scale_statistics(0, 1.0, rng), "D is 0"),
         (lambda: s5.recall_batch(rng, 2, 13), "n_pairs is 13; expected at most 12"),
         (lambda: s5.recall_batch(rng, 2, None), "n_pairs is None"),
+        (lambda: s5.recall_batch(rng, 0, 2), "B is 0"),
+        (lambda: s5.train(s5.AttentionOnly(8, 2, 1), 9, 1, 0, "", "1"), "rate is '1'"),
+        (lambda: s5.softmax_backward(np.ones(2, complex), np.ones(2)), "dp holds complex128"),
         (lambda: s5.AttentionOnly("8", 2, 1), "n_embd is '8'"),
         (lambda: s5.train(s5.AttentionOnly(8, 2, 1), 0, 1, 0), "steps is 0"),
-        (lambda: s5.train(s5.AttentionOnly(8, 2, 1), 9, 1, 0, "", math.nan), "step 2: loss nan"),
+        (lambda: s5.train(s5.AttentionOnly(8, 2, 1), 9, 1, 0, "", math.nan), "rate is nan"),
     ):
         with pytest.raises(ValueError, match=said):
             call()
