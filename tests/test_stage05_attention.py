@@ -871,6 +871,22 @@ def test_an_edit_of_the_weights_reaches_the_answers_and_nothing_else(rng):
 # The program
 
 
+def check_recall(report, seed):
+    """Counting is right as often as its row says; the models have as many weights; one counts."""
+    texts = s5.recall_batch(np.random.default_rng(seed + 1), 1000, 3)
+    rights = []
+    for row in texts.tolist():
+        digits = row[1:6:2]
+        guess = max(sorted(set(digits)), key=digits.count)
+        rights += [guess == digit for digit in row[7::2]]
+    assert f"{np.mean(rights):.1%}" in re.search("a most frequent digit .*", report)[0]
+    sizes = re.findall(r"^layers .* ([\d,]+) +\S+ +\S+%$", report, re.M)
+    one, other, two = (int(size.replace(",", "")) for size in sizes)
+    assert one == other and abs(one / two - 1) < 0.1
+    share, lesson = re.search(r"digit in (\S+)% of all cases: (.*)\.", report).groups()
+    assert float(share) > 85 and lesson == "it learned to count"
+
+
 def check_heads(report):
     """The sentences on heads and longer texts say what stands in their tables."""
     whole = float(re.search(r"which has (\S+)% right", report)[1])
@@ -911,6 +927,7 @@ def test_the_smoke_run_is_deterministic_and_two_layers_learn_what_one_does_not(c
     assert outputs[0].split("\n5. Costs")[0] + "\n" in (outputs[1], outputs[1] + "\n")
     right = [float(share) for share in re.findall(r"layers .* (\S+)%", outputs[0])]
     assert len(right) == 3 and max(right[:2]) < 60 and right[2] > 80  # two layers, not one
+    check_recall(outputs[0], seed=1)
     check_heads(outputs[0])
     check_costs(outputs[0])
     s5.report_scale(2)
