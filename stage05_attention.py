@@ -4,25 +4,20 @@
 # ///
 """Stage 5: attend. How can a model look back at any earlier token and choose which one matters?
 
-The answer is a dictionary made differentiable. Every token asks a question (a query q), advertises
-what it holds (a key k) and offers something to hand over (a value v). A token's output is the
-average of all values, weighted by the softmax of q·k. That sentence does not say how many tokens
-there are, so one set of weights serves any length; and all of it has a derivative, so what to ask,
-advertise and hand over can be learned. Below, attention, its backward and what they entail:
+The answer is a dictionary made soft. Every token asks a question (a query), wears a label (a key)
+and holds something to hand over (a value). It receives the average of all values, weighted by how
+well their keys fit its query. That sentence does not say how many tokens there are, so one set of
+weights serves texts of any length; and all of it has a derivative, so a model can learn what to
+ask, how to label and what to hand over. You need matrix products and the chain rule (stage 2).
 
-          1 the fixed window    2 soft lookup        3 why √D    4 attention and its backward
-          5 positions           6 heads and cache    7 tiles     8 two layers learn to recall
+     1 one query, three keys    2 why not recurrence    3 soft lookup    4 why √D    5 attention
+     6 positions    7 longer than trained    8 heads, cache, window    9 tiles
+    10 two layers learn to recall    11 what single heads do
 
-    python stage05_attention.py           the report, well under a minute
-    python stage05_attention.py --fast    the same in miniature, a few seconds
-
-It prints what the scale does to a softmax; one layer failing and two layers learning to recall,
-with their maps; the cost with and without tiles, and of a new token with and without a cache.
-
-Papers: Bahdanau, Cho & Bengio 2014, Neural Machine Translation by Jointly Learning to Align and
-Translate; Vaswani et al. 2017, Attention Is All You Need; Shazeer 2019, Fast Transformer Decoding;
-Su et al. 2021, RoFormer; Press, Smith & Lewis 2021, Train Short, Test Long; Olsson et al. 2022,
-In-context Learning and Induction Heads; Dao et al. 2022, FlashAttention; Ainslie et al. 2023, GQA.
+Run `python stage05_attention.py [--fast] [--seed N]`: the report, well under a minute.
+It rests on: Bahdanau, Cho & Bengio 2014, Neural Machine Translation by Jointly Learning to Align
+and Translate; Vaswani et al. 2017, Attention Is All You Need; Su et al. 2021, RoFormer; Olsson et
+al. 2022, In-context Learning and Induction Heads; Dao et al. 2022, FlashAttention.
 """
 
 import argparse
@@ -31,42 +26,117 @@ import os
 import sys
 import timeit
 import tracemalloc
+from functools import partial
 
 import numpy as np
 
-# %% 1. The fixed window
-#
-# The neural n-gram of stage 3 lays the last N characters' embeddings end to end and multiplies them
-# by one matrix. A longer memory costs more weights, and each place owns its rows: what it learns of
-# a name three characters back is news four characters back. The plain average of all embeddings has
-# neither fault, but listens to every token equally. So keep the average and choose its weights by
-# what we look for: out = Σⱼ pⱼ vⱼ with pⱼ ≥ 0 and Σⱼ pⱼ = 1.
-#
-# Shapes: B sequences, Tq queries, Tk keys (T when they are equal), C channels, H heads of size D,
-# Hkv heads of keys and values. dx means ∂L/∂x for the loss L. A layer is a pair name_forward(x) ->
-# (y, cache), name_backward(dy, cache) -> dx; the cache holds what the backward must remember.
+# %% 1. One query, three keys
+# Somebody reads "Mia saw Tom, and she" and wonders who "she" is. Each earlier word wears a label of
+# two numbers, its key: how female it is (male counts as negative), and how much of an action. The
+# query of "she" is [2, 0]: it asks for someone female and does not care about actions. Query and
+# key fit as well as their dot product is large. Each word hands over a value, here [1, 0] for Mia,
+# [0, 1] for Tom, and nothing for saw.
 
-# %% 2. Soft lookup
+
+def attend(q, keys, values):
+    """Weights (N,), and the mixture y (C,) of values (N, C), for a query q (D,), keys (N, D)."""
+    scores = keys @ q  # (N,) how well each key fits
+    weights = np.exp(scores) / np.exp(scores).sum()  # (N,) positive, adding up to 1
+    return weights, weights @ values
+
+
+def attend_backward(dy, weights, q, keys, values):
+    """dq (D,), dkeys (N, D) and dvalues (N, C) from dy (C,); dx means ∂L/∂x for a loss L."""
+    dweights = values @ dy  # (N,) what each weight is worth
+    dscores = weights * (dweights - weights @ dweights)  # (N,)
+    return dscores @ keys, np.outer(dscores, q), np.outer(weights, dy)
+
+
+#              key        value      score of q = [2, 0]      weight
+#     Mia      [ 1, 0]    [1, 0]      2                       exp(2)/8.52  = 0.867
+#     saw      [ 0, 1]    [0, 0]      0                       exp(0)/8.52  = 0.117
+#     Tom      [-1, 0]    [0, 1]     -2                       exp(-2)/8.52 = 0.016
+#     y = 0.867·[1, 0] + 0.117·[0, 0] + 0.016·[0, 1] = [0.867, 0.016]: Mia, almost surely.
 #
-# A Python dictionary compares a query with every key and returns the value whose key is equal:
-#     out = Σⱼ 1[q = kⱼ] vⱼ
-# The comparison jumps from 0 to 1; its derivative is 0 wherever it exists, so nothing can be
-# learned through it. Replace "equal" by "similar", the dot product sⱼ = q·kⱼ, and the jump by a
-# smooth function that makes any scores into positive weights that sum to one, the softmax:
+# Backward. Suppose the loss wants more of y₀, so that dy = [1, 0]. A weight is worth what its value
+# adds: dweights = [1, 0, 0]. But the weights add up to 1, so one can only grow at the cost of the
+# others; what counts is how much better than the average 0.867 it is (section 3 proves it):
+#     dscores = weights·(dweights - 0.867) = [0.115, -0.102, -0.014]
+#     dq = Σ dscore·key = [0.129, -0.102]: ask for female more, and for actions less.
+#     dkeys = dscore·q, one row a word: [0.231, 0], [-0.203, 0], [-0.028, 0].
+#     dvalues = weight·dy, one row a word: [0.867, 0], [0.117, 0], [0.016, 0].
+#
+# Two heads. Let "she" also ask what happened, with the query [0, 2]. Both questions in one query,
+# [2, 2], have the scores 2, 2, -2 and the weights 0.495, 0.495, 0.009: a blend of Mia and saw in
+# which nobody can tell the one from the other. So ask twice. Each head owns half of every query,
+# key and value; the two answers are laid side by side, and one more matrix Wo mixes them.
+
+
+def two_heads(q, keys, values, Wo):
+    """y = [answer of head 1, answer of head 2] Wo; the first half of each row is head 1's."""
+    D, C = len(q) // 2, values.shape[1] // 2
+    _, y1 = attend(q[:D], keys[:, :D], values[:, :C])
+    _, y2 = attend(q[D:], keys[:, D:], values[:, C:])
+    return np.concatenate([y1, y2]) @ Wo
+
+
+#     head 1 as above: y1 = [0.867, 0.016]
+#     head 2: the same keys, q = [0, 2], values [0, 0], [1, 0], [0, 0]:
+#         scores [0, 2, 0]    weights [0.107, 0.787, 0.107]    y2 = [0.787, 0]
+#     Wo = [[1], [0], [1], [0]] adds "a woman was found" to "an action was found": y = 1.654
+# Backward with dy = [1]: Wo hands back Wo·dy = [1, 0 | 1, 0], and each head gets its own half.
+# Head 1 has dy1 = [1, 0], all of which was computed above. Head 2 has dweights [0, 1, 0], hence
+# dscores = [-0.084, 0.168, -0.084] and dq = [0, 0.168]: ask for actions more, and leave "female"
+# alone, as Mia and Tom pull in opposite directions. The rest of the file is this function for many
+# queries at once, with a softmax that cannot overflow, a way to say who stands where, and speed.
+
+# %% 2. Why recurrence was not enough
+# A recurrent network reads as we do, word after word: h_t = f(h_{t-1}, x_t). All it knows is in its
+# state h, C numbers. The translation programs of 2014 put a sentence into one such state and
+# wrote the translation from it; the longer the sentence, the worse. Bahdanau let the writer look
+# back at all states with weights like those above, and in 2017 the recurrence itself was dropped.
+# For one layer, T tokens and C channels:
+#                       multiplications    steps in a row    from the first token to the last
+#     recurrence        2TC²               T                 T - 1 steps
+#     window of N       NTC²               1                 (T - 1)/(N - 1) layers
+#     attention         4TC² + 2T²C        1                 one layer
+#
+# The path matters because every step multiplies the gradient by one more derivative. Where each is
+# about 0.9, a thousand tokens leave 0.9⁹⁹⁹ = 1.9e-46 of it, which float32 rounds to 0; where it is
+# 1.1, they make 2.2e41 of it, more than float32 can hold. The gates of an LSTM (Hochreiter &
+# Schmidhuber 1997) hold the factor near 1, but two problems remain. T steps in a row leave a
+# machine idle that could do a thousand at once: with 512 channels, attention multiplies four times
+# as much as the recurrence, in one step instead of a thousand. And a state of fixed size forgets,
+# whatever its gates. (Mamba, Gu & Dao 2023, and its kin have got rid of the steps in a row. Their
+# state still has a size, and what they lack is mostly section 10's recall: Arora et al. 2023.)
+#
+# The window is stage 3's: each of its N places owns rows of the matrix, so what it learns of a name
+# three tokens back is news four tokens back. Attention pays for its freedom with T², as every token
+# looks at every other; sections 8 and 9 are about that.
+#
+# From here on: B sequences, Tq queries, Tk keys (T if as many), C channels, H heads of size D, Hkv
+# heads of keys and values. A layer is a pair name_forward(x) -> (y, cache), name_backward(dy,
+# cache) -> dx, where the cache holds what the backward must remember.
+
+# %% 3. Soft lookup
+# A Python dictionary returns the value whose key is equal to the query: out = Σⱼ 1[q = kⱼ] vⱼ. The
+# comparison jumps from 0 to 1; its derivative is 0 wherever it exists, so nothing can be learned
+# through it. Replace "equal" by "similar", the dot product sⱼ = q·kⱼ, and the jump by a smooth
+# function that turns any scores into positive weights that sum to one, the softmax:
 #     pⱼ = exp(sⱼ) / Σₘ exp(sₘ)          out = Σⱼ pⱼ vⱼ
-# The dictionary is still inside: with all scores times β, pⱼ/pₘ = exp(β(sⱼ - sₘ)), and as β grows
-# the largest takes all the weight. Adding c to every score multiplies numerator and denominator by
-# exp(c), so p does not change: subtract the maximum, and no exponential can overflow.
+# The dictionary is still inside. Multiply all scores by β: then pⱼ/pₘ = exp(β(sⱼ - sₘ)), and as β
+# grows the largest score takes all the weight. Adding c to every score multiplies numerator and
+# denominator by exp(c) and does not change p. So subtract the maximum, and nothing overflows.
 #
-# A score of -∞ gets a weight of exactly 0. A row of nothing but -∞ would be 0/0; we define its
-# weights to be 0, a sum over no keys: a query with nothing to see gets zeros instead of NaN. In the
-# code the maximum starts at the lowest finite number, not at -∞, and then Σₘ exp(xₘ - max) is 0 for
-# such a row and at least 1 for any other, where the maximum itself adds exp(0).
+# A score of -∞ has weight 0: this key must not be seen. A row of nothing but -∞ would be 0/0; we
+# give it weights of 0, so that a query with nothing to see gets zeros, not NaN. In the code the
+# maximum starts at the lowest finite number instead of -∞. The sum of exponentials is then 0 for
+# such a row, and at least 1 for any other, as the maximum itself adds exp(0) = 1.
 #
-# Backward. With Z = Σₘ exp(xₘ), the quotient rule gives
-#     ∂pᵢ/∂xⱼ = (1[i=j] exp(xᵢ) Z - exp(xᵢ) exp(xⱼ)) / Z² = pᵢ (1[i=j] - pⱼ)
-#     dxⱼ = Σᵢ dpᵢ ∂pᵢ/∂xⱼ = pⱼ (dpⱼ - Σᵢ pᵢ dpᵢ):
-# what its own weight is worth, minus what the weights are worth on average. Zero weights give zero.
+# Backward. With Z = Σₘ exp(sₘ), the quotient rule gives
+#     ∂pᵢ/∂sⱼ = (1[i=j] exp(sᵢ) Z - exp(sᵢ) exp(sⱼ)) / Z² = pᵢ (1[i=j] - pⱼ)
+#     dsⱼ = Σᵢ dpᵢ ∂pᵢ/∂sⱼ = pⱼ (dpⱼ - Σᵢ pᵢ dpᵢ):
+# what its own weight is worth, minus what the weights are worth on average.
 
 
 def check_count(name, value, lowest=1):
@@ -77,26 +147,39 @@ def check_count(name, value, lowest=1):
     return int(value)  # an np.uint8 would wrap at 256, and below 0
 
 
-def check_number(name, value):
-    """ValueError unless value is a finite number."""
+def check_number(name, value, above=-math.inf):
+    """value as a float; ValueError unless it is a finite number, and above the bound."""
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r}; expected a finite number")
+    if not real or not above < value < math.inf:
+        least = f" above {above:g}" if above > -math.inf else ""
+        raise ValueError(f"{name} is {value!r}; expected a finite number{least}")
+    return float(value)
 
 
-def check_shape(name, given, shape):
-    """ValueError unless the array has exactly this shape: NumPy would repeat it to fit."""
-    if np.shape(given) != shape:
-        raise ValueError(f"{name} has shape {np.shape(given)}; expected {shape}")
-
-
-def softmax_forward(x):
-    """Rows of x (..., N) to weights p (..., N) that sum to 1; rows of nothing but -inf to zeros."""
+def as_floats(name, x):
+    """x as an array; integers become float64. ValueError for other things than numbers, and for
+    float16, in which a score above 65,504 would overflow."""
     x = np.asarray(x)
-    if x.dtype.kind not in "fiu" or x.ndim == 0:
-        raise ValueError(f"scores are {x.dtype} {x.shape}; expected numbers (..., N)")
-    x = x if x.dtype.kind == "f" else x.astype(np.float64)
-    p = x - x.max(axis=-1, keepdims=True, initial=np.finfo(x.dtype).min)
+    if x.dtype.kind in "iu":
+        x = x.astype(np.float64)
+    if x.dtype.kind != "f" or x.dtype.itemsize < 4:
+        raise ValueError(f"{name} holds {x.dtype}; expected float32, float64 or integers")
+    return x
+
+
+def as_gradient(name, given, like):
+    """given in the dtype of `like`; ValueError unless it has its shape: NumPy would repeat it."""
+    if np.shape(given) != like.shape:
+        raise ValueError(f"{name} has shape {np.shape(given)}; expected {like.shape}")
+    return as_floats(name, given).astype(like.dtype, copy=False)
+
+
+def softmax_forward(s):
+    """Rows of scores (..., N) to weights (..., N) that sum to 1; rows of nothing but -inf to 0."""
+    s = as_floats("scores", s)
+    if s.ndim == 0:
+        raise ValueError(f"scores are the number {s}; expected at least one row (..., N)")
+    p = s - s.max(axis=-1, keepdims=True, initial=np.finfo(s.dtype).min)
     np.exp(p, out=p)
     Z = p.sum(axis=-1, keepdims=True)  # (..., 1)
     p /= np.maximum(Z, 1)
@@ -104,37 +187,37 @@ def softmax_forward(x):
 
 
 def softmax_backward(dp, cache):
-    """dx (..., N) from dp (..., N)."""
+    """ds (..., N) from dp (..., N)."""
     p = cache
-    check_shape("dp", dp, p.shape)
+    dp = as_gradient("dp", dp, p)
     return p * (dp - np.sum(p * dp, axis=-1, keepdims=True))
 
 
-# %% 3. Why the scores are divided by √D
-#
+# %% 4. Why the scores are divided by √D
 # Let q and k have D independent entries of mean 0 and variance 1, as at initialisation. The mean of
 # a product of independent numbers is the product of their means, so for q·k = Σ_d q_d k_d
 #     E[q_d k_d] = E[q_d] E[k_d] = 0,  hence  E[q·k] = 0
 #     E[(q_d k_d)²] = E[q_d²] E[k_d²] = 1, and for d ≠ e  E[q_d k_d q_e k_e] = 0·0·0·0,
 #     hence  Var(q·k) = E[(Σ_d q_d k_d)²] = Σ_d 1 = D.
-# So scores spread like √D, by ±8 at D = 64. As exp(8) is about 3,000, the softmax has chosen one
-# key before training has begun, and it cannot change its mind: by section 2 its derivatives are the
-# matrix J = diag(p) - p pᵀ, with trace Σᵢ pᵢ(1 - pᵢ) = 1 - Σᵢ pᵢ²; once one weight is near 1, every
-# term is near 0 and no gradient passes. q·k/√D has variance D/D = 1 for every D: we use that.
+# So scores spread like √D, by ±8 at D = 64. As exp(8) is about 3,000, most queries give most of
+# their weight to one key before training has begun, and are hard to teach otherwise: by section 3
+# the softmax has the derivatives J = diag(p) - p pᵀ, and their trace, Σᵢ pᵢ(1 - pᵢ) = 1 - Σᵢ pᵢ²,
+# measures how much gradient passes. The report finds 0.96 with the scale below, whatever D is;
+# without it, 0.30 at D = 64 and 0.15 at D = 256. Such a model still learns, only slower. As q·k/√D
+# has variance D/D = 1 for every D, that is what we use.
 
 
 def scale_statistics(D, scale, rng, n_keys=64, n_queries=512):
     """(variance of the scores, entropy of the weights in nats, trace of the softmax's Jacobian)."""
     D = check_count("D", D)
-    q, k = rng.normal(size=(n_queries, 1, D)), rng.normal(size=(n_queries, D, n_keys))
-    s = scale * (q @ k)[:, 0]  # (n_queries, n_keys), fresh keys for every query
+    q, k = rng.normal(size=(n_queries, 1, D)), rng.normal(size=(n_queries, D, n_keys))  # fresh keys
+    s = scale * (q @ k)[:, 0]  # (n_queries, n_keys)
     p, _ = softmax_forward(s)
     entropy = -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1)
-    return float(s.var()), float(entropy.mean()), float(np.mean(1 - np.sum(p * p, axis=-1)))
+    return float(s.var()), float(entropy.mean()), float(1 - np.sum(p * p, axis=-1).mean())
 
 
-# %% 4. Attention and its backward
-#
+# %% 5. Attention and its backward
 # All queries at once, with a scale α = 1/√D and a mask mᵢⱼ, 0 where query i may see key j, or -∞:
 #     sᵢⱼ = α qᵢ·kⱼ + mᵢⱼ        pᵢ = softmax(sᵢ)        oᵢ = Σⱼ pᵢⱼ vⱼ
 # Self-attention takes q, k and v from one sequence; cross-attention takes q from one (a translation
@@ -142,20 +225,18 @@ def scale_statistics(D, scale, rng, n_keys=64, n_queries=512):
 #
 # The causal mask. Whoever predicts the next token must not see it. If the queries are the LAST Tq
 # of the Tk positions (all of them in training, one when a cache holds the rest), query i stands at
-# i + Tk - Tq and may look at keys j ≤ i + Tk - Tq. The mask must be -∞ and precede the softmax:
-#   - scores set to 0 leave exp(0) = 1, the weight of an average key;
-#   - weights set to 0 after it leave the future in the denominator Σⱼ exp(sᵢⱼ): the rows no longer
-#     sum to 1, and how much is missing tells of what comes next;
-#   - -∞ before it makes exp(-∞) = 0 above and below the line, and the future is gone.
+# i + Tk - Tq and may look at keys up to there. The mask must be -∞ and precede the softmax:
+# scores set to 0 leave exp(0) = 1, the weight of an average key; weights set to 0 after it leave
+# the future in the denominator Σⱼ exp(sᵢⱼ), and how much a row lacks of 1 tells what comes next.
 #
 # Backward, from do = ∂L/∂o. Each line asks: where does this variable enter, with which factor?
 #     vⱼ enters oᵢ times pᵢⱼ:                     dvⱼ = Σᵢ pᵢⱼ doᵢ            dv = pᵀ do
 #     pᵢⱼ enters oᵢ times vⱼ:                     dpᵢⱼ = doᵢ·vⱼ               dp = do vᵀ
-#     softmax, row by row (section 2):            dsᵢⱼ = pᵢⱼ (dpᵢⱼ - Σₘ pᵢₘ dpᵢₘ)
+#     softmax, row by row (section 3):            dsᵢⱼ = pᵢⱼ (dpᵢⱼ - Σₘ pᵢₘ dpᵢₘ)
 #     qᵢ enters sᵢⱼ times αkⱼ, kⱼ times αqᵢ:      dqᵢ = α Σⱼ dsᵢⱼ kⱼ           dkⱼ = α Σᵢ dsᵢⱼ qᵢ
-#
-# Shared heads. With fewer key heads than query heads (section 6 says why), G = H/Hkv query heads in
-# a row share one. Keys do not mind how many queries look at them: lay the G heads end to end as
+# With one query these are the lines of attend_backward.
+# Shared heads. With fewer key heads than query heads (section 8 says why), G = H/Hkv query heads in
+# a row share one. A key does not mind how many queries look at it: lay the G heads end to end, as
 # G·Tq queries of one head. The sum over the group in dk, dv is then already inside dsᵀ q and pᵀ do.
 
 
@@ -166,40 +247,33 @@ def grouped(x, Hkv):
 
 
 def check_qkv(q, k, v, scale):
-    """The three as arrays and the scale as a number; ValueError if they do not fit together."""
-    q, k, v = np.asarray(q), np.asarray(k), np.asarray(v)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.ndim != 4 or x.dtype.kind != "f":
-            raise ValueError(f"{name} is {x.dtype} {x.shape}; expected floats (B, heads, T, D)")
-    (B, H, _, D), Hkv = q.shape, k.shape[1]
-    if k.shape != v.shape or k.shape[::3] != (B, D) or D < 1 or Hkv < 1 or H % Hkv:
+    """The three as arrays of one dtype, and the scale; ValueError if they do not fit together."""
+    q, k, v = as_floats("q", q), as_floats("k", k), as_floats("v", v)
+    fit = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[::3] == k.shape[::3]
+    if not fit or q.shape[3] == 0 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         expected = "q (B, H, Tq, D), k and v (B, Hkv, Tk, D), Hkv dividing H"
         raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} do not fit; expected {expected}")
-    scale = 1 / math.sqrt(D) if scale is None else scale  # None for 1/√D
-    check_number("scale", scale)
-    return q, k, v, float(scale)
+    dtype = np.result_type(q, k, v)
+    scale = 1 / math.sqrt(q.shape[3]) if scale is None else check_number("scale", scale)
+    return *(x.astype(dtype, copy=False) for x in (q, k, v)), scale
 
 
 def sliding_window_mask(Tq, Tk, window=None):
-    """Boolean (Tq, Tk): True where a query, one of the last Tq of Tk positions, may look.
-
-    It sees itself and what came before, `window` positions in all (None: all, the causal mask).
-    """
+    """Boolean (Tq, Tk): each of the last Tq of Tk positions sees the last `window` up to itself."""
     Tq, Tk = check_count("Tq", Tq, 0), check_count("Tk", Tk, 0)
-    window = None if window is None else check_count("window", window)  # None for no limit
     distance = np.arange(Tk - Tq, Tk)[:, None] - np.arange(Tk)  # (Tq, Tk), negative in the future
-    return (distance >= 0) & (distance < (window or Tk + 1))
+    if window is None:  # the causal mask
+        return distance >= 0
+    return (distance >= 0) & (distance < check_count("window", window))
 
 
 def attention_forward(q, k, v, causal=False, mask=None, scale=None):
     """Scaled dot-product attention (Vaswani et al. 2017): out (B, H, Tq, D) and the cache.
 
-    q (B, H, Tq, D), k and v (B, Hkv, Tk, D) with Hkv dividing H. causal: the queries are the last
-    Tq of Tk positions and see nothing later than themselves. mask, broadcastable to (B, H, Tq, Tk):
-    boolean (True = may attend) or floating (added to the scaled scores); with causal, both apply.
-    scale: None for 1/√D. A query that may see nothing (as the first Tq - Tk of a causal Tq > Tk)
-    gets zeros and sends no gradient. ValueError for shapes that do not fit, a mask of another dtype
-    or holding NaN or +inf, a scale that is not finite.
+    q (B, H, Tq, D), k and v (B, Hkv, Tk, D), Hkv dividing H. causal: the queries are the last Tq of
+    Tk positions and see nothing later than themselves. mask, broadcastable to (B, H, Tq, Tk):
+    boolean (True = may attend) or floating (added to the scaled scores, below +inf); with causal,
+    both apply. scale: None for 1/√D. A query that may see nothing gets zeros, sends no gradient.
     """
     q, k, v, scale = check_qkv(q, k, v, scale)
     Hkv, Tq, Tk = k.shape[1], q.shape[2], k.shape[2]
@@ -207,13 +281,14 @@ def attention_forward(q, k, v, causal=False, mask=None, scale=None):
     s *= s.dtype.type(scale)
     if mask is not None:
         mask = np.asarray(mask)
-        if mask.dtype.kind == "b":
-            mask = np.where(mask, 0, -np.inf).astype(s.dtype)
-        if mask.dtype.kind != "f" or not np.all(mask < np.inf):
+        if mask.dtype.kind not in "bf" or not np.all(mask < np.inf):
             raise ValueError(f"mask of dtype {mask.dtype}; expected booleans, or floats below +inf")
         if np.broadcast_shapes(mask.shape, s.shape) != s.shape:  # raises, too, if there is none
             raise ValueError(f"mask has shape {mask.shape}; expected one that fits {s.shape}")
-        s += mask
+        if mask.dtype.kind == "b":
+            np.copyto(s, -np.inf, where=~mask)
+        else:
+            s += mask
     if causal:
         np.copyto(s, -np.inf, where=~sliding_window_mask(Tq, Tk))
     p, _ = softmax_forward(s)
@@ -224,9 +299,9 @@ def attention_forward(q, k, v, causal=False, mask=None, scale=None):
 def attention_backward(dout, cache):
     """dq (B, H, Tq, D), dk and dv (B, Hkv, Tk, D) from dout (B, H, Tq, D)."""
     q, k, v, p, scale = cache
-    check_shape("dout", dout, q.shape)
     Hkv = k.shape[1]
-    do, p = grouped(dout, Hkv), grouped(p, Hkv)  # (B, Hkv, G·Tq, D), (B, Hkv, G·Tq, Tk)
+    do = grouped(as_gradient("dout", dout, q), Hkv)  # (B, Hkv, G·Tq, D)
+    p = grouped(p, Hkv)  # (B, Hkv, G·Tq, Tk)
     dv = p.swapaxes(-1, -2) @ do
     ds = softmax_backward(do @ v.swapaxes(-1, -2), p)
     ds *= ds.dtype.type(scale)
@@ -235,8 +310,7 @@ def attention_backward(dout, cache):
     return dq, dk, dv
 
 
-# %% 5. Positions: putting order back
-#
+# %% 6. Positions: putting order back
 # Attention alone cannot tell "dog bites man" from "man bites dog". Let the matrix Π reorder the
 # rows of X, and Q = XW_q and so on. The scores S = αQKᵀ become α(ΠQ)(ΠK)ᵀ = ΠSΠᵀ; the softmax works
 # row by row and in any order, so P becomes ΠPΠᵀ; and, as ΠᵀΠ = I, the output is
@@ -244,94 +318,124 @@ def attention_backward(dout, cache):
 # the same vectors, in the new order. The causal mask breaks that symmetry, but says only what is
 # earlier, never how much earlier. There are four classic ways to say where a token stands.
 #
-# 1. Learned: a table with one row per position, added to the embeddings. Simple (section 8 uses
-#    it), but there is no row for the first position after those trained on.
-# 2. Sinusoidal: fixed rows of C/2 clock hands (sin ωᵢt, cos ωᵢt) with speeds ωᵢ = 10000^(-2i/C).
-#    By the angle sums, a shift by n is a rotation by ωn, one matrix whatever t is:
-#        sin ω(t+n) =  cos ωn · sin ωt + sin ωn · cos ωt
-#        cos ω(t+n) = -sin ωn · sin ωt + cos ωn · cos ωt
+# 1. Learned: a table with one row per position (GPT-2), and none beyond the longest training text.
+# 2. Sinusoidal: rows of C/2 clock hands (sin θᵢt, cos θᵢt) with speeds θᵢ = 10000^(-2i/C). By the
+#    angle sums, a shift by n is a rotation by θᵢn, the same matrix whatever t is:
+#        sin θ(t+n) =  cos θn · sin θt + sin θn · cos θt
+#        cos θ(t+n) = -sin θn · sin θt + cos θn · cos θt
 # 3. Rotary (RoPE): if a shift is a rotation, rotate the queries and keys themselves. R_t turns the
-#    pair (xᵢ, xᵢ₊D/2) by the angle tθᵢ, θᵢ = theta^(-2i/D):
-#        yᵢ = xᵢ cos tθᵢ - xᵢ₊D/2 sin tθᵢ        yᵢ₊D/2 = xᵢ sin tθᵢ + xᵢ₊D/2 cos tθᵢ
+#    pair of numbers x[i], x[i + D/2] by the angle tθᵢ, where θᵢ = base^(-2i/D):
+#        y[i]       = x[i] cos tθᵢ - x[i + D/2] sin tθᵢ
+#        y[i + D/2] = x[i] sin tθᵢ + x[i + D/2] cos tθᵢ
 #    Rotations add up, R_m R_n = R_{m+n}, and their transpose undoes them, R_mᵀ = R_{-m}. Hence
 #        (R_m q)·(R_n k) = qᵀ R_mᵀ R_n k = qᵀ R_{n-m} k:
 #    the score depends on the offset n - m alone. Values are not turned: position decides who is
 #    heard, not what is said. The backward of y = R_t x is dx = R_tᵀ dy = R_{-t} dy. (What forms a
 #    pair is a convention: halves here and in Llama on Hugging Face, neighbours in the paper.)
-# 4. ALiBi: subtract a penalty that grows with distance, s - μ|i - j|, with a slope μ for each head,
-#    2^(-8/H), 2^(-16/H), ..., 2^(-8) if H is a power of two: some heads see far, some near. For
-#    other H, the slopes of the largest power of two P < H, then every second one of 2P heads.
+# 4. ALiBi: subtract from each score a penalty that grows with distance, μ|i - j|, with one slope μ
+#    a head, 2^(-8/H), 2^(-16/H), ..., 2^(-8): some heads see far, some near (Press et al. 2021).
 
 
-def sinusoidal_positions(T, C):
-    """(T, C) table: sin ωᵢt in column 2i, cos ωᵢt in 2i + 1 (Vaswani et al. 2017); C even."""
-    T, C = check_count("T", T, 0), check_count("C", C, 2)
-    if C % 2:
-        raise ValueError(f"T is {T} and C is {C}; expected T >= 0 and an even C >= 2")
-    omega = 10000.0 ** (-np.arange(0, C, 2) / C)  # (C/2,)
-    angle = np.arange(T)[:, None] * omega  # (T, C/2)
-    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(T, C)
+def rope_frequencies(D, base=10000.0):
+    """(D/2,) θᵢ in radians a position, from 1 down to nearly 1/base; D even."""
+    D = check_count("D", D, 2)
+    if D % 2:
+        raise ValueError(f"D is {D}; expected an even number")
+    return check_number("base", base, above=0) ** (-np.arange(0, D, 2) / D)
 
 
-def rope_forward(x, positions, theta=10000.0):
+def rope_forward(x, positions, frequencies=None):
     """Rotary positions, half-split pairs (Su et al. 2021): y like x (..., T, D), and the cache.
 
-    positions: (T,), or another shape that broadcasts to (..., T), as (B, 1, T). D must be even.
+    positions: (T,), or what broadcasts to (..., T). frequencies: None for rope_frequencies(D).
     """
-    x, positions = np.asarray(x), np.asarray(positions, dtype=np.float64)
+    x, positions = as_floats("x", x), as_floats("positions", positions)
     D = x.shape[-1] if x.ndim else 0
-    check_number("theta", theta)
-    if x.dtype.kind != "f" or not np.isfinite(positions).all():
-        found = f"x is {x.dtype}, positions are {positions}"
-        raise ValueError(f"{found:.200}; expected floats, and positions that are finite")
-    if D < 2 or D % 2 or not 0 < theta < math.inf:
-        raise ValueError(f"D is {D} and theta {theta}; expected an even D >= 2 and a theta > 0")
+    frequencies = rope_frequencies(D) if frequencies is None else frequencies
+    frequencies = as_floats("frequencies", frequencies)
+    if 2 * frequencies.size != D or frequencies.ndim != 1:
+        raise ValueError(f"frequencies {frequencies.shape} for D = {D}; expected ({D / 2:g},)")
     if np.broadcast_shapes(positions.shape, x.shape[:-1]) != x.shape[:-1]:
         raise ValueError(f"positions have shape {positions.shape}; expected {x.shape[:-1]} at most")
-    angle = positions[..., None] * float(theta) ** (-np.arange(0, D, 2) / D)  # (..., T, D/2)
+    angle = positions[..., None].astype(np.float64) * frequencies  # (..., T, D/2)
+    if not np.isfinite(angle).all():
+        raise ValueError("positions or frequencies are not finite; expected finite numbers")
     cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
     a, b = x[..., : D // 2], x[..., D // 2 :]
-    return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1), (positions, theta)
+    return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1), (positions, frequencies)
 
 
 def rope_backward(dy, cache):
     """dx like dy (..., T, D): the same rotation the other way round."""
-    positions, theta = cache
-    return rope_forward(dy, -positions, theta)[0]
+    positions, frequencies = cache
+    return rope_forward(dy, -positions, frequencies)[0]
 
 
-def alibi_bias(n_head, Tq, Tk):
-    """(n_head, Tq, Tk) to add to scores, -slope·|distance|; the queries are the last Tq of Tk.
-
-    It hides nothing: pass it as a mask together with causal=True (Press, Smith & Lewis 2021).
-    """
-    n_head, Tq, Tk = (
-        check_count("n_head", n_head),
-        check_count("Tq", Tq, 0),
-        check_count("Tk", Tk, 0),
-    )
-    P = 2 ** int(math.log2(n_head))
-    exponents = [8 * h / P for h in range(1, P + 1)] + [4 * h / P for h in range(1, 2 * P, 2)]
-    slopes = 2.0 ** -np.array(exponents[:n_head])  # (n_head,)
-    distance = np.abs(np.arange(Tk - Tq, Tk)[:, None] - np.arange(Tk))  # (Tq, Tk)
-    return -slopes[:, None, None] * distance
-
-
-# %% 6. Heads, and what to remember
+# %% 7. Longer than trained: scaling the rotations
+# In a training text of L tokens, pair i turns Lθᵢ/2π times. A pair that went round often has shown
+# the model all of its angles. One that did not get round once will show new ones in a text of s·L
+# tokens, angles that no weight was trained for. Three rules slow the rotations down to make s·L
+# tokens fit. With D = 8, base = 10000, L = 2048 and s = 4:
+#     θᵢ       turns in L    linear      ntk        llama3
+#     1        326           0.25        1          1
+#     0.1      32.6          0.025       0.0630     0.1
+#     0.01     3.26          0.0025      0.00397    0.00815
+#     0.001    0.326         0.00025     0.00025    0.00025
 #
-# One softmax gives one average. A token that needs its subject and its tense needs two, so the C
-# channels are split among H heads of D = C/H that attend separately; their outputs are laid side by
-# side and mixed by W_o. The cost stays that of one head: H score matrices take H · T²D = T²C.
+# - linear, or position interpolation (Chen et al. 2023): θᵢ/s, as if position m were m/s. No angle
+#   is new, but the fast pairs, which tell neighbours apart, now do so s times worse. A model needs
+#   some fine-tuning to get used to that.
+# - ntk (bloc97 2023, in a forum): leave the fastest pair alone, divide the slowest by s, and the
+#   others by what lies between in equal ratios: pair i of n = D/2 by s^(i/(n - 1)). Since i/(n - 1)
+#   = 2i/(D - 2), this is the same as another base, base·s^(D/(D-2)). ("Dynamic" NTK takes for s the
+#   length of the text at hand over L.)
+# - llama3 (Llama 3.1, 2024, after the parts of YaRN, Peng et al. 2023) decides pair by pair. Who
+#   turned more than 4 times in L is left alone, who did not get round once is divided by s, and
+#   those in between get a mixture of both, in proportion t = (turns - 1)/(4 - 1).
+
+
+def scaled_frequencies(frequencies, factor, rule, trained_length=None, low=1.0, high=4.0):
+    """(D/2,) rotations for texts `factor` times as long; D >= 4. rule: linear, ntk or llama3. For
+    llama3, pairs of at most `low` turns in trained_length are slowed, of `high` left alone."""
+    frequencies, factor = as_floats("frequencies", frequencies), check_number("factor", factor, 0)
+    n = frequencies.size
+    if frequencies.shape != (n,) or n < 2:
+        raise ValueError(f"frequencies have shape {frequencies.shape}; expected (D/2,), D >= 4")
+    if rule == "linear":
+        return frequencies / factor
+    if rule == "ntk":
+        return frequencies / factor ** (np.arange(n) / (n - 1))
+    if rule != "llama3":
+        raise ValueError(f"rule is {rule!r}; expected linear, ntk or llama3")
+    low, high = check_number("low", low), check_number("high", high, above=low)
+    turns = check_count("trained_length", trained_length) * frequencies / (2 * math.pi)  # (D/2,)
+    t = np.clip((turns - low) / (high - low), 0, 1)  # 0: slow it down, 1: leave it alone
+    return (1 - t) * frequencies / factor + t * frequencies
+
+
+# %% 8. Heads, and what to remember
+# Section 1 split the channels between two heads; H heads of size D = C/H work alike, at the cost of
+# one: all scores take H·T²D = T²C multiplications.
 #
 # The KV cache. A model that writes gets its tokens one at a time. The key and value of token j are
 # functions of its own input, which under a causal mask does not depend on what comes later: compute
 # them once and keep them. The token at T then costs one row of every product, about 4C² + 2TC
 # multiplications; without a cache, T rows are computed and T - 1 of them thrown away.
 #
-# What limits writing is then reading that cache, 2·Hkv·D numbers per token and layer. So let query
-# heads share keys and values: Hkv = H is multi-head, Hkv = 1 multi-query (Shazeer 2019), anything
-# between grouped-query attention (Ainslie et al. 2023). Or slide a window: look only at the last w
-# positions (sliding_window_mask); each layer hands on what it saw, so L layers reach L(w - 1) back.
+# What limits writing is then reading that cache, 2·Hkv·D numbers per token and layer. Three cures:
+# - Shared heads. Hkv = H is multi-head attention, Hkv = 1 multi-query (Shazeer 2019), anything
+#   between grouped-query attention (Ainslie et al. 2023).
+# - Latent heads (MLA, DeepSeek-V2 2024): cache one short vector a token, c = x W_c, of which each
+#   head makes its key c W_k and value c W_v. It need not even make them: as q·(c W_k) = (q W_kᵀ)·c,
+#   the query can look at c itself. DeepSeek-V2 keeps 576 numbers (c, and one rotary key for all
+#   heads); keys and values of its 128 heads of size 128 would be 32,768.
+# - A sliding window. A query sees w positions, its own included, and the cache holds w - 1. Each
+#   layer hands on what it saw, so L layers reach L(w - 1) back.
+#
+# Attention sinks. Weights add up to 1, so a head that finds nothing must look somewhere all the
+# same: in large models at the first tokens, whose values say next to nothing. Once a window has
+# slid past those, the text falls apart; keeping the first four in the cache mends it (Xiao et al.
+# 2023). Others put a learned exp(a) into the softmax's denominator (gpt-oss, 2025).
 
 
 def split_heads(x, n_head):
@@ -357,98 +461,105 @@ def weight_grad(x, dy):
 
 
 class MultiHeadAttention:
-    """y = concat(heads) W_o: n_head query heads over n_kv_head key and value heads (None: as many).
+    """y = [head 1, ..., head H] Wo, with n_kv_head heads of keys and values (None: as many).
 
     params, float64: Wq and Wo (C, C), Wk and Wv (C, n_kv_head·D), C = n_embd, D = n_embd/n_head.
-    rope turns queries and keys by position. ValueError for sizes that do not divide.
+    frequencies: (D/2,) as of rope_frequencies(D), by which queries and keys are rotated (None: not
+    at all); they may be replaced at any time. window: how many positions a query sees, its own
+    included (None: all). ValueError for sizes that do not divide, a window that is not causal.
     """
 
-    def __init__(self, n_embd, n_head, n_kv_head=None, causal=True, rope=False, seed=0):
-        n_kv_head = n_head if n_kv_head is None else n_kv_head
-        n_embd, n_head = check_count("n_embd", n_embd), check_count("n_head", n_head)
-        n_kv_head = check_count("n_kv_head", n_kv_head)
-        sizes = (n_embd, n_head, n_kv_head)
-        if n_embd % n_head or n_head % n_kv_head or (rope and n_embd // n_head % 2):
-            expected = "each to divide the one before, and an even n_embd/n_head for rope"
-            raise ValueError(f"n_embd, n_head, n_kv_head are {sizes}; expected {expected}")
-        self.n_head, self.n_kv_head, self.causal, self.rope = n_head, n_kv_head, causal, rope
-        rng, width = np.random.default_rng(seed), n_embd // n_head * n_kv_head
-        shapes = {"Wq": n_embd, "Wk": width, "Wv": width, "Wo": n_embd}
-        # A sum of C terms of variance 1/C has variance 1: what section 3 assumed of q and k.
-        self.params = {n: rng.normal(size=(n_embd, w)) / n_embd**0.5 for n, w in shapes.items()}
+    def __init__(
+        self, n_embd, n_head, n_kv_head=None, causal=True, frequencies=None, window=None, seed=0
+    ):
+        C, n_head = check_count("n_embd", n_embd), check_count("n_head", n_head)
+        n_kv_head = n_head if n_kv_head is None else check_count("n_kv_head", n_kv_head)
+        if C % n_head or n_head % n_kv_head:
+            found = f"n_embd, n_head, n_kv_head are {C}, {n_head}, {n_kv_head}"
+            raise ValueError(f"{found}; expected each to divide the one before")
+        if window is not None and not causal:
+            raise ValueError(f"window is {window} without a causal mask; expected None")
+        self.n_head = n_head
+        self.n_kv_head = n_kv_head
+        self.causal = causal
+        self.frequencies = frequencies
+        self.window = None if window is None else check_count("window", window)
+        rng, width = np.random.default_rng(seed), C // n_head * n_kv_head
+        shapes = {"Wq": (C, C), "Wk": (C, width), "Wv": (C, width), "Wo": (C, C)}
+        # A sum of C terms of variance 1/C has variance 1: what section 4 assumed of q and k.
+        self.params = {name: rng.normal(size=shape) / C**0.5 for name, shape in shapes.items()}
 
-    def _project(self, x, source, start=None):
-        """q (B, H, T, D) of x, k and v (B, Hkv, Tk, D) of source, and rope's cache, if any."""
+    def _qkv(self, x, start):
+        """q (B, H, T, D), k and v (B, Hkv, T, D) of x (B, T, C), and the rotation's cache."""
         C = len(self.params["Wq"])
-        for a in (x, source):
-            if a.ndim != 3 or a.shape[2] != C or a.dtype.kind != "f":
-                raise ValueError(f"input is {a.dtype} {a.shape}; expected floats (B, T, {C})")
+        if x.ndim != 3 or x.shape[2] != C:
+            raise ValueError(f"input has shape {x.shape}; expected (B, T, {C})")
         q = split_heads(matmul(x, self.params["Wq"]), self.n_head)
-        k, v = (split_heads(matmul(source, self.params[W]), self.n_kv_head) for W in ("Wk", "Wv"))
-        turned = None
-        if self.rope and start is not None:
-            positions = np.arange(start, start + x.shape[1])
-            (q, turned), (k, _) = rope_forward(q, positions), rope_forward(k, positions)
-        return q, k, v, turned
+        k = split_heads(matmul(x, self.params["Wk"]), self.n_kv_head)
+        v = split_heads(matmul(x, self.params["Wv"]), self.n_kv_head)
+        if self.frequencies is None:
+            return q, k, v, None
+        positions = np.arange(start, start + x.shape[1])
+        q, rotation = rope_forward(q, positions, self.frequencies)
+        k, _ = rope_forward(k, positions, self.frequencies)
+        return q, k, v, rotation
 
-    def forward(self, x, context=None):
-        """y (B, T, C) and the cache, for x (B, T, C).
-
-        context (B, Tk, C), if given, supplies keys and values (cross-attention). Nothing in it is
-        earlier or later than x, so neither the causal mask nor rope applies.
-        """
-        x, crossed = np.asarray(x), context is not None
-        source = np.asarray(context) if crossed else x
-        q, k, v, turned = self._project(x, source, None if crossed else 0)
-        out, attention = attention_forward(q, k, v, causal=self.causal and not crossed)
+    def forward(self, x):
+        """y (B, T, C) and the cache, for x (B, T, C)."""
+        x = as_floats("input", x)
+        q, k, v, rotation = self._qkv(x, start=0)
+        T = x.shape[1]
+        mask = sliding_window_mask(T, T, self.window) if self.causal else None
+        out, attention = attention_forward(q, k, v, mask=mask)
         merged = merge_heads(out)  # (B, T, C)
-        return matmul(merged, self.params["Wo"]), (x, source, crossed, turned, attention, merged)
+        return matmul(merged, self.params["Wo"]), (x, rotation, attention, merged)
 
     def backward(self, dy, cache):
-        """dx (B, T, C) and grads, keyed like params; with a context also grads["context"]."""
-        x, source, crossed, turned, attention, merged = cache
-        check_shape("dy", dy, x.shape)
+        """dx (B, T, C) and grads, keyed like params, from dy (B, T, C)."""
+        x, rotation, attention, merged = cache
+        dy = as_gradient("dy", dy, merged)
         dmerged = matmul(dy, self.params["Wo"].T)  # (B, T, C)
         dq, dk, dv = attention_backward(split_heads(dmerged, self.n_head), attention)
-        if turned is not None:
-            dq, dk = rope_backward(dq, turned), rope_backward(dk, turned)
-        dq, dk, dv = merge_heads(dq), merge_heads(dk), merge_heads(dv)
-        grads = {"Wq": weight_grad(x, dq), "Wk": weight_grad(source, dk)}
-        grads |= {"Wv": weight_grad(source, dv), "Wo": weight_grad(merged, dy)}
-        dx = matmul(dq, self.params["Wq"].T)
-        dsource = matmul(dk, self.params["Wk"].T) + matmul(dv, self.params["Wv"].T)
-        # In self-attention x entered three times, and its three gradients add up.
-        return (dx, grads | {"context": dsource}) if crossed else (dx + dsource, grads)
+        if rotation is not None:
+            dq, dk = rope_backward(dq, rotation), rope_backward(dk, rotation)
+        dx, grads = 0, {}
+        for name, d in (("Wq", dq), ("Wk", dk), ("Wv", dv)):
+            d = merge_heads(d)  # (B, T, width)
+            grads[name] = weight_grad(x, d)
+            dx = dx + matmul(d, self.params[name].T)  # x entered three times: its gradients add up
+        grads["Wo"] = weight_grad(merged, dy)
+        return dx, grads
 
     def step(self, x_t, kv_cache=None):
-        """The next row or rows of forward(): (y_t, kv_cache).
+        """The next row or rows of forward(): y_t like x_t (B, C) or (B, t, C), and the new cache.
 
-        x_t (B, C) or (B, t, C), y_t alike. kv_cache: None or {} at the first token, then what the
-        last call returned; it is extended in place.
+        kv_cache: None at the first token, then what the last call returned. It is copied, not
+        changed: two continuations may share a beginning, and reading it costs as much anyway.
         """
-        x, kv = np.asarray(x_t), {} if kv_cache is None else kv_cache
         if not self.causal:
             raise ValueError("causal is False; expected True, or each new token changes old rows")
-        x, single = (x[:, None], True) if x.ndim == 2 else (x, False)  # (B, t, C)
-        start = kv.get("length", 0)
-        q, k, v, _ = self._project(x, x, start)
-        end = start + k.shape[2]
-        for name, new in (("k", k), ("v", v)):
-            old = kv.get(name, new[:, :, :0])  # (B, Hkv, room, D)
-            if len(old) != len(new):
-                raise ValueError(f"x_t has batch size {len(new)}; expected the cache's, {len(old)}")
-            if end > old.shape[2]:  # move to twice the room: about one copy per token on average
-                kv[name] = np.empty((*new.shape[:2], 2 * end, new.shape[3]), new.dtype)
-                kv[name][:, :, :start] = old[:, :, :start]
-            kv[name][:, :, start:end] = new
-        kv["length"] = end
-        out, _ = attention_forward(q, kv["k"][:, :, :end], kv["v"][:, :, :end], causal=True)
+        x_t = as_floats("input", x_t)
+        x = x_t[:, None] if x_t.ndim == 2 else x_t  # (B, t, C)
+        start = kv_cache["length"] if kv_cache else 0
+        q, k, v, _ = self._qkv(x, start)
+        B, Hkv, t, D = k.shape
+        if kv_cache:
+            kept = start if self.window is None else min(start, self.window - 1)
+            found, expected = kv_cache["k"].shape, (B, Hkv, kept, D)
+            if found != expected:
+                raise ValueError(f"kv_cache holds keys {found}; expected {expected}")
+            k = np.concatenate([kv_cache["k"], k], axis=2)  # (B, Hkv, kept + t, D)
+            v = np.concatenate([kv_cache["v"], v], axis=2)
+        mask = sliding_window_mask(t, k.shape[2], self.window)
+        out, _ = attention_forward(q, k, v, mask=mask)
         y = matmul(merge_heads(out), self.params["Wo"])
-        return (y[:, 0] if single else y), kv
+        if self.window is not None:  # the next query sees window - 1 positions before its own
+            first = max(0, k.shape[2] - (self.window - 1))
+            k, v = k[:, :, first:], v[:, :, first:]
+        return (y[:, 0] if x_t.ndim == 2 else y), {"k": k, "v": v, "length": start + t}
 
 
-# %% 7. Attention in tiles
-#
+# %% 9. Attention in tiles
 # The T × T weights are by far the largest array above: written, read, kept for the backward, and
 # never wanted. Can we take the keys a block at a time? The softmax seems to need all scores first,
 # for their maximum and sum. It does not. For one query and the keys seen so far, hold
@@ -458,21 +569,22 @@ class MultiHeadAttention:
 # all old terms change by one factor c = exp(m - m'), which we can apply to their sums:
 #     l' = c l + Σ_new exp(sⱼ - m')        o' = c o + Σ_new exp(sⱼ - m') vⱼ
 # After the last block o/l is exact (Milakov & Gimelshein 2018 for l, Dao et al. 2022). For each
-# query keep one more number, Λ = m + log l = log Σⱼ exp(sⱼ): with it the backward can have
-#     pᵢⱼ = exp(sᵢⱼ - Λᵢ)
-# again, tile by tile. It also needs Σⱼ pᵢⱼ dpᵢⱼ, which runs over all keys. But dpᵢⱼ = doᵢ·vⱼ, so
+# query keep one more number, log Z = log Σⱼ exp(sⱼ) = m + log l. From it the backward has pᵢⱼ =
+# exp(sᵢⱼ - log Zᵢ) again, tile by tile. It also needs Σⱼ pᵢⱼ dpᵢⱼ, over all keys; but
 #     δᵢ = Σⱼ pᵢⱼ (doᵢ·vⱼ) = doᵢ · Σⱼ pᵢⱼ vⱼ = doᵢ·oᵢ:
-# the output, which we have, is enough. Then each tile adds its share:
+# the output, which we have, is enough. Each tile then adds its share:
 #     dsᵢⱼ = pᵢⱼ (doᵢ·vⱼ - δᵢ)   dqᵢ += α Σⱼ dsᵢⱼ kⱼ   dkⱼ += α Σᵢ dsᵢⱼ qᵢ   dvⱼ += Σᵢ pᵢⱼ doᵢ
-# Memory: q, k, v, o, Λ, their gradients and one tile, O(T). Time: scores are computed twice, but
-# the future is skipped. A query that sees nothing keeps l = o = 0; Λ = +∞ makes its exp(s - Λ) = 0.
+# Memory: q, k, v, o, log Z, their gradients and one tile, O(T). Time: scores are computed twice,
+# but the future is skipped. A query that sees nothing keeps l = o = 0, and exp(-∞ - log Z) = 0.
 
 
 def score_tiles(q, k, i, causal, block, scale):
     """For the query tile at i, key tile after key tile: its slice and scores (B, Hkv, G·bq, bk)."""
     q_i, Tk = q[:, :, i : i + block], k.shape[2]
-    bq, first = q_i.shape[2], i + Tk - q.shape[2]  # first: the position of the tile's first query
-    for j in range(0, first + bq if causal else Tk, block):  # what lies in the future is skipped
+    bq = q_i.shape[2]
+    first = i + Tk - q.shape[2]  # the position of the tile's first query
+    end = min(first + bq, Tk) if causal else Tk  # what lies in the future is skipped
+    for j in range(0, end, block):
         cols = slice(j, min(j + block, Tk))
         s = grouped(q_i, k.shape[1]) @ k[:, :, cols].swapaxes(-1, -2)
         s *= s.dtype.type(scale)
@@ -483,17 +595,15 @@ def score_tiles(q, k, i, causal, block, scale):
 
 
 def flash_attention_forward(q, k, v, causal=False, block=64, scale=None):
-    """attention_forward without a mask, in O(T) extra memory: out (B, H, Tq, D) and the cache.
-
-    The shapes and rules of attention_forward. block, the side of a tile, need not divide anything.
-    """
+    """attention_forward without a mask, in O(T) extra memory; block: the side of a tile."""
     q, k, v, scale = check_qkv(q, k, v, scale)
     block = check_count("block", block)
-    out, lam = np.empty_like(q), np.empty((*q.shape[:3], 1), q.dtype)
+    out, log_Z = np.empty_like(q), np.empty((*q.shape[:3], 1), q.dtype)
     for i in range(0, q.shape[2], block):
-        o_i, lam_i = out[:, :, i : i + block], lam[:, :, i : i + block]  # views of this tile
-        o = grouped(np.zeros_like(o_i), k.shape[1])  # (B, Hkv, G·bq, D)
-        l, m = np.zeros_like(o[..., :1]), np.full_like(o[..., :1], np.finfo(q.dtype).min)
+        rows = slice(i, i + block)
+        o = grouped(np.zeros_like(q[:, :, rows]), k.shape[1])  # (B, Hkv, G·bq, D)
+        l = np.zeros_like(o[..., :1])  # (B, Hkv, G·bq, 1)
+        m = np.full_like(l, np.finfo(q.dtype).min)
         for cols, s in score_tiles(q, k, i, causal, block, scale):
             m_new = np.maximum(m, s.max(axis=-1, keepdims=True))
             c = np.exp(m - m_new)
@@ -502,61 +612,65 @@ def flash_attention_forward(q, k, v, causal=False, block=64, scale=None):
             l = c * l + s.sum(axis=-1, keepdims=True)
             o = c * o + s @ v[:, :, cols]
             m = m_new
-        o_i[...] = (o / np.maximum(l, 1)).reshape(o_i.shape)  # l >= 1, or 0 if nothing was seen
-        lam_i[...] = np.where(l > 0, m + np.log(np.maximum(l, 1)), np.inf).reshape(lam_i.shape)
-    return out, (q, k, v, out, lam, causal, block, scale)
+        l = np.maximum(l, 1)  # it is at least 1 already, or 0 if nothing was seen
+        out[:, :, rows] = (o / l).reshape(out[:, :, rows].shape)
+        log_Z[:, :, rows] = (m + np.log(l)).reshape(log_Z[:, :, rows].shape)
+    return out, (q, k, v, out, log_Z, causal, block, scale)
 
 
 def flash_attention_backward(dout, cache):
     """dq, dk, dv as attention_backward gives them, in O(T) extra memory."""
-    q, k, v, out, lam, causal, block, scale = cache
-    check_shape("dout", dout, q.shape)
+    q, k, v, out, log_Z, causal, block, scale = cache
+    dout = as_gradient("dout", dout, q)
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
+    Hkv = k.shape[1]
     for i in range(0, q.shape[2], block):
         rows = slice(i, i + block)
-        tile = (grouped(x[:, :, rows], k.shape[1]) for x in (q, out, lam, dout))
-        q_i, o_i, lam_i, do_i = tile  # (B, Hkv, G·bq, D), lam_i (B, Hkv, G·bq, 1)
-        delta = np.sum(do_i * o_i, axis=-1, keepdims=True)
+        q_i = grouped(q[:, :, rows], Hkv)  # (B, Hkv, G·bq, D)
+        do_i = grouped(dout[:, :, rows], Hkv)
+        log_Z_i = grouped(log_Z[:, :, rows], Hkv)  # (B, Hkv, G·bq, 1), as delta
+        delta = np.sum(do_i * grouped(out[:, :, rows], Hkv), axis=-1, keepdims=True)
         for cols, s in score_tiles(q, k, i, causal, block, scale):
-            p = np.exp(s - lam_i)
+            p = np.exp(s - log_Z_i)  # (B, Hkv, G·bq, bk)
             dv[:, :, cols] += p.swapaxes(-1, -2) @ do_i
             ds = do_i @ v[:, :, cols].swapaxes(-1, -2)  # dp so far
             ds -= delta
-            ds *= p * p.dtype.type(scale)
+            ds *= p * p.dtype.type(scale)  # with the scale α, so that dq and dk need none
             dq[:, :, rows] += (ds @ k[:, :, cols]).reshape(dq[:, :, rows].shape)
             dk[:, :, cols] += ds.swapaxes(-1, -2) @ q_i
     return dq, dk, dv
 
 
-# %% 8. Two layers learn to recall
-#
+# %% 10. Two layers learn to recall
 # A text that once said "Mr Finch" will likely follow "Mr" with "Finch" again. In the purest form:
 # letters, each with a random digit, then letters again; say which digit stood after each:
 #     a3 f0 c7 ... c7 a3 ...
-# One head in one layer cannot do it, whatever its weights and its positions. Proof. Take letters a,
-# b, digits x, y and four texts, each followed by the query a, with the right answer:
+# One head in one layer cannot do it, whatever its weights and positions. Proof. Take letters a, b,
+# digits x, y and four texts, each followed by the query a, with the right answer:
 #     axby → x        aybx → y        bxay → y        byax → x
 # In one layer, the score sⱼ and the value at place j depend on the query (the same in all four), on
-# j and on the token at j. With c the query's own part and wⱼ that of place j, the logit of x minus
-# that of y is
+# j and on the token at j. With c the query's own part and wⱼ that of place j, the logits x and y
+# differ by
 #     Δ = c + (1/Z) Σⱼ exp(sⱼ) wⱼ = (1/Z) Σⱼ exp(sⱼ) (c + wⱼ),      Z = Σⱼ exp(sⱼ) > 0:
 # its sign is that of a sum to which each place contributes alone. Say A for a first and b third, A'
 # for b first and a third (the query's place counted in both), X for x second and y fourth, X' for y
 # second and x fourth. All four answers are right only if
 #     A + X > 0        A + X' < 0        A' + X < 0        A' + X' > 0.
-# The outer two say A + A' + X + X' > 0, the inner two that it is < 0. ∎  (More heads have more Z's,
-# and this argument fails; but one layer must be very large: Sanford, Hsu & Telgarsky 2024.)
+# The outer two say A + A' + X + X' > 0, the inner two that it is < 0. ∎ (More heads have more Z's,
+# and this argument fails; but one layer must be very large: Sanford, Hsu & Telgarsky 2024.) So one
+# layer learns to count: the report finds it naming a most frequent digit.
 #
 # Two layers can. In the first, a previous-token head copies to each digit the letter before it; in
 # the second, the query looks for the place whose *copied* letter equals itself and passes on the
 # digit there: an induction head (Olsson et al. 2022). Nobody builds it in. The model
-#     x₀ = E[token] + P[position]        x_{l+1} = x_l + attention_l(x_l)        logits = x_L U
-# has nothing but attention inside, and descending the cross-entropy -log p[answer] finds it.
+#     x₀ = E[token]        x_{l+1} = x_l + attention_l(x_l)        logits = x_L U
+# has nothing but causal attention with rotary positions inside (of base 30, as texts are short),
+# and descending the cross-entropy -log p[answer] finds it.
 #
-# Backward. With p = softmax(logits) and section 2,
+# Backward. With p = softmax(logits) and section 3,
 #     ∂(-log p_y)/∂logitᵢ = -p_y (1[i=y] - pᵢ)/p_y = pᵢ - 1[i=y]
 # Then dU = x_Lᵀ dlogits and dx_L = dlogits Uᵀ; x + f(x) has the derivative 1 + f', so each layer
-# ADDS its dx to what arrives; and x₀ = onehot E + P gives dE = onehotᵀ dx₀, dP = Σ_b dx₀.
+# ADDS its dx to what arrives; and x₀ = onehot E gives dE = onehotᵀ dx₀.
 
 LETTERS = "abcdefghijkl"
 TOKENS = LETTERS + "0123456789"
@@ -564,7 +678,7 @@ TOKENS = LETTERS + "0123456789"
 
 def recall_batch(rng, B, n_pairs):
     """(B, 4·n_pairs) ids: n_pairs distinct letters with digits, then as many pairs redrawn."""
-    n_pairs = check_count("n_pairs", n_pairs)
+    B, n_pairs = check_count("B", B), check_count("n_pairs", n_pairs)
     if n_pairs > len(LETTERS):
         raise ValueError(f"n_pairs is {n_pairs}; expected at most {len(LETTERS)}, one a letter")
     letters = rng.permuted(np.tile(np.arange(len(LETTERS)), (B, 1)), axis=1)[:, :n_pairs]
@@ -577,51 +691,57 @@ def recall_batch(rng, B, n_pairs):
 class AttentionOnly:
     """Embeddings, n_layer attention layers on a residual stream, an unembedding; nothing else."""
 
-    def __init__(self, T, n_embd, n_head, n_layer, seed=0, dtype=np.float32):
-        T, n_layer = check_count("T", T), check_count("n_layer", n_layer)
-        rng, V, C = np.random.default_rng(seed), len(TOKENS), check_count("n_embd", n_embd)
-        init = {"token": ((V, C), 0.5), "position": ((T, C), 0.5), "unembed": ((C, V), C**-0.5)}
-        self.params = {n: (a * rng.normal(size=s)).astype(dtype) for n, (s, a) in init.items()}
-        self.layers = [MultiHeadAttention(C, n_head, seed=seed + 1 + i) for i in range(n_layer)]
-        for i, layer in enumerate(self.layers):  # the same arrays under two names
+    def __init__(self, n_embd, n_head, n_layer, base=30.0, seed=0, dtype=np.float32):
+        C, V, rng = check_count("n_embd", n_embd), len(TOKENS), np.random.default_rng(seed)
+        frequencies = rope_frequencies(C // check_count("n_head", n_head), base)
+        E, U = 0.5 * rng.normal(size=(V, C)), rng.normal(size=(C, V)) / C**0.5
+        self.params = {"token": E.astype(dtype), "unembed": U.astype(dtype)}
+        self.layers = []
+        for i in range(check_count("n_layer", n_layer)):
+            layer = MultiHeadAttention(C, n_head, frequencies=frequencies, seed=seed + 1 + i)
             layer.params = {name: p.astype(dtype) for name, p in layer.params.items()}
-            self.params |= {f"{i}.{name}": p for name, p in layer.params.items()}
+            self.params |= {f"{i}.{name}": p for name, p in layer.params.items()}  # the same arrays
+            self.layers.append(layer)
 
-    def forward(self, idx):
+    def embed(self, ids):
+        """x₀ (B, T, C) for token ids (B, T)."""
+        ids, last = np.asarray(ids), len(TOKENS) - 1
+        if ids.dtype.kind not in "iu" or ids.ndim != 2:
+            raise ValueError(f"ids are {ids.dtype} {ids.shape}; expected integers (B, T)")
+        if ids.size and not 0 <= ids.min() <= ids.max() <= last:
+            raise ValueError(f"ids go from {ids.min()} to {ids.max()}; expected 0..{last}")
+        return self.params["token"][ids]
+
+    def forward(self, ids):
         """logits (B, T, V), the last x (B, T, C), the layers' caches, for token ids (B, T)."""
-        idx, T = np.asarray(idx), len(self.params["position"])
-        if idx.ndim != 2 or idx.shape[1] != T or idx.dtype.kind not in "iu":
-            raise ValueError(f"idx is {idx.dtype} {idx.shape}; expected integers (B, {T})")
-        if idx.size and not 0 <= idx.min() <= idx.max() < len(TOKENS):
-            found = f"from {idx.min()} to {idx.max()}"
-            raise ValueError(f"idx holds ids {found}; expected 0..{len(TOKENS) - 1}")
-        x, caches = self.params["token"][idx] + self.params["position"], []
+        x, caches = self.embed(ids), []
         for layer in self.layers:
             y, cache = layer.forward(x)
             x = x + y  # (B, T, C)
             caches.append(cache)
         return matmul(x, self.params["unembed"]), x, caches
 
-    def loss_and_grads(self, idx):
+    def loss_and_grads(self, ids):
         """Mean -log p of the answers (the digits of the second half), share right, gradients."""
-        logits, x, caches = self.forward(idx)
-        idx = np.asarray(idx).astype(np.int64)
-        half = idx.shape[1] // 2
+        logits, x, caches = self.forward(ids)
+        ids, half = np.asarray(ids).astype(np.int64), logits.shape[1] // 2
+        if 0 in ids.shape or ids.shape[1] % 4:
+            raise ValueError(f"ids have shape {ids.shape}; expected some texts (B, 4·n_pairs)")
         p, _ = softmax_forward(logits[:, half::2])  # (B, n, V) at the letters of the second half
-        y = idx[:, half + 1 :: 2, None]  # (B, n, 1), the digits that follow them
-        p_y = np.take_along_axis(p, y, axis=-1)
+        y = ids[:, half + 1 :: 2, None]  # (B, n, 1), the digits that follow them
         right = float(np.mean(p.argmax(axis=-1) == y[..., 0]))
+        p_y = np.take_along_axis(p, y, axis=-1)
         loss = float(-np.log(np.maximum(p_y, 1e-30)).mean())
         np.put_along_axis(p, y, p_y - 1, axis=-1)  # p - onehot
         dlogits = np.zeros_like(logits)  # (B, T, V), no loss in the first half
         dlogits[:, half::2] = p / y.size
-        grads, dx = {"unembed": weight_grad(x, dlogits)}, matmul(dlogits, self.params["unembed"].T)
+        grads = {"unembed": weight_grad(x, dlogits)}
+        dx = matmul(dlogits, self.params["unembed"].T)
         for i in reversed(range(len(self.layers))):
             d, layer_grads = self.layers[i].backward(dx, caches[i])
             dx = dx + d
             grads |= {f"{i}.{name}": grad for name, grad in layer_grads.items()}
-        grads["token"] = weight_grad(np.eye(len(TOKENS), dtype=dx.dtype)[idx], dx)
-        grads["position"] = dx.sum(axis=0)
+        grads["token"] = weight_grad(np.eye(len(TOKENS), dtype=dx.dtype)[ids], dx)
         return loss, right, grads
 
 
@@ -634,13 +754,11 @@ def progress(message, last=False):
 
 
 def train(model, steps, n_pairs, seed, name="", learning_rate=1e-2, B=32):
-    """Adam (stage 4) on fresh batches; the share right in each eighth of the steps.
-
-    ValueError, naming the step, if the loss is not finite any more."""
-    steps = check_count("steps", steps)
-    check_number("learning_rate", learning_rate)
-    rng, rights = np.random.default_rng(seed), []
-    m, s = ({key: np.zeros_like(p) for key, p in model.params.items()} for _ in range(2))
+    """Adam (stage 4) on fresh batches; ValueError if the loss is not finite any more."""
+    steps, learning_rate = check_count("steps", steps), check_number("rate", learning_rate)
+    rng = np.random.default_rng(seed)
+    m = {key: np.zeros_like(p) for key, p in model.params.items()}
+    s = {key: np.zeros_like(p) for key, p in model.params.items()}
     for t in range(1, steps + 1):
         loss, right, grads = model.loss_and_grads(recall_batch(rng, B, n_pairs))
         if not math.isfinite(loss):
@@ -650,15 +768,43 @@ def train(model, steps, n_pairs, seed, name="", learning_rate=1e-2, B=32):
             m[key] += 0.1 * (grads[key] - m[key])
             s[key] += 0.02 * (grads[key] * grads[key] - s[key])
             p -= rate * (m[key] / (1 - 0.9**t)) / (np.sqrt(s[key] / (1 - 0.98**t)) + 1e-8)
-        rights.append(right)
         if t % 20 == 0:
             progress(f"{name}: step {t} of {steps}, loss {loss:.3f}, right {right:.1%}")
-    return [float(np.mean(part)) for part in np.array_split(rights, 8)]
+
+
+# %% 11. What single heads do
+# A map shows where a head looks, not whether anybody needs what it brings back. So intervene:
+# change the weights p of a head, leave all else as it was learned, and count the right answers.
+# - Silenced: p = 0, and the head hands over nothing. What is lost is what only this head can do.
+#   (Heads can stand in for each other, so silence the whole layer, too.)
+# - Frozen: p = its average over a thousand texts. The head then looks wherever it usually looks,
+#   whatever the text says. If nothing is lost, it went by positions; if all is lost, by content.
+# What it looks for shows in two of its weights: from a digit of the first half to the letter before
+# it (a previous-token head) and from a letter of the second half to its digits so far (induction).
+
+
+def right_with(edit, model, ids, layer, heads):
+    """Share right with edit(p) in place of the weights p (B, h, T, T) of these heads of a layer."""
+    x, half = model.embed(ids), ids.shape[1] // 2
+    for i, attention in enumerate(model.layers):
+        _, _, (_, _, v, p, _), _ = attention.forward(x)[1]
+        if i == layer:
+            p[:, heads] = edit(p[:, heads])
+        x = x + matmul(merge_heads(p @ v), attention.params["Wo"])
+    logits = matmul(x, model.params["unembed"])[:, half::2]  # (B, n, V)
+    return float(np.mean(logits.argmax(axis=-1) == ids[:, half + 1 :: 2]))
+
+
+def looks(p, ids):
+    """Mean weights of p (B, T, T): (from a digit to its letter, from a letter to its digits)."""
+    half = ids.shape[1] // 2
+    previous = p[:, range(1, half, 2), range(0, half, 2)]  # (B, n)
+    same = ids[:, half::2, None] == ids[:, None, :-1]  # (B, n, T - 1): where the letter stood
+    induction = np.sum(p[:, half::2, 1:] * same, axis=-1)  # (B, n), one place further on
+    return float(previous.mean()), float(induction.mean())
 
 
 # %% Demonstration
-
-
 def report_scale(seed):
     """What 1/√D does to the scores, the entropy and the gradient."""
     print("1. The scale. Scores of 64 random keys, as they are (q·k) and divided by √D (scaled)")
@@ -672,89 +818,104 @@ def report_scale(seed):
 
 
 def report_recall(seed, n_pairs, steps, width):
-    """One layer against two on the recall task, and what the two look at."""
+    """One layer against two on the recall task. Returns the model of two layers and the texts."""
     print(f"\n2. Recall. {n_pairs} pairs, then {n_pairs} letters to answer; {steps} training steps")
-    print(f"{'':<36} {'weights':>7} {'loss':>6} {'right':>6}   % right, by eighths of training")
-    check = recall_batch(np.random.default_rng(seed + 1), 1000, n_pairs)
-    digits, answers = check[:, 1 : 2 * n_pairs : 2], check[:, 2 * n_pairs + 1 :: 2]
-    guess = np.mean([row == np.bincount(seen).argmax() for row, seen in zip(answers, digits)])
-    print(f"{'the most frequent digit so far':<36} {0:>7} {'':>6} {guess:>6.1%}")
+    print(f"{'':<36}{'weights':>10}{'loss':>10}{'right':>10}")
+    texts, half = recall_batch(np.random.default_rng(seed + 1), 1000, n_pairs), 2 * n_pairs
+    counts = np.sum(texts[:, 1:half:2, None] == np.arange(len(TOKENS)), axis=1)  # (B, V) of digits
+    guess = np.mean(counts.argmax(axis=1)[:, None] == texts[:, half + 1 :: 2])
+    print(f"{'a most frequent digit':<36}{0:>10}{'':>10}{guess:>10.1%}")
     wide = 2 * math.ceil(width / 2**0.5)  # one layer of √2 times the width has twice the weights
-    for n_layer, n_head, C in ((1, 1, wide), (1, 2, wide), (2, 1, width)):
+    counted = []
+    for n_layer, n_head, C in ((1, 1, wide), (1, 2, wide), (2, 2, width)):
         name = f"layers {n_layer}, heads each {n_head}, channels {C}"
-        model = AttentionOnly(4 * n_pairs, C, n_head, n_layer, seed)
-        course = train(model, steps, n_pairs, seed, name)
-        loss, right, _ = model.loss_and_grads(check)
+        model = AttentionOnly(C, n_head, n_layer, seed=seed)
+        train(model, steps, n_pairs, seed, name)
+        loss, right, _ = model.loss_and_grads(texts)
         size = sum(p.size for p in model.params.values())
-        eighths = "".join(f"{100 * share:>4.0f}" for share in course)
-        progress(f"{name:<36} {size:>7,} {loss:>6.3f} {right:>6.1%}  {eighths}", last=True)
-    maps = [cache[4][3][0, 0] for cache in model.forward(check[:1])[2]]  # p of each layer's head
-    print("\nWhere it looks (a row asks, a column is looked at): left layer 1, right layer 2")
-    text, shades = "".join(TOKENS[i] for i in check[0]), " .:-=+*#%@"
-    print(f"  {text}        {text}")
-    for i, token in enumerate(text):
-        drawn = ("".join(shades[min(9, int(10 * p))] for p in w[i]) for w in maps)
+        progress(f"{name:<36}{size:>10,}{loss:>10.3f}{right:>10.1%}", last=True)
+        answers = model.forward(texts)[0][:, half::2].argmax(axis=-1)  # (B, n)
+        often = np.take_along_axis(counts, answers, axis=1) == counts.max(axis=1, keepdims=True)
+        counted.append(np.mean(often))
+    lesson = "it learned to count" if min(counted[:2]) > 0.85 else "it does not only count"
+    print(
+        f"One layer names a most frequent digit in {min(counted[:2]):.1%} of all cases: {lesson}."
+    )
+    return model, texts
+
+
+def report_heads(model, texts):
+    """What each head looks at, and how many answers are right without it."""
+    maps, strongest = [], []
+    for i, (_, _, (_, _, _, p, _), _) in enumerate(model.forward(texts)[2]):  # p (B, H, T, T)
+        maps.append(p)
+        strongest.append(max(p.swapaxes(0, 1), key=lambda head: looks(head, texts)[i])[0])
+    print("\nWhere they look (a row asks, a column is looked at): left layer 1, right layer 2")
+    letters, shades = "".join(TOKENS[i] for i in texts[0]), " .:-=+*#%@"
+    print(f"  {letters}        {letters}")
+    for i, token in enumerate(letters):
+        drawn = ("".join(shades[min(9, int(10 * w))] for w in p[i]) for p in strongest)
         print("      ".join(f"{token} {row}" for row in drawn).rstrip())
-    half, ids, last = 2 * n_pairs, check[0], maps[1]
-    before = maps[0][range(1, half, 2), range(0, half, 2)].mean()
-    found = (last[:, 1:] * (ids[:, None] == ids[:-1]))[half::2].sum() / n_pairs
-    print(f"Layer 1, from a digit to the letter before it:           weight {before:.2f}")
-    print(f"Layer 2, from a letter to the digits that followed it:   weight {found:.2f}")
+    whole = model.loss_and_grads(texts)[1]
+    print(f"\n3. Heads of the model with two layers, which has {whole:.1%} right")
+    print(f"{'':<15}{'weight, digit to':>19}{'letter to its':>16}{'% right if':>15}")
+    print(f"{'':<15}{'letter before it':>19}{'digits so far':>16}{'silenced':>15}{'frozen':>9}")
+    for i, p in enumerate(maps):
+        every, rights = list(range(p.shape[1])), []
+        for heads in [*([h] for h in every), every]:
+            previous, induction = looks(p[:, heads].mean(axis=1), texts)
+            silenced = right_with(np.zeros_like, model, texts, i, heads)
+            frozen = right_with(lambda w: w.mean(axis=0), model, texts, i, heads)
+            rights.append(100 * silenced)
+            name = f"layer {i + 1}, " + (f"head {heads[0] + 1}" if heads != every else "all")
+            print(f"{name:<15}{previous:>19.2f}{induction:>16.2f}{silenced:>15.1%}{frozen:>9.1%}")
+        how = "positions" if frozen > 0.9 * whole else "content"
+        head, layer = 100 * whole - min(rights[:-1]), 100 * whole - rights[-1]
+        cost = f"Without it {layer:.0f} points are lost, without one head at most {head:.0f}"
+        print(f"Layer {i + 1} goes by {how}. {cost}.")
 
 
-def best_ms(f, *args):
-    """Milliseconds of the fastest of four calls of f."""
-    return 1000 * min(timeit.repeat(lambda: f(*args), number=1, repeat=4))
+def report_longer(model, seed, n_pairs):
+    """The model with two layers on texts twice as long as those it was trained on."""
+    texts, T = recall_batch(np.random.default_rng(seed + 2), 500, 2 * n_pairs), 4 * n_pairs
+    print(f"\n4. Longer than trained. The same model reads {2 * T} tokens instead of {T}, % right:")
+    usual, rights = model.layers[0].frequencies, {"as trained": model.loss_and_grads(texts)[1]}
+    for rule in ("linear", "ntk", "llama3"):
+        for layer in model.layers:
+            layer.frequencies = scaled_frequencies(usual, 2, rule, trained_length=T)
+        rights[rule] = model.loss_and_grads(texts)[1]
+    print("rotations " + ", ".join(f"{rule} {right:.1%}" for rule, right in rights.items()))
+    print(f"Best, without any further training: {max(rights, key=rights.get)}.")
 
 
-def report_tiles(seed, lengths):
-    """Time and peak memory of forward and backward, with the T × T matrix and in tiles."""
-    print("\n3. Tiles. Causal, 2 heads of size 64, float32, forward and backward together")
-    print(f"{'T':>6}{'matrix ms':>13}{'tiles':>9}{'matrix MiB':>13}{'tiles':>9}{'difference':>14}")
-
-    def run(forward, backward, q, k, v, dout):
-        out, cache = forward(q, k, v, causal=True)
-        return out, *backward(dout, cache)
-
-    flash = flash_attention_forward, flash_attention_backward
+def report_costs(seed, lengths, n_head=2, D=64):
+    """Peak memory of training with and without tiles; time of the next token without a cache."""
+    print(
+        f"\n5. Costs, {n_head} heads of size {D}. Training: MiB with the matrix, in tiles, and how"
+    )
+    print("far apart the results are. Writing: ms for the T-th token without and with a cache")
+    print(f"{'T':>6}{'matrix':>12}{'tiles':>12}{'apart':>12}{'no cache':>12}{'cache':>12}")
+    plain = attention_forward, attention_backward
+    tiled = flash_attention_forward, flash_attention_backward
     for T in lengths:
-        data = np.random.default_rng(seed).normal(size=(4, 1, 2, T, 64)).astype(np.float32)
-        ms, mib, results = [], [], []
-        for pair in ((attention_forward, attention_backward), flash):
-            ms.append(best_ms(run, *pair, *data))
+        data = np.random.default_rng(seed).normal(size=(4, 1, n_head, T, D)).astype(np.float32)
+        (q, k, v, dout), peaks, results = data, [], []
+        for forward, backward in (plain, tiled):
             tracemalloc.start()
-            results.append(run(*pair, *data))
-            mib.append(tracemalloc.get_traced_memory()[1] / 2**20)
+            out, cache = forward(q, k, v, causal=True)
+            results.append((out, *backward(dout, cache)))
+            peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
             tracemalloc.stop()
         apart = max(float(np.abs(a - b).max()) for a, b in zip(*results))
-        columns = "".join(f"{a:>13.1f}{b:>9.1f}" for a, b in (ms, mib))
-        print(f"{T:>6}{columns}{apart:>14.0e}", flush=True)
-    print("Read down the MiB: twice the T is four times the matrix, but twice the tiles.")
-
-
-def report_cache(seed, lengths, C=256, n_head=8):
-    """Milliseconds for the next token without and with a cache, and the size of the cache."""
-    print(f"\n4. Cache. One layer, {C} channels, {n_head} query heads: time for the T-th token")
-    kinds = {"multi-head": n_head, "grouped": 2, "multi-query": 1}
-    print(f"{'T':>6} {'no cache':>12}" + "".join(f"{kind:>22}" for kind in kinds))
-    for T in lengths:
-        x, line = np.random.default_rng(seed).normal(size=(1, T, C)).astype(np.float32), ""
-        for n_kv_head in kinds.values():
-            layer = MultiHeadAttention(C, n_head, n_kv_head, rope=True, seed=seed)
-            layer.params = {name: p.astype(np.float32) for name, p in layer.params.items()}
-            line = line or f"{T:>6} {best_ms(layer.forward, x):>9.2f} ms"
-            _, kv = layer.step(x[:, :-1])
-            kib = 2 * 4 * n_kv_head * (C // n_head) * T / 1024  # k and v, 4 bytes a number
-            line += f"{best_ms(layer.step, x[:, -1], kv):>9.3f} ms {kib:>5.0f} KiB"
-        print(line, flush=True)
-
-
-def report(args):
-    """Scale, recall, tiles and cache, in this order."""
-    report_scale(args.seed)
-    report_recall(args.seed, *((3, 110, 48) if args.fast else (6, 400, 64)))
-    report_tiles(args.seed, (64, 128, 256) if args.fast else (512, 1024, 2048, 4096))
-    report_cache(args.seed, (64, 128) if args.fast else (64, 256, 1024, 2048))
+        x = q.reshape(1, T, n_head * D)
+        layer = MultiHeadAttention(n_head * D, n_head, frequencies=rope_frequencies(D), seed=seed)
+        _, kv = layer.step(x[:, :-1])
+        calls = partial(layer.forward, x), partial(layer.step, x[:, -1], kv)
+        slow, quick = (1000 * min(timeit.repeat(call, number=1, repeat=4)) for call in calls)
+        memory = f"{T:>6}{peaks[0]:>12.1f}{peaks[1]:>12.1f}{apart:>12.0e}"
+        print(f"{memory}{slow:>12.2f}{quick:>12.3f}", flush=True)
+    print(f"At the last T, tiles take 1/{peaks[0] / peaks[1]:.0f} of the memory,", end=" ")
+    print(f"and the cache 1/{slow / quick:.0f} of the time.")
 
 
 def drop_unwritten():
@@ -778,7 +939,12 @@ def main(argv=None):
     if args.seed < 0:
         parser.error(f"--seed is {args.seed}; expected 0 or more")
     try:
-        report(args)
+        n_pairs, steps, width = (3, 120, 48) if args.fast else (6, 400, 64)
+        report_scale(args.seed)
+        model, texts = report_recall(args.seed, n_pairs, steps, width)
+        report_heads(model, texts)
+        report_longer(model, args.seed, n_pairs)
+        report_costs(args.seed, (64, 128, 256) if args.fast else (512, 1024, 2048, 4096))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever was reading has seen enough
         drop_unwritten()
@@ -790,34 +956,41 @@ def main(argv=None):
         parser.error(str(error))
 
 
+# %% What to take away
+# - out = softmax(q·k/√D + mask) v: a dictionary that compares softly, so that it can be learned.
+#   Backward: dv = pᵀ do, dp = do vᵀ, ds = p (dp - Σ p dp), dq = α ds k, dk = α dsᵀ q.
+# - √D keeps the scores' variance at 1. The mask is -∞, before the softmax. RoPE gives order.
+# - Training costs T²: take tiles. Writing costs the cache: share heads, or slide a window.
+# - One layer blends what tokens say. Two layers compose: previous-token head, then induction.
+
 # %% Common mistakes
-#
-# 1. Masking after the softmax, or with 0 for -∞. Symptom: training loss far too good, samples poor.
-#    In attention_forward -∞ enters s before softmax_forward.
-# 2. No 1/√D. Symptom: maps near one-hot from the first step, hardly any learning. See check_qkv.
-# 3. A row of nothing but -∞, as padding makes. Symptom: NaN one step later. See softmax_forward.
-# 4. A causal mask aligned at the left when Tq < Tk. Symptom: good training, nonsense with a cache,
-#    where the new query sees only key 0. See the offset Tk - Tq in sliding_window_mask.
-# 5. Cached tokens rotated as if at position 0. Symptom: step and forward differ. See step.
-# 6. reshape to (B, H, T, D) without a swap. Symptom: shapes fit, but heads mix places and see the
-#    future. split_heads splits the last axis, then swaps two.
+# 1. Masking after the softmax, or with 0 for -∞: training loss far too good, samples poor, as the
+#    future leaks. In attention_forward -∞ enters s before softmax_forward.
+# 2. No 1/√D: maps near one-hot from the first step, slow learning. See check_qkv.
+# 3. A row of nothing but -∞, as padding makes it: NaN one step later. See softmax_forward.
+# 4. A causal mask aligned at the left when Tq < Tk: good training, nonsense with a cache, where the
+#    new query sees only key 0. See Tk - Tq in sliding_window_mask.
+# 5. Cached tokens rotated as if at position 0, or at their place in a window: step and forward
+#    differ. In step, positions count from the first token ever: start.
+# 6. reshape to (B, H, T, D) without a swap: heads mix places and see the future. See split_heads.
+# 7. One convention's pairs for RoPE, the other's weights: the text falls apart. See rope_forward.
+# 8. Silencing heads one by one: "useless" heads that stand in for each other. See report_heads.
 
 # %% Exercises
-#
-#  1. (reading) Where in attention_forward is it decided that this is self- or cross-attention?
-#  2. Show that each row of softmax_backward sums to 0. Which invariance of section 2 is that?
-#  3. Zero the weights after the softmax instead of masking. Show two inputs where the future leaks.
-#  4. Print p for scores β(1, 2, 3) as β goes through 0, 1, 10, 100. Where does its gradient vanish?
-#  5. Let keys see their neighbour: kⱼ + λkⱼ₋₁ with a learned λ. Does one layer recall now? Why?
-#  6. Give AttentionOnly rope, then ALiBi, for its table. Train on 6 pairs, test on 12: which holds?
-#  7. Write down weights, without training, with which two layers answer every recall question.
-#  8. Return ∂L/∂mask from attention_backward and learn a bias per distance, as T5 does.
-#  9. Add a window to MultiHeadAttention and a rolling buffer to step; is the reach L(w-1)?
-# 10. Store cached keys in 8 bits with a scale per key, then in 4. When does recall break?
-# 11. (research) When does each head of section 8 appear? Must the first precede the second?
+#  1. ★ Section 1 with q = [0, 0]: weights, y and dq on paper. Which words pull at the query?
+#  2. ★ Show that the ds of a row add up to 0. Which invariance of section 3 is that?
+#  3. ★ Zero the weights after the softmax instead of masking: two inputs where the future leaks.
+#  4. ★★ Let keys see their neighbour: kⱼ + λkⱼ₋₁ with a learned λ. Does one layer recall now? Why?
+#  5. ★★ Give AttentionOnly ALiBi, then a learned table, for its rotations. Which reads further?
+#  6. ★★ Write down weights, without training, with which two layers answer every recall question.
+#  7. ★★ Cross-attention: let forward take keys and values from a second input. What changes?
+#  8. ★★ Give the tiles a window, and skip those outside it. What do time and memory cost now?
+#  9. ★★ Add a sink exp(a) to the softmax and derive da. Does a head of section 10 put it to use?
+# 10. ★★★ Latent heads: write forward and a step that caches c alone. How short may c be?
+# 11. ★★★ Train 20 steps more on long texts, once for each rule of section 7. Who gains most?
+# 12. ★★★ When does each head of section 11 appear in training? Must the first precede the second?
 
 # %% Where this leads
-#
 # Stage 6 adds a normalisation and a small network to each attention layer, stacks the result, and
 # has a transformer. Llama's attention is the one here: rotary, grouped, cached, trained in tiles.
 
