@@ -35,8 +35,7 @@ import numpy as np
 # %% 1. There and back
 # Take y = (a·b)·a at a = 3 and b = 2. How does y answer when we turn a a little, or b?
 # First go forward, one operation at a time, as a computer does: m = a·b = 6, then y = m·a = 18.
-# Then go back. At each number ask how many times as fast as that number y changes. The answer is
-# called the gradient of the number.
+# Then go back. Ask at each number how many times as fast as it y changes; call that its gradient.
 #     y itself changes as fast as y: its gradient is 1.
 #     In y = m·a, y changes a = 3 times as fast as m, so the gradient of m is 3·1 = 3. In the same
 #     way y changes m = 6 times as fast as this a, so a gets 6·1 = 6.
@@ -80,8 +79,7 @@ class Number:
 # this ratio settles on one number as h shrinks to 0, that number is the derivative of f at x:
 #     f′(x) = lim_{h→0} (f(x+h) - f(x)) / h.
 # For f = x² the ratio is ((x+h)² - x²)/h = (2xh + h²)/h = 2x + h, and it settles on 2x.
-# It helps to give a name to what is still missing: let ε(h) be the ratio minus f′(x), and ε(0) = 0.
-# Multiply by h, and "f has the derivative f′(x)" reads
+# Call ε(h) what is still missing, the ratio minus f′(x), and let ε(0) = 0. Then, solved for f(x+h),
 #     f(x+h) = f(x) + (f′(x) + ε(h))·h     with ε(h) → 0 as h → 0.                             (1)
 # What is in ε? Let f″ be the derivative of f′, and f‴ that of f″. Taylor's formula (1715; any book
 # on calculus proves it) says that for small h a smooth f is nearly a polynomial in h:
@@ -89,12 +87,12 @@ class Number:
 # Insert it into two ways of measuring f′, and you see how far off they are:
 #     forward:  (f(x+h) - f(x)) / h      = f′ + h/2·f″  + ...   half the h makes half the error;
 #     central:  (f(x+h) - f(x-h)) / (2h) = f′ + h²/6·f‴ + ...   half the h makes a quarter of it.
-# But h cannot be too small, for floats are rounded. Each f is off by up to u·|f|, where u = 2⁻⁵³ ≈
+# But h cannot be too small, for floats are rounded. Each f is off by up to r·|f|, where r = 2⁻⁵³ ≈
 # 1.1e-16, and a division by a small h magnifies that. All in all the central error is at most about
-# h²/6·|f‴| + u·|f|/h. As h shrinks, the first part falls and the second grows. They are equal at
-#     h³ = 6u·|f|/|f‴|.  If f and f‴ are near 1, h is near u^⅓ ≈ 5e-6 and the error near 2e-11.
+# h²/6·|f‴| + r·|f|/h. As h shrinks, the first part falls and the second grows. They are equal at
+#     h³ = 6r·|f|/|f‴|.  If f and f‴ are near 1, h is near r^⅓ ≈ 5e-6 and the error near 2e-11.
 # And if they are not? ln at 0.000001 has f‴ = 2e18, and x - h would not even have a logarithm. So
-# we measure with h = u^⅓ (relative to x, if x is large), with a tenth of it, a hundredth and so on.
+# we measure with h = r^⅓ (relative to x, if x is large), with a tenth of it, a hundredth and so on.
 # We doubt each slope by how much it differs from the next one, plus what rounding may have done to
 # that next one, and believe the slope that is doubted least.
 
@@ -166,9 +164,8 @@ def numerical_gradient(f, x):
 #                 sin x·(cos h - 1)/h + cos x·(sin h)/h → 0 + cos x (**)      (sin x)′ = cos x
 # (*) Whatever small δ > 0 we choose: as eˣ grows, |k| < δ once x·e^-δ < x + h < x·e^δ.
 # (**) (sin h)/h → 1 and (cos h - 1)/h → 0 follow from three areas in the unit circle: exercise 4.
-# The chain rule. Let u = g(x) and y = f(u). When x moves by h, then by (1) u moves by
-# k = (g′(x) + ε₁(h))·h. When u moves by k, then by (1) again y moves by (f′(u) + ε₂(k))·k. Insert k
-# and divide by h:
+# The chain rule. Let u = g(x) and y = f(u). When x moves by h, then by (1) u moves by some k =
+# (g′(x) + ε₁(h))·h, and so y moves by (f′(u) + ε₂(k))·k, by (1) again. Insert k and divide by h:
 #     (y₊ - y)/h = (f′(u) + ε₂(k))·(g′(x) + ε₁(h))  →  f′(u)·g′(x),   as h → 0 makes k → 0.
 # (We never divided by k, which may be 0.) Now take n functions, one after the other: x₀ = x, then
 # x₁ = f₁(x₀), x₂ = f₂(x₁) and so on. The result xₙ has, as a function of x, the derivative
@@ -309,14 +306,14 @@ def admission(steps=1000, learning_rate=1.0, score=1200):
 #     The shortest pair is w = ½, b = -½, and the boundary is 1, where the middle would be 2.
 # One would now expect p(1200) to go to ½. But while the boundary nears 1200, w grows. In the end
 # only the two nearest points count, with |y - p| ≈ e^(-margin): call it q₁ for the yes and q₂ for
-# the no. A step moves (w, b) along q₁·(0, 1) + q₂·(1/√2, -1). This must be along (2√2, 1), so q₁ is
-# 5/4 of q₂, and the margin of the yes stays ln(5/4) below that of the no. At 1200, z = b - w/√8 is
-# half their difference, b - (w/√2 - b). So z → -½·ln(5/4) and p → 1/(1 + √(5/4)) = 0.4721.
+# the no. A step moves (w, b) along q₁·(0, 1) + q₂·(1/√2, -1). This must be c·(2√2, 1) for some c:
+# q₂/√2 = 2√2·c and q₁ - q₂ = c, hence q₂ = 4c and q₁ = 5c. As q₁ is 5/4 of q₂, the margin of the
+# yes stays ln(5/4) below that of the no. At 1200, z = b - w/√8 is half their difference, which is
+# b - (w/√2 - b). So z → -½·ln(5/4), and p → 1/(1 + √(5/4)) = 0.4721.
 
 # %% 6. A hidden layer: curves, several outputs, and why the non-linearity is needed
-# A line cannot bend. So let J neurons each bend their answer at a place of their own, and add these
-# up. For rows X (N, D), and a φ that bends, such as tanh or relu(a) = max(a, 0), let the J hidden
-# neurons and the K outputs be
+# A line cannot bend. So let J hidden neurons each bend at a place of their own, and add them up.
+# For rows X (N, D), K outputs, and a φ that bends, such as tanh or relu(a) = max(a, 0), this means
 #     Aᵢⱼ = Σ_d Xᵢ_d·W_dⱼ + bⱼ,      Hᵢⱼ = φ(Aᵢⱼ),      Zᵢₖ = Σⱼ Hᵢⱼ·Vⱼₖ + cₖ,
 # or as products of matrices, A = X W + b (N, J) and Z = H V + c (N, K). Going back from dZ, ask of
 # each number who uses it and with which slope; (2) and (3) do the rest:
@@ -341,6 +338,8 @@ BENDS = {  # φ, and its slope φ′(a) written in the result h = φ(a)
 
 def network_forward(X, W, b, V, c, bend="tanh"):
     """Z (N, K) for X (N, D) and W (D, J), b (J,), V (J, K), c (K,); returns (Z, cache)."""
+    if bend not in BENDS:
+        raise ValueError(f"bend must be one of {', '.join(BENDS)}, got {bend!r}")
     phi, _ = BENDS[bend]
     H = phi(X @ W + b)  # (N, J)
     return H @ V + c, (X, W, V, H, bend)
@@ -766,7 +765,7 @@ def worst_entry(f, *arrays):
     """Where backward() and central differences differ most: (error, a sentence that says where).
     f takes a Tensor for each array and returns a Tensor (its entries count random amounts). An
     entry is judged relative to its own size, or to a thousandth of the output if that is more."""
-    inputs = [Tensor(np.array(a, dtype=np.float64)) for a in arrays]
+    inputs = [Tensor(real_array(x).astype(np.float64)) for x in arrays]
     out = f(*inputs)
     weight, worst = np.random.default_rng(0).normal(size=out.shape), (0.0, "no entry differs")
     out.backward(weight)
@@ -981,6 +980,7 @@ def main(argv=None):
 # 4. A broadcast axis not summed: the gradient of b (J,) arrives as (N, J) (unbroadcast).
 # 5. Z (N, 1) minus y (N,) is (N, N): the loss looks fine and the fit is a constant (pair_up).
 # 6. Checks in float32, at h = 1e-12, or with one error for a whole array (measured_slope, 12).
+# 7. Changing x.data before backward(): the slopes kept are those of the old x (Value._slopes).
 
 # %% Exercises
 #  1. ★ Which expression of `sweep` is rule (2), and which is rule (3)?
