@@ -449,7 +449,7 @@ class Operators:
 
 # %% 8. Forward mode: a number and its derivative, hand in hand
 # Give every number x its derivative ẋ in the one input we ask about: 1 for that input, 0 for other
-# inputs and constants. For y = y(a, b), (3) says ẏ = ∂y/∂a·ȧ + ∂y/∂b·ḃ. That is all.
+# inputs and constants. For y = y(a, b), (3) says ẏ = ∂y/∂a·ȧ + ∂y/∂b·ḃ. Such a pair is called dual.
 # A program with inputs x and outputs y has a table of derivatives, its Jacobian Jᵢⱼ = ∂yᵢ/∂xⱼ. One
 # forward pass with tangents ẋ computes J·ẋ, a Jacobian-vector product, and never needs J itself.
 
