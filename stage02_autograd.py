@@ -8,8 +8,7 @@ A model is a function with knobs (parameters), and a loss says how wrong it is. 
 the loss in a knob says how the loss answers a small turn of that knob; turn every knob a little
 against its derivative, and the loss falls. This file finds derivatives twice: by hand, every rule
 derived and models trained on the result; then by a program, for any formula, from the same rules.
-The two agree to the last digits, and one sweep backwards gives the derivatives in all knobs at
-once, be they two or a million. You need Python and school algebra, no calculus.
+The two agree, and one sweep back gives all derivatives at once. School algebra and Python suffice.
 
   On one page:  1 there and back
   By hand:      2 measuring a derivative  3 the rules  4 a line  5 yes or no  6 a hidden layer
@@ -24,7 +23,6 @@ implicit bias of gradient descent on separable data" (2018); Karpathy's microgra
 import argparse
 import math
 import numbers
-import operator
 import os
 import re
 import sys
@@ -35,17 +33,18 @@ from types import SimpleNamespace
 import numpy as np
 
 # %% 1. There and back
-# Take y = (a·b)·a at a = 3, b = 2. How does y answer when we turn a, or b? Forward, a computer does
-# one operation at a time: m = a·b = 6, then y = m·a = 18. Now go back. Ask at each number how many
-# times as fast as it the result y changes; call that the number's gradient.
-#     y itself:   1.
-#     y = m·a:    y changes a = 3 times as fast as m, so m gets 3·1 = 3. Likewise a gets m·1 = 6.
-#     m = a·b:    m changes b = 2 times as fast as a, and y 3 times as fast as m, so a gets 2·3 = 6
-#                 more, 12 in all. Likewise b gets a·3 = 9.
-# Check: a = 3.001 makes y = 18.012 (and a little), b = 2.001 makes y = 18.009.
-# Along a way the slopes were multiplied (2·3), and where two ways lead to a, what came back on them
-# was added (6 + 6). For a machine: an operation leaves behind a function that hands the gradient of
-# its result back to the numbers it was made from.
+# Take y = (a·b)·a at a = 3 and b = 2. How does y answer when we turn a a little, or b?
+# First go forward, one operation at a time, as a computer does: m = a·b = 6, then y = m·a = 18.
+# Then go back. Ask at each number how many times as fast as it y changes; call that its gradient.
+#     y itself changes as fast as y: its gradient is 1.
+#     In y = m·a, y changes a = 3 times as fast as m, so the gradient of m is 3·1 = 3. In the same
+#     way y changes m = 6 times as fast as this a, so a gets 6·1 = 6.
+#     In m = a·b, m changes b = 2 times as fast as a, and y changes 3 times as fast as m. So a gets
+#     2·3 = 6 more, which makes 12. In the same way b gets a·3 = 9.
+# You can check it: a = 3.001 makes y = 18.012 (and a little), and b = 2.001 makes y = 18.009.
+# Two things happened. Along one way back the slopes were multiplied, as in 2·3. And since two ways
+# lead back to a, what arrived on them was added, 6 + 6. In code, each operation leaves behind a
+# function that hands the gradient of its result back to the two numbers it was made from:
 
 
 class Number:
@@ -72,65 +71,72 @@ class Number:
 #     y.grad = 1.0
 #     y.hand_back()      # m.grad = 3, a.grad = 6
 #     m.hand_back()      # a.grad = 12, b.grad = 9
-# This is backpropagation. Open are: why slopes multiply along a way and add over ways (3), what it
-# is good for (4 to 6), who calls hand_back and when (9), arrays (11), and how to check it (2, 12).
+# This is backpropagation. Left to say: why slopes multiply along a way and add over ways (section
+# 3), what for (4 to 6), who calls hand_back and when (9), arrays (11), and how to be sure (2, 12).
 
 # %% 2. The derivative, and how to measure it
-# Turn the input of f from x to x + h. If the change of f per unit of turning settles on one number
-# as h shrinks to 0, that number is the derivative of f at x:
-#     f′(x) = lim_{h→0} (f(x+h) - f(x)) / h.            For x²: (2xh + h²)/h = 2x + h → 2x.
-# Call what has not settled yet ε(h), and multiply by h: f is differentiable at x exactly when
-#     f(x+h) = f(x) + (f′(x) + ε(h))·h     with ε(h) → 0 as h → 0, ε(0) = 0.                   (1)
-#
-# Taylor's formula says what hides in ε. Let f″ be the derivative of f′, and f‴ that of f″. Then
-# p(h) = f + h·f′ + h²/2·f″ (all taken at x) agrees with f(x+h) at h = 0 in value, first and second
-# derivative, so the rest r(h) = f(x+h) - p(h) starts with r = r′ = r″ = 0. If |f‴| ≤ M nearby, then
-# s(h) = M·h³/6 - r(h) starts with three zeros too, and s‴ = M - f‴ ≥ 0. Who starts at 0 and never
-# has a negative slope never falls below 0. So s″ ≥ 0 for h > 0, hence s′ ≥ 0, hence s ≥ 0, that is
-# r ≤ M·h³/6. (-r and h < 0 go the same way.) With a term more in p:
-#     f(x±h) = f ± h·f′ + h²/2·f″ ± h³/6·f‴ + a rest of the order of h⁴.
-# Two ways to measure f′ with a small h, and what Taylor says of their errors:
-#     forward:  (f(x+h) - f(x)) / h      = f′ + h/2·f″  + ...   halve h, halve the error;
-#     central:  (f(x+h) - f(x-h)) / (2h) = f′ + h²/6·f‴ + ...   halve h, quarter it: f″ cancels.
-# But floats round: each f is off by up to u·|f|, u = 2⁻⁵³ ≈ 1.1e-16, and dividing by h magnifies
-# that. The central error is at most about h²/6·|f‴| + u·|f|/h. The first part shrinks with h, the
-# second grows, and the sum is least about where they are equal:
-#     h³ = 6u·|f|/|f‴|,  so  h ∝ u^⅓ ≈ 5e-6  and the error ∝ u^⅔ ≈ 2e-11.
-# (Forward: h and error ∝ √u ≈ 1e-8.) But ln at 0.000001 has its wall nearer than that. So start
-# there, and shrink h until that changes no more than rounding does. Good for checks, slow for more.
+# Turn the input of f from x to x + h. Per unit of turning, f changes by (f(x+h) - f(x)) / h. If
+# this ratio settles on one number as h shrinks to 0, that number is the derivative of f at x:
+#     f′(x) = lim_{h→0} (f(x+h) - f(x)) / h.
+# For f = x² the ratio is ((x+h)² - x²)/h = (2xh + h²)/h = 2x + h, and it settles on 2x.
+# Call ε(h) what is still missing, the ratio minus f′(x), and let ε(0) = 0. Then, solved for f(x+h),
+#     f(x+h) = f(x) + (f′(x) + ε(h))·h     with ε(h) → 0 as h → 0.                             (1)
+# What is in ε? Let f″ be the derivative of f′, and f‴ that of f″. Taylor's formula (1715; any book
+# on calculus proves it) says that for small h a smooth f is nearly a polynomial in h:
+#     f(x+h) = f + h·f′ + h²/2·f″ + h³/6·f‴ + a rest of the order of h⁴,  with f, f′, ... all at x.
+# Insert it into two ways of measuring f′, and you see how far off they are:
+#     forward:  (f(x+h) - f(x)) / h      = f′ + h/2·f″  + ...   half the h makes half the error;
+#     central:  (f(x+h) - f(x-h)) / (2h) = f′ + h²/6·f‴ + ...   half the h makes a quarter of it.
+# But h cannot be too small, for floats are rounded. Each f is off by up to r·|f|, where r = 2⁻⁵³ ≈
+# 1.1e-16, and a division by a small h magnifies that. All in all the central error is at most about
+# h²/6·|f‴| + r·|f|/h. As h shrinks, the first part falls and the second grows. They are equal at
+#     h³ = 6r·|f|/|f‴|.  If f and f‴ are near 1, h is near r^⅓ ≈ 5e-6 and the error near 2e-11.
+# And if they are not? ln at 0.000001 has f‴ = 2e18, and x - h would not even have a logarithm. So
+# we measure with h = r^⅓ (relative to x, if x is large), with a tenth of it, a hundredth and so on.
+# We doubt each slope by how much it differs from the next one, plus what rounding may have done to
+# that next one, and believe the slope that is doubted least.
 
 
-@np.errstate(all="ignore")  # beyond its domain f may be nan or raise
-def measured_slope(f, x, h=None):
-    """f′(x) at a number x by central differences, with step h or one that fits f. ValueError unless
-    f(x) is one finite number, and f is finite on both sides of x."""
+def real_array(x):
+    """x as an array of floats: floats keep their width, integers and bools become float64."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"expected real numbers, got {x.dtype} data")
+    return x if x.dtype.kind == "f" else x.astype(np.float64)
 
-    def central(h):
-        try:
-            return (f(x + h) - f(x - h)) / ((x + h) - (x - h))  # 2h, as rounding left it
-        except (ValueError, ArithmeticError):  # so math.log says that it left its domain
-            return math.nan
 
-    y, step = f(x), h or 2.0 ** (-53 / 3) * max(1.0, abs(x))
+def central_slope(f, x, h):
+    """(f(x+h) - f(x-h)) / 2h, or nan if f does not reach so far."""
+    left, right = x - h, x + h
+    try:
+        return (f(right) - f(left)) / (right - left)  # which is 2h, as rounding left it
+    except (ValueError, ArithmeticError):  # as math.log says that it was asked for ln 0
+        return math.nan
+
+
+@np.errstate(all="ignore")  # outside its domain a NumPy function gives nan
+def measured_slope(f, x):
+    """f′(x) at a number x by central differences, with the best of 16 steps. ValueError unless f is
+    one finite number at x and on both sides. At a kink, the mean of its two slopes."""
+    y = f(x)
     if np.ndim(y) or not math.isfinite(y):
         raise ValueError(f"expected one finite number as f({x:g}), got {y!r}")
-    coarse, slope, doubt = math.nan, central(step) if h else math.nan, math.inf
-    while not h and x - step < x < x + step:
-        fine = central(step)
-        change, rounding = abs(fine - coarse), 2.0**-53 * abs(y) / step
-        if change + rounding < doubt:  # False for nan
-            slope, doubt = coarse, change + rounding
-        if change <= 10 * rounding:
-            break
-        coarse, step = fine, step / 10
-    if not math.isfinite(slope):
+    steps = [2.0 ** (-53 / 3) * max(1.0, abs(x)) / 10.0**k for k in range(16)]
+    slopes = [central_slope(f, x, step) for step in steps]
+    best, least_doubt = math.nan, math.inf
+    for slope, finer, step in zip(slopes, slopes[1:], steps[1:]):
+        rounding = 2.0**-53 * (abs(y) + abs(x * finer)) / step  # of f, and of x
+        doubt = abs(finer - slope) + rounding
+        if doubt < least_doubt:  # never true for nan
+            best, least_doubt = slope, doubt
+    if math.isnan(best):
         raise ValueError(f"f has no slope at {x:g}: it is not finite on both sides")
-    return slope
+    return best
 
 
-def numerical_gradient(f, x, h=None):
+def numerical_gradient(f, x):
     """measured_slope of f(x), one number, in each entry of x (a number or an array), in float64."""
-    x = np.array(x, dtype=np.float64)
+    x = real_array(x).astype(np.float64)
     grad = np.empty_like(x)
     for i in np.ndindex(x.shape):
 
@@ -139,58 +145,57 @@ def numerical_gradient(f, x, h=None):
             moved[i] = entry
             return f(moved if x.ndim else entry)
 
-        grad[i] = measured_slope(along, float(x[i]), h)
+        grad[i] = measured_slope(along, float(x[i]))
     return grad if x.ndim else float(grad)
 
 
 # %% 3. The rules, and the chain rule
-# f and g are values at x, f₊ and g₊ values at x + h. By (1) f₊ → f, since f₊ - f → 0.
+# Let f, g be values at x, and f₊, g₊ those at x + h; by (1), f₊ → f as h → 0. Each rule writes the
+# ratio of the definition so that one can see where it goes:
 #     constant    (c - c)/h = 0, and for x itself (x + h - x)/h = 1           c′ = 0, x′ = 1
 #     sum         (f₊ + g₊ - f - g)/h = (f₊-f)/h + (g₊-g)/h                   (f+g)′ = f′ + g′
 #     product     (f₊g₊ - fg)/h = (f₊-f)/h·g₊ + f·(g₊-g)/h                    (fg)′ = f′g + fg′
 #     reciprocal  (1/g₊ - 1/g)/h = -(g₊-g)/h / (g₊·g)                         (1/g)′ = -g′/g²
 #     quotient    f·(1/g), product and reciprocal: f′/g - f·g′/g²     (f/g)′ = (f′g - fg′)/g²
 #     exponential (eˣ⁺ʰ - eˣ)/h = eˣ·(eʰ-1)/h; e is defined by (eʰ-1)/h → 1   (eˣ)′ = eˣ
-#     logarithm   Let k = ln(x+h) - ln x, so h = eᵏ·x - x, and the ratio is
+#     logarithm   Let k = ln(x+h) - ln x. Then h = eᵏ·x - x, and the ratio is
 #                 k/h = (1/x) / ((eᵏ-1)/k), where k → 0 with h (*)            (ln x)′ = 1/x
-#     sine        (sin(x+h) - sin x)/h, with sin(x+h) = sin x·cos h + cos x·sin h, is
+#     sine        sin(x+h) = sin x·cos h + cos x·sin h makes the ratio
 #                 sin x·(cos h - 1)/h + cos x·(sin h)/h → 0 + cos x (**)      (sin x)′ = cos x
-# (*) For any small δ > 0, |k| < δ as soon as x + h lies between x·e^-δ and x·e^δ, since eˣ grows.
-# (**) A triangle lies in the unit circle's sector of angle h, and the sector in another one. Their
-# areas say sin h < h < tan h, so cos h < (sin h)/h < 1, and cos h → 1. And (cos h - 1)/h is
-# -(sin h)²/(h·(1 + cos h)) = -(sin h)/h · (sin h)/(1 + cos h) → -1·0/2 = 0.
-#
-# Chain rule for two: u = g(x), y = f(u). When x moves by h, u moves by k = (g′(x) + ε₁(h))·h by (1)
-# and then y moves by (f′(u) + ε₂(k))·k, again by (1). Insert k and divide by h:
+# (*) Whatever small δ > 0 we choose: as eˣ grows, |k| < δ once x·e^-δ < x + h < x·e^δ.
+# (**) (sin h)/h → 1 and (cos h - 1)/h → 0 follow from three areas in the unit circle: exercise 4.
+# The chain rule. Let u = g(x) and y = f(u). When x moves by h, then by (1) u moves by some k =
+# (g′(x) + ε₁(h))·h, and so y moves by (f′(u) + ε₂(k))·k, by (1) again. Insert k and divide by h:
 #     (y₊ - y)/h = (f′(u) + ε₂(k))·(g′(x) + ε₁(h))  →  f′(u)·g′(x),   as h → 0 makes k → 0.
-# (Nothing was divided by k, which may be 0.) For n functions let x₀ = x and xᵢ = fᵢ(xᵢ₋₁). The
-# composition Fₙ, which applies f₁ first and fₙ last, has
-#     Fₙ′(x) = fₙ′(xₙ₋₁)· ... ·f₂′(x₁)·f₁′(x₀).                                                (2)
-# By induction: n = 1 says F₁′ = f₁′. If (2) holds for n - 1, then Fₙ applies fₙ to Fₙ₋₁, so by the
-# rule for two Fₙ′(x) = fₙ′(xₙ₋₁)·Fₙ₋₁′(x), and inserting (2) for Fₙ₋₁′ gives (2) for n. ∎ However
-# long a program, its derivative along one way is a product of local slopes. Four more rules follow:
+# (We never divided by k, which may be 0.) Now take n functions, one after the other: x₀ = x, then
+# x₁ = f₁(x₀), x₂ = f₂(x₁) and so on. The result xₙ has, as a function of x, the derivative
+#     fₙ′(xₙ₋₁)· ... ·f₂′(x₁)·f₁′(x₀).                                                         (2)
+# For n = 1 there is nothing to show. If it holds for n - 1 functions, it holds for n: by the rule
+# for two, the last function multiplies the derivative of xₙ₋₁ by its slope fₙ′(xₙ₋₁). ∎ So along
+# one way, the derivative of any program is a product of local slopes. Four more rules follow:
 #     cosine      cos x = sin(x + π/2), and cos(x + π/2) = -sin x             (cos x)′ = -sin x
 #     power       xᵃ = e^(a·ln x), slope xᵃ·a/x (x < 0: product rule)         (xᵃ)′ = a·xᵃ⁻¹
 #     sigmoid     σ = 1/(1+e⁻ˣ): σ′ = e⁻ˣ/(1+e⁻ˣ)² = σ·e⁻ˣ/(1+e⁻ˣ)            σ′ = σ(1-σ)
 #     tanh        tanh x = 2σ(2x) - 1 = y: y′ = 4σ(1-σ), where σ = (1+y)/2    tanh′ = 1 - y²
-#
-# Several ways. Let v feed u = g(v) and w = k(v), and L = L(u, w) be smooth; ∂L/∂u is the derivative
-# when u alone is turned. When v moves by h, move u first: L changes by about ∂L/∂u·g′h. Then move
-# w: L changes by about ∂L/∂w·k′h (at the moved u, but as L is smooth that slope is nearly the old
-# one). What "about" hides vanishes faster than h. So the ways ADD:
+# Several ways. Let v feed both s = g(v) and t = q(v), which feed L = L(s, t), all smooth. We write
+# ∂L/∂s for the derivative of L when s alone is turned. When v moves by h, s moves by about g′·h and
+# t by about q′·h. Move s first: L changes by about ∂L/∂s·g′·h. Then move t: L changes by about
+# ∂L/∂t·q′·h. (Its slope is now taken at the moved s, but nearly the same there.) What "about" hides
+# vanishes faster than h. So what comes over different ways ADDS, for two ways and for more:
 #     ∂L/∂v = Σ over all u that use v of  ∂L/∂u · ∂u/∂v.                                       (3)
 # Multiply along a way (2), add over ways (3): that is all of backpropagation.
 
 # %% 4. Descending: a straight line through points
-# By (3), moving all knobs θ by a small δ changes L by about Σ ∂L/∂θᵢ·δᵢ = g·δ, g the gradient. For
-# δ = -η·g that is -η‖g‖² ≤ 0: against the gradient the loss falls, if the rate η is small enough
-# for "about" to hold. Repeat: gradient descent.
-#
-# First model: a neuron ẑᵢ = Σ_d w_d·Xᵢ_d + b for rows X (N, D) of D numbers each; with D = 1, a
-# straight line. Its loss is L = (1/N)·Σᵢ(ẑᵢ - yᵢ)². From here on dv is short for ∂L/∂v:
+# Call the knobs of a model θ₁, θ₂, ..., and their derivatives ∂L/∂θᵢ together the gradient. Turn
+# each knob by a small δᵢ. By (3) the loss changes by about Σ ∂L/∂θᵢ·δᵢ. Now choose δᵢ = -η·∂L/∂θᵢ,
+# against the derivative, with a rate η > 0. The change is about -η·Σ (∂L/∂θᵢ)², never positive:
+# the loss falls, if η is small enough for "about" to hold. Repeated, this is gradient descent.
+# The first model is a neuron, ẑᵢ = Σ_d w_d·Xᵢ_d + b, for N rows X of D numbers each. With D = 1 it
+# is a straight line. Its loss is the mean squared error, L = (1/N)·Σᵢ(ẑᵢ - yᵢ)². From here on dv
+# means ∂L/∂v, whatever v is. One term of the sum contains ẑᵢ, so
 #     dẑᵢ = (2/N)·(ẑᵢ - yᵢ).
-#     w_d acts through every ẑᵢ, with slope Xᵢ_d, so by (3)  dw_d = Σᵢ dẑᵢ·Xᵢ_d,   db = Σᵢ dẑᵢ,
-#     and Xᵢ_d acts through ẑᵢ alone, with slope w_d:        dXᵢ_d = dẑᵢ·w_d.
+# Every ẑᵢ uses w_d with slope Xᵢ_d, and b with slope 1. Only ẑᵢ uses Xᵢ_d, with slope w_d. So
+#     dw_d = Σᵢ dẑᵢ·Xᵢ_d,        db = Σᵢ dẑᵢ,        dXᵢ_d = dẑᵢ·w_d.
 
 
 def neuron_forward(X, w, b):
@@ -206,7 +211,7 @@ def neuron_backward(dz, cache):
 
 def pair_up(z, y):
     """z and y as arrays. ValueError unless they have one shape, and at least one entry."""
-    z, y = np.asarray(z, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    z, y = real_array(z).astype(np.float64), real_array(y).astype(np.float64)
     if z.shape != y.shape or not z.size:
         raise ValueError(f"expected one answer per output, got {y.shape} for {z.shape}")
     return z, y
@@ -233,7 +238,7 @@ def gradient_descent(model, params, X, y, learning_rate, steps):
     ValueError for a bad rate, or as soon as the loss or a parameter is not finite."""
     if not isinstance(learning_rate, numbers.Real) or not 0 < learning_rate < math.inf:
         raise ValueError(f"learning_rate must be a number > 0, got {learning_rate!r}")
-    X, losses = np.asarray(X, dtype=np.float64), []
+    X, losses = real_array(X).astype(np.float64), []
     for step in range(steps):
         loss, grads = loss_and_grads(model, params, X, y)
         params = {name: theta - learning_rate * grads[name] for name, theta in params.items()}
@@ -244,21 +249,23 @@ def gradient_descent(model, params, X, y, learning_rate, steps):
 
 
 # %% 5. One neuron that says yes or no: logistic regression
-# Let p = σ(z) = 1/(1+e⁻ᶻ) be the probability of y = 1. Why σ? Call z the logarithm of the odds,
-# z = ln(p/(1-p)); then p/(1-p) = eᶻ, and solving for p gives σ(z).
-# All answers together have probability Π pᵢ^yᵢ·(1-pᵢ)^(1-yᵢ). To make it large, make the mean of
-# its negative logarithm small: L = -(1/N)·Σ [y·ln p + (1-y)·ln(1-p)], the cross-entropy. As
-# p = eᶻ/(1+eᶻ) and 1-p = 1/(1+eᶻ), one term is ℓ = -y·z + ln(1+eᶻ), with the slope
-#     ∂ℓ/∂z = eᶻ/(1+eᶻ) - y = p - y.                      Prediction minus truth, once again.
-# ℓ is convex in z (∂²ℓ/∂z² = p(1-p) > 0) and z is linear in w and b: one valley. At its bottom
-# db = Σ (pᵢ-yᵢ)/N = 0, so the mean prediction is the share of yeses.
+# Now the answer y is 1 (yes) or 0 (no), and we want p, the probability of a yes, between 0 and 1. A
+# neuron gives any number z. So let z be the logarithm of the odds, z = ln(p/(1-p)). Then p/(1-p) =
+# eᶻ, and solving for p gives the sigmoid, p = 1/(1+e⁻ᶻ) = σ(z). The model gave the answer yᵢ the
+# probability pᵢ if yᵢ = 1, and 1-pᵢ if yᵢ = 0. The product of all these is the probability of all
+# answers. We want it large, so we make the mean of its negative logarithm small, the cross-entropy:
+#     L = -(1/N)·Σᵢ [yᵢ·ln pᵢ + (1-yᵢ)·ln(1-pᵢ)].
+# Since p = eᶻ/(1+eᶻ) and 1-p = 1/(1+eᶻ), one term is ℓ = -y·z + ln(1+eᶻ), and its slope is
+#     ∂ℓ/∂z = eᶻ/(1+eᶻ) - y = p - y,          prediction minus truth, as for the straight line.
+# The slope grows with z, as p does. So ℓ is one valley in z, and L is one in w and b: nowhere else
+# can we be caught. At its bottom db = Σ (pᵢ-yᵢ)/N = 0: the mean prediction is the share of yeses.
 
 
 def sigmoid(z, exp=np.exp):
     """1/(1+e⁻ᶻ) of a number or array; only e^(-|z|) ≤ 1 is computed, so nothing overflows."""
-    z = z if isinstance(z, float) else np.asarray(z)
+    z = z if isinstance(z, float) else real_array(z)
     e = exp(-abs(z))
-    return ((z >= 0) + (z < 0) * e) / (1.0 + e)  # 1 or e above
+    return ((z >= 0) + (z < 0) * e) / (1.0 + e)  # 1/(1+e⁻ᶻ), or for z < 0 the same eᶻ/(eᶻ+1)
 
 
 def cross_entropy(z, y):
@@ -266,31 +273,19 @@ def cross_entropy(z, y):
     z, y = pair_up(z, y)
     if not np.all((y == 0) | (y == 1)):
         raise ValueError(f"answers must be 0 or 1, got {np.unique(y)}")
-    return np.mean(np.logaddexp(0.0, z) - y * z), (sigmoid(z) - y) / z.size
+    loss = np.mean(np.logaddexp(0.0, z) - y * z)  # logaddexp(0, z) is ln(e⁰+eᶻ) without overflow
+    return loss, (sigmoid(z) - y) / z.size
 
 
+# College admission: learn from five applicants (the course's; today's SAT ends at 1600) which score
+# admits. On raw scores dw would be a thousand times db, and no rate suit both. So we standardise:
+# x = (score - mean)/deviation, here with 1300 and √80000. The boundary has p = ½, or w·x + b = 0.
 SAT, ADMITTED = np.array([900, 1100, 1300, 1500, 1700]), np.array([0, 0, 1, 1, 1])
-# The college-admission exercise: from five applicants, learn the score that admits. The data are
-# the course's; a real SAT ends at 1600. On raw scores dw would be a thousand times db and no one
-# rate suit both, so first standardise: x = (SAT - mean)/deviation, here 1300 and √80000. The
-# boundary, where p = ½ and w·x + b = 0, is the score mean - (b/w)·deviation.
-# A catch: any threshold between 1100 and 1300 is perfect here, so doubling w and b only makes right
-# answers surer. The loss has no minimum and w grows for ever (like ln t). What settles is the ratio
-# b/w. Call ±(w·x+b), + for a yes, the margin of a point: descent turns towards the shortest (w, b)
-# whose margins are all at least 1 (Soudry et al.; b counts in the length, as it is trained like w).
-#     Here the nearest yes, x = 0, asks for b ≥ 1, and the nearest no, x = -1/√2, for w/√2 - b ≥ 1.
-#     The shortest pair has b = 1, w = 2√2: boundary x = -1/√8, score 1200, the middle of the gap.
-#     Not always! From x = -1 (no) and 5 (yes) come w - b ≥ 1 and 5w + b ≥ 1. The shortest pair is
-#     w = ½, b = -½, which keeps the second with room to spare: boundary 1, and the middle is 2.
-# Yet p(1200) does not go to ½. A step adds (y - p)·(x, 1)·η/N to (w, b) for each point. In the end
-# only the two nearest count, where |y - p| is about e^(-margin): q₁ for the yes, q₂ for the no. The
-# sum q₁·(0, 1) + q₂·(1/√2, -1) must point along (2√2, 1): q₁ : q₂ = 5 : 4. So the margins keep a
-# distance, b - (w/√2 - b) → -ln(5/4), and z = b - w/√8, half of it: p → 1/(1 + √(5/4)) = 0.4721.
 
 
 def admission(steps=1000, learning_rate=1.0, score=1200):
     """Train on the five applicants: w, b, the boundary in points, and p(admitted | score)."""
-    mean, deviation = SAT.mean(), SAT.std()
+    mean, deviation, score = SAT.mean(), SAT.std(), real_array(score)
     X = (SAT[:, None] - mean) / deviation  # (5, 1)
     model, start = (neuron_forward, neuron_backward, cross_entropy), {"w": np.zeros(1), "b": 0.0}
     params, _ = gradient_descent(model, start, X, ADMITTED, learning_rate, steps)
@@ -300,22 +295,39 @@ def admission(steps=1000, learning_rate=1.0, score=1200):
     return {"w": w, "b": b, "boundary": boundary, "probability": p}
 
 
+# There is a catch. Any boundary between 1100 and 1300 is right about all five, and then doubling w
+# and b only makes right answers surer. The loss has no minimum: w and b grow for ever, ever more
+# slowly (like ln t after t steps). Only b/w settles, and with it the boundary. Where?
+# Call w·x + b for a yes, and -(w·x + b) for a no, the margin of a point. Soudry et al. prove that
+# (w, b), as an arrow, turns towards the shortest arrow with all margins at least 1.
+#     Here the nearest yes, x = 0, asks for b ≥ 1. The nearest no, x = -1/√2, asks for w/√2 - b ≥ 1.
+#     The shortest pair is b = 1, w = 2√2: boundary x = -1/√8, score 1200, the middle of the gap.
+#     It is not always the middle: a no at x = -1 and a yes at 5 ask for w - b ≥ 1 and 5w + b ≥ 1.
+#     The shortest pair is w = ½, b = -½, and the boundary is 1, where the middle would be 2.
+# One would now expect p(1200) to go to ½. But while the boundary nears 1200, w grows. In the end
+# only the two nearest points count, with |y - p| ≈ e^(-margin): call it q₁ for the yes and q₂ for
+# the no. A step moves (w, b) along q₁·(0, 1) + q₂·(1/√2, -1). This must be c·(2√2, 1) for some c:
+# q₂/√2 = 2√2·c and q₁ - q₂ = c, hence q₂ = 4c and q₁ = 5c. As q₁ is 5/4 of q₂, the margin of the
+# yes stays ln(5/4) below that of the no. At 1200, z = b - w/√8 is half their difference, which is
+# b - (w/√2 - b). So z → -½·ln(5/4), and p → 1/(1 + √(5/4)) = 0.4721.
+
 # %% 6. A hidden layer: curves, several outputs, and why the non-linearity is needed
-# A line cannot bend. Let J neurons each bend at a place of their own, and add them up. For rows
-# X (N, D), with a function φ that bends, such as tanh or relu(a) = max(a, 0):
-#     Aᵢⱼ = Σ_d Xᵢ_d·W_dⱼ + bⱼ,      Hᵢⱼ = φ(Aᵢⱼ),      Zᵢₖ = Σⱼ Hᵢⱼ·Vⱼₖ + cₖ.
-# As matrix products, A = X W + b (N, J) and Z = H V + c (N, K). Backwards from dZ, (2) and (3) say:
-#     Vⱼₖ touches Zᵢₖ in every row i, with slope Hᵢⱼ:       dVⱼₖ = Σᵢ Hᵢⱼ·dZᵢₖ
-#     cₖ touches Zᵢₖ in every row i, with slope 1:          dcₖ = Σᵢ dZᵢₖ
-#     Hᵢⱼ touches Zᵢₖ for every output k, with slope Vⱼₖ:   dHᵢⱼ = Σₖ dZᵢₖ·Vⱼₖ
-#     Aᵢⱼ touches Hᵢⱼ alone:                                dAᵢⱼ = dHᵢⱼ·φ′(Aᵢⱼ)
-# and X, W, b stand to A as H, V, c stand to Z. As matrix products, for any Z = H V,
+# A line cannot bend. So let J hidden neurons each bend at a place of their own, and add them up.
+# For rows X (N, D), K outputs, and a φ that bends, such as tanh or relu(a) = max(a, 0), this means
+#     Aᵢⱼ = Σ_d Xᵢ_d·W_dⱼ + bⱼ,      Hᵢⱼ = φ(Aᵢⱼ),      Zᵢₖ = Σⱼ Hᵢⱼ·Vⱼₖ + cₖ,
+# or as products of matrices, A = X W + b (N, J) and Z = H V + c (N, K). Going back from dZ, ask of
+# each number who uses it and with which slope; (2) and (3) do the rest:
+#     Vⱼₖ is used by Zᵢₖ in every row i, with slope Hᵢⱼ:       dVⱼₖ = Σᵢ Hᵢⱼ·dZᵢₖ
+#     cₖ is used by Zᵢₖ in every row i, with slope 1:          dcₖ = Σᵢ dZᵢₖ
+#     Hᵢⱼ is used by Zᵢₖ for every output k, with slope Vⱼₖ:   dHᵢⱼ = Σₖ dZᵢₖ·Vⱼₖ
+#     Aᵢⱼ is used by Hᵢⱼ alone:                                dAᵢⱼ = dHᵢⱼ·φ′(Aᵢⱼ)
+# And X, W, b make A just as H, V, c make Z. So for any product of matrices Z = H V (and with ᵀ for
+# "rows and columns exchanged") the first and the third line say
 #     dV = Hᵀ dZ,        dH = dZ Vᵀ.                                                           (4)
-#
-# Without φ, Z = (X W + b) V + c = X (W V) + (b V + c): any stack of linear layers is ONE linear
-# layer, with yes on one side of a straight line. Take XOR: yes at (1,1) and (-1,-1), no at (1,-1)
-# and (-1,1). If a linear z = w·x + b were right on all four, z(1,1) + z(-1,-1) = 2b would be > 0
-# and z(1,-1) + z(-1,1) = 2b < 0. Impossible: it takes bending to gain anything from depth.
+# Why must φ bend? Without it Z = (X W + b) V + c = X (W V) + (b V + c): any stack of linear layers
+# is ONE linear layer, which says yes on one side of a straight line. That cannot do XOR, which is
+# yes at (1,1) and (-1,-1), no at (1,-1) and (-1,1). If z = w·x + b were right at all four points,
+# z(1,1) + z(-1,-1) = 2b would be positive, and z(1,-1) + z(-1,1) = 2b negative. Impossible.
 
 BENDS = {  # φ, and its slope φ′(a) written in the result h = φ(a)
     "tanh": (np.tanh, lambda h: 1.0 - h * h),
@@ -326,28 +338,31 @@ BENDS = {  # φ, and its slope φ′(a) written in the result h = φ(a)
 
 def network_forward(X, W, b, V, c, bend="tanh"):
     """Z (N, K) for X (N, D) and W (D, J), b (J,), V (J, K), c (K,); returns (Z, cache)."""
-    A = X @ W + b  # (N, J)
-    H = BENDS[bend][0](A)  # (N, J)
+    if bend not in BENDS:
+        raise ValueError(f"bend must be one of {', '.join(BENDS)}, got {bend!r}")
+    phi, _ = BENDS[bend]
+    H = phi(X @ W + b)  # (N, J)
     return H @ V + c, (X, W, V, H, bend)
 
 
 def network_backward(dZ, cache):
     """From dZ (N, K): (dX (N, D), dW (D, J), db (J,), dV (J, K), dc (K,))."""
     X, W, V, H, bend = cache
+    _, slope = BENDS[bend]
     dH = dZ @ V.T  # (N, J)
-    dA = dH * BENDS[bend][1](H)  # (N, J)
+    dA = dH * slope(H)  # (N, J)
     return dA @ W.T, X.T @ dA, dA.sum(axis=0), H.T @ dZ, dZ.sum(axis=0)
 
 
 # %% 7. Part two: one rulebook
-# All that was mechanical, so let a program do it. A number that can be differentiated overloads
-# + * exp and the rest. An operation y = y(a, b) computes y and its local slopes ∂y/∂a, ∂y/∂b, by
-# section 3. What is then DONE with the slopes is the whole difference between our three engines:
+# All that was mechanical, so let a program do it: with numbers of our own, which overload + * exp
+# and the rest. An operation y = y(a, b) computes y and, by section 3, its local slopes ∂y/∂a and
+# ∂y/∂b. What is then DONE with the slopes is the whole difference between three engines:
 #     Dual    multiplies each by a derivative it already carries, at once        (forward mode)
 #     Value   stores each with a pointer to its input, to be multiplied later    (reverse mode)
 #     Tensor  is Value over arrays: an elementwise operation has a slope per entry
-# So the operations stand here once, and end in self._node(name, y, inputs, slopes), of which each
-# engine has its own. `lib` is where functions are found, math or NumPy.
+# So the operations stand here once. Each hands its result and slopes over to self._node, of which
+# each engine has its own. `lib` is where it finds exp and the like, in math or in NumPy.
 
 
 def operation(name, rule):
@@ -370,7 +385,7 @@ def real(x):
     """x as a float. ValueError unless it is one real number."""
     if type(x) in (float, int, bool):  # nearly always
         return float(x)
-    if x is None or isinstance(x, (str, bytes, complex)) or np.ndim(x):
+    if np.ndim(x) or np.asarray(x).dtype.kind not in "biuf":
         raise ValueError(f"expected a real number, got {x!r}")
     return float(x)
 
@@ -423,7 +438,7 @@ class Operators:
         if base is NotImplemented:
             return NotImplemented
         b, n = base.data, self.data
-        by_n = b**n * (base + (b == 0)).log().data  # 0ⁿ = 0 whatever n > 0: slope 0·ln 1 = 0
+        by_n = b**n * (base + (b == 0)).log().data  # bⁿ·ln b, but 0 at b = 0, where 0ⁿ stays 0
         by_b = n * self.lib.power(b, n - 1.0 + (n == 0))  # n = 0: 0·b⁰, as 0·b⁻¹ may be 0·∞
         return self._node("**", b**n, (base, self), (by_b, by_n))
 
@@ -434,8 +449,7 @@ class Operators:
 
 # %% 8. Forward mode: a number and its derivative, hand in hand
 # Give every number x its derivative ẋ in the one input we ask about: 1 for that input, 0 for other
-# inputs and constants. For y = y(a, b), (3) says ẏ = ∂y/∂a·ȧ + ∂y/∂b·ḃ. That is all. (In algebra:
-# a + ȧε with ε² = 0, as in (a+ȧε)(b+ḃε) = ab + (ȧb+aḃ)ε; hence "dual numbers".)
+# inputs and constants. For y = y(a, b), (3) says ẏ = ∂y/∂a·ȧ + ∂y/∂b·ḃ. Such a pair is called dual.
 # A program with inputs x and outputs y has a table of derivatives, its Jacobian Jᵢⱼ = ∂yᵢ/∂xⱼ. One
 # forward pass with tangents ẋ computes J·ẋ, a Jacobian-vector product, and never needs J itself.
 
@@ -454,16 +468,15 @@ class Dual(Operators):
 
 # %% 9. Reverse mode: remember, then sweep back
 # Read (3) from the other end. Let v̄ = ∂L/∂v, the adjoint of v: L̄ = 1 and v̄ = Σ ū·∂u/∂v over the
-# users u of v. Visit users before what they use; then, by induction along the visit, every ū in the
-# sum is final when v is reached, and so is v̄. Such an order, a topological order (inputs first)
-# reversed, is found by a depth-first search that writes down a node once all it depends on is
-# written down. (With a stack of its own: Python's holds a thousand calls, and chains are longer.)
+# users u of v. If we visit users before what they use, every ū in the sum is final when we reach v,
+# and so v̄ becomes final. For such an order, search depth first, write down each node once all it
+# depends on is written down (this is called a topological order), and read the list in reverse.
+# (We keep our own stack, as Python's holds only a thousand calls, and chains are longer.)
 # The cost. The graph of f: ℝⁿ → ℝᵐ has an edge per (user, input), at most two per operation. A
-# forward pass uses each edge once and gives a column of J, ALL outputs by ONE input. A sweep uses
-# each edge once and gives a row, ONE output by ALL inputs (or ȳ·J, when it starts with ȳ at several
-# outputs). With E edges, all n·m derivatives take
-#     n·E multiplications forward,     m·E in reverse,     and a loss has m = 1.
-# The price is the record: memory for every slope and, in Python, a slow object per number.
+# forward pass uses each of the E edges once and gives a column of J, ALL outputs by ONE input. A
+# sweep uses each once and gives a row, ONE output by ALL inputs (or ȳ·J, if it starts with ȳ at
+# several outputs). So all n·m derivatives take n·E multiplications forward and m·E in reverse, and
+# a loss has m = 1. The price is the record: memory for every slope, an object for every number.
 
 
 def topological_order(root):
@@ -493,8 +506,7 @@ def sweep(root, seed, times):
 
 
 class Value(Operators):
-    """A number that remembers how it was made: `data`, and `grad` after backward() of a result.
-    Nodes point only to their inputs, so a graph has no cycle and vanishes with its last user."""
+    """A number that remembers how it was made: `data`, and `grad` after backward() of a result."""
 
     __slots__ = ("data", "grad", "label", "_prev", "_op", "_slopes")
 
@@ -507,7 +519,7 @@ class Value(Operators):
 
     def backward(self):
         """Add ∂self/∂v to v.grad for every v it depends on (self too); twice adds it twice."""
-        for v, v_bar in sweep(self, 1.0, operator.mul):
+        for v, v_bar in sweep(self, 1.0, lambda slope, u_bar: slope * u_bar):
             v.grad += v_bar
 
 
@@ -526,14 +538,12 @@ def to_dot(root):
     """The graph behind a Value as Graphviz text, for any viewer or `dot -Tsvg`."""
     name = {v: f"v{i}" for i, v in enumerate(topological_order(root))}
     lines = ["digraph {", "  rankdir=LR;"]
-    for v, n in name.items():
-        title, op = (re.sub(r'([\\{}|<>"])', r"\\\1", text) for text in (v.label, v._op))
-        record = f"{title and title + ' | '}data {v.data:.4g} | grad {v.grad:.4g}"
-        lines.append(f'  {n} [shape=record, label="{{ {record} }}"];')
-        if op:
-            lines += [f'  {n}op [label="{op}"];', f"  {n}op -> {n};"]
+    for v, v_name in name.items():
+        cells = [v.label, v._op, f"data {v.data:.4g}", f"grad {v.grad:.4g}"]
+        record = " | ".join(re.sub(r'([\\{}|<>"])', r"\\\1", cell) for cell in cells if cell)
+        lines.append(f'  {v_name} [shape=record, label="{{ {record} }}"];')
         for x, slope in zip(v._prev, v._slopes):
-            lines.append(f'  {name[x]} -> {n}op [label="{slope:.4g}"];')
+            lines.append(f'  {name[x]} -> {v_name} [label="{slope:.4g}"];')
     return "\n".join([*lines, "}"])
 
 
@@ -635,10 +645,7 @@ class Tensor(Operators):
     T = property(lambda self: self.transpose())
 
     def __init__(self, data, _children=(), _op="", label="", _slopes=()):
-        data = np.asarray(data)
-        if data.dtype.kind not in "biuf":
-            raise ValueError(f"expected real numbers, got {data.dtype} data")
-        self.data = data if data.dtype.kind == "f" else data.astype(np.float64)
+        self.data = real_array(data)
         self._prev, self._op, self.label, self._slopes = tuple(_children), _op, label, _slopes
         self.zero_grad()
 
@@ -749,18 +756,16 @@ class Tensor(Operators):
 #                 upstream passes every test that starts from a sum, where it is 1, but not this.
 #   composition   B(g after f, x, w) = B(f, x, B(g, f(x), w)): one sweep is two, end to end. Catches
 #                 a wrong order of visits, and adjoints used before they are final.
-#   differences   wrong slopes pass all three. So in the end measure (section 2), and judge every
-#                 entry relative to its own size: one bad entry in a million is a bug.
-# And if a long program fails the last one? Its first k steps are a program too: if those are right
-# and the first 2k wrong, the mistake is in between. Halve, as you find a word in a dictionary.
+#   differences   Wrong slopes pass all three, so in the end measure (section 2), entry by entry.
+# And if a long program fails? Its first k steps are a program, too. If those are right and the
+# first 2k wrong, the mistake is in between: halve, as you look up a word in a dictionary.
 
 
 def worst_entry(f, *arrays):
     """Where backward() and central differences differ most: (error, a sentence that says where).
-
     f takes a Tensor for each array and returns a Tensor (its entries count random amounts). An
     entry is judged relative to its own size, or to a thousandth of the output if that is more."""
-    inputs = [Tensor(np.array(a, dtype=np.float64)) for a in arrays]
+    inputs = [Tensor(real_array(x).astype(np.float64)) for x in arrays]
     out = f(*inputs)
     weight, worst = np.random.default_rng(0).normal(size=out.shape), (0.0, "no entry differs")
     out.backward(weight)
@@ -830,7 +835,7 @@ def report_paper(L):
     """Parts 1 to 3: a derivative measured, four models traced, a graph drawn."""
     print("1. Error of a derivative measured (of e^x at 1)\n\n        h     forward     central")
     for h in 10.0 ** -np.arange(1, 13, 2):
-        slopes = (math.exp(1 + h) - math.e) / h, numerical_gradient(math.exp, 1.0, h)
+        slopes = (math.exp(1 + h) - math.e) / h, central_slope(math.exp, 1.0, h)
         print(f"   {h:.0e}" + "".join(f"{abs(slope - math.e):12.1e}" for slope in slopes))
     print("\n2. Four models on paper: go down the left side, then up the right side")
     x, X = [[1.0, 2.0, -1.0]], np.array([[-1.0], [1.0], [2.0]])
@@ -907,11 +912,9 @@ def report_costs(rng, sizes):
         times = [min(timeit.repeat(partial(run, x), number=k, repeat=3)) * 1e3 / k for run in runs]
         edges = sum(len(v._prev) for v in topological_order(runs[1](x)))
         print(f"   {n:4} {edges:9} {n * edges:11}" + "".join(f" {ms:10.4f}" for ms in times))
-    values, floats = times[3] / times[1], times[3] / times[0]
-    print(
-        f"   n = {n}: in reverse a gradient costs {values:.1f} recorded values, {floats:.0f} plain;"
-    )
-    print(f"   forward it costs {times[2] / times[1]:,.0f} recorded values")
+    floats, recorded, forward, reverse = times
+    print(f"   n = {n}: a gradient costs {reverse / recorded:.1f} recorded values in reverse (or")
+    print(f"   {reverse / floats:.0f} plain ones), and {forward / recorded:,.0f} forward")
 
 
 def drop_unwritten():
@@ -935,7 +938,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.seed < 0:
         parser.error(f"--seed must be >= 0, got {args.seed}")
-    if args.dot is not None and (not args.dot or os.path.isdir(args.dot)):
+    is_file = args.dot and (os.path.isfile(args.dot) or not os.path.exists(args.dot))
+    if args.dot is not None and not is_file:  # a folder, or a device that we would replace
         parser.error(f"--dot needs the name of a file, got {args.dot!r}")
     try:
         a, b = Value(3.0, label="a"), Value(2.0, label="b")  # section 1 with a loss on top
@@ -975,22 +979,18 @@ def main(argv=None):
 # 3. A sweep in the wrong order: diamonds go wrong; a recursive one: RecursionError (section 9).
 # 4. A broadcast axis not summed: the gradient of b (J,) arrives as (N, J) (unbroadcast).
 # 5. Z (N, 1) minus y (N,) is (N, N): the loss looks fine and the fit is a constant (pair_up).
-# 6. g[i] += ū with repeated i: counted once; np.add.at counts each (Tensor.__getitem__).
-# 7. Checks in float32, at h = 1e-12, or with one error for a whole array (measured_slope, 12).
-# 8. Changing x.data before backward(): the slopes kept are those of the old x (Value._slopes).
+# 6. Checks in float32, at h = 1e-12, or with one error for a whole array (measured_slope, 12).
+# 7. Changing x.data before backward(): the slopes kept are those of the old x (Value._slopes).
 
 # %% Exercises
-#  1. ★ Read: which expression of `sweep` is rule (2), and which is rule (3)?
+#  1. ★ Which expression of `sweep` is rule (2), and which is rule (3)?
 #  2. ★ Draw the graph of a*b + a with its gradients on paper, then compare with draw.
 #  3. ★ Derive tan and arctan and add them to Operators: one line each, for three engines.
-#  4. ★★ Predict the best h for the second difference (f(x+h) - 2f(x) + f(x-h))/h²; measure it.
-#  5. ★ Let relu have slope 1 at 0. Build a network whose training this changes.
-#  6. ★★ Add where and minimum to Tensor; make them pass grad_check.
-#  7. ★★ Let Dual's tangent be an array of n numbers. What do n derivatives cost now? In memory?
-#  8. ★★ Put Dual numbers inside Value: a Hessian-vector product in one sweep. Check it.
-#  9. ★★★ Keep every √K-th node of a chain of K, recompute the rest in the sweep. Measure both.
-# 10. ★★★ Let sweep compute with Values, so that gradients have gradients; check x⁴ four times.
-# 11. ★★★ The best order to multiply slopes is NP-hard (Naumann, 2008); when do both modes lose?
+#  4. ★★ Prove (**): a sector with angle h lies between two triangles, so sin h < h < tan h.
+#  5. ★★ Add where and minimum to Tensor; make them pass grad_check.
+#  6. ★★ Let Dual's tangent be an array of n numbers. What do n derivatives cost now? In memory?
+#  7. ★★ Put Dual numbers inside Value: a Hessian-vector product in one sweep. Check it.
+#  8. ★★★ Keep every √K-th node of a chain of K, recompute the rest in the sweep. Measure both.
 
 # %% Where this leads
 # PyTorch and JAX are section 11 with more operations and faster arrays. Stage 3 writes its backward

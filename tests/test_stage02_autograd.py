@@ -2,6 +2,7 @@
 
 import gc
 import math
+import os
 import random
 import re
 import subprocess
@@ -89,7 +90,7 @@ def test_numerical_gradient_finds_the_shape_and_the_valley(rng):
     assert np.array_equal(x, kept)
     slope = s.numerical_gradient(math.exp, 1)
     assert isinstance(slope, float) and abs(slope - math.e) < 1e-9
-    errors = [abs(s.numerical_gradient(math.exp, 1.0, h) - math.e) for h in (1e-1, 1e-2, 1e-3)]
+    errors = [abs(s.central_slope(math.exp, 1.0, h) - math.e) for h in (1e-1, 1e-2, 1e-3)]
     assert all(90 < a / b < 110 for a, b in zip(errors, errors[1:]))  # second order
 
 
@@ -102,10 +103,14 @@ def test_numerical_gradient_finds_the_shape_and_the_valley(rng):
         (lambda x: 1e-11 * x * x, 1, 2e-11),
     ]
     + [(lambda x: 1e11 * x * x, -3, -6e11), (lambda x: 1 / x, -1e-3, -1e6), (abs, -1e-9, -1.0)]
-    + [(math.sqrt, 1e-10, 5e4), (lambda x: x, 0, 1.0), (lambda x: 5.0, 2.0, 0.0)],
+    + [(math.sqrt, 1e-10, 5e4), (lambda x: x, 0, 1.0), (lambda x: 5.0, 2.0, 0.0)]
+    + [(math.sin, 1e6, math.cos(1e6)), (abs, 0, 0.0), (lambda x: x**3, 0.0, 0.0)]
+    + [(lambda x, c=c: math.sin(x) - math.sin(c), c, math.cos(c)) for c in (-0.017, 0.0013, 0.0021)]
+    + [(lambda x: x * x, x, 6.0) for x in (np.int8(3), np.float16(3), np.array(3, np.uint16))],
 )
 def test_the_step_fits_the_function(f, x, slope):
-    assert math.isclose(s.numerical_gradient(f, x), slope, rel_tol=2e-8)
+    """Where f(c) is 0, f hides how much was rounded on the way; x itself still tells."""
+    assert math.isclose(s.numerical_gradient(f, x), slope, rel_tol=1e-7, abs_tol=1e-30)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,10 @@ def test_the_step_fits_the_function(f, x, slope):
         (lambda x: math.nan, 1.0, "one finite number"),
         (lambda x: math.sqrt(x), 0.0, "both sides"),
         (math.exp, math.nan, "one finite number"),
-        (math.exp, "x", "could not convert"),
+        (math.exp, "x", "expected real numbers"),
+        (math.exp, None, "expected real numbers"),
+        (math.exp, 1j, "expected real numbers"),
+        (np.log, [1.0, 0.0], "finite"),
     ],
 )
 def test_numerical_gradient_refuses(f, x, words):
@@ -252,6 +260,17 @@ def test_saturated_functions_stay_finite():
         (lambda: s.admission(learning_rate=math.nan), "must be a number > 0, got nan"),
         (lambda: s.mse(np.ones((3, 1)), np.ones(3)), r"got \(3,\) for \(3, 1\)"),
         (lambda: s.cross_entropy([], []), "one answer per output"),
+        (lambda: s.mse(["1"], [1]), "expected real numbers"),
+        (lambda: s.cross_entropy([None], [1]), "expected real numbers"),
+        (lambda: s.sigmoid("x"), "expected real numbers"),
+        (lambda: s.sigmoid(1j), "expected real numbers"),
+        (lambda: s.admission(score="1200"), "expected real numbers"),
+        (lambda: s.admission(score=None), "expected real numbers"),
+        (lambda: s.gradient_descent(LINE, ZERO, [["x"]], [1.0], 0.1, 1), "expected real numbers"),
+        (lambda: Value(Value(1.0)), "expected a real number"),
+        (lambda: s.network_forward(*[np.ones((1, 1))] * 5, bend="gelu"), "one of tanh, relu, none"),
+        (lambda: s.network_forward(*[np.ones((1, 1))] * 5, bend=None), "got None"),
+        (lambda: grad_check(Tensor.exp, ["1"]), "expected real numbers"),
         (lambda: s.cross_entropy(np.ones(2), np.array([0, 2])), "answers must be 0 or 1"),
         (lambda: s.gradient_descent(LINE, ZERO, [[1.0], [2.0]], [1.0], 0.1, 1), "one answer per"),
         (lambda: s.gradient_descent(LINE, ZERO, [[9.0]], [1.0], 1e9, 99), "at step .*too big"),
@@ -308,9 +327,11 @@ def test_to_dot_draws_every_node_and_edge_and_escapes_labels():
     y.backward()
     dot = s.to_dot(y)
     assert dot.startswith("digraph") and dot.rstrip().endswith("}")
-    assert dot.count("shape=record") == 4 and dot.count("->") == 6
-    assert dot.count('op [label="2"]') == 2 and dot.count('op [label="1"]') == 2  # local slopes
-    assert '[label="*"]' in dot and '[label="+"]' in dot and "data 1 | grad 1" in dot
+    assert dot.count("shape=record") == 4 and dot.count("->") == 4
+    assert dot.count('[label="2"]') == 2 and dot.count('[label="1"]') == 2  # local slopes
+    assert "{ * | data 4 | grad 1 }" in dot and "{ + | data 1 | grad 1 }" in dot
+    square = re.search(r"(v\d) .*{ \* \|", dot)[1]  # a is drawn into it twice
+    assert len(re.findall(rf"v\d -> {square} ", dot)) == 2
     assert r"a\{\"\|\}" in dot and dot == s.to_dot(y)
 
 
@@ -616,6 +637,10 @@ def test_losses_in_closed_form_and_on_lists():
     assert value == 5 and np.array_equal(dz, [[0, 1], [0, -2]])
     np.testing.assert_allclose(s.sigmoid([0, -math.log(3)]), [0.5, 0.25])
     assert s.sigmoid(np.float32([0])).dtype == np.float32
+    small = math.exp(-128) / (1 + math.exp(-128))
+    for lowest in (np.int8(-128), np.int8([-128]), -128):  # int8 has no 128 to negate it to
+        assert math.isclose(float(np.squeeze(s.sigmoid(lowest))), small, rel_tol=1e-14)
+    assert math.isclose(s.sigmoid(True), math.e / (1 + math.e))
 
 
 def test_one_step_of_descent_by_hand():
@@ -784,11 +809,13 @@ def test_dot_writes_only_the_graph(tmp_path, capsys):
     dot = path.read_text(encoding="utf-8")
     assert dot.startswith("digraph {") and dot.endswith("}\n") and "a | data 3 | grad -48" in dot
     assert str(path) in capsys.readouterr().out and list(tmp_path.iterdir()) == [path]
-    for wrong in (tmp_path / "nowhere" / "graph.dot", tmp_path, ""):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)  # like a device: os.replace would put a file in its place
+    for wrong in (tmp_path / "nowhere" / "graph.dot", tmp_path, "", pipe):
         with pytest.raises(SystemExit) as end:
             s.main(["--dot", str(wrong)])
         assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
-    assert list(tmp_path.iterdir()) == [path]
+    assert pipe.is_fifo() and set(tmp_path.iterdir()) == {path, pipe}
 
 
 @pytest.mark.parametrize("args", [["--seed", "x"], ["--seed", "-1"], ["--nonsense"]])
