@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter, defaultdict
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -71,6 +72,15 @@ def test_the_first_page_writes_with_the_shares_of_its_table(rng):
     }
     assert s1.share(again, "a", "b") == pytest.approx(0.5, abs=0.05)
     assert s1.draw_word(followers, "abra", 4, rng) == "abra"
+
+
+def test_the_first_page_takes_letters_that_it_has_never_seen(rng):
+    followers = s1.count_followers("abracadabrax")
+    before = dict(followers)
+    assert s1.share(followers, "z", "a") == s1.share(followers, "x", "a") == 0
+    assert s1.word_perplexity(followers, "zebra") == math.inf
+    assert s1.draw_word(followers, "x", 5, rng) == "x"  # nothing ever came after it
+    assert followers == before  # to ask is not to count
 
 
 def test_the_first_page_is_the_chain_of_order_1():
@@ -339,6 +349,30 @@ def test_ids_of_any_width_are_counted_alike(smoothing, dtype):
 
 
 @every
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint64"])
+def test_settings_of_any_width_are_plain_numbers(smoothing, dtype):
+    """An unsigned or narrow order or V would wrap around or turn the keys into floats."""
+    order, size = np.array([2, 100]).astype(dtype)
+    ids = np.tile(TEXT, 4)
+    plain = s1.MarkovChain(2, 100, smoothing, k=1 / 2, weight=1 / 4, discount=3 / 4).fit(ids)
+    for kind in (np.float16, Fraction):
+        settings = {"k": kind(1 / 2), "weight": kind(1 / 4), "discount": kind(3 / 4)}
+        chain = s1.MarkovChain(order, size, smoothing, **settings).fit(ids)
+        assert asdict(chain) == asdict(plain) and repr(chain) == repr(plain)
+        assert np.array_equal(chain.log_probabilities(ids), plain.log_probabilities(ids))
+        written = chain.generate(size.astype(dtype), np.random.default_rng(0), ids)  # after 320
+        assert written.tolist() == plain.generate(100, np.random.default_rng(0), ids).tolist()
+    for level, other in zip(s1.count_levels(ids, order, size)[0], plain.occurs):
+        assert np.array_equal(level.keys, other.keys)
+
+
+def test_a_large_vocabulary_with_a_narrow_k():
+    """float16 ends at 65,504."""
+    chain = s1.MarkovChain(0, 10**5, "add-k", k=np.float16(1)).fit([7])
+    assert chain.distribution()[7] == pytest.approx(2 / (1 + 10**5))
+
+
+@every
 def test_an_order_beyond_the_text_is_the_order_of_the_text(smoothing):
     text = [0, 1, 2, 1]
     chain = s1.MarkovChain(2**70, V, smoothing).fit(text)
@@ -438,6 +472,8 @@ def test_temperature_minimises_the_free_energy(rng, temperature):
         (dict(top_k=2**31), [0.2, 0.5, 0, 0.3]),
         (dict(top_k=2**70), [0.2, 0.5, 0, 0.3]),
         (dict(top_p=1e-12), [0, 1, 0, 0]),
+        (dict(top_p=5e-324), [0, 1, 0, 0]),
+        (dict(top_p=Fraction(1, 2), temperature=Fraction(1, 1)), [0, 1, 0, 0]),
         (dict(top_p=0.4), [0, 1, 0, 0]),
         (dict(top_p=0.5), [0, 1, 0, 0]),
         (dict(top_p=0.51), [0, 5 / 8, 0, 3 / 8]),
@@ -462,6 +498,13 @@ def test_top_p_drops_what_comes_after_a_sum_of_top_p(rng):
                 kept[i] = p[i]
             before += p[i]
         assert s1.tempered(p, top_p=top_p) == pytest.approx(kept / kept.sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize("top_p", [1e-12, 1e-9, 5e-324])
+def test_the_smallest_top_p_still_keeps_one_symbol(top_p):
+    """The tolerance of the rule is 1e-9, and more than such a top_p."""
+    for V in (1, 2, 1000):
+        assert s1.tempered(np.full(V, 1 / V), top_p=top_p).tolist() == [1] + [0] * (V - 1)
 
 
 def test_the_plain_draw_is_at_temperature_1():
@@ -601,6 +644,10 @@ IDS = np.zeros(5, dtype=np.uint8)
         npz(ids=IDS, settings=settings(symbols=["a", "b", "b"])),
         npz(ids=IDS, settings=settings(symbols=["a", 1])),
         npz(ids=IDS, settings=settings(symbols=None)),
+        npz(ids=IDS, settings=settings(symbols="ab")),
+        npz(ids=IDS, settings=settings(symbols={"a": 0, "b": 1})),
+        npz(ids=IDS, settings=settings(order=101)),
+        npz(ids=IDS, settings=settings(order=2**70)),
     ],
 )
 def test_another_file_is_refused_by_its_name(tmp_path, content):
@@ -834,6 +881,17 @@ def sample(p, **options):
         (lambda: s1.MarkovChain(1, V).perplexity([0]), "the chain has counted nothing yet"),
         (lambda: s1.MarkovChain(1, V).variant(k=2.0), "the chain has counted nothing yet"),
         (lambda: s1.save_chain("x", s1.MarkovChain(1, V), []), "the chain has counted nothing yet"),
+        (lambda: s1.save_chain("x", fitted(), ["a"]), "'a'. is no list of 4 different strings"),
+        (lambda: s1.save_chain("x", fitted(), "abcd"), "'abcd' is no list of 4 different"),
+        (lambda: s1.save_chain("x", fitted(), list("abca")), "is no list of 4 different strings"),
+        (lambda: s1.save_chain("x", fitted(), [1, 2, 3, 4]), "is no list of 4 different strings"),
+        (
+            lambda: s1.save_chain("x", s1.MarkovChain(101, V).fit(TEXT), list("abcd")),
+            "order is 101; expected at most 100 in a file",
+        ),
+        (lambda: s1.count_levels(TEXT, None, V), "order is None; expected an integer"),
+        (lambda: s1.count_levels(TEXT, 1, "4"), "vocab_size is '4'; expected an integer"),
+        (lambda: s1.count_levels(TEXT, 1, 2**40), "vocab_size is .*; expected less than"),
         (lambda: fitted().variant(order=3), r"order=2.* has no counts for .*order=3"),
         (lambda: fitted().variant(vocab_size=5), "has no counts for .*vocab_size=5"),
         (lambda: fitted().variant(discount=2), "discount is 2"),
@@ -982,6 +1040,14 @@ def test_a_prompt_is_continued(run, verse):
     assert run("--text", verse, "--prompt", "four", "--length", 0) == "four\n"
 
 
+def test_wrong_options_are_refused_before_the_counting(monkeypatch, capsys):
+    monkeypatch.setattr(s1, "count_text", None)
+    for flag, value in (("--temperature", "nan"), ("--top_k", "0"), ("--top_p", "0")):
+        with pytest.raises(SystemExit):
+            s1.main([flag, value, "--length", "0"])
+        assert f"{flag[2:]} is {value}" in capsys.readouterr().err
+
+
 def test_order_seed_and_top_p_reach_the_writing(run, verse):
     wild = ["--text", verse, "--order", 0, "--length", 60]
     assert run(*wild, "--seed", 1) == run(*wild, "--seed", 1) != run(*wild, "--seed", 2)
@@ -1097,6 +1163,9 @@ NO_FILE = "/no/such/file"
         (["--load", NO_FILE, "--order", "2"], "--load brings its own text"),
         (["--load", NO_FILE, "--names", "x"], "--load brings its own text"),
         (["--load", NO_FILE, "--text", "x"], "--load brings its own text"),
+        (["--load", ""], "Is a directory"),
+        (["--text", "VERSE", "--save", ""], "empty name"),
+        (["--text", "VERSE", "--names", "VERSE"], "expected one of them"),
         (["--load", "VERSE"], "damaged or no saved chain"),
         (["--text", "VERSE", "--prompt", "zebra"], "'z' was never counted"),
         (["--text", "VERSE", "--order", "-1"], "order is -1"),
