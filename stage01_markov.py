@@ -297,7 +297,7 @@ def kl_divergence(p, q, base=math.e):
 # Its sum over c is 1 if that of P(c|h′) is. Where N(h) = 0, P(c|h) = P(c|h′). The methods below
 # differ in `seen`. (BACKOFF is a relative in which h′ speaks only of what h has not seen.)
 #
-# INTERPOLATED, after Jelinek and Mercer: a share λ of the vote for the table,
+# INTERPOLATED, after Jelinek and Mercer, gives the table a fixed share λ of the vote:
 #
 #     P(c|h) = λ·N(hc)/N(h) + (1 - λ)·P(c|h′).                                                   (9)
 #
@@ -321,8 +321,8 @@ def kl_divergence(p, q, base=math.e):
 #
 #     P(c|h) = (N(hc) - d)⁺ / N(h) + d·D(h)/N(h)·P(c|h′),          (x)⁺ = max(x, 0).            (11)
 #
-# Development chooses d. In our stories, three letters in a row that one half has 2 to 4 times come
-# only 0.03 times less in the other half; seven letters in a row, 0.94 times.
+# In our stories, three letters in a row that one half has 2 to 4 times come only 0.03 times less in
+# the other half; seven letters in a row, 0.94 times less. So d is chosen in development.
 #
 # And P(c|h′)? It should not be the share of c after h′. "Francisco" is frequent, but comes after
 # "San", where the long context has it covered; the short one is asked when the long one fails. What
@@ -334,9 +334,9 @@ def kl_divergence(p, q, base=math.e):
 # Let B(c) be how many different h came before c. Each of their counts is at least 1 ≥ d, so d is
 # taken off B(c) times: Σ_h (N(hc) - d)⁺ = Σ_h N(hc) - d·B(c). Here Σ_h N(hc) = N(c), but for the
 # first symbol of the text, which has no h. And Σ_h D(h) counts the different pairs by their first
-# symbols, as Σ_e B(e) does by their last: the two are equal. So, times N,
+# symbols, as Σ_x B(x) does by their last: the two are equal. So, times N,
 #
-#     N(c) = N(c) - d·B(c) + d·Σ_e B(e)·P(c),      hence      P(c) = B(c) / Σ_e B(e).           (12)
+#     N(c) = N(c) - d·B(c) + d·Σ_x B(x)·P(c),      hence      P(c) = B(c) / Σ_x B(x).           (12)
 #
 # It does not matter how often c occurs, but after how many different symbols. So only the context
 # that was given uses N(hc) in (11). For the shorter ones, down to the empty one, B(hc) takes its
@@ -358,10 +358,10 @@ SMOOTHINGS = ("kneser-ney", "mle", "add-k", "interpolated", "witten-bell")
 
 # %% 7. Temperature and its kin
 # To write, draw from the prediction. That is honest but at times wild: symbols unlikely one by one
-# are not so unlikely together. To be safer, or bolder, change the odds. The odds of c against e are
-# p_c/p_e. Raise them all to one power, 1/τ, where τ > 0 is the TEMPERATURE:
+# are not so unlikely together. To be safer, or bolder, change the odds. The odds of c against x are
+# p_c/p_x. Raise them all to one power, 1/τ, where τ > 0 is the TEMPERATURE:
 #
-#     q_c = p_c^(1/τ) / Σ_e p_e^(1/τ),     so     q_c/q_e = (p_c/p_e)^(1/τ).                    (13)
+#     q_c = p_c^(1/τ) / Σ_x p_x^(1/τ),     so     q_c/q_x = (p_c/p_x)^(1/τ).                    (13)
 #
 # τ = 1 gives p back. τ = 1/2 squares the odds: (1/2, 1/4, 1/4) becomes (2/3, 1/6, 1/6). As τ → 0,
 # the likeliest takes all; as τ → ∞, all that is possible becomes equal. (On the name: exercise 3.)
@@ -397,7 +397,7 @@ def tempered(p, temperature=1.0, top_k=None, top_p=None):
     q = q[:top_k]  # (K,)
     q = q / q.sum()
     if top_p is not None and top_p < 1:
-        reached = np.cumsum(q) >= top_p - 1e-9  # rounding must not cost one symbol more
+        reached = np.cumsum(q) >= float(top_p) - 1e-9  # rounding must not cost one symbol more
         q = q[: np.argmax(reached) + 1]  # up to the first place where the sum reaches top_p
     kept = np.zeros_like(p)
     kept[likeliest[: len(q)]] = q / q.sum()
@@ -837,11 +837,12 @@ def report(args):
     """Everything in order; the last line is the ladder's, of the chain that development chose."""
     text = read_text(args.text)[: 30_000 if args.fast else None]
     orders = range(5 if args.fast else 10)
-    symbols, n = sorted(set(text)), int(0.9 * len(text))
-    train, held = encode(text[:n], symbols), encode(text[n:], symbols)
-    print(f"Stage 1: {Path(args.text).name}, {n:,} characters to count, {len(held):,} to predict")
+    symbols, n_train = sorted(set(text)), int(0.9 * len(text))
+    train, held = np.split(encode(text, symbols), [n_train])
+    size = f"{len(train):,} characters to count, {len(held):,} to predict"
+    print(f"Stage 1: {Path(args.text).name}, {size}")
     chain, chains = report_orders(train, held, len(symbols), orders)
-    report_samples(text[:n], symbols, chain, chains, np.random.default_rng(args.seed))
+    report_samples(text[:n_train], symbols, chain, chains, np.random.default_rng(args.seed))
     nats = math.log(chain.perplexity(held))
     print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | ", end="")
     print(f"perplexity {math.exp(nats):.2f}   (stage 1, {chain.smoothing} order {chain.order})")
@@ -852,11 +853,11 @@ def count_text(args):
     text = read_text(args.text)
     symbols = sorted(set(text))
     ids = encode(text, symbols)
-    n = len(ids) - len(ids) // 10
+    n_counted = len(ids) - len(ids) // 10
     orders = range(10) if args.order is None else [args.order]
-    counted = MarkovChain(max(orders), len(symbols)).fit(ids[:n])
+    counted = MarkovChain(max(orders), len(symbols)).fit(ids[:n_counted])
     tried = [{"order": order, **settings} for order in orders for settings in KNESER_NEYS]
-    _, settings = develop(counted, ids[n:], tried)
+    _, settings = develop(counted, ids[n_counted:], tried)
     return MarkovChain(**settings).fit(ids), symbols
 
 
@@ -867,11 +868,12 @@ def count_names(args, rng):
         raise ValueError(f"{args.names} has {len(names)} names; expected at least 10, one a line")
     rng.shuffle(names)
     symbols = [START, END, *sorted(set("".join(names)))]
-    n = len(names) - len(names) // 10
+    n_counted = len(names) - len(names) // 10
+    some, others = names[:n_counted], names[n_counted:]
     choices = []
     for order in range(7) if args.order is None else [args.order]:
-        counted = MarkovChain(order, len(symbols)).fit(names_row(names[:n], symbols, order))
-        row = names_row(names[n:], symbols, order)
+        counted = MarkovChain(order, len(symbols)).fit(names_row(some, symbols, order))
+        row = names_row(others, symbols, order)
         choices.append(develop(counted, row, KNESER_NEYS, given=symbols.index(START)))
     nats, settings = min(choices, key=lambda choice: choice[0])
     chain = MarkovChain(**settings)
@@ -896,16 +898,16 @@ def command(args):
         save_chain(args.save, chain, symbols)
     prompt = args.prompt or ""
     if START in symbols:
-        n = 20 if args.length is None else args.length
-        names = [write_name(chain, symbols, rng, prompt, **options) for _ in range(n)]
+        length = 20 if args.length is None else args.length
+        names = [write_name(chain, symbols, rng, prompt, **options) for _ in range(length)]
         known = "".join(symbols[i] for i in chain.ids).replace(START, "").split(END)[:-1]
         old = sum(name in known for name in names)
         print("\n".join(names))
-        print(f"\n{old} of these {n} names are in the file, {n - old} are new.")
+        print(f"\n{old} of these {length} names are in the file, {length - old} are new.")
     else:
-        n = 300 if args.length is None else args.length
+        length = 300 if args.length is None else args.length
         line_start = "\n" if "\n" in symbols else ""
-        ids = chain.generate(n, rng, encode(prompt or line_start, symbols), **options)
+        ids = chain.generate(length, rng, encode(prompt or line_start, symbols), **options)
         print(prompt + "".join(symbols[i] for i in ids))
 
 
@@ -970,14 +972,12 @@ def main(argv=None):
 # To write, draw; with τ < 1 or top_p for safety, at the price of variety                 (13)
 
 # %% Common mistakes
-# 1. A splendid perplexity that is wrong: the probabilities add up to more than 1. `reserve` in (8).
-# 2. Words look worse than characters: N in (6) is not the same. Compare bits per character.
+# 1. A splendid perplexity, and wrong: the probabilities add up to more than 1. See (8), `reserve`.
+# 2. A model of words looks worse than one of letters: N in (6) differs. Compare bits per letter.
 # 3. More context always seems better, and what is written is a copy: order, λ, k or d were chosen
 #    on the text that was counted, where mle cannot be beaten (4). See `develop`.
-# 4. A held-out number that the next new text does not reach: something was chosen on the held-out
-#    text. All that `report_orders` chooses, it chooses on the development piece.
-# 5. Counts that are too large, without an error: n-grams packed in base V outgrow 64 bits, and
-#    different ones get the same key. Section 8 packs ranks.
+# 4. A held-out number that new texts do not reach: something was chosen by it. See `report_orders`.
+# 5. Some counts are too large: in base V different n-grams outgrew 64 bits. See RANK in section 8.
 # 6. Order 0 that sees the whole text: ids[-order:] is all of ids. See max(0, ...) in `generate`.
 
 # %% Exercises

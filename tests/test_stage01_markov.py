@@ -473,6 +473,7 @@ def test_temperature_minimises_the_free_energy(rng, temperature):
         (dict(top_k=2**70), [0.2, 0.5, 0, 0.3]),
         (dict(top_p=1e-12), [0, 1, 0, 0]),
         (dict(top_p=5e-324), [0, 1, 0, 0]),
+        (dict(top_p=np.float32(0.5)), [0, 1, 0, 0]),  # 1e-9 must not vanish beside it
         (dict(top_p=Fraction(1, 2), temperature=Fraction(1, 1)), [0, 1, 0, 0]),
         (dict(top_p=0.4), [0, 1, 0, 0]),
         (dict(top_p=0.5), [0, 1, 0, 0]),
@@ -505,6 +506,13 @@ def test_the_smallest_top_p_still_keeps_one_symbol(top_p):
     """The tolerance of the rule is 1e-9, and more than such a top_p."""
     for V in (1, 2, 1000):
         assert s1.tempered(np.full(V, 1 / V), top_p=top_p).tolist() == [1] + [0] * (V - 1)
+
+
+def test_a_narrow_top_p_has_the_tolerance_too():
+    p = np.full(20, 0.05)
+    short = np.cumsum(p)[9]  # of 0.5, by rounding: without the tolerance, one more is kept
+    assert short < 0.5
+    assert np.count_nonzero(s1.tempered(p, top_p=np.float32(0.5))) == 10
 
 
 def test_the_plain_draw_is_at_temperature_1():
