@@ -63,7 +63,8 @@ def count_followers(text):
 
 def share(followers, letter, following):
     """How probable `following` is after `letter`: its share of all that came after the letter."""
-    return followers[letter][following] / followers[letter].total()
+    came = followers.get(letter, Counter())
+    return came[following] / max(1, came.total())  # 0 if nothing ever came
 
 
 #     "abracadabra"     after    came              so the shares are
@@ -85,7 +86,7 @@ def share(followers, letter, following):
 
 
 def word_perplexity(followers, word):
-    """Among how many equally likely letters each of the word's, after the first, seemed to be."""
+    """Among how many equally likely letters each after the first of two or more seemed to be."""
     p = math.prod(share(followers, a, b) for a, b in zip(word, word[1:]))
     return p ** (-1 / (len(word) - 1)) if p > 0 else math.inf
 
@@ -96,16 +97,15 @@ def word_perplexity(followers, word):
 
 def draw_word(followers, word, length, rng):
     """The word continued to so many letters, each drawn from what followed the letter before."""
-    while len(word) < length:
+    while len(word) < length and word[-1] in followers:
         letters = followers[word[-1]]
         shares = [share(followers, word[-1], letter) for letter in letters]
         word += str(rng.choice(list(letters), p=shares))
     return word
 
 
-# All of this stage is here in small, and so are its questions. Why these shares, and not others?
-# (Section 3.) What does perplexity mean? (4.) "bard" is a good word: how do we mend a table that
-# calls it impossible? (5, 6.) How to look at more than one letter (2), and at a million? (8.)
+# All of this stage is here in small, and so are its questions. Why these shares (section 3)? What
+# does perplexity mean (4)? How do we mend a table that calls "bard" impossible (5, 6)?
 
 # %% 2. One symbol at a time
 # A text is a row of symbols x₁x₂...x_N, letters or words, each one of V different ones. A language
@@ -196,7 +196,7 @@ def draw_word(followers, word, length, rng):
 
 
 def number(value):
-    """value as a float; nan, with which no comparison holds, if it is no number (nor is a bool)."""
+    """value as a float. What is no number (a bool is none) becomes nan, which fails every test."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     try:
         return float(value) if real else math.nan
@@ -213,7 +213,7 @@ def check_integer(name, value, least):
 def check_distribution(name, p):
     """p as a float64 array whose last axis holds distributions; else ValueError."""
     try:
-        p = np.asarray(p, dtype=np.float64)
+        p = np.asarray(p).astype(np.float64, casting="same_kind")  # no strings, no complex numbers
     except (TypeError, ValueError):
         raise ValueError(f"{name} is {p!r}; expected probabilities") from None
     if p.ndim == 0 or p.size == 0:
@@ -275,7 +275,7 @@ def kl_divergence(p, q, base=math.e):
 #     ADD-K     P(c|h) = (N(hc) + k) / (N(h) + k·V)                        (k = 1: Laplace).     (7)
 #
 # For k below 1, which holds that few symbols take most of the line, a density in place of darts
-# gives the same (the Dirichlet distribution; exercise 13). Now nothing is impossible. But all that
+# gives the same (the Dirichlet distribution; exercise 8). Now nothing is impossible. But all that
 # is new is equally likely, z as e; and with 61 symbols Laplace's 61 drown a context seen twice.
 #
 #     After "a" in "abracadabra", V = 5:     a       b       c       d       r
@@ -294,11 +294,10 @@ def kl_divergence(p, q, base=math.e):
 #
 #     P(c|h) = seen(hc) + reserve(h)·P(c|h′),       reserve(h) = 1 - Σ_c seen(hc).               (8)
 #
-# Its sum over c is 1 if that of P(c|h′) is. Where N(h) = 0, P(c|h) = P(c|h′). Every method is one
-# choice of `seen`. (In strict BACKOFF h′ speaks only of what h has not seen. Letting it speak of
-# everything, as here, is called interpolation, and predicts better: Chen and Goodman.)
+# Its sum over c is 1 if that of P(c|h′) is. Where N(h) = 0, P(c|h) = P(c|h′). The methods below
+# differ in `seen`. (BACKOFF is a relative in which h′ speaks only of what h has not seen.)
 #
-# INTERPOLATED, after Jelinek and Mercer: a share λ of the vote for the table,
+# INTERPOLATED, after Jelinek and Mercer, gives the table a fixed share λ of the vote:
 #
 #     P(c|h) = λ·N(hc)/N(h) + (1 - λ)·P(c|h′).                                                   (9)
 #
@@ -318,11 +317,12 @@ def kl_divergence(p, q, base=math.e):
 # KNESER-NEY. Some of what we have seen, we saw by luck; so it comes less often in the next text.
 # Church and Gale (1991) counted pairs of words in one half of 44 million: those seen r times came
 # about r - 0.75 times in the other half, for r from 2 to 9. So discount each count by the same d,
-# 0 < d ≤ 1. With D(h) different symbols that frees d·D(h) for the reserve:
+# 0 < d ≤ 1. As D(h) different symbols came after h, this frees d·D(h) for the reserve:
 #
 #     P(c|h) = (N(hc) - d)⁺ / N(h) + d·D(h)/N(h)·P(c|h′),          (x)⁺ = max(x, 0).            (11)
 #
-# The right d depends on the text and on the length of h (see the report): choose it in development.
+# In our stories, three letters in a row that one half has 2 to 4 times come only 0.03 times less in
+# the other half; seven letters in a row, 0.94 times less. So d is chosen in development.
 #
 # And P(c|h′)? It should not be the share of c after h′. "Francisco" is frequent, but comes after
 # "San", where the long context has it covered; the short one is asked when the long one fails. What
@@ -331,15 +331,16 @@ def kl_divergence(p, q, base=math.e):
 #
 #     N(c)/N = Σ_h N(h)/N·P(c|h) = (1/N)·Σ_h ( (N(hc) - d)⁺ + d·D(h)·P(c) ).
 #
-# Now Σ_h N(hc) = N(c), but for the first symbol of the text, which has no h. Since d ≤ 1, d is
-# taken off once for each different h before c; let B(c) be how many these are. And Σ_h D(h) is the
-# number of different pairs, which is also Σ_c B(c). So
+# Let B(c) be how many different h came before c. Each of their counts is at least 1 ≥ d, so d is
+# taken off B(c) times: Σ_h (N(hc) - d)⁺ = Σ_h N(hc) - d·B(c). Here Σ_h N(hc) = N(c), but for the
+# first symbol of the text, which has no h. And Σ_h D(h) counts the different pairs by their first
+# symbols, as Σ_x B(x) does by their last: the two are equal. So, times N,
 #
-#     N(c) = N(c) - d·B(c) + d·Σ_e B(e)·P(c),      hence      P(c) = B(c) / Σ_e B(e).           (12)
+#     N(c) = N(c) - d·B(c) + d·Σ_x B(x)·P(c),      hence      P(c) = B(c) / Σ_x B(x).           (12)
 #
-# Not how often c occurs matters, but after how many different symbols. So below the longest context
-# the counts B(hc) of different symbols before hc take the place of N(hc), and (11) is applied to
-# them in turn. (The longest is the one that was given: at the start of a text it is short.)
+# It does not matter how often c occurs, but after how many different symbols. So only the context
+# that was given uses N(hc) in (11). For the shorter ones, down to the empty one, B(hc) takes its
+# place: how many different symbols came before hc.
 #
 #     "abracadabra" has 7 different pairs: ab ac ad br ca da ra. B(a) = 3 (c, d, r), all others 1.
 #
@@ -348,37 +349,33 @@ def kl_divergence(p, q, base=math.e):
 #     P(c) by (11), below it 1/5           0.429   0.143   0.143   0.143   0.143
 #     N(ac), context a                       0       2       1       1       0     N = 4, D = 3
 #     P(c|a): Kneser-Ney                   0.241   0.393   0.143   0.143   0.080
-#     P(c|a): Witten-Bell, all N           0.161   0.366   0.196   0.196   0.080
+#     P(c|a): Witten-Bell, from N only     0.161   0.366   0.196   0.196   0.080
 #
-# "bard" is possible now; and a after a, never seen, is likelier than c to Kneser-Ney, as B(a) is 3.
+# "bard" is possible now. And to Kneser-Ney a second a after "a", which was never seen, is likelier
+# than c, which was, because a comes after three different symbols.
 
 SMOOTHINGS = ("kneser-ney", "mle", "add-k", "interpolated", "witten-bell")
 
 # %% 7. Temperature and its kin
 # To write, draw from the prediction. That is honest but at times wild: symbols unlikely one by one
-# are not so unlikely together. To be safer, borrow from physics. Give each symbol an energy E_c =
-# -ln p_c, its surprise. Low energy alone means always the likeliest symbol; high entropy alone, a
-# fair die. Weigh the two: make the free energy F(q) = Σ q·E - τ·H(q) as small as possible, where
-# the temperature τ > 0 is the price of variety. Let Z = Σ e^(-E/τ):
+# are not so unlikely together. To be safer, or bolder, change the odds. The odds of c against x are
+# p_c/p_x. Raise them all to one power, 1/τ, where τ > 0 is the TEMPERATURE:
 #
-#     F(q) = τ·Σ q·(ln q + E/τ) = τ·Σ q·ln(q/e^(-E/τ)) = τ·KL(q ‖ e^(-E/τ)/Z) - τ·ln Z.
+#     q_c = p_c^(1/τ) / Σ_x p_x^(1/τ),     so     q_c/q_x = (p_c/p_x)^(1/τ).                    (13)
 #
-# Z does not depend on q. So by (5) F is least where the KL is 0, at Boltzmann's distribution
-#
-#     q_c = e^(-E_c/τ) / Z = p_c^(1/τ) / Σ_e p_e^(1/τ).                                         (13)
-#
-# τ = 1 gives p back; τ = 1/2 turns (1/2, 1/4, 1/4) into (2/3, 1/6, 1/6). Odds are raised to the
-# power 1/τ: as τ → 0 the likeliest takes all, and as τ → ∞ all that is possible becomes equal.
+# τ = 1 gives p back. τ = 1/2 squares the odds: (1/2, 1/4, 1/4) becomes (2/3, 1/6, 1/6). As τ → 0,
+# the likeliest takes all; as τ → ∞, all that is possible becomes equal. (On the name: exercise 3.)
 #
 # Two cuts may follow. TOP-K keeps a fixed number of the likeliest symbols, however sure the model
 # is: after "q" five are four too many, at the start of a word too few. TOP-P, the nucleus of
-# Holtzman et al., keeps the fewest that reach the probability top_p. Then rescale to a sum of 1.
+# Holtzman et al., keeps the fewest of the likeliest whose sum reaches top_p, always at least one.
+# What was kept is then divided by its sum.
 
 
 def tempered(p, temperature=1.0, top_k=None, top_p=None):
     """p (V,) after temperature (13), then top_k, then top_p: again a distribution (V,).
 
-    temperature 0 is the limit: all on the likeliest symbol, the first of equals. top_p=1 keeps all.
+    temperature 0 puts all on the likeliest symbol, the first of equals. top_p=1 keeps all.
     ValueError: p is no distribution, or an argument is out of range.
     """
     p = check_distribution("p", p)
@@ -390,17 +387,17 @@ def tempered(p, temperature=1.0, top_k=None, top_p=None):
         check_integer("top_k", top_k, 1)
     if top_p is not None and not 0 < number(top_p) <= 1:
         raise ValueError(f"top_p is {top_p!r}; expected None or 0 < top_p <= 1")
-    likeliest = np.argsort(-p, kind="stable")  # (V,) ids
+    likeliest = np.argsort(-p, kind="stable")  # (V,) ids; q will be in this order
     if temperature == 0:
-        q = np.ones(1)
+        q = np.ones(1)  # only the first remains
     else:
         with np.errstate(divide="ignore", over="ignore"):  # ln 0 = -∞; a tiny τ may lead there too
             E = -np.log(p[likeliest])  # (V,) rising
-            q = np.exp((E[0] - E) / temperature)  # relative to the largest: no overflow
-    q = q[:top_k]
+            q = np.exp((E[0] - E) / float(temperature))  # (13), the largest 1: no overflow
+    q = q[:top_k]  # (K,)
     q = q / q.sum()
     if top_p is not None and top_p < 1:
-        reached = np.cumsum(q) >= top_p - 1e-9  # rounding must not cost one symbol more
+        reached = np.cumsum(q) >= float(top_p) - 1e-9  # rounding must not cost one symbol more
         q = q[: np.argmax(reached) + 1]  # up to the first place where the sum reaches top_p
     kept = np.zeros_like(p)
     kept[likeliest[: len(q)]] = q / q.sum()
@@ -408,7 +405,7 @@ def tempered(p, temperature=1.0, top_k=None, top_p=None):
 
 
 def sample(p, rng, temperature=1.0, top_k=None, top_p=None):
-    """One id drawn by rng from tempered(p, ...): a dart at its probabilities laid end to end."""
+    """One id drawn by rng from tempered(p, ...): lay these end to end and throw a dart."""
     if not isinstance(rng, np.random.Generator):
         raise ValueError(f"rng is {rng!r}; expected a np.random.Generator")
     ends = np.cumsum(tempered(p, temperature, top_k, top_p))
@@ -418,8 +415,7 @@ def sample(p, rng, temperature=1.0, top_k=None, top_p=None):
 # GREEDY writing (temperature 0) takes the likeliest symbol each time. That need not lead to the
 # likeliest text. Let a begin with probability 0.6 and b with 0.4; after a let a, b and c be equally
 # likely, and after b let c be sure. Greedy begins with a, and its text has probability 0.6·1/3 =
-# 0.2; but "bc" has 0.4·1 = 0.4. Nor would one want the likeliest text: it says the same safe thing
-# again and again. What people write is full of small surprises.
+# 0.2; but "bc" has 0.4·1 = 0.4. Nor is the likeliest text the best: people surprise their readers.
 
 # %% 8. A million counts at once
 # A context of n symbols and the symbol after it form an (n+1)-gram, hc. We want N(hc) of each gram
@@ -440,14 +436,15 @@ def sample(p, rng, temperature=1.0, top_k=None, top_p=None):
 #     triple                   abr  bra  rac  aca  cad  ada  dab  abr  bra
 #     key                        4   15   32    5   23   10   26    4   15      bra: 3·5 + 0 = 15
 #
-# Each row needs only the ranks of the row above; they are below N, so keys are below N·V at any
-# order. One rank more means "never seen"; its row holds zeros, so an unseen h finds N(h) = 0.
+# The keys of each length need only the ranks of the length below. These are less than N, so the
+# keys are less than N·V, at any order. One rank more, the last, means "never seen". In the tables
+# of counts its row holds zeros, so that a context that was never seen finds N(h) = 0.
 
 
 class Level(NamedTuple):
-    """Counts for contexts of one length. G grams hc, C contexts h; the last rows are zeros."""
+    """What was counted for G grams hc and their C contexts h; the last row means "never seen"."""
 
-    keys: np.ndarray  # (G + 1,) sorted, then 2⁶³ - 1, behind every key
+    keys: np.ndarray  # (G + 1,) sorted; the last is 2⁶³ - 1, more than any key
     n_hc: np.ndarray  # (G + 1,) N(hc), how often c came after h
     n_h: np.ndarray  # (C + 1,) N(h) = Σ_c N(hc)
     d_h: np.ndarray  # (C + 1,) D(h), how many different c came after h
@@ -459,6 +456,15 @@ def tally(keys, n_hc, n_contexts, vocab_size):
     n_h = np.bincount(h, weights=n_hc, minlength=n_contexts + 1)
     d_h = np.bincount(h, weights=n_hc > 0, minlength=n_contexts + 1)
     return Level(np.append(keys, 2**63 - 1), np.append(n_hc, 0.0), n_h, d_h)
+
+
+def check_sizes(order, vocab_size):
+    """Both as int; ValueError unless order ≥ 0 and 1 ≤ vocab_size < 2³¹: keys must fit 64 bits."""
+    check_integer("order", order, 0)
+    check_integer("vocab_size", vocab_size, 1)
+    if vocab_size >= 2**31:
+        raise ValueError(f"vocab_size is {vocab_size}; expected less than 2**31")
+    return int(order), int(vocab_size)  # NumPy's narrow or unsigned numbers would overflow below
 
 
 def check_ids(name, ids, vocab_size, least=0):
@@ -480,32 +486,39 @@ def count_levels(ids, order, vocab_size):
     Returns two lists of Levels: in the first n_hc is N(hc), how often hc occurs; in the second, one
     shorter, B(hc), after how many different symbols it does.
     """
+    order, vocab_size = check_sizes(order, vocab_size)
     ids = check_ids("ids", ids, vocab_size)
     occurs, follows = [], []
     h = np.zeros(len(ids), dtype=np.int64)  # (N,) the empty context has rank 0
-    n_contexts, shorter = 1, None
-    for n in range(min(order, len(ids)) + 1):  # h (N - n,): rank of the context at places n, ...
+    n_contexts = 1
+    shorter = None  # (N - n + 1,) the ranks of the grams of the round before
+    for n in range(min(order, len(ids)) + 1):
+        # h (N - n,) holds the rank of the context of n symbols at each of the places n, n + 1, ...
         key = h * vocab_size + ids[n:]  # (N - n,) of the gram that ends at each of these places
-        keys, gram, n_hc = np.unique(key, return_inverse=True, return_counts=True)
+        keys, gram, n_hc = np.unique(key, return_inverse=True, return_counts=True)  # gram: its rank
         occurs.append(tally(keys, n_hc, n_contexts, vocab_size))
         if n > 0:
-            end = np.empty(len(keys), dtype=np.int64)  # of each gram, without its first symbol:
-            end[gram] = shorter[1:]  # the shorter gram that ends at the same place
+            # Drop the first symbol of a gram: what remains is the shorter gram that ends at the
+            # same place. Each different gram adds one to the B of what remains.
+            rest = np.empty(len(keys), dtype=np.int64)  # (G,) its rank
+            rest[gram] = shorter[1:]
             below = occurs[n - 1]
-            n_before = np.bincount(end, minlength=len(below.keys) - 1)  # one for each longer gram
-            follows.append(tally(below.keys[:-1], n_before, len(below.n_h) - 1, vocab_size))
-        h, n_contexts, shorter = gram[:-1], len(keys), gram  # a gram is the next place's context
+            b_hc = np.bincount(rest, minlength=len(below.keys) - 1)
+            follows.append(tally(below.keys[:-1], b_hc, len(below.n_h) - 1, vocab_size))
+        shorter = gram
+        h = gram[:-1]  # a gram is the context of the place after it
+        n_contexts = len(keys)
     return occurs, follows
 
 
 def find(keys, wanted):
-    """The rank of each wanted key, or the last rank, that of the zeros, if it is not there."""
+    """The rank of each wanted key; if it is not there, the last rank, "never seen"."""
     ranks = np.searchsorted(keys, wanted)
     return np.where(keys[ranks] == wanted, ranks, len(keys) - 1)
 
 
 def look_up(levels, ids, vocab_size):
-    """[(h, gram)], one a level n: the ranks of context and gram at places n, n + 1, ... of ids."""
+    """[(h, gram)] for each level n: ranks of context and gram at places n, n + 1, ... of ids."""
     ranks = []
     h = np.zeros(len(ids), dtype=np.int64)  # (N - n,)
     for n, level in enumerate(levels):
@@ -535,13 +548,9 @@ class MarkovChain:
     k: float = 1.0
     weight: float = 0.7
     discount: float = 0.75
-    ids = occurs = follows = None  # what was counted; Levels with N(hc), and with B(hc)
 
     def __post_init__(self):
-        check_integer("order", self.order, 0)
-        check_integer("vocab_size", self.vocab_size, 1)
-        if self.vocab_size >= 2**31:
-            raise ValueError(f"vocab_size is {self.vocab_size}; expected less than 2**31")
+        self.order, self.vocab_size = check_sizes(self.order, self.vocab_size)
         if self.smoothing not in SMOOTHINGS:
             raise ValueError(f"smoothing is {self.smoothing!r}; expected one of {SMOOTHINGS}")
         if not 0 < number(self.k) < 1e100:
@@ -550,6 +559,12 @@ class MarkovChain:
             raise ValueError(f"weight is {self.weight!r}; expected 0 < weight < 1")
         if not 0 < number(self.discount) <= 1:
             raise ValueError(f"discount is {self.discount!r}; expected 0 < discount <= 1")
+        self.k = float(self.k)
+        self.weight = float(self.weight)
+        self.discount = float(self.discount)
+        self.ids = None  # (N,) the text that was counted
+        self.occurs = None  # its Levels with N(hc), one for each order
+        self.follows = None  # and with B(hc), one fewer
 
     def fit(self, ids):
         """Count the text ids (N,), forgetting others; returns self."""
@@ -597,9 +612,10 @@ class MarkovChain:
         V = self.vocab_size
         ids = check_ids("context", context, V)
         ids = ids[max(0, len(ids) - len(self.occurs) + 1) :]
+        # The empty context has rank 0; the last gram of n symbols is the context of n symbols.
         ranks = [0] + [gram[-1] for _, gram in look_up(self.occurs[: len(ids)], ids, V)]
         p = np.full(V, 1 / V)
-        for n, h in enumerate(ranks):  # h: that of the last n symbols
+        for n, h in enumerate(ranks):
             gram = find(self.occurs[n].keys, h * V + np.arange(V))  # (V,)
             p = self._climb(n, n == len(ids), h, gram, p)
         return p
@@ -611,8 +627,9 @@ class MarkovChain:
         p = np.full(len(ids), 1 / self.vocab_size)
         for n, (h, gram) in enumerate(look_up(self.occurs, ids, self.vocab_size)):
             at_top = n == len(self.occurs) - 1
-            p = self._climb(n, at_top, h, gram, p[len(p) - len(h) :])  # (N - n,)
-        # Before the first of these places the context is shorter, and is itself the longest.
+            below = p[len(p) - len(h) :]  # at the places n, n + 1, ...
+            p = self._climb(n, at_top, h, gram, below)  # (N - n,)
+        # The places before these have shorter contexts: all that came since the start of the text.
         start = [self.distribution(ids[:t])[ids[t]] for t in range(len(ids) - len(p))]
         with np.errstate(divide="ignore"):
             return np.log(np.concatenate([start, p]))
@@ -629,18 +646,30 @@ class MarkovChain:
         for _ in range(n):
             p = self.distribution(ids[max(0, len(ids) - self.order) :])
             ids.append(sample(p, rng, temperature, top_k, top_p))
-        return np.array(ids[len(ids) - n :], dtype=np.int64)
+        return np.array(ids[len(ids) - int(n) :], dtype=np.int64)
 
 
 # What a chain knows follows from its text and its settings. So a file keeps these, as an .npz: that
 # is a zip of arrays with a checksum of each, and nothing in it is ever run.
 
+LONGEST_ORDER = 100  # of a file or a command; counting takes time and memory for each order
+
+
+def check_kept(chain, symbols):
+    """ValueError unless symbols is a list of V different strings, and the order is not too long."""
+    if chain.order > LONGEST_ORDER:
+        raise ValueError(f"order is {chain.order}; expected at most {LONGEST_ORDER} in a file")
+    strings = isinstance(symbols, list) and all(isinstance(symbol, str) for symbol in symbols)
+    if not strings or not len(symbols) == len(set(symbols)) == chain.vocab_size:
+        raise ValueError(f"{symbols!r} is no list of {chain.vocab_size} different strings")
+
 
 def save_chain(path, chain, symbols):
     """Write chain and symbols, a list of V strings, to one .npz; it appears whole or not at all."""
     chain._check_fitted()
+    check_kept(chain, symbols)
     path = Path(path)
-    settings = json.dumps({**asdict(chain), "symbols": symbols}, default=np.generic.item).encode()
+    settings = json.dumps({**asdict(chain), "symbols": symbols}).encode()
     ids = chain.ids.astype(np.min_scalar_type(chain.vocab_size - 1))  # as few bytes as will do
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -664,10 +693,9 @@ def load_chain(path):
                 raise ValueError(f"it holds {sorted(arrays.files)}; expected ids and settings")
             settings = json.loads(arrays["settings"].tobytes())
             symbols = settings.pop("symbols")
-            chain = MarkovChain(**settings).fit(arrays["ids"])
-        different = {symbol for symbol in symbols if isinstance(symbol, str)}
-        if not len(symbols) == len(different) == chain.vocab_size:
-            raise ValueError(f"{symbols} are not {chain.vocab_size} different strings")
+            chain = MarkovChain(**settings)
+            check_kept(chain, symbols)
+            chain.fit(arrays["ids"])
     except Exception as error:  # damage shows itself in many ways, most of them zipfile's own
         raise ValueError(f"{path} is damaged or no saved chain: {error}") from None
     return chain, symbols
@@ -694,7 +722,8 @@ def encode(pieces, vocabulary):
 
 def names_row(names, symbols, order):
     """All the names in one row of ids, each after `order` starts and before an end."""
-    return encode([c for name in names for c in [START] * order + [*name, END]], symbols)
+    rows = [[START] * order + list(name) + [END] for name in names]
+    return encode([symbol for row in rows for symbol in row], symbols)
 
 
 def write_name(chain, symbols, rng, beginning="", longest=100, **options):
@@ -703,7 +732,7 @@ def write_name(chain, symbols, rng, beginning="", longest=100, **options):
     while len(name) < longest:
         context = encode([START] * chain.order + list(name), symbols)
         symbol = symbols[chain.generate(1, rng, context, **options)[0]]
-        if symbol in (START, END):  # smoothing makes a start here barely possible, not impossible
+        if symbol in (START, END):  # a start is never meant here, but smoothing leaves it a little
             break
         name += symbol
     return name
@@ -722,80 +751,53 @@ COLUMNS = {
     "witten-bell": [{"smoothing": "witten-bell"}],
     "kneser-ney": KNESER_NEYS,
 }
+DRAWN_WITH = [("temperature", t) for t in (0.0, 0.3, 0.6, 1.0, 1.5)]
+DRAWN_WITH += [("top_k", 5), ("top_p", 0.9)]
 
 
-def progress(message, last=False):
-    """One line overwritten in place on a terminal; when piped, only the last message is printed."""
-    if sys.stdout.isatty():
-        print(f"\r{message:<78}", end="\n" if last else "", flush=True)
-    elif last:
-        print(message, flush=True)
-
-
-def develop(counted, ids, orders, tried):
-    """[(perplexity, order, settings)]: the best of `tried` for each order, judged by ids."""
-    found = []
-    for order in orders:
-        chains = [counted.variant(order=order, **settings) for settings in tried]
-        progress(f"   in development: {chains[0].smoothing}, order {order}")
-        scores = [chain.perplexity(ids) for chain in chains]
-        best = int(np.argmin(scores))
-        found.append((scores[best], order, asdict(chains[best])))
-    return found
-
-
-def lost_counts(ids, order, vocab_size):
-    """For each order, how much rarer the grams that half of ids has 2 to 4 times are afterwards."""
-    half = len(ids) // 2
-    levels, _ = count_levels(ids[:half], order, vocab_size)
-    lost = []
-    for level, (_, gram) in zip(levels, look_up(levels, ids[half : 2 * half], vocab_size)):
-        again = np.bincount(gram, minlength=len(level.keys))
-        few = (level.n_hc >= 2) & (level.n_hc <= 4)
-        lost.append(np.mean((level.n_hc - again)[few]) if few.any() else math.nan)
-    return lost
+def develop(counted, ids, tried, given=-1):
+    """(nats a symbol, settings): those of `tried` that predict ids best, `given` ones left out."""
+    choices = []
+    for settings in tried:
+        chain = counted.variant(**settings)
+        surprise = -chain.log_probabilities(ids)[ids != given].mean()
+        choices.append((surprise, asdict(chain)))
+    return min(choices, key=lambda choice: choice[0])
 
 
 def report_orders(train, held, V, orders):
     """Every order with every smoothing: (the chain chosen, the chosen Kneser-Ney of each order)."""
-    n = len(train) - len(train) // 10
-    counted = MarkovChain(max(orders), V).fit(train[:n])
-    found = {name: develop(counted, train[n:], orders, tried) for name, tried in COLUMNS.items()}
-    counted.fit(train)
-    ranks = look_up(counted.occurs, held, V)
-    lost = lost_counts(train, max(orders), V)
-    print("\n1. How much context? Perplexity per character. new: held-out grams not in training;")
-    print("   k, d: as chosen in development; lost: what grams seen 2 to 4 times in one half of")
-    print("   training lack in the other half, on average (compare d)\n")
+    n_counted = len(train) - len(train) // 10
+    part = MarkovChain(max(orders), V).fit(train[:n_counted])
+    whole = MarkovChain(max(orders), V).fit(train)
+    ranks = look_up(whole.occurs, held, V)
+    print("\n1. How much context? Perplexity per character. new: the held-out grams that training")
+    print("   lacks; inf: something had the probability 0; k, d: chosen in development\n")
     print("                     training | held-out text")
-    print(
-        "order contexts    new     mle |    mle  add-1  add-k interp witten kneser     k    d  lost"
-    )
-    table = []
+    print("order contexts    new     mle |    mle  add-1  add-k interp witten kneser     k    d")
+    choices, table, kneser_neys = [], [], []
     for order in orders:
-        chains = {name: counted.variant(**found[name][order][2]) for name in COLUMNS}
+        chains = {}
+        for name, column in COLUMNS.items():
+            tried = [{"order": order, **settings} for settings in column]
+            surprise, settings = develop(part, train[n_counted:], tried)
+            choices.append((surprise, settings))
+            chains[name] = whole.variant(**settings)
+        kneser_neys.append(chains["kneser-ney"])
         table.append([chain.perplexity(held) for chain in chains.values()])
-        level = counted.occurs[order]
-        new = np.mean(level.n_hc[ranks[order][1]] == 0)
+        level, (_, gram) = whole.occurs[order], ranks[order]
+        new = np.mean(level.n_hc[gram] == 0)
         row = f"{order:5} {np.count_nonzero(level.n_h):8,} {new:6.1%}"
         row += f" {chains['mle'].perplexity(train):7.2f} |"
         row += "".join(f"{perplexity:7.2f}" for perplexity in table[-1])
-        row += f"{chains['add-k'].k:6} {chains['kneser-ney'].discount:4} {lost[order]:5.2f}"
-        progress(row, last=True)
-    print("\n   inf: one event of probability 0 is enough. Best orders on the held-out text:")
-    best = np.argmin(table, axis=0)
-    print("   " + ", ".join(f"{name} {order}" for name, order in zip(COLUMNS, best)))
-    (_, order), name = min((min(pairs)[:2], name) for name, pairs in found.items())
-    chain = counted.variant(**found[name][order][2])
-    print(f"   Development chose {name}, order {order}: {chain.perplexity(held):.3f} on new text")
-    print(f"   (lowest in the table: {np.min(table):.3f}).")
-    return chain, [counted.variant(**settings) for _, _, settings in found["kneser-ney"]]
-
-
-def real_and_different(written, known):
-    """Shares of the words written: of those that are in `known`, of different ones."""
-    words = re.findall(r"\w+", written)[:-1] or [""]  # the last may be cut off
-    return np.mean([word in known for word in words]), len(set(words)) / len(words)
+        print(f"{row}{chains['add-k'].k:6} {chains['kneser-ney'].discount:4}", flush=True)
+    best = [f"{name} {orders[row]}" for name, row in zip(COLUMNS, np.argmin(table, axis=0))]
+    print("\n   Best orders: " + ", ".join(best))
+    _, settings = min(choices, key=lambda choice: choice[0])
+    chain = whole.variant(**settings)
+    print(f"   Development chose {chain.smoothing}, order {chain.order}: ", end="")
+    print(f"{chain.perplexity(held):.3f} on new text (lowest in the table: {np.min(table):.3f}).")
+    return chain, kneser_neys
 
 
 def report_samples(text, symbols, chain, chains, rng):
@@ -807,17 +809,17 @@ def report_samples(text, symbols, chain, chains, rng):
         written = "".join(symbols[i] for i in each.generate(80, rng, start))
         print(f"   order {each.order}  {written}".replace("\n", "¶"))
     print(f"\n3. Temperature: 800 characters by {chain.smoothing} order {chain.order}. H: the mean")
-    print("   entropy they are drawn with; real: words that training knows; different: among all\n")
-    print("   drawn with         H, bits    real  different")
-    settings = [dict(temperature=t) for t in (0.0, 0.3, 0.6, 1.0, 1.5)]
-    for options in settings + [dict(top_k=5), dict(top_p=0.9)]:
-        name = " ".join(f"{key} {value}" for key, value in options.items())
-        ids = chain.generate(800, rng, start, **options)
-        drawn_from = [tempered(chain.distribution(ids[:t]), **options) for t in range(9, 800, 9)]
+    print("   entropy they were drawn with; real: the share of their words that training has\n")
+    print("   drawn with         H, bits    real")
+    for name, value in DRAWN_WITH:
+        ids = chain.generate(800, rng, start, **{name: value})
+        places = range(9, 800, 9)  # each ninth; 9 is the longest order, so no context is cut off
+        drawn_from = [tempered(chain.distribution(ids[:t]), **{name: value}) for t in places]
         written = "".join(symbols[i] for i in ids)
-        shown = np.mean(entropy(drawn_from, 2)), *real_and_different(written, known)
-        print("   {:18} {:7.2f} {:7.1%} {:10.1%}".format(name, *shown))
-        print("      " + written[:88].replace("\n", "¶"))
+        words = re.findall(r"\w+", written)[:-1] or [""]  # the last may be cut off
+        real = np.mean([word in known for word in words])
+        print(f"   {name:11} {value:<6} {np.mean(entropy(drawn_from, 2)):7.2f} {real:7.1%}")
+        print("      " + written[:88].replace("\n", "¶"), flush=True)
 
 
 def read_text(path):
@@ -835,11 +837,12 @@ def report(args):
     """Everything in order; the last line is the ladder's, of the chain that development chose."""
     text = read_text(args.text)[: 30_000 if args.fast else None]
     orders = range(5 if args.fast else 10)
-    symbols, n = sorted(set(text)), int(0.9 * len(text))
-    train, held = encode(text[:n], symbols), encode(text[n:], symbols)
-    print(f"Stage 1: {Path(args.text).name}, {n:,} characters to count, {len(held):,} to predict")
+    symbols, n_train = sorted(set(text)), int(0.9 * len(text))
+    train, held = np.split(encode(text, symbols), [n_train])
+    size = f"{len(train):,} characters to count, {len(held):,} to predict"
+    print(f"Stage 1: {Path(args.text).name}, {size}")
     chain, chains = report_orders(train, held, len(symbols), orders)
-    report_samples(text[:n], symbols, chain, chains, np.random.default_rng(args.seed))
+    report_samples(text[:n_train], symbols, chain, chains, np.random.default_rng(args.seed))
     nats = math.log(chain.perplexity(held))
     print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char | ", end="")
     print(f"perplexity {math.exp(nats):.2f}   (stage 1, {chain.smoothing} order {chain.order})")
@@ -850,10 +853,11 @@ def count_text(args):
     text = read_text(args.text)
     symbols = sorted(set(text))
     ids = encode(text, symbols)
-    n = len(ids) - len(ids) // 10
+    n_counted = len(ids) - len(ids) // 10
     orders = range(10) if args.order is None else [args.order]
-    counted = MarkovChain(max(orders), len(symbols)).fit(ids[:n])
-    _, _, settings = min(develop(counted, ids[n:], orders, KNESER_NEYS))
+    counted = MarkovChain(max(orders), len(symbols)).fit(ids[:n_counted])
+    tried = [{"order": order, **settings} for order in orders for settings in KNESER_NEYS]
+    _, settings = develop(counted, ids[n_counted:], tried)
     return MarkovChain(**settings).fit(ids), symbols
 
 
@@ -864,49 +868,47 @@ def count_names(args, rng):
         raise ValueError(f"{args.names} has {len(names)} names; expected at least 10, one a line")
     rng.shuffle(names)
     symbols = [START, END, *sorted(set("".join(names)))]
-    n = len(names) - len(names) // 10
-    scores = []
+    n_counted = len(names) - len(names) // 10
+    some, others = names[:n_counted], names[n_counted:]
+    choices = []
     for order in range(7) if args.order is None else [args.order]:
-        progress(f"   in development: order {order}")
-        counted = MarkovChain(order, len(symbols)).fit(names_row(names[:n], symbols, order))
-        row = names_row(names[n:], symbols, order)
-        for settings in KNESER_NEYS:
-            chain = counted.variant(**settings)
-            surprise = -chain.log_probabilities(row)[row != 0].mean()  # the starts (0) are given
-            scores.append((surprise, order, chain.discount))
-    nats, order, d = min(scores)
-    best = f"order {order} with d = {d}, {nats / math.log(2):.3f} bits a letter"
-    progress(f"{len(names):,} names. Nine tenths predict the others best by {best}.\n", last=True)
-    chain = MarkovChain(order, len(symbols), discount=d)
-    return chain.fit(names_row(names, symbols, order)), symbols
+        counted = MarkovChain(order, len(symbols)).fit(names_row(some, symbols, order))
+        row = names_row(others, symbols, order)
+        choices.append(develop(counted, row, KNESER_NEYS, given=symbols.index(START)))
+    nats, settings = min(choices, key=lambda choice: choice[0])
+    chain = MarkovChain(**settings)
+    best = f"order {chain.order} with d = {chain.discount}, {nats / math.log(2):.3f} bits a letter"
+    print(f"{len(names):,} names. Nine tenths predict the others best by {best}.\n", flush=True)
+    return chain.fit(names_row(names, symbols, chain.order)), symbols
 
 
 def command(args):
     """Count or load a chain, save it if asked, and let it write."""
     rng = np.random.default_rng(args.seed)
-    if args.load:
+    temperature = 1.0 if args.temperature is None else args.temperature
+    options = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
+    tempered([1.0], **options)  # wrong ones are refused before the counting
+    if args.load is not None:
         chain, symbols = load_chain(args.load)
-    elif args.names:
+    elif args.names is not None:
         chain, symbols = count_names(args, rng)
     else:
         chain, symbols = count_text(args)
-    if args.save:
+    if args.save is not None:
         save_chain(args.save, chain, symbols)
-    temperature = 1.0 if args.temperature is None else args.temperature
-    options = dict(temperature=temperature, top_k=args.top_k, top_p=args.top_p)
-    n = args.length
-    if n is None:
-        n = 20 if START in symbols else 300
+    prompt = args.prompt or ""
     if START in symbols:
-        known = set("".join(symbols[i] for i in chain.ids).replace(START, "").split(END)[:-1])
-        names = [write_name(chain, symbols, rng, args.prompt or "", **options) for _ in range(n)]
+        length = 20 if args.length is None else args.length
+        names = [write_name(chain, symbols, rng, prompt, **options) for _ in range(length)]
+        known = "".join(symbols[i] for i in chain.ids).replace(START, "").split(END)[:-1]
         old = sum(name in known for name in names)
         print("\n".join(names))
-        print(f"\n{old} of these {n} names are in the file, {n - old} are new.")
+        print(f"\n{old} of these {length} names are in the file, {length - old} are new.")
     else:
-        start = encode(args.prompt or "\n" * ("\n" in symbols), symbols)
-        ids = chain.generate(n, rng, start, **options)
-        print((args.prompt or "") + "".join(symbols[i] for i in ids))
+        length = 300 if args.length is None else args.length
+        line_start = "\n" if "\n" in symbols else ""
+        ids = chain.generate(length, rng, encode(prompt or line_start, symbols), **options)
+        print(prompt + "".join(symbols[i] for i in ids))
 
 
 def main(argv=None):
@@ -916,11 +918,10 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
     parser = argparse.ArgumentParser(description="Stage 1: language models that count.")
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
-    stories = Path(__file__).resolve().parent / "data" / "stories.txt"
     add = parser.add_argument
     add("--fast", action="store_true", help="a smoke run of the report")
     add("--seed", type=int, default=0, help="of every random choice [0]")
-    add("--text", metavar="FILE", default=stories, help="what to count [the stories]")
+    add("--text", metavar="FILE", help="what to count [the stories]")
     add("--prompt", metavar="TEXT", help="write on from this beginning, instead of a report")
     add("--names", metavar="FILE", help="write names like those in the file, one a line")
     add("--length", type=int, metavar="N", help="how many characters [300] or names [20] to write")
@@ -936,10 +937,14 @@ def main(argv=None):
     try:
         check_integer("--seed", args.seed, 0)
         check_integer("--length", args.length or 0, 0)
-        if (args.order or 0) > 100:
-            raise ValueError(f"--order is {args.order}; expected at most 100")
-        if args.load and (args.names or args.order is not None or args.text != stories):
+        if (args.order or 0) > LONGEST_ORDER:
+            raise ValueError(f"--order is {args.order}; expected at most {LONGEST_ORDER}")
+        if args.load is not None and [args.text, args.names, args.order] != [None] * 3:
             raise ValueError("--load brings its own text; expected no --text, --names or --order")
+        if args.text is not None and args.names is not None:
+            raise ValueError("--text and --names are two things to count; expected one of them")
+        if args.text is None:
+            args.text = Path(__file__).resolve().parent / "data" / "stories.txt"
         if all(value is None for value in writing.values()):
             report(args)
         else:
@@ -967,34 +972,29 @@ def main(argv=None):
 # To write, draw; with τ < 1 or top_p for safety, at the price of variety                 (13)
 
 # %% Common mistakes
-# 1. Probabilities that do not add up to 1: perplexity looks splendid. See `reserve` in (8).
-# 2. Comparing perplexity per word with that per character. Compare bits per character: N in (6).
-# 3. Choosing order, λ, k or d on the text that was counted: mle wins, and fails outside. Choosing
-#    them on the held-out text: its number becomes too good to be true. See `develop`.
-# 4. Packing n-grams in base V past 64 bits: silent collisions; see "key" in section 8.
-# 5. ids[-order:] is the whole text when order is 0; see max(0, ...) in generate.
+# 1. A splendid perplexity, and wrong: the probabilities add up to more than 1. See (8), `reserve`.
+# 2. A model of words looks worse than one of letters: N in (6) differs. Compare bits per letter.
+# 3. More context always seems better, and what is written is a copy: order, λ, k or d were chosen
+#    on the text that was counted, where mle cannot be beaten (4). See `develop`.
+# 4. A held-out number that new texts do not reach: something was chosen by it. See `report_orders`.
+# 5. Some counts are too large: in base V different n-grams outgrew 64 bits. See RANK in section 8.
+# 6. Order 0 that sees the whole text: ids[-order:] is all of ids. See max(0, ...) in `generate`.
 
 # %% Exercises
 #  1. ★ (reading) Follow "abab" through count_levels with order 1, by hand: keys, ranks, all counts.
-#  2. ★ (pencil) What is the perplexity of a fair coin? Of one that shows heads 9 times in 10?
-#  3. ★ (pencil) Show that (10) is (7) with 1/V replaced by P(c|h′) and k·V by D(h).
-#  4. ★★ (pencil) Derive (13) as Lagrange would: the highest entropy of all q with the same Σ q·E.
-#  5. ★★ (pencil) For 0 < d ≤ 1, show that P in (11) adds up to 1, and is positive if P(c|h′) is.
-#  6. ★★★ (code, pencil) Let order 1 write for ever. Which shares of the symbols, π_c =
+#  2. ★ (pencil) Show that (10) is (7) with 1/V replaced by P(c|h′) and k·V by D(h).
+#  3. ★★ (pencil) In physics -ln p is the energy E. Show by (5): (13) makes Σ q·E - τ·H(q) smallest.
+#  4. ★★ (pencil) For 0 < d ≤ 1, show that P in (11) adds up to 1, and is positive if P(c|h′) is.
+#  5. ★★★ (code, pencil) Let order 1 write for ever. Which shares of the symbols, π_c =
 #     Σ_h π_h·P(c|h), stay as they are? Are there always such π, only one, and do we get there?
-#  7. ★★ (code) Add stupid backoff (Brants et al., 2007): no sum of 1, 0.4 a step. How does it rank?
-#  8. ★★ (code) Estimate d on each level as n₁/(n₁ + 2n₂), nᵣ the number of grams seen r times.
-#  9. ★ (experiment) --names with --order 1 to 8. Which invents the best names? Which only copies?
-# 10. ★★ (experiment) Held-out bits against the size of the training text: is log-log a line?
-# 11. ★★★ (research) Infini-gram (Liu et al., 2024): what do counts on 10¹² words still lack?
-# 12. ★★★ (pencil) Derive EM for a λ in (9) for each class of N(h): a hidden coin says who speaks.
-# 13. ★★★ (pencil, after stage 2) From the density f(θ) ∝ Π θ_c^(k-1) derive (7) for every k > 0.
-# 14. ★★ (code) Let symbols be words. Spell the rare ones by letters, and compare bits a character.
+#  6. ★ (experiment) --names with --order 1 to 8. Which invents the best names? Which only copies?
+#  7. ★★ (experiment) Held-out bits against the size of the training text: is log-log a line?
+#  8. ★★★ (pencil, after stage 2) From the density f(θ) ∝ Π θ_c^(k-1) derive (7) for every k > 0.
 
 # %% Where this leads
-# Every language model is scored by (6) and writes by (13); GPT gets its P(c|h) in another way, and
-# that is all. What a table cannot see is that two contexts are alike. Stage 3 replaces it by a
-# function with knobs; stage 2 finds out which way to turn them.
+# Every language model is scored by (6) and writes by (13); GPT only gets its P(c|h) in another way.
+# A table cannot see that two contexts are alike. Stage 3 puts a function with many parameters in
+# its place, and stage 2 finds out how each of them should change.
 
 if __name__ == "__main__":
     main()
