@@ -7,9 +7,9 @@
 Stage 5 built one layer in which every token looks back at every earlier one. A language model is
 such layers in a row, and each adds a little to a running sum, the residual stream. This file stacks
 them in the two families in use today, gpt2 and llama. Then it answers what a builder asks before
-paying for one: how many weights, how much arithmetic, how many bytes, how low will the loss go, and
-how do many machines share the work? It builds on attention (stage 5) and backpropagation (stage 2).
-Gradients come from a small autograd over arrays; the capstone derives the same ones by hand.
+paying for one: how many weights, how much arithmetic, how many bytes, how low will the loss go, how
+do many machines share the work? It builds on stages 2 and 5; gradients come from a small autograd
+over arrays, and the capstone derives the same ones by hand.
 
   The stack:  1 one block, two tokens  2 an array that remembers  3 the parts of a block
               4 configuration  5 two halves  6 the block, its depth  7 masks  8 the model
@@ -56,8 +56,8 @@ def small_block(x, up, down):
 #     MLP         up = [[1], [-1]] fires where colour outweighs animal; down = [[0, 1]].
 #                 red, at size 1 again [1.4, 0.2], fires by 1.2: [8.4, 2.4]. fox does not fire
 #     out         [8.4, 2.4], [1.518, 8.082]
-# Backward, for the loss L = fox's colour. The sum hands the gradient on twice, unchanged to fox's
-# own row and through attention to both rows. Per unit of their channels L changes by
+# Backward, for the loss L = fox's colour: the sum hands the gradient on twice, unchanged to fox's
+# own row and through attention to both rows. Per unit of the rows' channels L changes by
 #     -0.0053, 0.0370 for red        1.1885, -0.0269 for fox.
 # The 1 in 1.1885 is the straight path; red counts because fox attends to it. The general block has
 # matrices for q, k and v, heads, positions, batches and learned scales, and it is stacked.
@@ -65,16 +65,14 @@ def small_block(x, up, down):
 
 # %% 2. An array that remembers
 # Shapes throughout: B sequences, T tokens, C channels, H heads of D = C/H channels, Hkv heads of
-# keys and values, F hidden units in the MLP, V vocabulary, L layers; N counts weights.
-# A computation makes arrays from earlier arrays. A tape keeps them in order, and with each a function
+# keys and values, F hidden units in the MLP, V vocabulary, L layers; N counts weights. A
+# computation makes arrays from earlier arrays. A tape keeps them in order, and with each a function
 # `pull`: from dy = ∂loss/∂(this array) it makes a gradient for each array that this one was made
 # from. Rewind the tape: when an array's turn comes, all that was made from it has had its turn, so
 # every path from the loss to it has been added up. That is stage 2's chain rule, an array a step.
 class Tensor:
     """An array of float32 or float64 and, on a tape, its parents and pull(dy) -> their gradients.
-
-    What is made from tensors on a tape is on that tape, too. Without one nothing is remembered.
-    """
+    What is made from tensors on a tape is on that tape, too. Without one nothing is remembered."""
 
     __array_ufunc__ = None  # NumPy must not take `array * tensor` for a matter of its own
 
@@ -94,9 +92,7 @@ class Tensor:
 
     def backward(self, dy=None):
         """Rewind the tape: each leaf's .grad becomes ∂(Σ dy·self)/∂leaf; for one number, dy is 1.
-
-        After that the tape is used up: its arrays count as constants in whatever is made later.
-        """
+        Then the tape is used up, and its arrays count as constants in whatever is made later."""
         if not self.tape:
             raise ValueError("backward needs an array on a tape, and a tape is rewound only once")
         one = dy is None and self.data.size == 1
@@ -125,9 +121,9 @@ class Tensor:
         a, b = self.data, other.data
         return Tensor(a * b, (self, other), lambda dy: (dy * b, dy * a))
 
-    # For matrices yᵢⱼ = Σₖ aᵢₖbₖⱼ. The entry aᵢₖ is in row i of y alone, so ∂loss/∂aᵢₖ = Σⱼ dyᵢⱼbₖⱼ,
-    # that is da = dy·bᵀ. The entry bₖⱼ is in column j alone, so ∂loss/∂bₖⱼ = Σᵢ aᵢₖdyᵢⱼ, that is
-    # db = aᵀ·dy. Stacks of matrices are multiplied pair by pair.
+    # For matrices yᵢⱼ = Σₖ aᵢₖbₖⱼ. The entry aᵢₖ is in row i of y alone, so ∂loss/∂aᵢₖ = Σⱼ
+    # dyᵢⱼbₖⱼ, that is da = dy·bᵀ. The entry bₖⱼ is in column j alone, so ∂loss/∂bₖⱼ = Σᵢ aᵢₖdyᵢⱼ,
+    # that is db = aᵀ·dy. Stacks of matrices are multiplied pair by pair.
     def __matmul__(self, other):
         a, b = self.data, other.data
         if a.ndim < 2 or b.ndim < 2:
@@ -179,11 +175,11 @@ def unbroadcast(grad, shape):
 # %% 3. The parts of a block
 # LayerNorm gives each row mean 0 and variance 1, whatever the scale of what came before:
 #     μ = mean(x),   r = 1/√(mean((x - μ)²) + ε),   x̂ = (x - μ)·r,   y = x̂·γ + β.
-# How does x̂ᵢ answer to xⱼ? Directly if i = j; through the mean, ∂μ/∂xⱼ = 1/C; and through the
-# scale, ∂r/∂xⱼ = -½r³·2(xⱼ - μ)/C = -r²x̂ⱼ/C. Together
+# x̂ᵢ answers to xⱼ directly if i = j, through the mean, ∂μ/∂xⱼ = 1/C, and through the scale, ∂r/∂xⱼ
+# = -½r³·2(xⱼ - μ)/C = -r²x̂ⱼ/C. Together
 #     ∂x̂ᵢ/∂xⱼ = r·(1[i=j] - 1/C) + (xᵢ - μ)·(-r²x̂ⱼ/C) = r·( 1[i=j] - 1/C - x̂ᵢx̂ⱼ/C ).         (J)
-# So with a = ∂loss/∂x̂ = dy·γ:   dx = r·( a - mean(a) - x̂·mean(a·x̂) ),   dγ = Σ dy·x̂,   dβ = Σ dy.
-# RMSNorm leaves the mean in: r = 1/√(mean(x²) + ε), y = x·r·γ. In (J) the term 1/C goes, in dx
+# So with a = ∂loss/∂x̂ = dy·γ:   dx = r·( a - mean(a) - x̂·mean(a·x̂) ),   dγ = Σ dy·x̂,   dβ = Σ
+# dy. RMSNorm leaves the mean in: r = 1/√(mean(x²) + ε), y = x·r·γ. In (J) the term 1/C goes, in dx
 # mean(a). It fixes the scale, the part that matters, with less work (Zhang & Sennrich 2019).
 def normalise(x, weight, bias=None, eps=1e-5, centre=True):
     """LayerNorm over the last axis of x (..., C), or RMSNorm with centre=False."""
@@ -213,13 +209,7 @@ def normalise(x, weight, bias=None, eps=1e-5, centre=True):
 #     rows [3, 1] and [5, 1]:  LayerNorm's first row stays [1, -1], BatchNorm's becomes [-1, 0].
 # Rows are tokens: so a token's output depends on tokens to come, which no mask can help, and on the
 # other texts in the batch.
-def batch_norm(x, weight, bias, eps=1e-5):
-    """BatchNorm, as in training: each channel of x (..., C) over all rows."""
-    columns = x.reshape(-1, x.shape[-1]).transpose(1, 0)  # (C, rows)
-    ones = Tensor(np.ones(columns.shape[1], x.data.dtype))
-    return (normalise(columns, ones, None, eps).transpose(1, 0) * weight + bias).reshape(*x.shape)
-
-
+#
 # The MLP works on each position alone: up from C to F units, a bend, and down again. Both bends are
 # x times a gate between 0 and 1, the sigmoid σ(u) = 1/(1 + e⁻ᵘ), whose slope is σ(1 - σ):
 #     y = x·σ(u),   y' = σ + x·σ(1 - σ)·u',   SiLU (llama): u = x,   GELU (gpt2): u = 2c(x + kx³)
@@ -242,7 +232,7 @@ def silu(x):
 def gelu(x):
     """Gaussian error linear unit in GPT-2's form."""
     c, k = math.sqrt(2 / math.pi), 0.044715
-    a = np.clip(x.data, -20, 20)  # beyond, the gate is shut or open, and squares could overflow
+    a = np.clip(x.data, -30, 30)  # beyond, the gate is 0 or 1, and squares could overflow
     return gated(x, 2 * c * a * (1 + k * a * a), 2 * c * (1 + 3 * k * a * a))
 
 
@@ -376,14 +366,12 @@ def check_number(name, value, above=-math.inf):
 
 
 def check_ids(name, ids, vocab_size, lowest=0, longest=None):
-    """ids as int64; ValueError unless they are integers in lowest..vocab_size - 1 (and, if longest
-    is given, of shape (B, T) with T <= longest)."""
+    """ids as int64, if in lowest..vocab_size - 1; with `longest`, of shape (B, T <= longest)."""
     ids = np.asarray(ids)
-    if ids.dtype.kind not in "iu" or ids.size == 0 or longest is not None and ids.ndim != 2:
-        shape = "" if longest is None else "(B, T) "
-        raise ValueError(f"{name} must be {shape}integers, not {ids.dtype} of {ids.shape}")
-    if longest is not None:
-        check_count("T", ids.shape[1], 1, longest)
+    if ids.dtype.kind not in "iu" or ids.size == 0 or (longest and ids.ndim != 2):
+        shape = " (B, T)" if longest else ""
+        raise ValueError(f"{name} must be integers{shape}, not {ids.dtype} of {ids.shape}")
+    check_count("T", ids.shape[-1], 1, longest or math.inf)
     check_count(f"the smallest of {name}", ids.min(), lowest)
     check_count(f"the largest of {name}", ids.max(), lowest, vocab_size - 1)
     return ids.astype(np.int64)
@@ -393,8 +381,6 @@ LLAMA_3_8B = {"vocab_size": 128256, "block_size": 8192, "n_kv_head": 8, "n_hidde
 MIXTRAL = {"block_size": 32768, "n_kv_head": 8, "n_hidden": 14336, "n_expert": 8, "n_active": 2}
 PRESETS = {
     "gpt2": TransformerConfig(),
-    "gpt2-medium": TransformerConfig(n_layer=24, n_head=16, n_embd=1024),
-    "gpt2-large": TransformerConfig(n_layer=36, n_head=20, n_embd=1280),
     "gpt2-xl": TransformerConfig(n_layer=48, n_head=25, n_embd=1600),
     "llama-2-7b": TransformerConfig("llama"),
     "llama-3-8b": TransformerConfig("llama", **LLAMA_3_8B, rope_theta=5e5),
@@ -431,9 +417,7 @@ def param_shapes(config):
     tables = [*shapes, "lm_head"]
     for i in range(config.n_layer):
         shapes |= {f"{layer}.{i}.{name}": shape for name, shape in block.items()}
-    shapes[last] = (C,)
-    if not config.tie_weights:
-        shapes["lm_head"] = (V, C)
+    shapes |= {last: (C,)} if config.tie_weights else {last: (C,), "lm_head": (V, C)}
     named = {}
     for name, shape in shapes.items():
         named[f"{name}.weight"] = shape
@@ -445,8 +429,8 @@ def param_shapes(config):
 # %% 5. The two halves of a block
 # Attention is stage 5's; H/Hkv heads of queries share one head of keys and values. QK-norm (Henry
 # et al. 2020; Qwen3) brings each head's queries and keys to size 1, |q| = |k| = √D, times learned
-# scales, so |q·k|/√D is at most √D times those. Without it scores can grow in training until softmax
-# picks one key alone and passes no gradient, one cause of the loss spikes of section 12.
+# scales, so |q·k|/√D is at most √D times those. Without it scores can grow in training until
+# softmax picks one key alone and passes no gradient, one cause of the loss spikes of section 12.
 def linear(h, p, name, config):
     """h (..., in) through the matrix p[name], with its bias if there is one: (..., out)."""
     W, b = p[f"{name}.weight"], p.get(f"{name}.bias")
@@ -455,8 +439,7 @@ def linear(h, p, name, config):
 
 
 def attention(h, p, config, mask):
-    """h (B, T, C) -> (B, T, C); mask (T, T) is added to the scores. The number of heads is read off
-    the weights, so that a machine may hold a few of them."""
+    """h (B, T, C) -> (B, T, C), mask (T, T); with as many heads as p's matrices have rows for."""
     B, T, _ = h.shape
     D = config.n_embd // config.n_head
     if config.arch == "gpt2":
@@ -492,9 +475,9 @@ def mlp(h, p, config, names=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")):
 # for all of them. Instead, keep E MLPs and let a router, one matrix (E, C), choose k a token:
 #     z = W·h,   w = softmax of z over its k largest entries,   y = Σ w_e·MLP_e(h) over those k.
 # The choice is a jump and passes no gradient; the router learns through w, from experts it chose.
-# That feeds on itself: who is chosen often learns most and is chosen more, until few do all the work.
-# Switch transformers (Fedus et al. 2021) add a loss against it. With f_e the share of the tokens sent
-# to expert e (adding up to k) and P_e the mean of its probability (a softmax over all E),
+# That feeds on itself: who is chosen often learns most and is chosen more, until few do all the
+# work. Switch transformers (Fedus et al. 2021) add a loss against it. With f_e the share of tokens
+# sent to expert e (adding up to k) and P_e its mean probability (a softmax over all E),
 #     balance = E/k·Σ f_e·P_e,   which is 1 if all are alike, and up to E if (k = 1) one has all.
 # f counts and has no gradient; ∂balance/∂P_e = E/k·f_e is largest for the busiest expert.
 #     Two tokens, E = 2, k = 1, both z = [1, 0]: f = [1, 0], P = [0.731, 0.269], balance 1.462. A
@@ -555,22 +538,24 @@ def block(x, p, config, mask, post_norm=False, balances=None):
 
 # Follow a gradient g from the top of L random layers down through their 2L additions. Let f turn an
 # input of variance 1 into an output of variance s², independent of x, and let f's backward turn a
-# gradient of variance 1 into one of variance b², independent of g. (s ≠ b: attention averages, which
-# makes its output small, but gradient also comes through the scores. In the report's random blocks
-# s², b² are 0.20, 0.47 in attention, 0.43, 0.46 in the MLP.)
-# Pre-norm. Say an addition finds a stream of variance v. Its norm divides by √v, so by (J) what comes
-# back through f has b²/v times the squared length of g, and |g|² grows by 1 + b²/v. The original g
-# is in the sum, unchanged, so between bottom and top   cosine = Π (1 + b²/v)^(-½)   over 2L additions.
-# v grows to 1 + ks² after k independent outputs. Were b = s, the factors (1 + (k+1)s²)/(1 + ks²) would
-# telescope to a cosine of 1/√(1 + 2Ls²): it falls like a square root of the depth.
+# gradient of variance 1 into one of variance b², independent of g. (s ≠ b: attention averages,
+# which makes its output small, but gradient also comes through the scores. In the report's random
+# blocks s², b² are 0.20, 0.47 in attention, 0.43, 0.46 in the MLP.)
+# Pre-norm. Say an addition finds a stream of variance v. Its norm divides by √v, so by (J) what
+# comes back through f has b²/v times the squared length of g, and |g|² grows by 1 + b²/v. The
+# original g is in the sum, unchanged, so between bottom and top
+#     cosine = Π (1 + b²/v)^(-½)     over the 2L additions.
+# v grows to 1 + ks² after k independent outputs. Were b = s, the factors (1 + (k+1)s²)/(1 + ks²)
+# would telescope to a cosine of 1/√(1 + 2Ls²): it falls like a square root of the depth.
 # Post-norm. Now v = 1 before each addition and 1 + s² after it, and the norm shrinks all gradients
-# alike. Of |g|² a share 1/(1 + b²) came straight, 2L times:   cosine = (1 + b²)^(-L)   falls
-# exponentially. The gradient does not vanish, it arrives as noise, scrambled by random f's. Xiong et
-# al. found a second trouble: at the start post-norm's gradients are large near the output, so that a
-# full learning rate overshoots there, and a slow warmup is needed.
-# The price of pre-norm is the growing stream. GPT-2 therefore divides the initial weights of the two
-# matrices that write to it by √(2L): with s²/(2L) and b²/(2L), variance and cosine are about the same
-# at every depth. Other matrices start as N(0, 0.02²), norm weights at 1, biases at 0.
+# alike. Of |g|² a share 1/(1 + b²) came straight, 2L times:
+#     cosine = (1 + b²)^(-L)         falls exponentially.
+# The gradient does not vanish, it arrives as noise, scrambled by random f's. Xiong et al. found a
+# second trouble: at the start post-norm's gradients are large near the output, so that a full
+# learning rate overshoots there, and a slow warmup is needed.
+# The price of pre-norm is the growing stream. GPT-2 therefore divides the initial weights of the
+# two matrices that write to it by √(2L): with s²/(2L) and b²/(2L), variance and cosine are about
+# the same at every depth. Other matrices start as N(0, 0.02²), norm weights at 1, biases at 0.
 def pre_norm_law(b2, variances):
     """The cosine above; variances (L + 1,): of the stream below each layer and at the top."""
     v = np.asarray(variances)
@@ -579,12 +564,12 @@ def pre_norm_law(b2, variances):
 
 
 # Depth or width? A block has about 12C² weights, so 12LC² can be spent on layers or on channels.
-# Depth composes. In one variable n ReLUs in ONE layer make a line with at most n bends. Take the tent
-# 2·relu(x) - 4·relu(x - ½), up from 0 to 1 on the first half of 0..1 and down on the second. Each
-# half covers all of 0..1, so a tent of a tent is two tents, and k of them, 2k ReLUs, have 2^k - 1
-# bends, for which one layer needs as many ReLUs (Telgarsky 2016). But layers wait for each other
-# while channels are computed side by side, and C limits what a token can carry upward. In between it
-# matters little: 6 layers of 4,288 channels came within 3 % of 48 of 1,600 (Kaplan et al.).
+# Depth composes. In one variable n ReLUs in ONE layer make a line with at most n bends. Take the
+# tent 2·relu(x) - 4·relu(x - ½), up from 0 to 1 on the first half of 0..1 and down on the second.
+# Each half covers all of 0..1, so a tent of a tent is two tents, and k of them, 2k ReLUs, make 2^k
+# - 1 bends, for which one layer needs as many ReLUs (Telgarsky 2016). But layers wait for each
+# other, while channels are computed side by side and carry what a token knows. In between it hardly
+# matters: 6 layers of 4,288 channels came within 3 % of 48 layers of 1,600 (Kaplan et al.).
 
 
 # %% 7. Masks and objectives: one block, every architecture
@@ -593,9 +578,9 @@ def pre_norm_law(b2, variances):
 #     causal   prefix = 0      decoder (GPT): predict every next token; all T positions teach
 #     masked   prefix = T      encoder (BERT): hide 15 % of the tokens, guess them from both sides
 #     span     0 < prefix < T  (T5) cut a piece out; read the rest both ways, then write the piece
-# An encoder-decoder writes source and target one after the other: the source sees itself, the target
-# all of the source (cross-attention) and its own past. That is the prefix mask; only, its encoder and
-# decoder own separate weights, and its cross-attention is a softmax of its own.
+# An encoder-decoder writes source and target one after the other: the source sees itself, the
+# target all of the source (cross-attention) and its own past. That is the prefix mask; only, its
+# encoder and decoder own separate weights, and its cross-attention is a softmax of its own.
 def attention_mask(T, prefix=0):
     """(T, T): 0 where row i may look at column j, -inf elsewhere."""
     T = check_count("T", T)
@@ -634,16 +619,13 @@ def ask(windows, objective, rng, hidden):
 # Ids pick rows of an embedding table (V, C); gpt2 adds a learned row per position; then L blocks, a
 # last norm, and the head, which scores each entry of the vocabulary by a dot product, logits = xWᵀ.
 # Weight tying (Press & Wolf 2017) takes the embedding for W: how a token is read is how it is
-# predicted. That saves V·C weights, a third of GPT-2 124M, and the table's gradient is the sum over
-# both uses.
+# predicted. That saves V·C weights, and the table's gradient is the sum over both uses.
 BALANCE = 0.01  # weight of the experts' mean balance loss beside the cross-entropy
 
 
 class Transformer:
     """A stack of blocks. .params: {name: array} as in param_shapes; all is computed in its dtype.
-
-    The methods take token ids (B, T), ValueError for others, and section 7's prefix.
-    """
+    The methods take token ids (B, T), ValueError for others, and section 7's prefix."""
 
     def __init__(self, config, seed=0, dtype=np.float32, post_norm=False):
         if dtype not in (np.float32, np.float64):
@@ -694,10 +676,8 @@ class Transformer:
         return float(self._run(idx, targets, prefix=prefix)[0].data)
 
     def loss_and_grads(self, idx, targets, prefix=0):
-        """The loss and {name: ∂loss/∂parameter} under the names of .params.
-
-        With experts, the gradients are those of the loss + BALANCE times the mean balance loss.
-        """
+        """The loss and {name: ∂loss/∂parameter} under the names of .params. With experts they are
+        gradients of the loss + BALANCE times the mean balance loss."""
         loss, P, balances = self._run(idx, targets, [], prefix)
         total = loss
         for balance in balances or []:
@@ -710,9 +690,7 @@ class Transformer:
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, seed=None):
         """Continue idx (B, T) to (B, T + max_new_tokens), reading all anew each time (no cache).
-
-        temperature 0: the likeliest; top_k keeps the k likeliest, top_p the fewest that reach p.
-        """
+        temperature 0: the likeliest; top_k keeps the k likeliest, top_p the fewest that reach p."""
         idx, window, rng = np.asarray(idx), self.config.block_size, np.random.default_rng(seed)
         check_ids("idx", idx[..., -window:] if idx.ndim else idx, self.config.vocab_size, 0, window)
         idx = idx.astype(np.int64)
@@ -740,10 +718,9 @@ class Transformer:
 # Weights. A gpt2 block has 3C² + C² (attention) and 2·4C² (MLP), so N is about 12LC² plus the
 # tables; exactly, it is the sum over the shapes. Those that one token meets are called active.
 # Arithmetic. A weight in a product costs one multiplication and one addition per token forward, and
-# twice that backward (dx and dW): 6 for each active weight. Looking up a row costs nothing, so a
-# table counts only as a head. Attention's scores and weighted means are two products of T·D per
-# head and token, 2·2·T·C forward, 12LCT in all (as Chowdhery et al. 2022 count; the half that the
-# causal mask hides is not taken off).
+# twice that backward (dx and dW): 6 if active, while looking up a row costs nothing. Attention's
+# scores and weighted means are two products of T·D per head and token, 2·2·T·C forward, 12LCT in
+# all (as Chowdhery et al. 2022 count; the half that the causal mask hides is not taken off).
 def count_params(config, active=False):
     """N, exactly (a tied head counts once), or without the experts that a token does not visit."""
     idle = max(0, config.n_expert - config.n_active) if active else 0
@@ -769,15 +746,15 @@ def flops_per_token(config):
 #     gpt2     14C + 3F + 2HT            k, v | up, GELU, slope | scores, softmax (biases: 5C + F)
 #     llama    13C + 3Hkv·D + 5F + 2HT   q turned | k, k turned, v | gate, SiLU, slope, up, product
 #     besides  QK-norm 2C + 2Hkv·D | experts k(5F + 3C) instead of 5F, and 3E for the router
-# Around the blocks: embedding C (gpt2: 2C), last norm 2C, logits and log p 2V. Tiles (stage 5) avoid
-# the maps, 2HT; recomputed blocks (section 12) leave C a layer and one layer's arrays. The KV cache
-# is k and v, 2L·Hkv·D a token. A test measures with tracemalloc.
+# Around the blocks: embedding C (gpt2: 2C), last norm 2C, logits and log p 2V. Tiles (stage 5)
+# avoid the maps, 2HT; recomputed blocks (section 12) leave C a layer and one layer's arrays. The KV
+# cache is k and v, 2L·Hkv·D a token. A test measures with tracemalloc.
 STATE = {"sgd": 0, "momentum": 1, "lion": 1, "muon": 1, "adam": 2, "adamw": 2}
 
 
 def memory_budget(config, batch=1, optimizer="adamw", width=4, tiles=False, recompute=False):
-    """Bytes at full context, numbers of `width` bytes, and the sums "training", "generation"; "maps"
-    are the part of "activations" that tiles=True avoids. optimizer: a key of STATE."""
+    """Bytes at full context, in numbers of `width` bytes, and their sums "training", "generation";
+    "maps" are the part of "activations" that tiles=True avoids. optimizer: a key of STATE."""
     tokens, width = check_count("batch", batch) * config.block_size, check_count("width", width)
     if optimizer not in STATE:
         raise ValueError(f"optimizer must be one of {', '.join(STATE)}, not {optimizer!r}")
@@ -812,10 +789,8 @@ def memory_budget(config, batch=1, optimizer="adamw", width=4, tiles=False, reco
 # small model cannot express, B/D^β what a short training has not told it. Training costs 6ND
 # operations (section 9). At a fixed cost 6ND = K put D = K/6N, set dL/dN = 0:
 #     αA/N^α = βB/D^β,   so   N ∝ K^(β/(α+β))   and   D ∝ K^(α/(α+β)).
-# If α ≈ β, model and data grow alike, by √K. Their approach 1 reads the exponents off the lower
-# envelope of training curves, 0.50 and 0.50 (Kaplan: 0.73 for N), and Chinchilla, built by it, had
-# 70 billion weights and 1.4 trillion tokens: 20 a weight.
-#
+# If α ≈ β, model and data grow alike, by √K. Their approach 1 reads off training curves 0.50 and
+# 0.50 (Kaplan: 0.73 for N); Chinchilla had 70 billion weights and 1.4 trillion tokens, 20 a weight.
 # Fitting L(N) = E + A/N^α. Given α this is a line in u = N^-α, whose best slope and intercept have
 # a closed form, so only α is searched, on ever finer grids. We ask for E, A >= 0: the squared error
 # is a bowl, so if its bottom breaks one of these, the best allowed line has that number 0.
@@ -830,8 +805,7 @@ def fit_power_law(sizes, losses):
     def line(alpha):
         """(squared error, E, A) of the best line at this alpha."""
         u = (N / unit) ** -alpha
-        A = (u - u.mean()) @ (L - L.mean()) / ((u - u.mean()) @ (u - u.mean()))
-        E = L.mean() - A * u.mean()
+        A, E = np.polyfit(u, L, 1)
         if E < 0:
             E, A = 0.0, max(0.0, u @ L / (u @ u))
         elif A < 0:
@@ -850,10 +824,9 @@ def fit_power_law(sizes, losses):
 # %% 11. Training and scoring
 # Tables and vectors take Adam steps, the blocks' matrices Muon's (stage 4). The running gradient
 # UΣVᵀ becomes about UVᵀ, every direction equally long: an odd polynomial of a matrix acts on its
-# singular values alone, and five rounds of ax + bx³ + cx⁵ carry all of them near 1. UVᵀ of m x n has
-# min(m, n) directions of length 1, so its root mean square is √(min(m, n)/mn) = 1/√max(m, n). Times
-# √max it moves weights by about the rate, as Adam does, for any shape either way up (Liu et al.
-# 2025); here a tenth of that.
+# singular values, and five rounds of ax + bx³ + cx⁵ carry all of them near 1. UVᵀ of m x n has
+# min(m, n) directions of length 1, so its root mean square is √(min/mn) = 1/√max(m, n). Times √max
+# it moves weights by about the rate, as Adam does (Liu et al. 2025); here by a tenth of that.
 def orthogonal(G):
     """About UVᵀ for a matrix G = UΣVᵀ."""
     if np.ndim(G) != 2:
@@ -887,14 +860,11 @@ def draw(model, ids, batch, rng, objective="causal"):
 
 
 def train(model, ids, steps, batch, learning_rate=0.02, label=None, seed=0, objective="causal"):
-    """`steps` updates on random windows of ids: the loss in nats of every step. ValueError, with the
-    step's number, once it is not finite."""
+    """The loss in nats of each of `steps` updates, or ValueError at the first that is not finite."""
     check_number("learning_rate", learning_rate)
-    rng, losses, v = np.random.default_rng(seed), [], {}
-    m = {name: np.zeros_like(p) for name, p in model.params.items()}
-    for name, p in model.params.items():
-        if not is_inner(name, p.shape):
-            v[name] = np.zeros_like(p)
+    rng, losses, params = np.random.default_rng(seed), [], model.params
+    m = {name: np.zeros_like(p) for name, p in params.items()}
+    v = {name: np.zeros_like(p) for name, p in params.items() if not is_inner(name, p.shape)}
     for step in range(1, check_count("steps", steps, 0) + 1):
         loss, grads = model.loss_and_grads(*draw(model, ids, batch, rng, objective))
         losses.append(loss)
@@ -902,7 +872,7 @@ def train(model, ids, steps, batch, learning_rate=0.02, label=None, seed=0, obje
             raise ValueError(f"step {step}: the loss is {loss}; try a lower learning_rate")
         length = math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
         rate = learning_rate * schedule(step, steps)
-        for name, p in model.params.items():
+        for name, p in params.items():
             g = grads[name] / max(1, length)  # clipped to length 1
             if name in v:
                 m[name] += 0.1 * (g - m[name])
@@ -934,14 +904,11 @@ def held_out_loss(model, ids, start):
 
 
 # %% 12. Scale
-# Memory, one machine's speed, the cost of a bit, the day the loss explodes, the bill: a large run
-# meets them all. Each way out is small enough to run on arrays here, and leaves the mathematics
-# alone: the pieces give the whole's numbers.
-#
-# Activation recomputation (Chen et al. 2016). The backward needs what the forward computed, but
-# need not have kept it. Keep each block's input and, when the backward reaches the block, run its
-# forward again on a tape of its own. That stores C numbers a layer and token instead of some
-# 13C + 5F + 2HT, for one more forward: 8 operations a weight and token instead of 6.
+# Each idea here is small enough to run on arrays, and leaves the mathematics alone: the pieces give
+# the whole's numbers. First, activation recomputation (Chen et al. 2016). The backward needs what
+# the forward computed, but need not have kept it. Keep each block's input and, when the backward
+# reaches the block, run its forward again on a tape of its own. That stores C numbers a layer and
+# token, not some 13C + 5F + 2HT, for one more forward: 8 operations a weight and token, not 6.
 def recomputed_block(x, p, config, *rest):
     """block, to be put into Transformer.block: the same numbers, and nothing inside is kept."""
     if config.n_expert:
@@ -961,12 +928,12 @@ def recomputed_block(x, p, config, *rest):
 
 
 # Data parallelism. The loss is a mean over sequences, and the gradient of a mean is the mean of the
-# gradients. So n workers with the same weights take B/n sequences each, average their gradients, and
-# make the same step. To add them up, stand in a ring and cut the gradient into n pieces. In round t
-# worker w passes piece w - t to its right, who adds its own. After n - 1 rounds each holds one
-# finished piece, and n - 1 rounds of passing on give all to all. Each sends 2(n - 1)/n·N numbers,
-# hardly more for many workers than for few. (Who updates only the weights of its own piece, between
-# the two halves, keeps Adam's state for these alone: ZeRO, Rajbhandari et al. 2020.)
+# gradients. So n workers with the same weights take B/n sequences each, average their gradients,
+# and make the same step. To add them up, stand in a ring and cut the gradient into n pieces. In
+# round t worker w passes piece w - t to its right, who adds its own. After n - 1 rounds each holds
+# one finished piece, and n - 1 rounds of passing on give all to all. Each sends 2(n - 1)/n·N
+# numbers, hardly more for many than for few. (Between the halves each may update its own piece's
+# weights alone, so that Adam's state is kept once in all: ZeRO, Rajbhandari et al. 2020.)
 def ring_sum(arrays):
     """(the sum of all arrays as each of n workers holds it, the numbers that each has sent)."""
     n = len(arrays)
@@ -985,8 +952,8 @@ def ring_sum(arrays):
 # hidden units of an MLP do not look at each other, and neither do heads. So a worker gets some of
 # them: their rows of the matrices that read h, their columns of the one that writes, and
 #     down·a(up·h) = Σ over workers  down[:, mine]·a(up[mine]·h).
-# One sum over workers (a ring_sum of T·C numbers a sequence) in each half of the block makes x whole
-# again. The backward has the same two sums, for the gradient of h.
+# One sum over workers (a ring_sum of T·C numbers a sequence) in each half of the block makes x
+# whole again. The backward has the same two sums, for the gradient of h.
 def tensor_parallel_block(x, p, config, mask, post_norm=False, balances=None, n=2):
     """block for llama, pre-norm, by n workers."""
     if config.n_kv_head % n or config.n_hidden % n:
@@ -1009,16 +976,15 @@ def tensor_parallel_block(x, p, config, mask, post_norm=False, balances=None, n=
 
 
 # Pipeline parallelism. When all blocks together are too large, give each of S stages some of them.
-# A stage must wait for the one before it; so cut the batch into M micro-batches, and stage s works on
-# number m at tick s + m, while its neighbours work on others (Huang et al. 2019). In M + S - 1 ticks
-# each stage works M: a share (S - 1)/(M + S - 1) is idle, the bubble. The backward is the same
-# timetable read from its end, and the gradients of micro-batches add up.
+# A stage must wait for the one before it; so cut the batch into M micro-batches, and stage s works
+# on number m at tick s + m, while its neighbours work on others (Huang et al. 2019). In M + S - 1
+# ticks each stage works M: a share (S - 1)/(M + S - 1) is idle, the bubble. The backward is the
+# same timetable read from its end, and the gradients of micro-batches add up.
 def pipeline(stages, params, inputs, top_gradient):
-    """One step of S stages, functions (x, weights) -> y of tensors, over M arrays `inputs`; params: a
-    dict of arrays a stage; top_gradient(m, y) -> ∂loss/∂y for micro-batch m's output.
+    """One step of S stages, functions (x, weights) -> y of tensors, over M arrays `inputs`.
 
-    Returns the weights' gradients, a dict a stage, and for each tick the list of (stage, m) at work.
-    """
+    params: a dict of arrays a stage; top_gradient(m, y) -> ∂loss/∂y for micro-batch m. Returns the
+    weights' gradients, a dict a stage, and for each tick the list of (stage, m) at work."""
     grads = [{name: np.zeros_like(w) for name, w in weights.items()} for weights in params]
     wire = {(0, m): x for m, x in enumerate(inputs)}  # (stage, micro-batch): what it is sent
     kept, timetable = {}, []
@@ -1042,12 +1008,12 @@ def pipeline(stages, params, inputs, top_gradient):
 
 
 # Few bits. Numbers of 16 bits take half the memory and, on the right hardware, a fraction of the
-# time. float16 keeps 11 significant bits from 6e-5 to 65,504, and fewer down to 6e-8; bfloat16 keeps
-# 8 and has float32's range. Two things break. A step of less than half the gap to the next number is
-# lost (in bfloat16 1 + 0.003 is 1), so the weights stay in float32, and copies are rounded. And small
-# gradients are 0 in float16. So multiply the loss, hence by the chain rule every gradient, by a scale,
-# and divide by it at the end in float32. If a gradient overflows, skip the step and halve the scale;
-# after 2,000 good steps double it (Micikevicius et al. 2018). bfloat16 does without.
+# time. float16 keeps 11 significant bits from 6e-5 to 65,504, and fewer down to 6e-8; bfloat16
+# keeps 8 and has float32's range. A step of less than half the gap to the next number is lost, so
+# weights stay in float32 and copies are rounded. And in float16 small gradients are 0. So multiply
+# the loss, hence by the chain rule every gradient, by a scale, and divide by it in float32. If one
+# overflows, skip the step and halve the scale; after 2,000 good steps double it (Micikevicius et
+# al. 2018).
 def through_float16(grads, scale):
     """{name: gradient} as float16 carries them when the loss is times scale; ±inf: too large."""
     with np.errstate(over="ignore"):
@@ -1064,23 +1030,19 @@ def next_scale(scale, good_steps, grads):
 
 
 # Loss spikes. The loss of large runs sometimes jumps, and returns slowly or never. One cause is
-# Adam's memory. After a quiet time m and v are tiny; let gradients of size G arrive. After t of them
-# m = (1 - β₁ᵗ)·G and v = (1 - β₂ᵗ)·G², and the step, m/√v, should be about 1. For β = (0.9, 0.999)
-# it is 3.2 at once and 6.6 at the twelfth; with β₂ = 0.95, which large models take, never above 1.1.
-# Other cures are clipping, warmup, QK-norm, and a small loss on log²Σe^z, which keeps logits from
-# drifting. If one comes all the same, go back to a checkpoint before it and skip its batches, as
+# Adam's memory. After a quiet time m and v are tiny; let gradients of size G arrive. After t of
+# them m = (1 - β₁ᵗ)·G and v = (1 - β₂ᵗ)·G², and the step m/√v, which should be about 1, is 3.2 at t
+# = 1 and 6.6 at t = 12 for β = (0.9, 0.999). With β₂ = 0.95, which large models take, it is at most
+# 1.1. Other cures are clipping, warmup, QK-norm, and a small loss on log²Σe^z, so that logits do
+# not drift. If it jumps all the same, go back to a checkpoint before and skip the batches, as
 # PaLM's makers did some twenty times (Chowdhery et al. 2022).
-def surge(t, beta1=0.9, beta2=0.999):
-    """Adam's step in units of the rate, t steps after gradients rose from nearly nothing."""
-    return (1 - beta1**t) / math.sqrt(1 - beta2**t)
-
-
+#
 # The bill. Operations are counted; a device does at best a published number of them a second, and a
 # good job reaches 30 to 50 % of that. Llama 3 8B: 15e12 tokens at 58 GFLOP each are 8.7e23, or
-# 610,000 hours of an H100 at 40 %. Meta's model card says 1.3 million hours, by our count 19 % of the
-# peak. Half of attention is masked and counted here, and pauses, tests and waiting are in the hours.
+# 610,000 hours of an H100 at 40 %. Meta's model card says 1.3 million hours, by our count 19 % of
+# the peak; what the hours hold beside steps it does not say.
 def run_cost(config, tokens, devices, peak=989e12, utilisation=0.4, dollars_per_hour=2.0):
-    """(operations, days, dollars) of a training run; peak: an H100's in bfloat16; rent: a guess."""
+    """(operations, days, dollars) of a run; peak: an H100's in bfloat16; the rent is a guess."""
     for name, value in (("tokens", tokens), ("peak", peak), ("utilisation", utilisation)):
         check_number(name, value, above=0)
     operations = flops_per_token(config) * tokens
@@ -1123,74 +1085,52 @@ def depth_probe(n_layer, seed, post_norm=False, scaled=False, T=32, C=64):
     return variances, np.vdot(bottom.grad, g) / np.linalg.norm(bottom.grad) / np.linalg.norm(g)
 
 
-class Lab:
-    """The stories, and a way to train small models on their first nine tenths."""
+def report(args):
+    """Depth, objectives, counting, experts, a scaling law, scale, and a model for the ladder."""
+    fast, seed = args.fast, check_count("--seed", args.seed, 0)
+    text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text("utf-8")
+    letters, start = [*sorted(set(text)), "▒"], int(0.9 * len(text))
+    ids = np.searchsorted(letters[:-1], list(text))[: start + 640 if fast else None]
 
-    def __init__(self, fast, seed):
-        text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text("utf-8")
-        self.letters, self.fast, self.seed = sorted(set(text)), fast, seed
-        self.start = int(0.9 * len(text))
-        self.ids = np.searchsorted(self.letters, list(text))[: self.start + 640 if fast else None]
-
-    def trained(self, steps, batch=16, rate=0.02, objective="causal", unit=None, **shape):
+    def trained(steps, batch=16, rate=0.02, objective="causal", unit=None, **shape):
         """(a llama of this shape after so many steps, its mean loss over the last ten)."""
-        shape = {"arch": "llama", "vocab_size": len(self.letters), "block_size": 32} | shape
-        model = Transformer(TransformerConfig(**shape), self.seed, post_norm=unit == "post")
+        shape = {"arch": "llama", "vocab_size": len(letters) - 1, "block_size": 32} | shape
+        model = Transformer(TransformerConfig(**shape), seed, post_norm=unit == "post")
         if unit:
             unit_weights(model)
-        steps, ids = 2 if self.fast else steps, self.ids[: self.start]
         label = f"{model.config.n_layer} layers of {model.config.n_embd} channels, {objective}"
-        losses = train(model, ids, steps, batch, rate, label, self.seed, objective)
+        steps = 2 if fast else steps
+        losses = train(model, ids[:start], steps, batch, rate, label, seed, objective)
         return model, np.mean(losses[-10:])
 
-    def score(self, model):
-        """Nats per held-out character."""
-        return held_out_loss(model, self.ids, self.start)
-
-
-def report_depth(lab):
-    """Cosines beside section 6's laws, and what depth does to training."""
-    b2 = 1 / depth_probe(1, lab.seed, post_norm=True)[1] - 1  # post-norm's law, read off one layer
+    b2 = 1 / depth_probe(1, seed, post_norm=True)[1] - 1  # post-norm's law, read off one layer
     print(f"1. Depth: cosine of the gradient at top and bottom, random weights, b² = {b2:.2f}")
     print("            pre-norm         post-norm     pre-norm    loss of steps 31-40, nats")
     print("   layers   cosine    law    cosine    law   with 1/√2L      pre      post")
     gaps, shape = [], {"arch": "gpt2", "n_head": 2, "n_embd": 32, "tie_weights": False}
-    for L in (2, 4) if lab.fast else (2, 6, 12):
-        variances, pre = depth_probe(L, lab.seed)
-        law, post = pre_norm_law(b2, variances), depth_probe(L, lab.seed, post_norm=True)[1]
-        line = f"{L:8d} {pre:9.3f} {law:7.3f} {post:8.3f} {(1 + b2) ** -L:7.3f}"
-        line += f" {depth_probe(L, lab.seed, scaled=True)[1]:11.3f}"
+    for L in (2, 4) if fast else (2, 6, 12):
+        (variances, pre), (_, post) = depth_probe(L, seed), depth_probe(L, seed, post_norm=True)
+        law, kept = pre_norm_law(b2, variances), depth_probe(L, seed, scaled=True)[1]
         gaps.append(abs(law / pre - 1))
-        _, first = lab.trained(40, 8, 0.01, unit="pre", n_layer=L, **shape)
-        _, last = lab.trained(40, 8, 0.01, unit="post", n_layer=L, **shape)
+        _, first = trained(40, 8, 0.01, unit="pre", n_layer=L, **shape)
+        _, last = trained(40, 8, 0.01, unit="post", n_layer=L, **shape)
+        line = f"{L:8d} {pre:9.3f} {law:7.3f} {post:8.3f} {(1 + b2) ** -L:7.3f} {kept:11.3f}"
         progress(f"{line} {first:11.2f} {last:8.2f}", last=True)
     said = f"{abs(last - first):.2f} nats {'above' if last > first else 'below'} pre-norm"
-    print(
-        f"   The pre-norm law is off by up to {max(gaps):.0%}; the deepest post-norm ends {said}."
-    )
-
-
-def report_objectives(lab):
-    """Masks drawn, and the three objectives trained alike."""
+    print(f"   Pre-norm's law is off by up to {max(gaps):.0%}. The deepest post-norm ends {said}.")
     print("\n2. Masks: who sees whom (#) under a causal, a span (prefix 3) and a masked objective")
     for rows in zip(*(np.where(attention_mask(6, prefix) == 0, "#", ".") for prefix in (0, 3, 6))):
         print("   " + "      ".join("".join(row) for row in rows))
-    letters, losses = [*lab.letters, "▒"], {}
-    sample = np.searchsorted(lab.letters, list("once the fox saw a hen by the sea"))[None]
+    sample = np.searchsorted(letters[:-1], list("once the fox saw a hen by the sea"))[None]
+    shape, losses = {"vocab_size": len(letters), "n_layer": 2, "n_head": 2, "n_embd": 32}, {}
     for name in ("causal", "span", "masked"):
-        shape = {"vocab_size": len(letters), "n_layer": 2, "n_head": 2, "n_embd": 32}
-        model, _ = lab.trained(200, objective=name, **shape)
-        questions = draw(model, lab.ids[lab.start :], 256, np.random.default_rng(lab.seed), name)
-        losses[name] = model.loss(*questions)
+        model, _ = trained(200, objective=name, **shape)
+        losses[name] = model.loss(*draw(model, ids[start:], 256, np.random.default_rng(seed), name))
         inputs, targets, _ = ask(sample, name, np.random.default_rng(1), len(letters) - 1)
         line = f"   {name:7} reads {''.join(letters[i] for i in inputs[0])}, is asked"
         progress(f"{line} {(targets >= 0).sum():2}: {losses[name]:.2f} nats each", last=True)
     order = sorted(losses, key=losses.get)
     print(f"   After equal steps {order[0]} guesses best, {order[2]} worst.")
-
-
-def report_counts():
-    """The presets, and a bill."""
     print("\n3. Counting, nothing allocated (float32, batch 1, full context, AdamW)")
     print("                                GFLOP     GB to train, keeping       KV   tokens")
     print("                       weights /token      all  no maps   inputs     GB  20N, 10⁹")
@@ -1203,53 +1143,35 @@ def report_counts():
     llama, active = PRESETS["llama-3-8b"], count_params(PRESETS["mixtral-8x7b"], active=True)
     budget, (operations, days, dollars) = memory_budget(llama), run_cost(llama, 15e12, 1024)
     whole, maps = budget["training"] / 1e9, budget["maps"] / 1e9
+    print(f"   llama-3-8b: {maps:.0f} of the {whole:.0f} GB are attention maps, which tiles avoid.")
     print(
-        f"   Of llama-3-8b's {whole:.0f} GB {maps:.0f} are attention maps, which tiles avoid. Its"
+        f"   Its 15·10¹² tokens: {operations:.2g} operations, on 1,024 H100 at 40 % {days:.0f} days,"
     )
-    print(
-        f"   15·10¹² tokens are {operations:.2g} operations: {days:.0f} days of 1,024 H100 at 40 %,"
-    )
-    print(
-        f"   {dollars / 1e6:.1f} million dollars at 2 an hour. mixtral-8x7b uses {active:,} a token."
-    )
-
-
-def report_laws(lab):
-    """Experts beside one MLP, and a power law from five models for a sixth."""
-    few = {"n_layer": 1, "n_head": 2, "n_embd": 32}
-    one, _ = lab.trained(150, n_hidden=64, **few)
-    model, _ = lab.trained(150, n_hidden=32, n_expert=8, **few)
-    balance = model._run(lab.ids[:2048].reshape(64, 32))[2][0].data.item()
+    print(f"   {dollars / 1e6:.1f} million dollars at 2 an hour. mixtral uses {active:,} weights.")
+    _, one = trained(150, n_layer=1, n_head=2, n_embd=32, n_hidden=64)
+    model, eight = trained(150, n_layer=1, n_head=2, n_embd=32, n_hidden=32, n_expert=8)
+    balance = model._run(ids[:2048].reshape(64, 32))[2][0].data.item()
     print("\n4. Experts: 8 of 32 units, 2 a token, beside one MLP of 64; 150 steps")
-    print(f"   held-out {lab.score(model):.3f} against {lab.score(one):.3f} nats/char, of", end=" ")
-    print(
-        f"{count_params(model.config):,} weights {count_params(model.config, active=True):,} active,"
-    )
-    print(f"   balance {balance:.2f} (1: even, 4: two do it all)")
+    print(f"   loss at the end {eight:.2f} against {one:.2f} nats, balance {balance:.2f} (even: 1)")
     print("\n5. A scaling law: one layer, ever wider, trained alike; the last size is predicted")
-    models = [lab.trained(250, n_layer=1, n_head=1, n_embd=C)[0] for C in (8, 12, 16, 24, 32, 48)]
+    models = [trained(250, n_layer=1, n_head=1, n_embd=C)[0] for C in (8, 12, 16, 24, 32, 48)]
     N = np.array([count_params(model.config) for model in models])
-    L = np.array([lab.score(model) for model in models])
-    E, A, alpha = fit_power_law(N[:-1], L[:-1])
-    errors = L - (E + A / N**alpha)
+    nats = np.array([held_out_loss(model, ids, start) for model in models])
+    E, A, alpha = fit_power_law(N[:-1], nats[:-1])
+    errors, steep = nats - (E + A / N**alpha), -np.diff(np.log(nats)) / np.diff(np.log(N))
     print(f"   The first five give L(N) = {E:.3f} + {A:.3g}/N^{alpha:.3f}.")
     print("   weights   " + "".join(f"{n:9,}" for n in N))
-    print("   held-out  " + "".join(f"{loss:9.3f}" for loss in L) + "  nats/char")
+    print("   held-out  " + "".join(f"{loss:9.3f}" for loss in nats) + "  nats/char")
     print("   minus law " + "".join(f"{error:+9.3f}" for error in errors))
-    steep = -np.diff(np.log(L)) / np.diff(np.log(N))
-    small, large = steep[:2].mean(), steep[-2:].mean()
-    flat = "a bend" if large < small else "no bend, these models are far above it"
+    worst = np.abs(errors).max()
     print(
-        f"   So it is good to about {np.abs(errors).max():.2f} nats. A floor E makes exponents fall;"
+        f"   So it is good to about {worst:.2f} nats, for this seed. A floor E makes the exponent"
     )
-    print(f"   they go from {small:.3f} to {large:.3f}: {flat}.")
-
-
-def report_scale(lab):
-    """The pieces against the whole, and what float16 leaves of real gradients."""
-    config = TransformerConfig("llama", len(lab.letters), 32, 4, 4, 32)
-    model = Transformer(config, lab.seed, np.float64)
-    windows = lab.ids[: 8 * 33].reshape(8, 33)
+    small, large = steep[:2].mean(), steep[-2:].mean()
+    said = "a bend" if large < small else "no bend, these models are far above it"
+    print(f"   fall as models grow; it goes from {small:.3f} to {large:.3f}: {said}.")
+    model = Transformer(TransformerConfig("llama", len(letters), 32, 4, 4, 32), seed, np.float64)
+    windows = ids[: 8 * 33].reshape(8, 33)
 
     def gradient(rows=slice(None), block=block):
         model.block = block
@@ -1262,32 +1184,18 @@ def report_scale(lab):
     data, tensors, again = (np.abs(piece - whole).max() for piece in pieces)
     print("\n6. Scale: the pieces' gradients less the whole's, largest difference (float64)")
     print(
-        f"   data on 4 machines {data:.0e} (each sends {sent[0] / len(whole):.1f} N numbers), ",
-        end="",
+        f"   4 machines' data {data:.0e}, each sent {sent[0] / len(whole):.1f} N numbers; ", end=""
     )
-    print(f"tensors on 2 {tensors:.0e}, recomputed {again:.0e}")
-    for scale in (1.0, 4096.0):
-        left = through_float16({"all": whole}, scale)["all"]
-        coarse = np.mean(np.abs(left - whole) > 0.01 * np.abs(whole))
-        print(
-            f"   float16 with the loss times {scale:5,.0f}: {coarse:.1%} of them off by more than 1 %"
-        )
-
-
-def report(args):
-    """All the parts, and a model for the ladder."""
-    lab = Lab(args.fast, check_count("--seed", args.seed, 0))
-    report_depth(lab)
-    report_objectives(lab)
-    report_counts()
-    report_laws(lab)
-    report_scale(lab)
+    print(f"2 machines' tensors {tensors:.0e}; recomputed blocks {again:.0e}")
+    grads = [through_float16({"": whole}, scale)[""] for scale in (1.0, 4096.0)]
+    first, last = (np.mean(np.abs(g - whole) > 0.01 * np.abs(whole)) for g in grads)
+    print(f"   float16 moves {first:.1%} of them by over 1 %; the loss times 4,096, {last:.1%}")
     print("\n7. A llama of 3 layers, and what it writes")
-    model, _ = lab.trained(600, 32, 0.03, n_layer=3, n_head=2, n_embd=64)
-    start = np.searchsorted(lab.letters, list("The Fox and the"))[None]
-    written = model.generate(start, 20 if lab.fast else 240, 0.8, top_p=0.95, seed=lab.seed)[0]
-    progress("".join(lab.letters[i] for i in written), last=True)
-    nats = lab.score(model)
+    model, _ = trained(600, 32, 0.03, n_layer=3, n_head=2, n_embd=64)
+    prompt = np.searchsorted(letters[:-1], list("The Fox and the"))[None]
+    written = model.generate(prompt, 20 if fast else 240, 0.8, top_p=0.95, seed=seed)[0]
+    progress("".join(letters[i] for i in written), last=True)
+    nats = held_out_loss(model, ids, start)
     line = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
     line += f" | perplexity {math.exp(nats):.2f}   (stage 6, transformer, context 32)"
     print(f"\nheld-out: {line}")
@@ -1325,7 +1233,7 @@ def main(argv=None):
 
 
 # %% What to take away
-# - Pre-norm, x ← x + f(norm(x)), passes the gradient on unchanged; matrices that write start smaller.
+# - Pre-norm, x ← x + f(norm(x)), passes the gradient on unchanged; what writes to x starts small.
 # - 12LC² weights and the tables; 6N + 12LCT operations a token; with Adam 16 bytes a weight.
 # - For a fixed bill, about 20 tokens a weight; more tokens if the model will be used much.
 # - Out of memory: tiles, recomputation, then split data, layers (pipeline), matrices (close by).
@@ -1335,7 +1243,6 @@ def main(argv=None):
 # - A mask after the softmax: rows no longer sum to 1, the future leaks. softmax adds it before.
 # - Forgetting √(2L): the stream's size grows with depth (report 1). Transformer.__init__ divides.
 # - `dx[rows] += dy` for repeated rows: only the last counts. __getitem__ uses np.add.at.
-# - Counting a tied head twice, or tables as arithmetic: param_shapes and flops_per_token do not.
 # - NumPy's float64 scalars (np.sqrt(D)) turn float32 into float64: attention takes math.sqrt.
 # - Comparing a fit with the points it was made from: the report holds the largest model out.
 
@@ -1343,8 +1250,7 @@ def main(argv=None):
 #  1. ★ Read backward: why must an array be popped only after everything made from it?
 #  2. ★ By hand: count gpt2's 124,439,808 weights from C = 768, L = 12. What share is the table?
 #  3. ★ Which preset's KV cache does n_kv_head shrink, by how much? Check with memory_budget.
-#  4. ★★ Show that LayerNorm is RMSNorm of x - mean(x), and that at ε = 0 (J) sends two directions
-#     to 0. What does ε change?
+#  4. ★★ Show: LayerNorm is RMSNorm of x - mean(x); at ε = 0, (J) has two null directions.
 #  5. ★★ Build softmax and normalise from section 2 plus exp and power; compare gradients and time.
 #  6. ★★ Derive section 6's cosine for pre-norm with GPT-2's initial weights, and measure it.
 #  7. ★★ Add warmup to post-norm, or start from N(0, 0.02²): from which depth on does it train?
@@ -1354,14 +1260,13 @@ def main(argv=None):
 # 11. ★★★ Does parallel x + attention(norm(x)) + mlp(norm(x)) (PaLM) cost loss at this size?
 # 12. ★ pipeline with S = 4, M = 1, 4, 16: from which M on is the bubble below 10 %?
 # 13. ★★ Set BALANCE = 0 and train the report's experts. Who does the work? And with k = 1?
-# 14. ★★★ μP (Yang et al. 2022, Tensor Programs V) lets one rate serve all widths: Adam's rate of a
-#     matrix ∝ 1/inputs, logits divided by C. Sweep the rate at C = 16, 32, 64 with and without.
-# 15. ★★★ Schedule-free (Defazio et al. 2024) needs no falling rate: gradients at y = (1-β)z + βx,
-#     steps on z, x the running mean of z. Replace train's schedule by it.
+# 14. ★★★ μP (Yang et al. 2022): Adam's rate ∝ 1/inputs, logits/C. Does one rate serve C = 16 to 64?
+# 15. ★★★ Schedule-free (Defazio et al. 2024): steps on z at a fixed rate, x the running mean of z,
+#     gradients at (1-β)z + βx. Replace train's schedule by it.
 
 # %% Where this leads
-# Stage 7 replaces characters by tokens, so that T reaches further; the capstone writes the backward
-# of these blocks by hand and trains them longer. 32 such blocks and 15 trillion tokens: Llama 3.
+# Stage 7 replaces characters by tokens, so that T reaches further; the capstone writes these blocks'
+# backward by hand and trains them longer. 32 such blocks and 15 trillion tokens: Llama 3.
 
 if __name__ == "__main__":
     sys.exit(main())
