@@ -55,7 +55,6 @@ def small_block(x, up, down):
 #                 [0.518, 1.082], and becomes [1.518, 8.082]: an animal that has heard of a colour
 #     MLP         up = [[1], [-1]] fires where colour outweighs animal; down = [[0, 1]].
 #                 red, at size 1 again [1.4, 0.2], fires by 1.2: [8.4, 2.4]. fox does not fire
-#     out         [8.4, 2.4], [1.518, 8.082]
 # Backward, for the loss L = fox's colour: the sum hands the gradient on twice, unchanged to fox's
 # own row and through attention to both rows. Per unit of the rows' channels L changes by
 #     -0.0053, 0.0370 for red        1.1885, -0.0269 for fox.
@@ -72,7 +71,7 @@ def small_block(x, up, down):
 # every path from the loss to it has been added up. That is stage 2's chain rule, an array a step.
 class Tensor:
     """An array of float32 or float64 and, on a tape, its parents and pull(dy) -> their gradients.
-    What is made from tensors on a tape is on that tape, too. Without one nothing is remembered."""
+    What is made from it is on its tape, too. Without a tape nothing is remembered."""
 
     __array_ufunc__ = None  # NumPy must not take `array * tensor` for a matter of its own
 
@@ -207,8 +206,7 @@ def normalise(x, weight, bias=None, eps=1e-5, centre=True):
 # variance 1 over all rows of the batch. It is LayerNorm of the transpose:
 #     rows [3, 1] and [0, 4]:  both norms give [1, -1] and [-1, 1];
 #     rows [3, 1] and [5, 1]:  LayerNorm's first row stays [1, -1], BatchNorm's becomes [-1, 0].
-# Rows are tokens: so a token's output depends on tokens to come, which no mask can help, and on the
-# other texts in the batch.
+# Rows are tokens, so a token would depend on tokens to come, and on other texts in its batch.
 #
 # The MLP works on each position alone: up from C to F units, a bend, and down again. Both bends are
 # x times a gate between 0 and 1, the sigmoid σ(u) = 1/(1 + e⁻ᵘ), whose slope is σ(1 - σ):
@@ -467,8 +465,8 @@ def mlp(h, p, config, names=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")):
     """h (..., C) -> (..., C), each position for itself; names: of llama's three matrices."""
     if config.arch == "gpt2":
         return linear(gelu(linear(h, p, "mlp.c_fc", config)), p, "mlp.c_proj", config)
-    gate, up, down = names
-    return linear(silu(linear(h, p, gate, config)) * linear(h, p, up, config), p, down, config)
+    gate, up = linear(h, p, names[0], config), linear(h, p, names[1], config)
+    return linear(silu(gate) * up, p, names[2], config)
 
 
 # Mixture of experts (Shazeer et al. 2017). The MLP holds most of the weights, and every token pays
@@ -491,25 +489,18 @@ def experts(h, p, config, balances=None):
     mask = np.full(z.shape, -np.inf, z.data.dtype)  # 0 where the router sends a token
     np.put_along_axis(mask, np.argsort(-z.data, -1, kind="stable")[:, :k], 0, -1)
     weights = softmax(z, mask)  # (n, E)
-    outputs, places = [], []
+    total, outputs, places = np.zeros(rows.shape, mask.dtype), [], []
     for e in range(E):
         sent = np.flatnonzero(mask[:, e] == 0)  # the tokens of expert e
         y = mlp(rows[sent], p, config, [f"{name}.experts.{e}.{w}" for w in ("w1", "w3", "w2")])
         outputs.append(y * weights[sent, e].reshape(-1, 1))
         places.append(sent)
+        total[sent] += outputs[-1].data
     if balances is not None:
         f = (mask == 0).mean(0, dtype=mask.dtype)[:, None]  # (E, 1)
         P = Tensor(np.full((1, len(mask)), 1 / len(mask), mask.dtype)) @ softmax(z)  # (1, E)
         balances.append((P @ Tensor(f)) * (E / k))
-    return add_up(outputs, places, rows.shape).reshape(*h.shape)
-
-
-def add_up(parts, places, shape):
-    """An array of this shape to which the rows of parts[i] are added at places[i]."""
-    y = np.zeros(shape, parts[0].data.dtype)
-    for part, rows in zip(parts, places):
-        y[rows] += part.data  # a part's rows go to different places
-    return Tensor(y, parts, lambda dy: [dy[rows] for rows in places])
+    return Tensor(total, outputs, lambda dy: [dy[sent] for sent in places]).reshape(*h.shape)
 
 
 # %% 6. The block and its depth
@@ -578,13 +569,12 @@ def pre_norm_law(b2, variances):
 #     causal   prefix = 0      decoder (GPT): predict every next token; all T positions teach
 #     masked   prefix = T      encoder (BERT): hide 15 % of the tokens, guess them from both sides
 #     span     0 < prefix < T  (T5) cut a piece out; read the rest both ways, then write the piece
-# An encoder-decoder writes source and target one after the other: the source sees itself, the
-# target all of the source (cross-attention) and its own past. That is the prefix mask; only, its
-# encoder and decoder own separate weights, and its cross-attention is a softmax of its own.
+# An encoder-decoder is much like a prefix mask: the source sees itself, the target all of the
+# source and its own past. (But its halves own separate weights, and cross-attention has its own
+# softmax.)
 def attention_mask(T, prefix=0):
     """(T, T): 0 where row i may look at column j, -inf elsewhere."""
-    T = check_count("T", T)
-    prefix = check_count("prefix", prefix, 0, T)
+    T, prefix = check_count("T", T), check_count("prefix", prefix, 0, T)
     i, j = np.ogrid[:T, :T]
     return np.where((j <= i) | (j < prefix), 0.0, -np.inf)
 
@@ -746,9 +736,9 @@ def flops_per_token(config):
 #     gpt2     14C + 3F + 2HT            k, v | up, GELU, slope | scores, softmax (biases: 5C + F)
 #     llama    13C + 3Hkv·D + 5F + 2HT   q turned | k, k turned, v | gate, SiLU, slope, up, product
 #     besides  QK-norm 2C + 2Hkv·D | experts k(5F + 3C) instead of 5F, and 3E for the router
-# Around the blocks: embedding C (gpt2: 2C), last norm 2C, logits and log p 2V. Tiles (stage 5)
-# avoid the maps, 2HT; recomputed blocks (section 12) leave C a layer and one layer's arrays. The KV
-# cache is k and v, 2L·Hkv·D a token. A test measures with tracemalloc.
+# Around the blocks: embedding C (gpt2: 2C), last norm 2C, logits and log p 2V. Tiles (stage 5) avoid
+# the maps, 2HT; recomputed blocks (section 12) leave C a layer and one layer's arrays. The KV cache
+# is k and v, 2L·Hkv·D a token. A test measures with tracemalloc.
 STATE = {"sgd": 0, "momentum": 1, "lion": 1, "muon": 1, "adam": 2, "adamw": 2}
 
 
@@ -778,8 +768,7 @@ def memory_budget(config, batch=1, optimizer="adamw", width=4, tiles=False, reco
     numbers = {"weights": N, "gradients": N, "optimizer": state}
     numbers["activations"] = tokens * (depth * (layer + maps) + streams + around)
     numbers |= {"training": sum(numbers.values()), "maps": tokens * depth * maps}
-    numbers["kv_cache"] = tokens * 2 * L * kv
-    numbers["generation"] = N + numbers["kv_cache"]
+    numbers |= {"kv_cache": tokens * 2 * L * kv, "generation": N + tokens * 2 * L * kv}
     return {name: width * number for name, number in numbers.items()}
 
 
@@ -803,7 +792,6 @@ def fit_power_law(sizes, losses):
     unit = math.exp(np.log(N).mean())  # N in units of its geometric mean keeps u near 1
 
     def line(alpha):
-        """(squared error, E, A) of the best line at this alpha."""
         u = (N / unit) ** -alpha
         A, E = np.polyfit(u, L, 1)
         if E < 0:
@@ -860,7 +848,7 @@ def draw(model, ids, batch, rng, objective="causal"):
 
 
 def train(model, ids, steps, batch, learning_rate=0.02, label=None, seed=0, objective="causal"):
-    """The loss in nats of each of `steps` updates, or ValueError at the first that is not finite."""
+    """The loss in nats of each of `steps` updates; ValueError at the first that is not finite."""
     check_number("learning_rate", learning_rate)
     rng, losses, params = np.random.default_rng(seed), [], model.params
     m = {name: np.zeros_like(p) for name, p in params.items()}
@@ -904,11 +892,11 @@ def held_out_loss(model, ids, start):
 
 
 # %% 12. Scale
-# Each idea here is small enough to run on arrays, and leaves the mathematics alone: the pieces give
-# the whole's numbers. First, activation recomputation (Chen et al. 2016). The backward needs what
-# the forward computed, but need not have kept it. Keep each block's input and, when the backward
-# reaches the block, run its forward again on a tape of its own. That stores C numbers a layer and
-# token, not some 13C + 5F + 2HT, for one more forward: 8 operations a weight and token, not 6.
+# Each idea is run here on arrays, and the pieces give the whole's numbers. First, activation
+# recomputation (Chen et al. 2016). The backward needs what the forward computed, but need not have
+# kept it. Keep each block's input and, when the backward reaches the block, run its forward again
+# on a tape of its own. That stores C numbers a layer and token, not some 13C + 5F + 2HT, for one
+# more forward: 8 operations a weight and token, not 6.
 def recomputed_block(x, p, config, *rest):
     """block, to be put into Transformer.block: the same numbers, and nothing inside is kept."""
     if config.n_expert:
@@ -1038,9 +1026,8 @@ def next_scale(scale, good_steps, grads):
 # PaLM's makers did some twenty times (Chowdhery et al. 2022).
 #
 # The bill. Operations are counted; a device does at best a published number of them a second, and a
-# good job reaches 30 to 50 % of that. Llama 3 8B: 15e12 tokens at 58 GFLOP each are 8.7e23, or
-# 610,000 hours of an H100 at 40 %. Meta's model card says 1.3 million hours, by our count 19 % of
-# the peak; what the hours hold beside steps it does not say.
+# good job reaches 30 to 50 % of it. Llama 3 8B: 15e12 tokens of 58 GFLOP, 610,000 hours of an H100
+# at 40 %. Meta's model card says 1.3 million; what these hours hold beside steps it does not say.
 def run_cost(config, tokens, devices, peak=989e12, utilisation=0.4, dollars_per_hour=2.0):
     """(operations, days, dollars) of a run; peak: an H100's in bfloat16; the rent is a guess."""
     for name, value in (("tokens", tokens), ("peak", peak), ("utilisation", utilisation)):
@@ -1105,7 +1092,7 @@ def report(args):
 
     b2 = 1 / depth_probe(1, seed, post_norm=True)[1] - 1  # post-norm's law, read off one layer
     print(f"1. Depth: cosine of the gradient at top and bottom, random weights, b² = {b2:.2f}")
-    print("            pre-norm         post-norm     pre-norm    loss of steps 31-40, nats")
+    print("            pre-norm         post-norm     pre-norm    loss at the end, nats")
     print("   layers   cosine    law    cosine    law   with 1/√2L      pre      post")
     gaps, shape = [], {"arch": "gpt2", "n_head": 2, "n_embd": 32, "tie_weights": False}
     for L in (2, 4) if fast else (2, 6, 12):
@@ -1145,13 +1132,13 @@ def report(args):
     whole, maps = budget["training"] / 1e9, budget["maps"] / 1e9
     print(f"   llama-3-8b: {maps:.0f} of the {whole:.0f} GB are attention maps, which tiles avoid.")
     print(
-        f"   Its 15·10¹² tokens: {operations:.2g} operations, on 1,024 H100 at 40 % {days:.0f} days,"
+        f"   15·10¹² tokens are {operations:.2g} operations; 1,024 H100 at 40 %: {days:.0f} days,"
     )
     print(f"   {dollars / 1e6:.1f} million dollars at 2 an hour. mixtral uses {active:,} weights.")
     _, one = trained(150, n_layer=1, n_head=2, n_embd=32, n_hidden=64)
     model, eight = trained(150, n_layer=1, n_head=2, n_embd=32, n_hidden=32, n_expert=8)
     balance = model._run(ids[:2048].reshape(64, 32))[2][0].data.item()
-    print("\n4. Experts: 8 of 32 units, 2 a token, beside one MLP of 64; 150 steps")
+    print("\n4. Experts: 8 of 32 units, 2 a token, beside one MLP of 64")
     print(f"   loss at the end {eight:.2f} against {one:.2f} nats, balance {balance:.2f} (even: 1)")
     print("\n5. A scaling law: one layer, ever wider, trained alike; the last size is predicted")
     models = [trained(250, n_layer=1, n_head=1, n_embd=C)[0] for C in (8, 12, 16, 24, 32, 48)]
@@ -1164,12 +1151,10 @@ def report(args):
     print("   held-out  " + "".join(f"{loss:9.3f}" for loss in nats) + "  nats/char")
     print("   minus law " + "".join(f"{error:+9.3f}" for error in errors))
     worst = np.abs(errors).max()
-    print(
-        f"   So it is good to about {worst:.2f} nats, for this seed. A floor E makes the exponent"
-    )
+    print(f"   So it is good to about {worst:.2f} nats, at this seed. A floor E makes exponents")
     small, large = steep[:2].mean(), steep[-2:].mean()
-    said = "a bend" if large < small else "no bend, these models are far above it"
-    print(f"   fall as models grow; it goes from {small:.3f} to {large:.3f}: {said}.")
+    said = "a floor shows" if large < small else "no floor in sight"
+    print(f"   fall as models grow; they go from {small:.3f} to {large:.3f}: {said}.")
     model = Transformer(TransformerConfig("llama", len(letters), 32, 4, 4, 32), seed, np.float64)
     windows = ids[: 8 * 33].reshape(8, 33)
 
@@ -1183,10 +1168,8 @@ def report(args):
     pieces = (sums[0], gradient(block=tensor_parallel_block), gradient(block=recomputed_block))
     data, tensors, again = (np.abs(piece - whole).max() for piece in pieces)
     print("\n6. Scale: the pieces' gradients less the whole's, largest difference (float64)")
-    print(
-        f"   4 machines' data {data:.0e}, each sent {sent[0] / len(whole):.1f} N numbers; ", end=""
-    )
-    print(f"2 machines' tensors {tensors:.0e}; recomputed blocks {again:.0e}")
+    print(f"   data on 4 machines {data:.0e} (each sent {sent[0] / len(whole):.1f} N numbers),")
+    print(f"   tensors on 2 machines {tensors:.0e}, recomputed blocks {again:.0e}")
     grads = [through_float16({"": whole}, scale)[""] for scale in (1.0, 4096.0)]
     first, last = (np.mean(np.abs(g - whole) > 0.01 * np.abs(whole)) for g in grads)
     print(f"   float16 moves {first:.1%} of them by over 1 %; the loss times 4,096, {last:.1%}")
@@ -1265,8 +1248,8 @@ def main(argv=None):
 #     gradients at (1-β)z + βx. Replace train's schedule by it.
 
 # %% Where this leads
-# Stage 7 replaces characters by tokens, so that T reaches further; the capstone writes these blocks'
-# backward by hand and trains them longer. 32 such blocks and 15 trillion tokens: Llama 3.
+# Stage 7 replaces characters by tokens, so that T reaches further; the capstone writes the backward
+# of these blocks by hand and trains them longer. 32 such and 15 trillion tokens: Llama 3.
 
 if __name__ == "__main__":
     sys.exit(main())
