@@ -64,11 +64,11 @@ def small_block(x, up, down):
 
 # %% 2. An array that remembers
 # Shapes throughout: B sequences, T tokens, C channels, H heads of D = C/H channels, Hkv heads of
-# keys and values, F hidden units in the MLP, V vocabulary, L layers; N counts weights. A
-# computation makes arrays from earlier arrays. A tape keeps them in order, and with each a function
-# `pull`: from dy = ∂loss/∂(this array) it makes a gradient for each array that this one was made
-# from. Rewind the tape: when an array's turn comes, all that was made from it has had its turn, so
-# every path from the loss to it has been added up. That is stage 2's chain rule, an array a step.
+# keys and values, F hidden units in the MLP, V vocabulary, L layers; N counts weights.
+# A computation makes arrays from earlier arrays. A tape keeps them in order, and with each a
+# function `pull`: from dy = ∂loss/∂(this array) it makes a gradient for each array that this one
+# was made from. Rewind the tape: when an array's turn comes, all that was made from it has had its
+# turn, so every path from the loss to it has been added up: stage 2's chain rule, an array a step.
 class Tensor:
     """An array of float32 or float64 and, on a tape, its parents and pull(dy) -> their gradients.
     What is made from it is on its tape, too. Without a tape nothing is remembered."""
@@ -181,7 +181,7 @@ def unbroadcast(grad, shape):
 # dy. RMSNorm leaves the mean in: r = 1/√(mean(x²) + ε), y = x·r·γ. In (J) the term 1/C goes, in dx
 # mean(a). It fixes the scale, the part that matters, with less work (Zhang & Sennrich 2019).
 def normalise(x, weight, bias=None, eps=1e-5, centre=True):
-    """LayerNorm over the last axis of x (..., C), or RMSNorm with centre=False."""
+    """LayerNorm over the last axis of x (..., C), RMSNorm with centre=False; |x| up to 1e18."""
     C, gamma = x.shape[-1], weight.data
     mean = np.full(C, 1 / C, x.data.dtype)  # x @ mean: a product is NumPy's fastest row sum
     xhat = x.data - (x.data @ mean)[..., None] if centre else x.data.copy()
@@ -386,9 +386,8 @@ PRESETS = {
 }
 
 
-# Names and orientation are those of the checkpoints Hugging Face publishes: gpt2 stores its
-# matrices as (in, out), llama as (out, in); experts are named as in Mixtral, the norms of queries
-# and keys as in Qwen3.
+# Names and orientation are those of the checkpoints Hugging Face publishes: gpt2's matrices are
+# (in, out), llama's (out, in); experts have Mixtral's names, norms of queries and keys Qwen3's.
 def param_shapes(config):
     """{name: shape} of every weight, in the order of the computation; a tied head is not listed."""
     C, F, V, D = config.n_embd, config.n_hidden, config.vocab_size, config.n_embd // config.n_head
@@ -504,8 +503,7 @@ def experts(h, p, config, balances=None):
 
 
 # %% 6. The block and its depth
-# A block does not replace x, it adds to it, twice: x + f(x) with f attention, then with f the MLP.
-# Where does the normalisation go?
+# A block does not replace x, it adds f(x) to it twice: attention, then the MLP. Where is the norm?
 #     post-norm (Vaswani et al. 2017)  x ← norm(x + f(x))    pre-norm (GPT-2 on)  x ← x + f(norm(x))
 def block(x, p, config, mask, post_norm=False, balances=None):
     """One layer on the stream x (B, T, C); p: the layer's {name: tensor}."""
@@ -557,8 +555,8 @@ def pre_norm_law(b2, variances):
 # Depth or width? A block has about 12C² weights, so 12LC² can be spent on layers or on channels.
 # Depth composes. In one variable n ReLUs in ONE layer make a line with at most n bends. Take the
 # tent 2·relu(x) - 4·relu(x - ½), up from 0 to 1 on the first half of 0..1 and down on the second.
-# Each half covers all of 0..1, so a tent of a tent is two tents, and k of them, 2k ReLUs, make 2^k
-# - 1 bends, for which one layer needs as many ReLUs (Telgarsky 2016). But layers wait for each
+# Each half covers all of 0..1, so a tent of a tent is two tents, and k of them, 2k ReLUs, bend
+# 2^k - 1 times, for which one layer needs as many ReLUs (Telgarsky 2016). But layers wait for each
 # other, while channels are computed side by side and carry what a token knows. In between it hardly
 # matters: 6 layers of 4,288 channels came within 3 % of 48 layers of 1,600 (Kaplan et al.).
 
@@ -570,8 +568,7 @@ def pre_norm_law(b2, variances):
 #     masked   prefix = T      encoder (BERT): hide 15 % of the tokens, guess them from both sides
 #     span     0 < prefix < T  (T5) cut a piece out; read the rest both ways, then write the piece
 # An encoder-decoder is much like a prefix mask: the source sees itself, the target all of the
-# source and its own past. (But its halves own separate weights, and cross-attention has its own
-# softmax.)
+# source and its own past. (But its halves own separate weights, cross-attention its own softmax.)
 def attention_mask(T, prefix=0):
     """(T, T): 0 where row i may look at column j, -inf elsewhere."""
     T, prefix = check_count("T", T), check_count("prefix", prefix, 0, T)
@@ -736,9 +733,9 @@ def flops_per_token(config):
 #     gpt2     14C + 3F + 2HT            k, v | up, GELU, slope | scores, softmax (biases: 5C + F)
 #     llama    13C + 3Hkv·D + 5F + 2HT   q turned | k, k turned, v | gate, SiLU, slope, up, product
 #     besides  QK-norm 2C + 2Hkv·D | experts k(5F + 3C) instead of 5F, and 3E for the router
-# Around the blocks: embedding C (gpt2: 2C), last norm 2C, logits and log p 2V. Tiles (stage 5) avoid
-# the maps, 2HT; recomputed blocks (section 12) leave C a layer and one layer's arrays. The KV cache
-# is k and v, 2L·Hkv·D a token. A test measures with tracemalloc.
+# Around the blocks: embedding C (gpt2: 2C), last norm 2C, logits and log p 2V. Tiles (stage 5)
+# avoid the maps, 2HT; recomputed blocks (section 12) leave C a layer and one layer's arrays. The
+# KV cache (stage 5) has 2L·Hkv·D a token. A test measures with tracemalloc.
 STATE = {"sgd": 0, "momentum": 1, "lion": 1, "muon": 1, "adam": 2, "adamw": 2}
 
 
@@ -780,9 +777,13 @@ def memory_budget(config, batch=1, optimizer="adamw", width=4, tiles=False, reco
 #     αA/N^α = βB/D^β,   so   N ∝ K^(β/(α+β))   and   D ∝ K^(α/(α+β)).
 # If α ≈ β, model and data grow alike, by √K. Their approach 1 reads off training curves 0.50 and
 # 0.50 (Kaplan: 0.73 for N); Chinchilla had 70 billion weights and 1.4 trillion tokens, 20 a weight.
+#
 # Fitting L(N) = E + A/N^α. Given α this is a line in u = N^-α, whose best slope and intercept have
 # a closed form, so only α is searched, on ever finer grids. We ask for E, A >= 0: the squared error
-# is a bowl, so if its bottom breaks one of these, the best allowed line has that number 0.
+# is a bowl, so if its bottom breaks one of these, the best allowed line has that number 0. The form
+# holds for long training. At first wider models also learn faster a step, the curve does not
+# flatten, and E comes out 0: so after the report's 250 steps. After 1,000 it is 1.31 on three seeds
+# (benchmarks/stage06_scaling.py), a floor of these one-layer models, not of the text.
 def fit_power_law(sizes, losses):
     """(E, A, alpha) of L(N) = E + A/N^alpha by least squares; E, A >= 0, alpha in 0.01..10."""
     N, L = np.asarray(sizes, np.float64), np.asarray(losses, np.float64)
@@ -797,7 +798,7 @@ def fit_power_law(sizes, losses):
         if E < 0:
             E, A = 0.0, max(0.0, u @ L / (u @ u))
         elif A < 0:
-            E, A = L.mean(), 0.0
+            E, A = max(0.0, L.mean()), 0.0
         return ((E + A * u - L) ** 2).sum(), float(E), float(A * unit**alpha)
 
     low, high = 0.01, 10.0
@@ -888,7 +889,7 @@ def held_out_loss(model, ids, start):
         at = np.array(ends[i : i + 32])[:, None] + np.arange(-T, 0)  # (32, T): targets' places
         targets = np.where(at >= firsts[i : i + 32, None], ids[at], -1)
         total += model.loss(ids[at - 1], targets) * (targets >= 0).sum()
-    return total / (len(ids) - start)
+    return float(total / (len(ids) - start))
 
 
 # %% 12. Scale
@@ -1000,8 +1001,7 @@ def pipeline(stages, params, inputs, top_gradient):
 # keeps 8 and has float32's range. A step of less than half the gap to the next number is lost, so
 # weights stay in float32 and copies are rounded. And in float16 small gradients are 0. So multiply
 # the loss, hence by the chain rule every gradient, by a scale, and divide by it in float32. If one
-# overflows, skip the step and halve the scale; after 2,000 good steps double it (Micikevicius et
-# al. 2018).
+# overflows, skip the step and halve the scale; after 2,000 good ones double it (Micikevicius 2018).
 def through_float16(grads, scale):
     """{name: gradient} as float16 carries them when the loss is times scale; ±inf: too large."""
     with np.errstate(over="ignore"):
@@ -1103,8 +1103,8 @@ def report(args):
         _, last = trained(40, 8, 0.01, unit="post", n_layer=L, **shape)
         line = f"{L:8d} {pre:9.3f} {law:7.3f} {post:8.3f} {(1 + b2) ** -L:7.3f} {kept:11.3f}"
         progress(f"{line} {first:11.2f} {last:8.2f}", last=True)
-    said = f"{abs(last - first):.2f} nats {'above' if last > first else 'below'} pre-norm"
-    print(f"   Pre-norm's law is off by up to {max(gaps):.0%}. The deepest post-norm ends {said}.")
+    print(f"   Pre-norm's law is off by up to {max(gaps):.0%}. The deepest post-norm ends", end="")
+    print(f" {abs(last - first):.2f} nats {'above' if last > first else 'below'} pre-norm.")
     print("\n2. Masks: who sees whom (#) under a causal, a span (prefix 3) and a masked objective")
     for rows in zip(*(np.where(attention_mask(6, prefix) == 0, "#", ".") for prefix in (0, 3, 6))):
         print("   " + "      ".join("".join(row) for row in rows))
@@ -1116,8 +1116,7 @@ def report(args):
         inputs, targets, _ = ask(sample, name, np.random.default_rng(1), len(letters) - 1)
         line = f"   {name:7} reads {''.join(letters[i] for i in inputs[0])}, is asked"
         progress(f"{line} {(targets >= 0).sum():2}: {losses[name]:.2f} nats each", last=True)
-    order = sorted(losses, key=losses.get)
-    print(f"   After equal steps {order[0]} guesses best, {order[2]} worst.")
+    print(f"   After equal steps {min(losses, key=losses.get)} guesses best.")
     print("\n3. Counting, nothing allocated (float32, batch 1, full context, AdamW)")
     print("                                GFLOP     GB to train, keeping       KV   tokens")
     print("                       weights /token      all  no maps   inputs     GB  20N, 10⁹")
@@ -1220,7 +1219,6 @@ def main(argv=None):
 # - 12LC² weights and the tables; 6N + 12LCT operations a token; with Adam 16 bytes a weight.
 # - For a fixed bill, about 20 tokens a weight; more tokens if the model will be used much.
 # - Out of memory: tiles, recomputation, then split data, layers (pipeline), matrices (close by).
-
 # %% Common mistakes
 # - Post-norm, deep, unwarmed: the loss stays at that of letter frequencies. block norms first.
 # - A mask after the softmax: rows no longer sum to 1, the future leaks. softmax adds it before.
@@ -1228,7 +1226,6 @@ def main(argv=None):
 # - `dx[rows] += dy` for repeated rows: only the last counts. __getitem__ uses np.add.at.
 # - NumPy's float64 scalars (np.sqrt(D)) turn float32 into float64: attention takes math.sqrt.
 # - Comparing a fit with the points it was made from: the report holds the largest model out.
-
 # %% Exercises
 #  1. ★ Read backward: why must an array be popped only after everything made from it?
 #  2. ★ By hand: count gpt2's 124,439,808 weights from C = 768, L = 12. What share is the table?
@@ -1244,9 +1241,7 @@ def main(argv=None):
 # 12. ★ pipeline with S = 4, M = 1, 4, 16: from which M on is the bubble below 10 %?
 # 13. ★★ Set BALANCE = 0 and train the report's experts. Who does the work? And with k = 1?
 # 14. ★★★ μP (Yang et al. 2022): Adam's rate ∝ 1/inputs, logits/C. Does one rate serve C = 16 to 64?
-# 15. ★★★ Schedule-free (Defazio et al. 2024): steps on z at a fixed rate, x the running mean of z,
-#     gradients at (1-β)z + βx. Replace train's schedule by it.
-
+# 15. ★★★ Schedule-free (Defazio et al. 2024): steps on z, x the mean of z, gradients in between.
 # %% Where this leads
 # Stage 7 replaces characters by tokens, so that T reaches further; the capstone writes the backward
 # of these blocks by hand and trains them longer. 32 such and 15 trillion tokens: Llama 3.

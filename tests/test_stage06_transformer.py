@@ -243,7 +243,7 @@ def test_gradients_against_central_differences(kind, post_norm, prefix, rng):
         balance = np.mean([b.data for b in balances]) if balances else 0.0
         return float(loss.data) + 0.01 * balance
 
-    for name in rng.permutation(sorted(grads))[:6]:
+    for name in rng.permutation(sorted(grads))[:4]:
         numeric = central_difference(objective, model.params[name], h=1e-6)
         np.testing.assert_allclose(grads[name], numeric, rtol=1e-6, atol=2e-9, err_msg=name)
 
