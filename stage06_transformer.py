@@ -743,7 +743,7 @@ def memory_budget(config, batch=1, optimizer="adamw", width=4, tiles=False, reco
     """Bytes at full context, in numbers of `width` bytes, and their sums "training", "generation";
     "maps" are the part of "activations" that tiles=True avoids. optimizer: a key of STATE."""
     tokens, width = check_count("batch", batch) * config.block_size, check_count("width", width)
-    if optimizer not in STATE:
+    if optimizer not in list(STATE):
         raise ValueError(f"optimizer must be one of {', '.join(STATE)}, not {optimizer!r}")
     C, F, L, N = config.n_embd, config.n_hidden, config.n_layer, count_params(config)
     kv, state = C // config.n_head * config.n_kv_head, STATE[optimizer] * N
@@ -1028,13 +1028,13 @@ def next_scale(scale, good_steps, grads):
 # The bill. Operations are counted; a device does at best a published number of them a second, and a
 # good job reaches 30 to 50 % of it. Llama 3 8B: 15e12 tokens of 58 GFLOP, 610,000 hours of an H100
 # at 40 %. Meta's model card says 1.3 million; what these hours hold beside steps it does not say.
-def run_cost(config, tokens, devices, peak=989e12, utilisation=0.4, dollars_per_hour=2.0):
-    """(operations, days, dollars) of a run; peak: an H100's in bfloat16; the rent is a guess."""
-    for name, value in (("tokens", tokens), ("peak", peak), ("utilisation", utilisation)):
+def run_cost(config, tokens, devices, peak=989e12, share=0.4, rent=2.0):
+    """(operations, days, dollars) at this share of the peak (an H100 in bfloat16) and hourly rent."""
+    for name, value in (("tokens", tokens), ("peak", peak), ("share", share), ("rent", rent)):
         check_number(name, value, above=0)
     operations = flops_per_token(config) * tokens
-    hours = operations / (peak * utilisation) / 3600
-    return operations, hours / check_count("devices", devices) / 24, hours * dollars_per_hour
+    hours = operations / (peak * share) / 3600
+    return operations, hours / check_count("devices", devices) / 24, hours * rent
 
 
 # %% Demonstration

@@ -995,11 +995,16 @@ def test_the_bill():
     hours = operations / (989e12 * 0.4) / 3600
     assert round(hours, -4) == 610_000
     assert days == pytest.approx(hours / 1024 / 24) and dollars == pytest.approx(2 * hours)
-    assert s6.run_cost(c, 15e12, 1, utilisation=0.8)[1] == pytest.approx(512 * days)
-    assert s6.run_cost(c, 1e12, 1, peak=1e12, dollars_per_hour=3)[2] == pytest.approx(
+    assert s6.run_cost(c, 15e12, 1, share=0.8)[1] == pytest.approx(512 * days)
+    assert s6.run_cost(c, 1e12, 1, peak=1e12, rent=3)[2] == pytest.approx(
         3 * s6.flops_per_token(c) / 0.4 / 3600
     )
-    for bad, said in (((c, 0, 1), "tokens"), ((c, 1e9, 0), "devices"), ((c, 1e9, 1, -1), "peak")):
+    for bad, said in (
+        ((c, 0, 1), "tokens"),
+        ((c, 1e9, 0), "devices"),
+        ((c, 1e9, 1, -1), "peak"),
+        ((c, 1e9, 1, 1, 1, None), "rent"),
+    ):
         with pytest.raises(ValueError, match=said):
             s6.run_cost(*bad)
 
@@ -1048,6 +1053,10 @@ BAD_CALLS = {
     "top_p.*1.5": lambda m: m.generate(IDS, 1, top_p=1.5),
     "max_new_tokens.*-1": lambda m: m.generate(IDS, -1),
     "batch.*0": lambda m: s6.memory_budget(m.config, 0),
+    r"optimizer.*\[\]": lambda m: s6.memory_budget(m.config, 1, []),
+    "width.*0": lambda m: s6.memory_budget(m.config, width=0),
+    "objective must be.*'bert'": lambda m: s6.ask(IDS, "bert", np.random.default_rng(0), 10),
+    "a quarter of block_size.*0": lambda m: s6.ask(IDS, "span", np.random.default_rng(0), 10),
     "optimizer.*'adamx'": lambda m: s6.memory_budget(m.config, 1, "adamx"),
     r"sizes.*\[1, 2\]": lambda m: s6.fit_power_law([1, 2], [2, 1]),
     "different|sizes": lambda m: s6.fit_power_law([1, 2, 2], [2, 1, 1]),
