@@ -781,9 +781,9 @@ def memory_budget(config, batch=1, optimizer="adamw", width=4, tiles=False, reco
 # Fitting L(N) = E + A/N^α. Given α this is a line in u = N^-α, whose best slope and intercept have
 # a closed form, so only α is searched, on ever finer grids. We ask for E, A >= 0: the squared error
 # is a bowl, so if its bottom breaks one of these, the best allowed line has that number 0. The form
-# holds for long training. At first wider models also learn faster a step, the curve does not
-# flatten, and E comes out 0: so after the report's 250 steps. After 1,000 it is 1.31 on three seeds
-# (benchmarks/stage06_scaling.py), a floor of these one-layer models, not of the text.
+# holds for long training. At first wider models also learn faster a step, the curve hardly
+# flattens, and E comes out 0: so after the report's 250 steps. After 1,000 it is 0.9 to 1.4 on five
+# seeds (benchmarks/stage06_scaling.py): a floor of these one-layer models, not of the text.
 def fit_power_law(sizes, losses):
     """(E, A, alpha) of L(N) = E + A/N^alpha by least squares; E, A >= 0, alpha in 0.01..10."""
     N, L = np.asarray(sizes, np.float64), np.asarray(losses, np.float64)
@@ -1029,7 +1029,7 @@ def next_scale(scale, good_steps, grads):
 # good job reaches 30 to 50 % of it. Llama 3 8B: 15e12 tokens of 58 GFLOP, 610,000 hours of an H100
 # at 40 %. Meta's model card says 1.3 million; what these hours hold beside steps it does not say.
 def run_cost(config, tokens, devices, peak=989e12, share=0.4, rent=2.0):
-    """(operations, days, dollars) at this share of the peak (an H100 in bfloat16) and hourly rent."""
+    """(operations, days, dollars) at a share of the peak (an H100 in bfloat16) and hourly rent."""
     for name, value in (("tokens", tokens), ("peak", peak), ("share", share), ("rent", rent)):
         check_number(name, value, above=0)
     operations = flops_per_token(config) * tokens
@@ -1130,9 +1130,7 @@ def report(args):
     budget, (operations, days, dollars) = memory_budget(llama), run_cost(llama, 15e12, 1024)
     whole, maps = budget["training"] / 1e9, budget["maps"] / 1e9
     print(f"   llama-3-8b: {maps:.0f} of the {whole:.0f} GB are attention maps, which tiles avoid.")
-    print(
-        f"   15·10¹² tokens are {operations:.2g} operations; 1,024 H100 at 40 %: {days:.0f} days,"
-    )
+    print(f"   15·10¹² tokens: {operations:.2g} operations; 1,024 H100 at 40 %: {days:.0f} days,")
     print(f"   {dollars / 1e6:.1f} million dollars at 2 an hour. mixtral uses {active:,} weights.")
     _, one = trained(150, n_layer=1, n_head=2, n_embd=32, n_hidden=64)
     model, eight = trained(150, n_layer=1, n_head=2, n_embd=32, n_hidden=32, n_expert=8)
@@ -1149,11 +1147,10 @@ def report(args):
     print("   weights   " + "".join(f"{n:9,}" for n in N))
     print("   held-out  " + "".join(f"{loss:9.3f}" for loss in nats) + "  nats/char")
     print("   minus law " + "".join(f"{error:+9.3f}" for error in errors))
-    worst = np.abs(errors).max()
-    print(f"   So it is good to about {worst:.2f} nats, at this seed. A floor E makes exponents")
-    small, large = steep[:2].mean(), steep[-2:].mean()
-    said = "a floor shows" if large < small else "no floor in sight"
-    print(f"   fall as models grow; they go from {small:.3f} to {large:.3f}: {said}.")
+    worst, small, large = np.abs(errors).max(), steep[:2].mean(), steep[-2:].mean()
+    print(f"   So it is good to about {worst:.2f} nats, at this seed. A floor E flattens curves:")
+    said = "flatter" if large < small else "no flatter"
+    print(f"   the exponent goes from {small:.3f} to {large:.3f} as models grow, {said}.")
     model = Transformer(TransformerConfig("llama", len(letters), 32, 4, 4, 32), seed, np.float64)
     windows = ids[: 8 * 33].reshape(8, 33)
 
@@ -1219,6 +1216,7 @@ def main(argv=None):
 # - 12LC² weights and the tables; 6N + 12LCT operations a token; with Adam 16 bytes a weight.
 # - For a fixed bill, about 20 tokens a weight; more tokens if the model will be used much.
 # - Out of memory: tiles, recomputation, then split data, layers (pipeline), matrices (close by).
+
 # %% Common mistakes
 # - Post-norm, deep, unwarmed: the loss stays at that of letter frequencies. block norms first.
 # - A mask after the softmax: rows no longer sum to 1, the future leaks. softmax adds it before.
@@ -1226,6 +1224,7 @@ def main(argv=None):
 # - `dx[rows] += dy` for repeated rows: only the last counts. __getitem__ uses np.add.at.
 # - NumPy's float64 scalars (np.sqrt(D)) turn float32 into float64: attention takes math.sqrt.
 # - Comparing a fit with the points it was made from: the report holds the largest model out.
+
 # %% Exercises
 #  1. ★ Read backward: why must an array be popped only after everything made from it?
 #  2. ★ By hand: count gpt2's 124,439,808 weights from C = 768, L = 12. What share is the table?
@@ -1242,6 +1241,7 @@ def main(argv=None):
 # 13. ★★ Set BALANCE = 0 and train the report's experts. Who does the work? And with k = 1?
 # 14. ★★★ μP (Yang et al. 2022): Adam's rate ∝ 1/inputs, logits/C. Does one rate serve C = 16 to 64?
 # 15. ★★★ Schedule-free (Defazio et al. 2024): steps on z, x the mean of z, gradients in between.
+
 # %% Where this leads
 # Stage 7 replaces characters by tokens, so that T reaches further; the capstone writes the backward
 # of these blocks by hand and trains them longer. 32 such and 15 trillion tokens: Llama 3.

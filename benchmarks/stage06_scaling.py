@@ -1,7 +1,7 @@
 """Stage 6's scaling law over seeds: how good is it, and how long must one train to see a floor?
 
-    python benchmarks/stage06_scaling.py                     lengths 250 and 1,000, seeds 0, 1, 2
-    python benchmarks/stage06_scaling.py --steps 250 --seeds 5
+    python benchmarks/stage06_scaling.py                     lengths 250 and 1,000, seeds 0 to 4
+    python benchmarks/stage06_scaling.py --steps 4000 --seeds 1
     python benchmarks/stage06_scaling.py --table             the table of the runs so far
 
 A run is what section 5 of stage 6's report does: one-layer llamas of 8 to 48 channels learn the
@@ -81,7 +81,7 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, nargs="+", default=[250, 1000])
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 (default 3)")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N - 1 (default 5)")
     parser.add_argument("--table", action="store_true", help="only print and write the table")
     args = parser.parse_args()
     ROWS.parent.mkdir(exist_ok=True)
