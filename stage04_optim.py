@@ -97,9 +97,9 @@ def descend(slope, x, learning_rate, steps):
 #     L((1 - a)·θ + a·θ′) ≤ (1 - a)·L(θ) + a·L(θ′).
 # Then no λᵢ is negative anywhere, and every local minimum is a lowest point: if some θ′ were lower
 # than θ, then by the inequality all points on the way to θ′ would be lower, even those next to θ.
-# Networks are not convex. Exchange two hidden units together with their weights, and the network
-# computes the same as before. If L were convex, the average of the two networks would be at least
-# as good, but in it the two units are equal, so a layer would never need two units.
+# Networks are not convex: exchange two hidden units and their weights, and a network computes what
+# it did before. Were L convex, the average of the two networks would be at least as good. But in it
+# the two units are equal, so a layer would never need two units.
 #
 # SADDLES are the usual case when d is large, because a minimum needs d positive signs. If they were
 # d tosses of a coin, 1 in 2ᵈ stationary points would be a minimum. In a random symmetric matrix
@@ -113,7 +113,7 @@ def descend(slope, x, learning_rate, steps):
 #     g + Hδ = 0,    δ = -H⁻¹g.
 # In a bowl that arrives at once, because every axis gets its own rate 1/λᵢ: in section 1,
 # (x - x/1, y - 10y/10) = (0, 0). Two things forbid it. The Hessian of the small network below has
-# 10⁹ numbers, and solving with it takes d³ operations. And where λᵢ < 0 the rate 1/λᵢ is negative
+# 6·10⁸ numbers, and solving with it takes d³ operations. And where λᵢ < 0 the rate 1/λᵢ is negative
 # and leads uphill: on ½(x² - y²) the step ends on the saddle, (x - x, y - y). What follows can be
 # read as affordable approximations: AdaGrad, RMSprop and Adam replace H by a diagonal that they
 # guess from squared gradients, and Muon uses that the parameters form matrices.
@@ -304,8 +304,7 @@ class Optimizer:
 
 def proven_rates(mu, Lambda):
     """{method: (learning rate, momentum, ρ)} on curvatures in [mu, Lambda], as derived above."""
-    Lambda = check_number("Lambda", Lambda, TINY)
-    mu = check_number("mu", mu, TINY)
+    mu, Lambda = check_number("mu", mu, TINY), check_number("Lambda", Lambda, TINY)
     if mu > Lambda:
         raise ValueError(f"curvatures are {mu} and {Lambda}; expected mu <= Lambda")
     low, high = math.sqrt(mu), math.sqrt(Lambda)
@@ -570,18 +569,20 @@ def clip_grad_norm(grads, max_norm):
 # times as fast. But below 1 neighbours in bfloat16 are 2⁻⁸ = 0.0039 apart, in float16 2⁻¹¹: rounded
 # to bfloat16, 1 - 0.001 is 1, and a weight would not notice its steps. Hence forward and backward
 # run in 16 bits, while the optimizer keeps its parameters and slots in float32.
+#
 # bfloat16 reaches as far as float32, but float16 only from 6·10⁻⁸ to 65,504: small gradients become
 # 0, large ones ∞. Backward is linear in what it starts from, dloss = 1. Start from a scale 2ᵏ, and
-# every gradient is 2ᵏ times as large, as only exponents change. In float32 divide again. If one
-# overflowed, leave the step out and halve the scale; after many good ones, double it (Micikevicius
+# every gradient is 2ᵏ times as large, as only exponents change. Convert it, divide again. If one
+# overflowed, leave the step out and halve the scale; after many good ones double it (Micikevicius
 # et al. 2018, "Mixed precision training").
 
 
 def scaled_step(optimizer, grads, scale):
     """A step with the gradients of scale·loss, or none if one overflowed: the next scale."""
+    scale = check_number("scale", scale, TINY)
     if not all(np.isfinite(g).all() for g in grads.values()):
         return scale / 2
-    optimizer.step({name: g.astype(np.float32) / np.float32(scale) for name, g in grads.items()})
+    optimizer.step({name: g.astype(np.float64) / scale for name, g in grads.items()})
     return scale
 
 
@@ -629,6 +630,7 @@ def wsd(step, lr, warmup_steps, total_steps, decay_steps, min_lr=0.0):
 # scores z = b + h·U, into softmax, π = e^z/Σe^z. Its backward (derived there): dz = (π - q)/N with
 # q = 1 at the target and 0 elsewhere, then through each product a·w as da = dy·wᵀ, dw = aᵀ·dy,
 # through tanh as 1 - h², and an embedding row gets the sum over its uses.
+#
 # LABEL SMOOTHING (Szegedy et al. 2016). The loss -Σ q·ln π is least at π = q, which asks a score of
 # ∞ for the target. Give a share ε of q to all V symbols alike: q = 1 - ε + ε/V at the target, ε/V
 # elsewhere. Now the best scores are finite, and the target leads by ln((1 - ε)·V/ε + 1), which is
@@ -775,7 +777,7 @@ SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, 
 
 DATA = Path(__file__).resolve().parent / "data"
 CONTEXT = 8
-SMALL, LONG, LONG_FACTOR = (128, 300, 128), (512, 3000, 256), 0.5  # n_hidden, steps, batch_size
+SMALL, LONG = (128, 300, 128), (512, 3000, 256)  # n_hidden, steps, batch_size
 
 
 def quadratic(points, kappa=100.0):
@@ -826,8 +828,7 @@ def draw(places, width=38, height=15):
     heights = rosenbrock(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (height, width)
     grid = np.array(list(" .:-"))[np.searchsorted((1, 10, 100), heights)]
     for (px, py), mark in zip([*places, places[0], places[-1]], "o" * len(places) + "SE"):
-        column, row = np.abs(x - px).argmin(), np.abs(y - py).argmin()
-        grid[row, column] = mark
+        grid[np.abs(y - py).argmin(), np.abs(x - px).argmin()] = mark
     return ["".join(line) for line in grid[::-1]]
 
 
@@ -847,7 +848,7 @@ def walk(race, limit, make, lr):
 
 def report_race(limit):
     """Every method on every landscape at its best rate, and two walks drawn."""
-    print(f"\nThe race: steps to the goal, at the best of 13 rates; -: {limit} are not enough")
+    print(f"\nThe race: steps to the goal at the best of 13 rates, on the map; -: not in {limit}")
     print(f"  {'':20}" + "".join(f"{surface:>16}" for surface in RACES))
     walks = {}  # the best ones on Rosenbrock
     for method in [name for name in METHODS if "AdamW" not in name]:  # AdamW walks as Adam does
@@ -890,17 +891,17 @@ def split(text):
 def compete(title, pairs, text, size, seed):
     """One network for each (method, schedule); the pair that is best on the development piece."""
     ids, V, tune, cut = split(text)
-    print(f"\n{title}: the same {size[1]} batches of {size[2]}, bits/char")
-    print(f"  {'':36}rate   training   development")
+    print(
+        f"\n{title}, the same {size[1]} batches of {size[2]} (in seconds, Muon's steps cost most)"
+    )
+    print(f"  {'bits/char':36}rate   training   development")
     scores = {}
     for method, schedule in pairs:
-        label = f"  {method:20} {schedule:15}"
-        progress(f"{label} ...")
         params, losses = fit(ids[:tune], V, method, schedule, size, seed)
         scores[method, schedule] = nlm_score(ids[tune - CONTEXT : cut], params, CONTEXT) / LN2
         rate, recent = METHODS[method][1] * SCHEDULES[schedule][1], losses[-size[1] // 5 :].mean()
-        numbers = f"{rate:6.2g} {recent / LN2:10.3f} {scores[method, schedule]:13.3f}"
-        progress(label + numbers, last=True)
+        row = f"  {method:20} {schedule:15}{rate:6.2g} {recent / LN2:10.3f}"
+        print(f"{row} {scores[method, schedule]:13.3f}", flush=True)
     best = min(scores, key=scores.get)
     above = max(scores.values()) - scores[best]
     print(f"  The best: {' with '.join(best)}; the worst is {above:.3f} above it.")
@@ -916,7 +917,7 @@ def report_language(text, fast, seed):
     _, schedule = compete("The best of them, four schedules", pairs, text, size, seed)
     print(f"\n{method} with {schedule}, {long[0]} hidden units, all of the training text")
     ids, V, _, cut = split(text)
-    params, _ = fit(ids[:cut], V, method, schedule, long, seed, LONG_FACTOR, "stories")
+    params, _ = fit(ids[:cut], V, method, schedule, long, seed, name="stories")
     nats = nlm_score(ids[cut - CONTEXT :], params, CONTEXT)
     numbers = f"{nats:.3f} nats/char | {nats / LN2:.3f} bits/char | perplexity {math.exp(nats):.2f}"
     print(f"\nheld-out: {numbers}   (stage 4, the neural n-gram under {method})")
@@ -946,9 +947,7 @@ def main(argv=None):
     except (KeyboardInterrupt, OSError, ValueError) as error:
         try:
             sys.stdout.flush()
-        except (
-            OSError
-        ):  # a closed pipe, a full disk: let Python's own flush at the end not fail again
+        except OSError:  # a closed pipe, a full disk: Python's own flush must not fail again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, KeyboardInterrupt):
             parser.exit(130, "\n")
@@ -987,8 +986,7 @@ def main(argv=None):
 #  5. ★★ (code) Let the slope be 25x for x < 1, x + 24 up to 2, 25x - 24 beyond (Lessard et al.).
 #     Where do the ball's best η and β for curvatures 1 to 25 lead from x = 3.3? And Nesterov's?
 #  6. ★ (code) Accumulate a batch in pieces of 3 (section 5). Is the gradient that of the whole?
-#  7. ★★ (code) Write a staircase, SGDR's restarts (Loshchilov, Hutter 2017), the one-cycle policy
-#     (Smith, Topin 2018) as schedules and enter them in SCHEDULES.
+#  7. ★★ (code) Add a staircase and restarts (SGDR: Loshchilov, Hutter 2017) to SCHEDULES.
 #  8. ★★ (measurement) Double the batch again and again at the best η: when do steps stop halving?
 #  9. ★★ (experiment) Average the parameters over the last half at a constant rate (Polyak). Is it
 #     as good as a rate that falls to zero? Then read "The road less scheduled" (Defazio 2024).

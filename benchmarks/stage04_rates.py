@@ -88,7 +88,7 @@ def main():
     rows = [(schedule, method, schedule, rate * FACTORS[:5]) for schedule in s4.SCHEDULES]
     schedules, best = sweep(f"schedule, {method}", rows, small, seeds)
     schedule = min(best, key=best.get)
-    rows = [("the long run", method, schedule, best[schedule][1] * FACTORS[1:4])]
+    rows = [("the long run", method, schedule, best[schedule][1] * FACTORS[2:5])]
     final, _ = sweep(f"{method}, {schedule}", rows, long, seeds)
 
     text = (
