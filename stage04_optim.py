@@ -294,11 +294,13 @@ class Optimizer:
 # η = 1/Λ and β = (s - 1)/(s + 1), s = √κ. At λ = μ, q = (s² - 1)/s², and (1 + β)²q and 4β are both
 # 4(s - 1)/(s + 1): a double root. For larger λ, q is smaller and the discriminant
 # q·((1 + β)²q - 4β) is not above 0. So |z|² = βq, largest at μ: (s - 1)²/s², and ρ = 1 - 1/√κ. ∎
+#
 # Slower than the ball in a bowl, but safe beyond it. With this β Nesterov's method is proven on all
 # landscapes whose curvatures lie in [μ, Λ] everywhere (strongly convex, μ > 0), where the ball may
-# circle for ever (Lessard, Recht, Packard 2016; exercise 5). If a convex landscape may be flat,
+# circle for ever (Lessard, Recht, Packard 2016; exercise 4). If a convex landscape may be flat,
 # μ = 0, there is no such β: let βₜ = (t - 1)/(t + 2) rise instead, and L falls like 1/t² where
 # gradient descent has 1/t (Nesterov 1983).
+#
 # WEIGHT DECAY (L2) adds ½w‖θ‖² to the loss and wθ to the gradient: what is not needed shrinks.
 
 
@@ -437,8 +439,8 @@ class AdamW(Adam):
 
 def adamw_groups(params, lr, weight_decay=0.1):
     """[AdamW with decay for the matrices, AdamW without for the vectors (biases, gains)]."""
-    matrices = {name: p for name, p in params.items() if p.ndim >= 2}
-    vectors = {name: p for name, p in params.items() if p.ndim < 2}
+    matrices = {name: p for name, p in params.items() if np.ndim(p) >= 2}
+    vectors = {name: p for name, p in params.items() if np.ndim(p) < 2}
     groups = [(matrices, weight_decay), (vectors, 0)]
     return [AdamW(part, lr, weight_decay=decay) for part, decay in groups if part]
 
@@ -500,17 +502,16 @@ class Lion(Optimizer):
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c, from Jordan et al. 2024
 
 
-def orthogonalize(G, steps=5, eps=1e-7):
+def orthogonalize(G, steps=5):
     """About U·Vᵀ of a matrix G = U·S·Vᵀ, by Newton-Schulz in G's dtype (torch: in bfloat16)."""
     G = np.asarray(G)
     if G.ndim != 2 or G.dtype.kind not in "fiu" or G.dtype == np.float16:
         raise ValueError(f"G is {G.dtype} {G.shape}; expected a float32 or float64 matrix")
-    steps, eps = check_count("steps", steps), check_number("eps", eps, TINY)
     a, b, c = NEWTON_SCHULZ
     G = G * 1.0  # integers become floats
     X = G.T if G.shape[0] > G.shape[1] else G  # X·Xᵀ is the smaller of the two products
-    X = X / max(np.linalg.norm(X), eps)
-    for _ in range(steps):
+    X = X / max(float(np.linalg.norm(X.astype(np.float64))), 1e-7)  # float32 may overflow
+    for _ in range(check_count("steps", steps)):
         A = X @ X.T
         X = a * X + (b * A + c * (A @ A)) @ X
     return X.T if G.shape[0] > G.shape[1] else X
@@ -527,8 +528,7 @@ class Muon(Optimizer):
         super().__init__(params, lr, weight_decay, **others)
         for name, p in params.items():
             if p.ndim != 2:
-                wanted = "expected a matrix; use AdamW for biases, gains and other shapes"
-                raise ValueError(f"params[{name!r}] has shape {p.shape}; {wanted}")
+                raise ValueError(f"params[{name!r}] has shape {p.shape}; Muon expected a matrix")
 
     def update(self, p, g, B):
         mu = self.momentum
@@ -536,14 +536,13 @@ class Muon(Optimizer):
         B += (1 - mu) * g
         O = orthogonalize((1 - mu) * g + mu * B if self.nesterov else B, self.ns_steps)
         fan_in, fan_out = p.shape
-        p -= self.lr * math.sqrt(max(1, fan_out / fan_in)) * O
+        p -= self.lr * math.sqrt(max(1, fan_out / max(1, fan_in))) * O
 
 
 # %% 12. Clipping
 # One bad batch can have a gradient a thousand times the usual and undo an hour. Clipping by norm
-# keeps the direction and caps the length n, taken over all gradients together, not each array:
-#     g ← g·min(1, max_norm/(n + 10⁻⁶)),
-# the nearest point of the ball ‖g‖ ≤ max_norm (but for torch's 10⁻⁶). Clipping by value, that is
+# keeps the direction and caps the length n of all gradients together, g ← g·min(1, max_norm/n): the
+# nearest point of the ball ‖g‖ ≤ max_norm. (torch adds 10⁻⁶ to n; so do we.) Clipping by value,
 # np.clip(g, -c, c), caps each entry instead: simpler, but it turns the direction.
 
 
@@ -551,6 +550,8 @@ def clip_grad_norm(grads, max_norm):
     """Scale the gradients in place to a joint norm of at most max_norm; returns the norm before."""
     if max_norm != math.inf:
         max_norm = check_number("max_norm", max_norm, TINY)
+    if not isinstance(grads, dict):
+        raise ValueError(f"grads are {grads!r}; expected a dict of arrays")
     for name, g in grads.items():
         if not isinstance(g, np.ndarray) or g.dtype.kind != "f":
             kind = getattr(g, "dtype", type(g).__name__)
@@ -573,16 +574,16 @@ def clip_grad_norm(grads, max_norm):
 # bfloat16 reaches as far as float32, but float16 only from 6·10⁻⁸ to 65,504: small gradients become
 # 0, large ones ∞. Backward is linear in what it starts from, dloss = 1. Start from a scale 2ᵏ, and
 # every gradient is 2ᵏ times as large, as only exponents change. Convert it, divide again. If one
-# overflowed, leave the step out and halve the scale; after many good ones double it (Micikevicius
-# et al. 2018, "Mixed precision training").
+# overflowed, skip the step and halve the scale; after many good ones double it (Micikevicius 2018).
 
 
 def scaled_step(optimizer, grads, scale):
     """A step with the gradients of scale·loss, or none if one overflowed: the next scale."""
     scale = check_number("scale", scale, TINY)
+    check_arrays("grads", grads, optimizer.params)
     if not all(np.isfinite(g).all() for g in grads.values()):
         return scale / 2
-    optimizer.step({name: g.astype(np.float64) / scale for name, g in grads.items()})
+    optimizer.step({name: np.asarray(g, np.float64) / scale for name, g in grads.items()})
     return scale
 
 
@@ -717,6 +718,9 @@ def nlm_score(ids, params, context):
 def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, name=None):
     """Train in place, each optimizer at schedule(step, its lr): the losses (steps,), all finite."""
     steps, batch_size = check_count("steps", steps, least=0), check_count("batch_size", batch_size)
+    X, Y = np.asarray(X), np.asarray(Y)
+    if len(X) != len(Y):
+        raise ValueError(f"{len(X)} contexts and {len(Y)} targets; expected as many")
     rng, order, losses = np.random.default_rng(seed), [], np.empty(steps)
     rates = [optimizer.lr for optimizer in optimizers]
     for step in range(steps):
@@ -877,8 +881,7 @@ def fit(ids, vocab_size, method, schedule, size, seed, factor=1.0, name=None):
     optimizers = make(params, rate * schedule_factor * factor)
     X, Y = examples(ids, CONTEXT)
     at = functools.partial(rate_at, T=steps)
-    losses = train(params, X, Y, optimizers, at, steps, batch_size, seed, name)
-    return params, losses
+    return params, train(params, X, Y, optimizers, at, steps, batch_size, seed, name)
 
 
 def split(text):
@@ -891,9 +894,7 @@ def split(text):
 def compete(title, pairs, text, size, seed):
     """One network for each (method, schedule); the pair that is best on the development piece."""
     ids, V, tune, cut = split(text)
-    print(
-        f"\n{title}, the same {size[1]} batches of {size[2]} (in seconds, Muon's steps cost most)"
-    )
+    print(f"\n{title}, the same {size[1]} batches of {size[2]}; Muon's steps cost more seconds")
     print(f"  {'bits/char':36}rate   training   development")
     scores = {}
     for method, schedule in pairs:
@@ -902,9 +903,8 @@ def compete(title, pairs, text, size, seed):
         rate, recent = METHODS[method][1] * SCHEDULES[schedule][1], losses[-size[1] // 5 :].mean()
         row = f"  {method:20} {schedule:15}{rate:6.2g} {recent / LN2:10.3f}"
         print(f"{row} {scores[method, schedule]:13.3f}", flush=True)
-    best = min(scores, key=scores.get)
-    above = max(scores.values()) - scores[best]
-    print(f"  The best: {' with '.join(best)}; the worst is {above:.3f} above it.")
+    best, *_, worst = sorted(scores, key=scores.get)
+    print(f"  The best: {' with '.join(best)}. The worst: {scores[worst] - scores[best]:.3f} more.")
     return best
 
 
@@ -959,12 +959,11 @@ def main(argv=None):
 # θ ← θ - η·g goes down while η < 2/Λ, in a number of steps like κ; momentum needs √κ. Adam moves a
 # coordinate by about η, AdamW decays beside it, Muon treats a matrix as one thing. Noise leaves a
 # cloud of size η/B: let η fall. Which one, when? The rate matters more, so sweep it first.
-#     images, convolutions         SGD with Nesterov 0.9 and a cosine: little memory
+#     images, or little memory     SGD with Nesterov 0.9 and a cosine, or Lion: one slot
 #     transformers, or in doubt    AdamW, betas (0.9, 0.95), decay 0.1 on matrices, clipping at 1,
 #                                  warmup, then cosine (length known) or WSD (length open)
 #     large matrices, tuned runs   Muon for the hidden matrices, AdamW for the rest
 #     features seldom seen         AdaGrad or Adam, which keep a large rate for them
-#     memory for a single slot     Lion, or SGD with momentum
 #     few parameters, no noise     Newton's step or its approximations (L-BFGS)
 
 # %% Common mistakes
@@ -981,22 +980,20 @@ def main(argv=None):
 # %% Exercises
 #  1. ★ (reading) For each class: how many numbers does it keep per parameter? Which line says so?
 #  2. ★ (pencil) Section 7 with β = 0.9: for which κ is that the best momentum?
-#  3. ★★ (pencil) Derive the bias correction for a mean that drifts, E[gᵢ] = g + i·d. Is it right?
-#  4. ★★ (code) Add amsgrad (Reddi et al. 2018) to Adam; find gradients where it differs.
-#  5. ★★ (code) Let the slope be 25x for x < 1, x + 24 up to 2, 25x - 24 beyond (Lessard et al.).
+#  3. ★★ (code) Add amsgrad (Reddi et al. 2018) to Adam; find gradients where it differs.
+#  4. ★★ (code) Let the slope be 25x for x < 1, x + 24 up to 2, 25x - 24 beyond (Lessard et al.).
 #     Where do the ball's best η and β for curvatures 1 to 25 lead from x = 3.3? And Nesterov's?
-#  6. ★ (code) Accumulate a batch in pieces of 3 (section 5). Is the gradient that of the whole?
-#  7. ★★ (code) Add a staircase and restarts (SGDR: Loshchilov, Hutter 2017) to SCHEDULES.
-#  8. ★★ (measurement) Double the batch again and again at the best η: when do steps stop halving?
-#  9. ★★ (experiment) Average the parameters over the last half at a constant rate (Polyak). Is it
+#  5. ★ (code) Accumulate a batch in pieces of 3 (section 5). Is the gradient that of the whole?
+#  6. ★★ (code) Add a staircase and restarts (SGDR: Loshchilov, Hutter 2017) to SCHEDULES.
+#  7. ★★ (measurement) Double the batch again and again at the best η: when do steps stop halving?
+#  8. ★★ (experiment) Average the parameters over the last half at a constant rate (Polyak). Is it
 #     as good as a rate that falls to zero? Then read "The road less scheduled" (Defazio 2024).
-# 10. ★★ (experiment) Train with smoothing = 0.1. What becomes of the held-out loss, of accuracy?
-# 11. ★★★ (experiment) Tune AdamW at 64, 128, 256 hidden units. Does the best rate stay? (μP)
+#  9. ★★ (experiment) Train with smoothing = 0.1. What becomes of the held-out loss, of accuracy?
+# 10. ★★★ (experiment) Tune AdamW at 64, 128, 256 hidden units. Does the best rate stay? (μP)
 
 # %% Where this leads
-# GPT-3 and Llama were trained by AdamW at β₂ = 0.95 with clipping at norm 1, warmup and a cosine;
-# Kimi K2 by Muon. Stage 6 and the capstone follow; stage 8 takes pieces away to see what breaks.
-# No optimizer can see past the window of 8 letters: stage 5 lifts that limit.
+# GPT-3 and Llama were trained by AdamW at β₂ = 0.95 with clipping, warmup and a cosine, Kimi K2 by
+# Muon. Stage 8 takes pieces away to see what breaks. Stage 5 goes beyond windows of 8 letters.
 
 if __name__ == "__main__":
     main()

@@ -190,6 +190,14 @@ def test_orthogonalize_brings_singular_values_near_one(rng, shape):
         large = np.linalg.svd(G)[1] > 0.05 * np.linalg.norm(G)
         assert np.all(singular[large] > 0.65) and np.all(singular < 1.25)
     assert np.array_equal(s4.orthogonalize(np.zeros((2, 3))), np.zeros((2, 3)))
+    huge = (1e25 * np.eye(2)).astype(np.float32)  # its squares overflow float32
+    np.testing.assert_allclose(s4.orthogonalize(huge), s4.orthogonalize(np.eye(2)), rtol=1e-5)
+    assert s4.orthogonalize(huge).dtype == np.float32
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_muon_takes_a_matrix_without_entries(shape):
+    s4.Muon({"W": np.ones(shape)}).step({"W": np.ones(shape)})
 
 
 def test_first_steps_have_length_lr():
@@ -579,7 +587,7 @@ def test_the_pair_that_is_best_on_development_is_chosen(monkeypatch, capsys):
     assert s4.compete("title", pairs, "ba" * 500, (4, 5, 6), 0) == ("Adam", "wsd")
     out = capsys.readouterr().out
     assert asked == [98, 98, 98]  # 90 to score, 8 of context
-    assert "Adam with wsd; the worst is 1.443 above" in out  # 1 nat is 1.443 bits
+    assert "The best: Adam with wsd. The worst: 1.443 more." in out  # 1 nat is 1.443 bits
     assert f"{0.0156 * s4.SCHEDULES['wsd'][1]:6.2g}      1.443         2.885" in out
 
 
@@ -629,7 +637,7 @@ BAD = {
     "betas are 0.9": lambda: s4.Lion(P, betas=0.9),
     "alpha is -0.1": lambda: s4.RMSprop(P, alpha=-0.1),
     "eps is -1": lambda: s4.AdaGrad(P, eps=-1),
-    r"'b'\] has shape \(3,\); expected a matrix; use AdamW": lambda: s4.Muon({"b": np.ones(3)}),
+    r"'b'\] has shape \(3,\); Muon expected a matrix": lambda: s4.Muon({"b": np.ones(3)}),
     "ns_steps is 0": lambda: s4.Muon(P, ns_steps=0),
     r"grads are \['v'\]; expected \['w'\]": lambda: s4.SGD(P, 1).step({"v": P["w"]}),
     "grads are list": lambda: s4.SGD(P, 1).step([P["w"]]),
@@ -643,8 +651,12 @@ BAD = {
         s4.Adam(P).state_dict()
     ),
     r"G is float64 \(3,\)": lambda: s4.orthogonalize(np.ones(3)),
-    "eps is 0": lambda: s4.orthogonalize(np.ones((2, 2)), eps=0),
+    "steps is 0": lambda: s4.orthogonalize(np.ones((2, 2)), 0),
     "max_norm is 0": lambda: s4.clip_grad_norm(P, 0),
+    "grads are None; expected a dict": lambda: s4.clip_grad_norm(None, 1),
+    "grads are NoneType": lambda: s4.scaled_step(s4.SGD(P, 1), None, 1),
+    "scale is 0": lambda: s4.scaled_step(s4.SGD(P, 1), P, 0),
+    r"params\['l'\] is list; expected a float32": lambda: s4.adamw_groups({"l": [1.0]}, 1),
     "max_norm is nan": lambda: s4.clip_grad_norm(P, math.nan),
     "step is -1": lambda: s4.wsd(-1, 1.0, 1, 9, 2),
     "warmup_steps is None": lambda: s4.warmup_cosine(0, 1.0, None, 9),
@@ -834,6 +846,7 @@ def test_wrong_numbers_are_named(rng):
         (lambda: s4.nlm_forward(X[:0], Y[:0], params), r"X and Y have shapes \(0, 2\)"),
         (lambda: s4.nlm_forward(X, Y, params, 1.0), "smoothing is 1.0"),
         (lambda: s4.train(params, X, Y, sgd, lambda t, lr: lr, "a"), "steps is 'a'"),
+        (lambda: s4.train(params, X, Y[:2], sgd, lambda t, lr: lr, 1), "3 contexts and 2 targets"),
         (lambda: s4.train(params, X, Y, sgd, lambda t, lr: lr, 1, 0), "batch_size is 0"),
         (lambda: s4.clip_grad_norm({"a": [3.0, 4.0]}, 1), r"grads\['a'\] is list"),
         (lambda: s4.clip_grad_norm({"a": np.array([3])}, 1), r"grads\['a'\] is int64"),
