@@ -894,7 +894,7 @@ def split(text):
 def compete(title, pairs, text, size, seed):
     """One network for each (method, schedule); the pair that is best on the development piece."""
     ids, V, tune, cut = split(text)
-    print(f"\n{title}, the same {size[1]} batches of {size[2]}; Muon's steps cost more seconds")
+    print(f"\n{title}: the same {size[1]} batches of {size[2]}")
     print(f"  {'bits/char':36}rate   training   development")
     scores = {}
     for method, schedule in pairs:
@@ -912,9 +912,9 @@ def report_language(text, fast, seed):
     """The same network under every optimizer and schedule; the best pair trained longer."""
     size, long = ((64, 25, 128), (64, 100, 128)) if fast else (SMALL, LONG)
     pairs = [(method, "warmup_cosine") for method in METHODS]
-    method, _ = compete("The language model, nine optimizers", pairs, text, size, seed)
+    method, _ = compete("Nine optimizers (a step of Muon costs most)", pairs, text, size, seed)
     pairs = [(method, schedule) for schedule in SCHEDULES]
-    _, schedule = compete("The best of them, four schedules", pairs, text, size, seed)
+    _, schedule = compete("The best of them under four schedules", pairs, text, size, seed)
     print(f"\n{method} with {schedule}, {long[0]} hidden units, all of the training text")
     ids, V, _, cut = split(text)
     params, _ = fit(ids[:cut], V, method, schedule, long, seed, name="stories")
