@@ -313,7 +313,7 @@ def proven_rates(mu, Lambda):
     rho, s = (high - low) / (high + low), high / low
     return {
         "descent, best": (2 / (Lambda + mu), 0, (Lambda - mu) / (Lambda + mu)),
-        "descent, 2.01/Λ": (2.01 / Lambda, 0, max(1.01, abs(1 - 2.01 * mu / Lambda))),
+        "descent, 2.01/Λ": (2.01 / Lambda, 0, 1.01),
         "Nesterov": (1 / Lambda, (s - 1) / (s + 1), 1 - 1 / s),
         "heavy ball": ((2 / (low + high)) ** 2, rho * rho, rho),
     }

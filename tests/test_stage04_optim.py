@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from conftest import assert_gradients, central_difference, check_held_out_line, relative_error
+from conftest import ROOT, assert_gradients, central_difference, check_held_out_line, relative_error
 
 import stage04_optim as s4
 
@@ -381,6 +381,11 @@ def test_clip_grad_norm(rng, scale):
     assert np.array_equal(grads["a"], again) and s4.clip_grad_norm({}, 1) == 0
 
 
+def test_clipping_never_enlarges():
+    grads = {"a": np.array([0.3, 0.4])}
+    assert s4.clip_grad_norm(grads, 0.6) == 0.5 and grads["a"].tolist() == [0.3, 0.4]
+
+
 def test_clip_is_joint():
     grads = {"a": np.array([3.0]), "b": np.array([-4.0])}
     assert s4.clip_grad_norm(grads, 1.0) == 5.0
@@ -537,6 +542,50 @@ def test_training_clips_and_asks_the_schedule_at_every_step(rng):
     assert np.array_equal(params["H"], untouched)
 
 
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_loss_or_a_gradient_that_is_not_finite_stops_the_training(rng, monkeypatch, wrong):
+    params, X, Y = small_model(rng)
+    if wrong == "loss":
+        forward = s4.nlm_forward
+        monkeypatch.setattr(s4, "nlm_forward", lambda *given: (math.nan, forward(*given)[1]))
+    else:
+        nothing = {name: np.full(p.shape, np.nan) for name, p in params.items()}
+        monkeypatch.setattr(s4, "nlm_backward", lambda dloss, cache: nothing)
+    with pytest.raises(ValueError, match="step 1: loss .*, gradient norm .*; expected finite"):
+        s4.train(params, X, Y, [s4.SGD(params, 0.1)], lambda t, lr: lr, 2)
+
+
+def test_progress_is_one_line_at_the_end_when_piped(capsys):
+    s4.progress("half")
+    assert capsys.readouterr().out == ""
+    s4.progress("done", last=True)
+    assert capsys.readouterr().out == "done\n"
+
+
+def test_the_rates_are_those_of_the_sweep():
+    """benchmarks/results/stage04_rates.md: the best of every method, schedule and the long run."""
+    text = (ROOT / "benchmarks/results/stage04_rates.md").read_text(encoding="utf-8")
+    cells = [line.split(" | ") for line in text.splitlines() if "**" in line]
+    best = {row[0].strip("| "): float(row[1]) for row in cells}
+    means = {
+        row[0].strip("| "): float(cell.strip("*| "))
+        for row in cells
+        for cell in row
+        if "**" in cell
+    }
+    assert {name: rate for name, (_, rate) in s4.METHODS.items()} == pytest.approx(
+        {name: best[name] for name in s4.METHODS}, rel=0.01
+    )
+    method, schedule = s4.PAIR
+    assert method == min(s4.METHODS, key=means.get) and schedule == min(s4.SCHEDULES, key=means.get)
+    rate = s4.METHODS[method][1]
+    assert {name: rate * factor for name, (_, factor) in s4.SCHEDULES.items()} == pytest.approx(
+        {name: best[name] for name in s4.SCHEDULES}, rel=0.01
+    )
+    assert best["the long run"] == rate * s4.SCHEDULES[schedule][1]
+    assert f"{s4.SMALL}, and {s4.LONG} for the long run" in text
+
+
 def test_parameter_groups_train_each_its_part(rng):
     params, X, Y = small_model(rng)
     before = {name: p.copy() for name, p in params.items()}
@@ -575,7 +624,7 @@ def test_the_pair_that_is_best_on_development_is_chosen(monkeypatch, capsys):
 
     def fit(ids, V, method, schedule, size, seed):
         assert len(ids) == 810
-        return {"method": method}, np.ones(5)
+        return {"method": method}, np.arange(10.0)  # of which the last two are averaged
 
     def nlm_score(ids, params, context):
         asked.append(len(ids))
@@ -584,11 +633,39 @@ def test_the_pair_that_is_best_on_development_is_chosen(monkeypatch, capsys):
     monkeypatch.setattr(s4, "fit", fit)
     monkeypatch.setattr(s4, "nlm_score", nlm_score)
     pairs = [(method, "wsd") for method in ("SGD", "Adam", "Lion")]
-    assert s4.compete("title", pairs, "ba" * 500, (4, 5, 6), 0) == ("Adam", "wsd")
+    assert s4.compete("title", pairs, "ba" * 500, (4, 10, 6), 0) == ("Adam", "wsd")
     out = capsys.readouterr().out
     assert asked == [98, 98, 98]  # 90 to score, 8 of context
     assert "The best: Adam with wsd. The worst: 1.443 more." in out  # 1 nat is 1.443 bits
-    assert f"{0.0156 * s4.SCHEDULES['wsd'][1]:6.2g}      1.443         2.885" in out
+    assert f"{0.0156 * s4.SCHEDULES['wsd'][1]:6.2g}     12.263         2.885" in out
+    assert "title: the same 10 batches of 6" in out
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_the_long_run_learns_all_of_the_training_text_and_is_scored_on_the_rest(
+    monkeypatch, capsys, fast
+):
+    runs, scored = [], []
+
+    def fit(ids, V, method, schedule, size, seed, name=None):
+        runs.append((len(ids), method, schedule, size, seed, name))
+        return {}, np.ones(size[1])
+
+    def nlm_score(ids, params, context):
+        scored.append(len(ids))
+        return 1.25
+
+    monkeypatch.setattr(s4, "fit", fit)
+    monkeypatch.setattr(s4, "nlm_score", nlm_score)
+    s4.report_language("ba" * 500, fast, 7)
+    small, long = ((64, 25, 128), (64, 100, 128)) if fast else (s4.SMALL, s4.LONG)
+    assert runs[-1] == (900, *s4.PAIR, long, 7, "stories") and scored[-1] == 100 + s4.CONTEXT
+    first = list(s4.METHODS)[0]  # all scores are the same, and the first is as good as any
+    pairs = [(method, "warmup_cosine") for method in s4.METHODS]
+    pairs += [(first, schedule) for schedule in s4.SCHEDULES]
+    assert runs[:-1] == [(810, *pair, small, 7, None) for pair in pairs]
+    line = "held-out: 1.250 nats/char | 1.803 bits/char | perplexity 3.49   (stage 4, the neural"
+    assert line in capsys.readouterr().out
 
 
 def test_a_walk_ends_at_the_goal_or_counts_for_nothing():
@@ -755,6 +832,17 @@ def test_report_is_deterministic_and_complete(fast_reports):
     for heading in ("proven", "race", "Rosenbrock", *s4.METHODS, *s4.SCHEDULES):
         assert heading in first
     assert "The heavy ball needs 7 times fewer steps" in first  # 93 for 691
+    lines = first.splitlines()
+    top = next(i for i, line in enumerate(lines) if line.startswith("Rosenbrock from S to E")) + 2
+    (row, column), *_ = [(i, lines[top + i].find("E")) for i in range(15) if "E" in lines[top + i]]
+    assert abs(2.0 - 0.2 * row - 1) < 0.3  # the walk that is drawn ends near (1, 1)
+    assert abs(-1.9 + 3.8 / 37 * (column - 2) - 1) < 0.2
+    rows = {line[10:25].strip(): line.split() for line in first.splitlines() if line[:5] == "  100"}
+    needed = math.log(1e-6) / math.log(99 / 101)
+    assert int(rows["descent, best"][-1]) == math.ceil(needed) == 691
+    assert rows["descent, 2.01/Λ"][-1] == "diverges" and rows["heavy ball"][-1] == "93"
+    for name in ("descent, best", "descent, 2.01/Λ"):
+        assert rows[name][-3:-1] == [f"{s4.proven_rates(1, 100)[name][2]:.5f}"] * 2
     check_held_out_line(first)
     assert "(stage 4, " in first.splitlines()[-1]
 
