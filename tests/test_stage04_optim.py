@@ -303,6 +303,16 @@ def test_walks_keep_the_proven_rates(mu, Lambda):
         assert np.linalg.norm(params["x"]) <= limit * (1 + 1e-9) + 1e-200, name
 
 
+def test_the_proven_rates_in_numbers():
+    """κ = 100, √κ = 10: everything in elevenths and hundredths."""
+    assert {name: row for name, row in s4.proven_rates(1, 100).items()} == {
+        "descent, best": pytest.approx((2 / 101, 0, 99 / 101)),
+        "descent, 2.01/Λ": pytest.approx((0.0201, 0, 1.01)),
+        "Nesterov": pytest.approx((0.01, 9 / 11, 0.9)),
+        "heavy ball": pytest.approx((4 / 121, 81 / 121, 9 / 11)),
+    }
+
+
 def test_best_rate_is_best():
     lr, _, rho = s4.proven_rates(2.0, 30.0)["descent, best"]
     for other in np.linspace(0.3 * lr, 2 * lr, 50):
@@ -473,6 +483,20 @@ def test_every_gradient_of_the_network(rng, V, context, smoothing):
     )
 
 
+def test_the_first_weights_have_the_sizes_of_stage_3(rng):
+    params = s4.nlm_init(50, 4, 25, 400, rng, np.float64)
+    assert {name: p.shape for name, p in params.items()} == {
+        "C": (50, 25),
+        "H": (100, 400),
+        "d": (400,),
+        "U": (400, 50),
+        "b": (50,),
+    }
+    sizes = {"C": 1, "H": 0.1, "d": 0, "U": 0.1 / 20, "b": 0}
+    assert {name: p.std() for name, p in params.items()} == pytest.approx(sizes, rel=0.05)
+    assert s4.nlm_init(5, 1, 2, 3, rng)["C"].dtype == np.float32
+
+
 def test_label_smoothing_is_the_cross_entropy_of_a_blurred_target(rng):
     params, X, Y = small_model(rng, V=4)
     h = np.tanh(params["C"][X].reshape(11, -1) @ params["H"] + params["d"])
@@ -562,6 +586,15 @@ def test_progress_is_one_line_at_the_end_when_piped(capsys):
     assert capsys.readouterr().out == "done\n"
 
 
+def test_a_training_run_with_a_name_says_how_it_ended(rng, capsys):
+    params, X, Y = small_model(rng)
+    losses = s4.train(params, X, Y, [s4.SGD(params, 0.1)], lambda t, lr: lr, 7, 4, name="run")
+    mean = losses.mean() / math.log(2)
+    assert capsys.readouterr().out == f"  run: step 7, {mean:.3f} bits\n"
+    s4.train(params, X, Y, [s4.SGD(params, 0.1)], lambda t, lr: lr, 7, 4)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_rates_are_those_of_the_sweep():
     """benchmarks/results/stage04_rates.md: the best of every method, schedule and the long run."""
     text = (ROOT / "benchmarks/results/stage04_rates.md").read_text(encoding="utf-8")
@@ -624,7 +657,7 @@ def test_the_pair_that_is_best_on_development_is_chosen(monkeypatch, capsys):
 
     def fit(ids, V, method, schedule, size, seed):
         assert len(ids) == 810
-        return {"method": method}, np.arange(10.0)  # of which the last two are averaged
+        return {"method": method}, np.arange(30.0)  # of which the last six are averaged
 
     def nlm_score(ids, params, context):
         asked.append(len(ids))
@@ -633,12 +666,12 @@ def test_the_pair_that_is_best_on_development_is_chosen(monkeypatch, capsys):
     monkeypatch.setattr(s4, "fit", fit)
     monkeypatch.setattr(s4, "nlm_score", nlm_score)
     pairs = [(method, "wsd") for method in ("SGD", "Adam", "Lion")]
-    assert s4.compete("title", pairs, "ba" * 500, (4, 10, 6), 0) == ("Adam", "wsd")
+    assert s4.compete("title", pairs, "ba" * 500, (4, 30, 7), 0) == ("Adam", "wsd")
     out = capsys.readouterr().out
     assert asked == [98, 98, 98]  # 90 to score, 8 of context
     assert "The best: Adam with wsd. The worst: 1.443 more." in out  # 1 nat is 1.443 bits
-    assert f"{0.0156 * s4.SCHEDULES['wsd'][1]:6.2g}     12.263         2.885" in out
-    assert "title: the same 10 batches of 6" in out
+    assert f"{0.0156 * s4.SCHEDULES['wsd'][1]:6.2g}     38.231         2.885" in out
+    assert "title: the same 30 batches of 7" in out
 
 
 @pytest.mark.parametrize("fast", [False, True])
@@ -837,6 +870,11 @@ def test_report_is_deterministic_and_complete(fast_reports):
     (row, column), *_ = [(i, lines[top + i].find("E")) for i in range(15) if "E" in lines[top + i]]
     assert abs(2.0 - 0.2 * row - 1) < 0.3  # the walk that is drawn ends near (1, 1)
     assert abs(-1.9 + 3.8 / 37 * (column - 2) - 1) < 0.2
+    ball = next(line for line in lines if line.startswith("  heavy ball, β") and "(" in line)
+    make = s4.METHODS["heavy ball, β = 0.9"][0]
+    for surface, rate in (("quadratic", 10 ** (-5 / 3)), ("Rosenbrock", 10 ** (-8 / 3))):
+        needed = len(s4.walk(s4.RACES[surface], 100, make, rate)) - 1
+        assert needed in (98, 83) and f"{needed} ({rate:.2g})" in ball
     rows = {line[10:25].strip(): line.split() for line in first.splitlines() if line[:5] == "  100"}
     needed = math.log(1e-6) / math.log(99 / 101)
     assert int(rows["descent, best"][-1]) == math.ceil(needed) == 691
