@@ -2,26 +2,28 @@
 # requires-python = ">=3.10"
 # dependencies = ["numpy>=2.0"]
 # ///
-"""Stage 4: descend. A gradient says which way is down; how should one walk?
+"""Stage 4: descend. A gradient says which way is down. How should one walk?
 
-Training searches for the lowest point of a landscape with thousands of dimensions, of which we
-only feel the slope under our feet, and that through noise. Every method here answers one question:
-given the slopes so far, which step now? Gradient descent takes the slope as it is; momentum
-remembers; AdaGrad, RMSprop and Adam give each coordinate its own scale; Lion and Muon ask again
-what "steepest" means. Sections 1-5 are theory, 6-11 methods, 12-15 craft. Each method is derived,
-then raced: on landscapes one can draw, against rates that theory proves, and on the language model
-of stage 3 under nine optimizers and eight schedules, of which the best pair is trained longer.
-Takes under a minute; --fast: a smoke run, --seed N, --text FILE.
+Training looks for a low point in a landscape of thousands of dimensions, of which we can feel only
+the slope under our feet, and that through noise. Every method here answers one question: given the
+slopes so far, what is the next step? Gradient descent takes the slope as it is, momentum remembers
+earlier ones, AdaGrad, RMSprop and Adam give each coordinate its own scale, Lion and Muon ask again
+what "steepest" means. You should know slopes (stage 2) and the network of stage 3.
 
-Rests on: Polyak (1964), heavy ball; Nesterov (1983); Duchi, Hazan, Singer (2011), AdaGrad;
-Tieleman, Hinton (2012), RMSprop; Kingma, Ba (2015), Adam; Loshchilov, Hutter (2017, 2019), SGDR and
-AdamW; Chen et al. (2023), Lion; Jordan et al. (2024), Muon; Bernstein, Newhouse (2024), "Old
-optimizer, new norm". Updates and defaults are torch.optim's (benchmarks/check_optimizers.py).
+  Begin:   1 five steps on a parabola   2 why against the gradient   3 bowls, saddles and Newton
+  Theory:  4 how fast? a proven rate    5 noise and batch size
+  Methods: 6 what all share   7 momentum   8 AdaGrad, RMSprop   9 Adam, AdamW   10 Lion   11 Muon
+  Craft:  12 clipping   13 sixteen bits   14 schedules   15 a language model   16 the training loop
+
+Run `python stage04_optim.py [--fast] [--seed N] [--text FILE]`: half a minute; --fast: seconds.
+Rests on: Polyak (1964), heavy ball; Nesterov (1983); Duchi, Hazan, Singer (2011), AdaGrad; Tieleman
+and Hinton (2012), RMSprop; Kingma, Ba (2015), Adam; Loshchilov, Hutter (2019), AdamW; Chen et al.
+(2023), Lion; Jordan et al. (2024), Muon; Bernstein, Newhouse (2024), "Old optimizer, new norm".
+Steps and defaults are torch.optim's; torch has no Lion, so that one's are its paper's.
 """
 
 import argparse
 import functools
-import inspect
 import math
 import numbers
 import os
@@ -30,203 +32,212 @@ from pathlib import Path
 
 import numpy as np
 
-# %% 1. The problem
+TINY = 1e-300  # the least number that passes where one above 0 is meant
+LN2 = math.log(2)  # nats in a bit
+
+# %% 1. Five steps on a parabola
+# Let L(x) = x² be the loss of a model with one parameter x. Its slope is L′(x) = 2x. Where it is
+# positive, the loss rises to the right, so walk to the left, and the other way round: against the
+# slope, and further where it is steeper. The factor η is called the learning rate:
+#     x ← x - η·L′(x)
+
+
+def descend(slope, x, learning_rate, steps):
+    """The places of a walk from x (a number or an array): x itself and one after every step."""
+    places = [x]
+    for _ in range(steps):
+        x = x - learning_rate * slope(x)
+        places.append(x)
+    return places
+
+
+#     descend(lambda x: 2 * x, 1.0, η, 5)
+#     η = 0.1    1    0.8   0.64    0.512   0.410    0.328    creeps: a step leaves 80 % of x
+#     η = 0.5    1    0     0       0       0        0        arrives at once
+#     η = 0.9    1   -0.8   0.64   -0.512   0.410   -0.328    jumps across the bottom each time
+#     η = 1.1    1   -1.2   1.44   -1.728   2.074   -2.488    jumps too far, and climbs
 #
+# One formula says it all: a step multiplies x by 1 - 2η. With one parameter we would simply take
+# η = 0.5. Now take two, and let the second direction be ten times as steep: the slopes of
+# L(x, y) = ½·(x² + 10·y²) are (x, 10y), a step multiplies x by 1 - η and y by 1 - 10η. After ten
+# steps from (1, 1):
+#     η = 0.1    (0.349, 0)                 right for y, slow for x
+#     η = 0.18   (0.137, 0.107)             the best that one rate can do, or nearly
+#     η = 0.21   (0.095, 2.594)             y climbs
+#     η = 1      (0, 3486784401)            right for x, and a loss explodes
+#
+# What suits one direction ruins the other: the steepest direction dictates the rate, and the flat
+# ones have to live with it. Most of this file is about that sentence. Momentum (section 7) softens
+# it, rates for every direction (3, 8, 9, 11) go round it.
+
+# %% 2. Why against the gradient, and how far
 # A model has parameters θ, a list of d numbers. Example i costs ℓᵢ(θ), and we want to
 #     minimise  L(θ) = (1/N)·Σᵢ ℓᵢ(θ)    over θ in ℝᵈ.
-# In stage 3, ℓᵢ = -ln P(next letter | context). Algebra solves ∇L = 0 for straight lines and little
-# else; a grid of 10 values for each of 30,000 numbers has 10³⁰⁰⁰⁰ points. What we can afford is
-# g = ∇L(θ) at one place at a time: about two more evaluations, whatever d is (stage 2). So we walk,
-# θ ← θ + δ. Where g = 0 the walk ends, at a minimum or a saddle; nothing promises the lowest point.
-
-# %% 2. Steepest descent: what the gradient promises
-#
-# Taylor: near θ the landscape is a plane, plus something that shrinks with the square of the step,
-#     L(θ + δ) = L(θ) + g·δ + O(‖δ‖²).
-# Among all steps of length ‖δ‖ = r, g·δ = ‖g‖·r·cos(angle) ≥ -‖g‖·r is smallest for
-# δ = -r·g/‖g‖: straight against the gradient (Cauchy-Schwarz). Hence
-#     θ ← θ - η·g,    η > 0 the learning rate.
+# In stage 3, ℓᵢ = -ln P(next letter | context). We cannot search all of ℝᵈ, but we can afford the
+# gradient g = ∇L(θ), all d slopes at one place, for about two more evaluations (stage 2). So walk,
+# θ ← θ + δ. Which step δ? Near θ the landscape is a plane, plus something that shrinks with the
+# square of the step (Taylor): L(θ + δ) = L(θ) + g·δ + O(‖δ‖²). Among all steps of length ‖δ‖ = r,
+# g·δ = ‖g‖·r·cos(angle) ≥ -‖g‖·r is smallest for δ = -r·g/‖g‖, straight against the gradient
+# (Cauchy-Schwarz). Hence θ ← θ - η·g with a learning rate η > 0.
 # How large may η be? Let no direction curve more than Λ: L(θ+δ) ≤ L(θ) + g·δ + ½Λ‖δ‖². At δ = -ηg:
 #     L(θ - ηg) ≤ L(θ) - η·(1 - ½ηΛ)·‖g‖².
 # Every step with 0 < η < 2/Λ goes down (if g ≠ 0), and the bound is best at η = 1/Λ. Added up
 # there over T steps, Σ‖gₜ‖²/(2Λ) ≤ L(θ₀) - min L: the smallest ‖gₜ‖² is at most
 # 2Λ·(L(θ₀) - min L)/T, so the slope dies away on any landscape of bounded curvature. ∎
-# "Of length r" was measured by Pythagoras. Other lengths have other steepest steps: see 10, 11.
+# "Of length r" was measured by Pythagoras. Other lengths have other steepest steps: see 10 and 11.
 
-# %% 3. How fast? A proven rate
+# %% 3. Bowls, saddles, and Newton's step
+# Where g = 0 the walk ends. What kind of place is that? Taylor's next term knows:
+#     L(θ + δ) ≈ L(θ) + g·δ + ½·δᵀHδ,    H[i, j] = ∂²L/∂θᵢ∂θⱼ    (the Hessian, d by d).
+# H is symmetric, so it has d perpendicular axes (eigenvectors), and along axis i the landscape is a
+# parabola of curvature λᵢ (its eigenvalue). All λᵢ > 0: a minimum. All λᵢ < 0: a maximum. Some of
+# each: a saddle, which goes up along some axes and down along others.
 #
-# Near a minimum θ*, Taylor's next term makes the landscape a bowl. Turn the axes along its
-# eigenvectors and put θ* at 0: L = ½·Σᵢ λᵢ·xᵢ², with gradient λᵢxᵢ and curvatures
-# 0 < μ = min λ ≤ λᵢ ≤ max λ = Λ. Gradient descent treats every coordinate on its own:
+# CONVEX is a landscape that no chord runs below: for 0 ≤ a ≤ 1,
+#     L((1 - a)·θ + a·θ′) ≤ (1 - a)·L(θ) + a·L(θ′).
+# Then no λᵢ is negative anywhere, and every local minimum is a lowest point: if some θ′ were lower
+# than θ, then by the inequality all points on the way to θ′ would be lower, even those next to θ.
+# Networks are not convex: exchange two hidden units and their weights, and a network computes what
+# it did before. Were L convex, the average of the two networks would be at least as good. But in it
+# the two units are equal, so a layer would never need two units.
+#
+# SADDLES are the usual case when d is large, because a minimum needs d positive signs. If they were
+# d tosses of a coin, 1 in 2ᵈ stationary points would be a minimum. In a random symmetric matrix
+# A + Aᵀ (A of independent normal numbers) all λᵢ are positive more rarely still: with probability
+# 0.5, 0.146, 0.025 for d = 1, 2, 3. In random landscapes the share of negative λᵢ grows with the
+# height (Bray, Dean 2007), and in networks, too (Dauphin et al. 2014): saddles lie high, minima
+# low. Gradient descent leaves a saddle by itself: along an axis with λ < 0 every step multiplies
+# the distance by 1 + η|λ| > 1.
+#
+# NEWTON's step is the ideal. Jump to the bottom of Taylor's bowl, where its slope is zero:
+#     g + Hδ = 0,    δ = -H⁻¹g.
+# In a bowl that arrives at once, because every axis gets its own rate 1/λᵢ: in section 1,
+# (x - x/1, y - 10y/10) = (0, 0). Two things forbid it. The Hessian of the small network below has
+# 6·10⁸ numbers, and solving with it takes d³ operations. And where λᵢ < 0 the rate 1/λᵢ is negative
+# and leads uphill: on ½(x² - y²) the step ends on the saddle, (x - x, y - y). What follows can be
+# read as affordable approximations: AdaGrad, RMSprop and Adam replace H by a diagonal that they
+# guess from squared gradients, and Muon uses that the parameters form matrices.
+
+# %% 4. How fast? A proven rate
+# Near a minimum θ* the landscape is a bowl. Turn the axes along its eigenvectors and put θ* at 0:
+# L = ½·Σᵢ λᵢ·xᵢ², with slopes λᵢxᵢ and curvatures 0 < μ = min λᵢ ≤ λᵢ ≤ max λᵢ = Λ. Gradient
+# descent treats every coordinate on its own, as in section 1:
 #     xᵢ ← xᵢ - ηλᵢxᵢ = (1 - ηλᵢ)·xᵢ.
 # So after t steps xᵢ = (1 - ηλᵢ)ᵗ·xᵢ(0): it converges if and only if all |1 - ηλᵢ| < 1, that is
 # 0 < η < 2/Λ, and it converges like ρᵗ with ρ = max |1 - ηλᵢ|, attained at an end: λ = μ or Λ.
 # As η grows, |1 - ημ| falls and |1 - ηΛ| rises once past zero; the larger is least where they meet:
 #     1 - ημ = ηΛ - 1    ⟹    η = 2/(Λ + μ),    ρ = (Λ - μ)/(Λ + μ) = (κ - 1)/(κ + 1),    κ = Λ/μ.
-# κ is the condition number: how elongated the bowl is. Since ln((κ+1)/(κ-1)) ≥ 2/κ (ln's series:
-# 2·(1/κ + 1/(3κ³) + ...)), t = ½κ·ln(1/ε) steps are enough to shrink the distance to ε times
-# itself: ρᵗ ≤ e^(-2t/κ) = ε. ∎ The steep direction dictates η, the flat one has to live with it.
+# (In section 1: η = 2/11 = 0.182, ρ = 9/11.) κ is the condition number: how elongated the bowl is.
+# Since ln((κ+1)/(κ-1)) ≥ 2/κ (ln's series: 2·(1/κ + 1/(3κ³) + ...)), t = ½κ·ln(1/ε) steps are
+# enough to shrink the distance to ε times itself: ρᵗ ≤ e^(-2t/κ) = ε. ∎
 
-# %% 4. Noise and batch size
-#
-# The gradient over a random batch of B examples is right on average; if one example's has variance
+# %% 5. Noise and batch size
+# The gradient over a random batch of B examples is right on average. If one example's has variance
 # σ², the mean of B independent ones has σ²/B. Four times the work halves the error, no more. What
 # does noise n, with mean 0 and variance σ²/B, do to a walk along one axis of the bowl?
 #     x ← (1 - ηλ)x - ηn,    so    Var(x) ← (1 - ηλ)²·Var(x) + η²σ²/B.
 # It settles where both sides agree. 1 - (1 - ηλ)² = ηλ(2 - ηλ), hence
 #     Var(x) = ησ² / (B·λ·(2 - ηλ)) ≈ (η/B)·σ²/(2λ)    for small η.
-# With a constant rate SGD does not arrive: it hovers in a cloud whose size depends on η/B. A larger
-# batch shrinks the cloud, and so does a smaller η, but that is slow: so large first, small later.
-#
+# With a constant rate SGD does not arrive: it hovers in a cloud of size η/B. A larger batch shrinks
+# the cloud. So does a smaller η, but it walks more slowly: so large first, and small later.
 # GRADIENT ACCUMULATION. A batch too large for memory goes through in pieces p of Bₚ examples; its
 # mean is the mean over pieces weighted by their share: (1/B)·Σᵢ ∇ℓᵢ = Σₚ (Bₚ/B)·(mean of ∇ℓ in p).
 
 
+def check_number(name, value, least=0.0, below=1e300):
+    """value as Python's float; ValueError unless it is a number with least <= value < below."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not least <= value < below:
+        raise ValueError(f"{name} is {value!r}; expected a number, {least:g} <= {name} < {below:g}")
+    return float(value)
+
+
+def check_count(name, value, least=1):
+    """value as Python's int; ValueError unless it is an integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; expected an integer of at least {least}")
+    return int(value)
+
+
 def noise_floor(lr, curvature, noise_variance, batch_size):
     """Var(x) where SGD hovers on ½λx²: the formula above. ValueError unless 0 < lr < 2/λ."""
-    batch_size = check("batch_size", batch_size)
-    lr, curvature = check("lr", lr), check("curvature", curvature, "(0, inf)")
-    noise_variance = check("noise_variance", noise_variance, "[0, inf)")
-    if not 0 < lr * curvature < 2:
-        raise ValueError(f"lr is {lr}; expected 0 < lr·λ < 2 at curvature λ = {curvature}")
+    curvature = check_number("curvature", curvature, TINY)
+    lr = check_number("lr", lr, TINY, 2 / curvature)
+    noise_variance = check_number("noise_variance", noise_variance)
+    batch_size = check_count("batch_size", batch_size)
     return lr * noise_variance / (batch_size * curvature * (2 - lr * curvature))
 
 
-def accumulated(loss_and_grads, X, Y, micro_batch):
-    """Loss and gradients of the whole batch (X, Y), at most micro_batch examples at a time.
-
-    loss_and_grads(X, Y) returns the mean loss of its examples and a dict of its gradients.
-    """
-    if len(X) != len(Y) or len(X) == 0:
-        raise ValueError(f"{len(X)} contexts and {len(Y)} targets; expected as many, at least one")
-    micro_batch = check("micro_batch", micro_batch)
-    total, sums = 0.0, {}
-    for i in range(0, len(X), micro_batch):
-        piece = slice(i, i + micro_batch)  # the last piece may be smaller
-        share = len(X[piece]) / len(X)
-        loss, grads = loss_and_grads(X[piece], Y[piece])
-        total += share * loss
-        sums = {name: sums.get(name, 0) + share * g for name, g in grads.items()}
-    return total, sums
-
-
-# %% 5. Landscapes
-#
-# Four, each with one difficulty. All map points (..., 2) to heights (...) and slopes (..., 2).
-# Times 1.0, integers become floats: 20² does not fit into eight bits.
-
-
-def quadratic(points, kappa=100.0):
-    """The elongated bowl ½(x² + κy²), minimum 0 at (0, 0): section 3 in person."""
-    points, scale = np.asarray(points) * 1.0, np.array([1.0, kappa])
-    return 0.5 * (points * points) @ scale, points * scale
-
-
-def rosenbrock(points):
-    """(1 - x)² + 100(y - x²)²: a bent, nearly flat valley; minimum 0 at (1, 1). Rosenbrock 1960."""
-    points = np.asarray(points) * 1.0
-    x, y = points[..., 0], points[..., 1]
-    off = y - x * x  # distance from the valley floor y = x²
-    slope = np.stack([-2 * (1 - x) - 400 * x * off, 200 * off], axis=-1)
-    return (1 - x) * (1 - x) + 100 * off * off, slope
-
-
-def saddle(points):
-    """½x² - ½y² + ¼y⁴: at (0, 0) the slope is zero but y leads down, to -¼ at (0, ±1)."""
-    points = np.asarray(points) * 1.0
-    x, y = points[..., 0], points[..., 1]
-    y2 = y * y
-    return 0.5 * x * x - 0.5 * y2 + 0.25 * y2 * y2, np.stack([x, y * y2 - y], axis=-1)
-
-
-def rastrigin(points):
-    """20 + Σ (x² - 10·cos 2πx): a dimple at every integer point, 0 at (0, 0). Rastrigin 1974."""
-    points = np.asarray(points) * 1.0
-    wave = 2 * np.pi * points
-    height = 20 + (points * points - 10 * np.cos(wave)).sum(axis=-1)
-    return height, 2 * points + 20 * np.pi * np.sin(wave)
-
-
 # %% 6. What all optimizers share
-#
 # Parameters are a dict of arrays, updated in place; gradients a dict with the same keys. Methods
-# differ only in their update, and in what it remembers of each array: its arguments after p and g,
-# zero at first. The base class checks, counts and stores; an update is its derivation's last line.
-
-RANGES = {  # of every number that is given below
-    "lr": "(0, inf)",
-    **dict.fromkeys(["momentum", "alpha", "betas"], "[0, 1)"),
-    **dict.fromkeys(["step", "weight_decay", "eps", "min_lr", "warmup_steps"], "[0, inf)"),
-    **dict.fromkeys(["max_norm", "clip_value"], "(0, inf]"),
-    **dict.fromkeys(["total_steps", "decay_steps", "cycle_steps", "step_size"], "[1, inf)"),
-    **dict.fromkeys(["cycle_mult", "div_factor", "final_div_factor"], "[1, inf)"),
-    **{"gamma": "(0, 1]", "pct_start": "[0, 1]"},
-    **dict.fromkeys(["micro_batch", "batch_size", "context", "vocab_size"], "integer [1, inf)"),
-    **dict.fromkeys(["n_embd", "n_hidden", "ns_steps"], "integer [1, inf)"),
-    **dict.fromkeys(["steps", "t"], "integer [0, inf)"),
-}
+# differ in their update, the last line of a derivation, and in what it remembers of each parameter
+# (`slots` names these arrays, zero at first). The base class checks, counts, stores, and refuses
+# half precision, in which g² and ε = 10⁻⁸ vanish (section 13).
 
 
-def check(name, value, wanted=None):
-    """The value as Python's own number, as NumPy's of eight bits would wrap; ValueError unless it
-    is a real number, or an integer, in its interval (see RANGES)."""
-    _, integer, interval = (wanted or RANGES[name]).rpartition("integer ")
-    low, high = map(float, interval[1:-1].split(","))
-    ends = [low] * (interval[0] == "[") + [high] * (interval[-1] == "]")
-    fits = isinstance(value, numbers.Integral if integer else numbers.Real)
-    if not fits or isinstance(value, bool) or not (low < value < high or value in ends):
-        kind = "an integer" if integer else "a number"
-        raise ValueError(f"{name} is {value!r}; expected {kind} in {interval}")
-    return value.item() if isinstance(value, np.generic) else value
+def check_keys(what, given, wanted):
+    """ValueError unless it is a dict with the keys of `wanted`."""
+    if not isinstance(given, dict) or given.keys() != wanted.keys():
+        found = list(given) if isinstance(given, dict) else type(given).__name__
+        raise ValueError(f"{what} are {found}; expected {list(wanted)}")
 
 
-def check_like(what, given, model):
-    """ValueError unless the dict `given` has the keys of model, and each value the same shape."""
-    if not isinstance(given, dict) or given.keys() != model.keys():
-        names = list(given) if isinstance(given, dict) else type(given).__name__
-        raise ValueError(f"{what} are {names}; expected {list(model)}")
-    for name, value in given.items():
-        if np.shape(value) != (shape := np.shape(model[name])):
-            raise ValueError(f"{what}[{name!r}] has shape {np.shape(value)}; expected {shape}")
+def check_arrays(what, given, wanted):
+    """ValueError unless it is a dict like `wanted`: the same keys, numbers of the same shapes."""
+    check_keys(what, given, wanted)
+    for name, like in wanted.items():
+        array = np.asarray(given[name])
+        if array.dtype.kind not in "fiu" or array.shape != like.shape:
+            found = f"has shape {array.shape} and is {array.dtype}"
+            raise ValueError(f"{what}[{name!r}] {found}; expected numbers of shape {like.shape}")
+
+
+def check_setting(name, value):
+    """An optimizer's setting, checked, as Python's own number; anything else as it is."""
+    if name in ("lr", "weight_decay", "eps"):
+        return check_number(name, value)
+    if name in ("momentum", "alpha"):
+        return check_number(name, value, below=1)
+    if name == "betas":
+        if np.shape(value) != (2,):
+            raise ValueError(f"betas are {value!r}; expected two numbers in [0, 1)")
+        return tuple(check_number(name, beta, below=1) for beta in value)
+    if name == "ns_steps":
+        return check_count(name, value)
+    if name == "nesterov" and not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"nesterov is {value!r}; expected True or False")
+    return value
 
 
 class Optimizer:
-    """What all methods share. params: a dict of floating-point arrays, changed in place by step().
+    """What all methods share. params: a dict of float32 or float64 arrays, which step() changes."""
 
-    ValueError: no params, one that is no such array, lr <= 0, or a setting out of its range.
-    """
-
+    slots = ()  # the names of what is remembered of each parameter
     decoupled = False  # weight decay: False through the gradient (section 7), True past it (9)
 
-    def __init__(self, params, lr, **settings):
+    def __init__(self, params, lr, weight_decay, **others):
         if not isinstance(params, dict) or not params:
             raise ValueError(f"params are {params!r}; expected a dict of at least one array")
         for name, p in params.items():
-            if not isinstance(p, np.ndarray) or not np.issubdtype(p.dtype, np.floating):
+            if not isinstance(p, np.ndarray) or p.dtype.kind != "f" or p.dtype == np.float16:
                 kind = getattr(p, "dtype", type(p).__name__)
-                raise ValueError(f"params[{name!r}] is {kind}; expected a floating-point array")
-        check("lr", lr)
-        self.params, self.t, self.settings = params, 0, ["lr", *settings]
-        for name, value in {"lr": lr, **settings}.items():
+                raise ValueError(f"params[{name!r}] is {kind}; expected a float32 or float64 array")
+        self.params = params
+        self.t = 0  # steps done
+        self.state = {slot: {k: np.zeros_like(p) for k, p in params.items()} for slot in self.slots}
+        self.settings = ["lr", "weight_decay", *others]
+        self.lr = check_number("lr", lr, TINY)
+        self.weight_decay = weight_decay
+        for name, value in others.items():
             setattr(self, name, value)
-        _, _, *slots = inspect.signature(self.update).parameters  # what update takes after p and g
-        self.state = {s: {k: np.zeros_like(p) for k, p in params.items()} for s in slots}
 
     def __setattr__(self, name, value):
-        """Every setting is checked on assignment; lr may follow a schedule, down to 0."""
-        if name == "betas" and np.shape(value) != (2,):
-            raise ValueError(f"betas are {value!r}; expected two numbers in [0, 1)")
-        if name == "betas":
-            value = tuple(check(name, beta) for beta in value)
-        elif name == "lr":
-            value = check(name, value, "[0, inf)")
-        elif name in RANGES:
-            value = check(name, value)
-        super().__setattr__(name, value)
+        """A setting is checked whenever it is set: lr may follow a schedule, down to 0."""
+        super().__setattr__(name, check_setting(name, value))
 
     def step(self, grads):
         """One update of every parameter, in place. ValueError: keys or shapes do not match."""
-        check_like("grads", grads, self.params)
+        check_arrays("grads", grads, self.params)
         self.t += 1
         for name, p in self.params.items():
             g = np.asarray(grads[name], dtype=p.dtype)
@@ -234,34 +245,33 @@ class Optimizer:
                 p *= 1 - self.lr * self.weight_decay
             elif self.weight_decay:
                 g = g + self.weight_decay * p
-            self.update(p, g, *(kept[name] for kept in self.state.values()))
+            self.update(p, g, **{slot: self.state[slot][name] for slot in self.slots})
 
     def state_dict(self):
         """All that a resumed run needs besides the parameters, as copies."""
-        state = {s: {k: a.copy() for k, a in kept.items()} for s, kept in self.state.items()}
+        state = {slot: {k: a.copy() for k, a in kept.items()} for slot, kept in self.state.items()}
         settings = {name: getattr(self, name) for name in self.settings}
         return {"optimizer": type(self).__name__, "settings": settings, "t": self.t, "state": state}
 
     def load_state_dict(self, saved):
         """Go on where state_dict() was taken, exactly. A misfit is a ValueError, and no change."""
         own = self.state_dict()
-        if not isinstance(saved, dict) or saved.keys() != own.keys():
-            raise ValueError(f"the state has other keys; expected {list(own)}")
+        check_keys("the parts of a state", saved, own)
         if saved["optimizer"] != own["optimizer"]:
             raise ValueError(f"it is of {saved['optimizer']!r}; expected {own['optimizer']!r}")
-        check_like("settings", saved["settings"], own["settings"])
-        check_like("state", saved["state"], own["state"])
-        for slot, kept in own["state"].items():
-            check_like(slot, saved["state"][slot], kept)
-            for name, array in kept.items():
-                array[...] = saved["state"][slot][name]  # own is a copy, in this dtype
+        check_keys("settings", saved["settings"], own["settings"])
+        check_keys("state", saved["state"], own["state"])
         fresh = type(self)(self.params, **{**saved["settings"], "lr": 1.0})  # checks the settings
-        fresh.lr, fresh.t, fresh.state = saved["settings"]["lr"], saved["t"], own["state"]
+        fresh.lr = saved["settings"]["lr"]
+        fresh.t = check_count("t", saved["t"], least=0)
+        for slot, kept in fresh.state.items():
+            check_arrays(slot, saved["state"][slot], kept)
+            for name, array in kept.items():
+                array[...] = saved["state"][slot][name]
         vars(self).update(vars(fresh))
 
 
 # %% 7. Momentum, and Nesterov's look ahead
-#
 # In a long valley the slope across flips its sign with every step and the slope along it stays.
 # A sum of past gradients cancels the first and piles up the second (Polyak's heavy ball):
 #     b ← βb + g,    θ ← θ - ηb.
@@ -273,33 +283,37 @@ class Optimizer:
 # directions shrink alike. They are complex (or one double root) iff (1 + β - ηλ)² ≤ 4β, that is
 # (1 - √β)² ≤ ηλ ≤ (1 + √β)². Let the two ends be ημ and ηΛ; divide: √κ = (1 + √β)/(1 - √β), so
 #     √β = ρ = (√κ - 1)/(√κ + 1),    η = (1 + √β)²/Λ = (2/(√Λ + √μ))².
-# √κ where gradient descent had κ: a valley of 10,000 costs like one of 100. ∎
+# √κ where gradient descent had κ: a valley of 10,000 costs about what one of 100 did. ∎ (About: a
+# double root shrinks like t·ρᵗ, so the report counts half as many steps again.)
 #
 # NESTEROV takes the slope where momentum is about to carry us, φ - ηβb, not where we are, φ:
 #     b ← βb + g(φ - ηβb),    φ ← φ - ηb.
 # Let θ = φ - ηβb be the point where we take gradients. With the new b′, θ′ = φ - ηb′ - ηβb′, and
 # φ = θ + ηβb = θ + η(b′ - g), as βb = b′ - g. Together: θ′ = θ - η·(g + βb′).
-#
 # In the bowl, φₜ₊₁ = q·(φₜ + β(φₜ - φₜ₋₁)) with q = 1 - ηλ, so z² - (1 + β)q·z + βq = 0. Take
 # η = 1/Λ and β = (s - 1)/(s + 1), s = √κ. At λ = μ, q = (s² - 1)/s², and (1 + β)²q and 4β are both
 # 4(s - 1)/(s + 1): a double root. For larger λ, q is smaller and the discriminant
 # q·((1 + β)²q - 4β) is not above 0. So |z|² = βq, largest at μ: (s - 1)²/s², and ρ = 1 - 1/√κ. ∎
-# Slower here than the ball, but proven on all convex landscapes, where the ball may circle for ever
-# (Lessard, Recht, Packard 2016). WEIGHT DECAY (L2) adds ½w‖θ‖² to the loss, so wθ to the gradient.
+#
+# Slower than the ball in a bowl, but safe beyond it. With this β Nesterov's method is proven on all
+# landscapes whose curvatures lie in [μ, Λ] everywhere (strongly convex, μ > 0), where the ball may
+# circle for ever (Lessard, Recht, Packard 2016; exercise 4). If a convex landscape may be flat,
+# μ = 0, there is no such β: let βₜ = (t - 1)/(t + 2) rise instead, and L falls like 1/t² where
+# gradient descent has 1/t (Nesterov 1983).
+#
+# WEIGHT DECAY (L2) adds ½w‖θ‖² to the loss and wθ to the gradient: what is not needed shrinks.
 
 
 def proven_rates(mu, Lambda):
     """{method: (learning rate, momentum, ρ)} on curvatures in [mu, Lambda], as derived above."""
-    check("mu", mu, "(0, inf)")
-    check("Lambda", Lambda, "(0, inf)")
-    if not 0 < mu <= Lambda < math.inf:
-        raise ValueError(f"curvatures are {mu} and {Lambda}; expected 0 < mu <= Lambda")
+    mu, Lambda = check_number("mu", mu, TINY), check_number("Lambda", Lambda, TINY)
+    if mu > Lambda:
+        raise ValueError(f"curvatures are {mu} and {Lambda}; expected mu <= Lambda")
     low, high = math.sqrt(mu), math.sqrt(Lambda)
     rho, s = (high - low) / (high + low), high / low
     return {
-        "descent, 1/Λ": (1 / Lambda, 0, 1 - mu / Lambda),
         "descent, best": (2 / (Lambda + mu), 0, (Lambda - mu) / (Lambda + mu)),
-        "descent, 2.01/Λ": (2.01 / Lambda, 0, max(1.01, abs(1 - 2.01 * mu / Lambda))),
+        "descent, 2.01/Λ": (2.01 / Lambda, 0, 1.01),
         "Nesterov": (1 / Lambda, (s - 1) / (s + 1), 1 - 1 / s),
         "heavy ball": ((2 / (low + high)) ** 2, rho * rho, rho),
     }
@@ -308,38 +322,46 @@ def proven_rates(mu, Lambda):
 class SGD(Optimizer):
     """Gradient descent; with momentum > 0 the heavy ball, or Nesterov's method."""
 
+    slots = ("b",)
+
     def __init__(self, params, lr, momentum=0, nesterov=False, weight_decay=0):
-        options = dict(momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
-        super().__init__(params, lr, **options)
-        if nesterov and momentum == 0:
+        super().__init__(params, lr, weight_decay, momentum=momentum, nesterov=nesterov)
+
+    def __setattr__(self, name, value):
+        after = {**vars(self), name: value}
+        if after.get("nesterov") and after.get("momentum") == 0:
             raise ValueError("momentum is 0; nesterov=True expected a number above 0")
+        super().__setattr__(name, value)
 
     def update(self, p, g, b):
-        if self.momentum:
-            b *= self.momentum
-            b += g
-            g = g + self.momentum * b if self.nesterov else b
-        p -= self.lr * g
+        b *= self.momentum
+        b += g
+        p -= self.lr * (g + self.momentum * b if self.nesterov else b)
 
 
 # %% 8. A scale for every coordinate: AdaGrad and RMSprop
-#
-# The best η depends on curvature, and coordinates differ. Stretch one, x = c·x̃: its gradient in x̃
-# is c·g, so the step -η·c·g in x̃ moves x by -ηc²·g. Units matter, and they should not. AdaGrad
-# divides by the root of the sum of all squares so far, and c cancels in g/√s:
-#     s ← s + g²,    θ ← θ - η·g/(√s + ε)        (entry by entry; ε only prevents 0/0).
-# The first step is η·sign(g), whatever the units; under gradients of constant size it is η/√t at
-# step t: a schedule for free, right for convex problems (Duchi et al. bound the regret by O(√T)).
-# In networks s grows on and learning dies. RMSprop forgets: in its moving average a square that is
-# k steps old counts (1 - α)αᵏ,
+# The best rate depends on curvature, and coordinates differ in curvature: one may simply be written
+# in another unit. Let x = c·x̃, and walk in x̃. The slope in x̃ is c·g, so gradient descent moves x̃ by
+# -η·c·g, and x by -η·c²·g: metres or millimetres, that is a million times the rate. AdaGrad divides
+# by the root of the sum of all squares so far:
+#     s ← s + g²,    θ ← θ - η·g/(√s + ε)    (entry by entry; ε only prevents 0/0).
+# In the unit of x̃ both g and √s carry the factor c, which cancels: x̃ moves by -η·g/√s. One factor
+# is left, as x moves by -η·c·g/√s. The size of the slope no longer matters, the size of the
+# parameter does: η is a distance in the unit in which the parameter is written. (Newton's step is
+# free of both: its slope c·g is divided by the curvature c²λ, which moves x by -g/λ.)
+# The first step is η·sign(g), and under slopes of one size it is η/√t at step t: a schedule for
+# free, and right for convex problems (Duchi et al. bound the regret by O(√T)). In networks s grows
+# on and on, and learning dies. RMSprop forgets: a square k steps old counts (1 - α)αᵏ,
 #     v ← αv + (1 - α)g²,    θ ← θ - η·g/(√v + ε).
 
 
 class AdaGrad(Optimizer):
     """Every coordinate's rate divided by the root of the sum of its squared gradients."""
 
+    slots = ("s",)
+
     def __init__(self, params, lr=1e-2, eps=1e-10, weight_decay=0):
-        super().__init__(params, lr, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr, weight_decay, eps=eps)
 
     def update(self, p, g, s):
         s += g * g
@@ -349,8 +371,10 @@ class AdaGrad(Optimizer):
 class RMSprop(Optimizer):
     """Every coordinate's rate divided by a moving root mean square of its gradients."""
 
+    slots = ("v",)
+
     def __init__(self, params, lr=1e-2, alpha=0.99, eps=1e-8, weight_decay=0):
-        super().__init__(params, lr, alpha=alpha, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr, weight_decay, alpha=alpha, eps=eps)
 
     def update(self, p, g, v):
         v *= self.alpha
@@ -359,7 +383,6 @@ class RMSprop(Optimizer):
 
 
 # %% 9. Adam, and AdamW
-#
 # Momentum and RMSprop together: a moving average m of g over one of g²,
 #     m ← β₁m + (1 - β₁)g,    v ← β₂v + (1 - β₂)g².
 # Both start at 0, so both are too small at first. By how much? Unroll, and let E[gᵢ] be the same
@@ -367,21 +390,33 @@ class RMSprop(Optimizer):
 #     mₜ = (1 - β₁)·Σ_{i=1..t} β₁ᵗ⁻ⁱ·gᵢ,    E[mₜ] = E[g]·(1 - β₁)·Σ_{k=0..t-1} β₁ᵏ = E[g]·(1 - β₁ᵗ),
 # since (1 - β)(1 + β + ... + βᵗ⁻¹) telescopes to 1 - βᵗ. The same for v with E[g²]. So divide:
 #     m̂ = m/(1 - β₁ᵗ),    v̂ = v/(1 - β₂ᵗ),    θ ← θ - η·m̂/(√v̂ + ε).
-# At t = 1, m̂ = g and v̂ = g²: a step of η·sign(g); uncorrected, (1 - β₁)/√(1 - β₂) = 3.2 times that
-# at the usual betas. So η has a meaning: about how far a coordinate moves. And a loss multiplied by
-# c > 0 multiplies m by c and v by c²: at ε = 0 exactly the same walk.
+# In numbers, at the usual β₁ = 0.9 and β₂ = 0.999, the first steps in units of η:
+#     g                   1       1       1         or    1       -1       1
+#     m                   0.1     0.19    0.271           0.1     -0.01    0.091
+#     v                   0.001   0.002   0.003           0.001    0.002   0.003
+#     m/√v                3.16    4.25    4.95            3.16    -0.22    1.66
+#     m̂/√v̂                1       1       1               1       -0.05    0.34
+# Corrected, slopes that agree make steps of η, whatever their size, and slopes that contradict one
+# another hardly any: η is about how far a coordinate moves. Uncorrected, the first step is too long
+# by (1 - β₁)/√(1 - β₂) = 3.2 and the twelfth by 6.6, as v fills more slowly than m. A loss times
+# c > 0 multiplies m by c and v by c²: at ε = 0 the same walk.
 #
 # AdamW. With L2 the decay wθ passes through m̂/√v̂ like the rest of the gradient: a weight with
 # large gradients is decayed less, one with small ones more, and w loses its meaning. Decouple it:
 #     θ ← (1 - ηw)·θ,    then Adam's step, of the loss alone.
 # For plain SGD the two are the same: θ - η(g + wθ) = (1 - ηw)θ - ηg. For Adam they are not.
+# WHAT TO DECAY. Matrices, not biases or the gains of norms. Decay keeps a product x·W from leaning
+# on a few large weights; but a bias multiplies nothing, and a gain pulled to 0 switches its channel
+# off. Vectors hold few numbers, too, and hardly overfit. So: two optimizers, each with its part.
 
 
 class Adam(Optimizer):
     """Momentum over root mean square, both corrected for starting at zero; weight_decay is L2."""
 
+    slots = ("m", "v")
+
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0):
-        super().__init__(params, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr, weight_decay, betas=betas, eps=eps)
 
     def update(self, p, g, m, v):
         beta1, beta2 = self.betas
@@ -402,24 +437,33 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay)
 
 
+def adamw_groups(params, lr, weight_decay=0.1):
+    """[AdamW with decay for the matrices, AdamW without for the vectors (biases, gains)]."""
+    matrices = {name: p for name, p in params.items() if np.ndim(p) >= 2}
+    vectors = {name: p for name, p in params.items() if np.ndim(p) < 2}
+    groups = [(matrices, weight_decay), (vectors, 0)]
+    return [AdamW(part, lr, weight_decay=decay) for part, decay in groups if part]
+
+
 # %% 10. Lion: steepest when length is the largest entry
-#
 # Section 2 asked for the best step of length r. Measure length by the largest entry instead:
 #     minimise g·δ subject to |δᵢ| ≤ η for all i:    δᵢ = -η·sign(gᵢ),    g·δ = -η·Σ|gᵢ|,
 # each term being as small as it can be. ∎ A step of signs: Adam's first, and Adam's at β₁ = β₂ = 0.
 # Lion, which Chen et al. found by a program search, takes the sign of a momentum, and mixes more
 # of the present gradient into the step (β₁) than into the memory (β₂):
 #     c = β₁m + (1 - β₁)g,    θ ← (1 - ηw)θ - η·sign(c),    m ← β₂m + (1 - β₂)g.
-# One slot where Adam has two. Every entry moves by a full η, so rates are 3-10 times below Adam's.
+# One slot where Adam has two. Every entry moves by a full η at every step, so rates are 3 to 10
+# times below Adam's, and only a falling η brings it to rest.
 
 
 class Lion(Optimizer):
     """The sign of a momentum (Chen et al. 2023); decoupled weight decay."""
 
+    slots = ("m",)
     decoupled = True
 
     def __init__(self, params, lr=1e-4, betas=(0.9, 0.99), weight_decay=0):
-        super().__init__(params, lr, betas=betas, weight_decay=weight_decay)
+        super().__init__(params, lr, weight_decay, betas=betas)
 
     def update(self, p, g, m):
         beta1, beta2 = self.betas
@@ -429,7 +473,6 @@ class Lion(Optimizer):
 
 
 # %% 11. Muon: steepest when length is what a matrix does to vectors
-#
 # A weight matrix is no list: it multiplies vectors. Its natural length is the most it stretches
 # one, ‖Δ‖ = max ‖Δv‖/‖v‖, its largest singular value. With G = U·S·Vᵀ = Σ σᵢuᵢvᵢᵀ (SVD, σᵢ > 0):
 #     ⟨G, Δ⟩ = Σ GⱼₖΔⱼₖ = Σᵢ σᵢ·uᵢᵀΔvᵢ ≥ -Σᵢ σᵢ·‖Δ‖,    equality for Δ = -‖Δ‖·U·Vᵀ,
@@ -438,75 +481,81 @@ class Lion(Optimizer):
 #
 # An SVD is slow. But an odd polynomial acts on singular values alone: X·Xᵀ = U·S²·Uᵀ, so
 #     aX + b(XXᵀ)X + c(XXᵀ)²X = U·(aS + bS³ + cS⁵)·Vᵀ:    σ ← aσ + bσ³ + cσ⁵, matrix products only.
-# Dividing by the root of the sum of squares puts all σ into [0, 1] (‖G‖² = Σσᵢ²). The classical
-# (15, -10, 3)/8 converges to 1 but lifts a small σ by 15/8 only; Muon's coefficients lift it by
-# 3.44, and in five rounds all but the tiniest are near 1 (about 0.7 to 1.2), which is enough. The
-# rest: momentum as a moving average, Nesterov's step, decay, a factor √max(1, rows/columns):
-#     B ← μB + (1 - μ)G,  O = orthogonalize((1 - μ)G + μB),  W ← (1 - ηw)W - η·√max(1, r/c)·O.
+# Dividing by the root of the sum of squares first puts all σ into [0, 1] (‖G‖² = Σσᵢ²). The
+# classical (15, -10, 3)/8 converges to 1 but lifts a small σ by 15/8 only; Muon's coefficients lift
+# it by 3.44, and in five rounds all but the tiniest are near 1 (about 0.7 to 1.2), which is enough:
+#     G = [[3, 0], [0, 0.1]]        divided     1        2        3        4        5
+#     Muon's, first σ               0.9994   0.7014   1.1132   0.7201   1.0907   0.6970
+#     Muon's, second σ              0.0333   0.1146   0.3875   1.0747   0.6872   1.1288
+#     the classical, second σ       0.0333   0.0624   0.1167   0.2169   0.3941   0.6660
+#
+# HOW LONG A STEP? A layer turns x (in,) into x·W (out,), W (in, out) as everywhere in this course.
+# What counts there is the size of a typical entry, the root mean square ‖x‖/√in, not ‖x‖. A step of
+# -η·f·O, with singular values 1 in O, changes the output by at most ‖x·ΔW‖ = η·f·‖x‖, and so
+#     RMS(x·ΔW) ≤ η·f·‖x‖/√out = η·f·√(in/out)·RMS(x).
+# With f = √(out/in) every layer's outputs move by at most η of its inputs, wide or narrow: one η
+# for all (Bernstein, Newhouse). Jordan's Muon takes f = √max(1, out/in), never below 1, as torch
+# does. But torch stores a weight as (out, in): its rows/columns are our columns/rows.
+# The rest is a momentum written as a moving average, Nesterov's step, and decay:
+#     B ← μB + (1 - μ)G,  O = orthogonalize((1 - μ)G + μB),  W ← (1 - ηw)W - η·√max(1, out/in)·O.
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # a, b, c, from Jordan et al. 2024
 
 
-def orthogonalize(G, steps=5, eps=1e-7):
-    """About U·Vᵀ of G = U·S·Vᵀ (rows, columns), by Newton-Schulz: singular values near 1.
-
-    Unlike torch, which computes in bfloat16, this stays in the dtype of G. ValueError: no matrix.
-    """
-    if np.ndim(G) != 2:
-        raise ValueError(f"G has shape {np.shape(G)}; expected a matrix")
-    check("steps", steps)
+def orthogonalize(G, steps=5):
+    """About U·Vᵀ of a matrix G = U·S·Vᵀ, by Newton-Schulz in G's dtype (torch: in bfloat16)."""
+    G = np.asarray(G)
+    if G.ndim != 2 or G.dtype.kind not in "fiu" or G.dtype == np.float16:
+        raise ValueError(f"G is {G.dtype} {G.shape}; expected a float32 or float64 matrix")
     a, b, c = NEWTON_SCHULZ
-    G = np.asarray(G) * 1.0
+    G = G * 1.0  # integers become floats
     X = G.T if G.shape[0] > G.shape[1] else G  # X·Xᵀ is the smaller of the two products
-    X = X / max(np.linalg.norm(X), eps)
-    for _ in range(steps):
+    X = X / max(float(np.linalg.norm(X.astype(np.float64))), 1e-7)  # float32 may overflow
+    for _ in range(check_count("steps", steps)):
         A = X @ X.T
         X = a * X + (b * A + c * (A @ A)) @ X
     return X.T if G.shape[0] > G.shape[1] else X
 
 
 class Muon(Optimizer):
-    """Orthogonalized momentum (Jordan et al. 2024), for weight matrices. ValueError for others."""
+    """Orthogonalized momentum (Jordan et al. 2024) for weights (in, out). ValueError for others."""
 
+    slots = ("B",)
     decoupled = True
 
     def __init__(self, params, lr=1e-3, weight_decay=0.1, momentum=0.95, nesterov=True, ns_steps=5):
-        settings = dict(momentum=momentum, nesterov=nesterov, ns_steps=ns_steps)
-        super().__init__(params, lr, weight_decay=weight_decay, **settings)
+        others = {"momentum": momentum, "nesterov": nesterov, "ns_steps": ns_steps}
+        super().__init__(params, lr, weight_decay, **others)
         for name, p in params.items():
             if p.ndim != 2:
-                wrong = f"params[{name!r}] has shape {p.shape}; expected a matrix"
-                raise ValueError(f"{wrong}; use AdamW for biases, gains and other shapes")
+                raise ValueError(f"params[{name!r}] has shape {p.shape}; Muon expected a matrix")
 
     def update(self, p, g, B):
         mu = self.momentum
         B *= mu
         B += (1 - mu) * g
         O = orthogonalize((1 - mu) * g + mu * B if self.nesterov else B, self.ns_steps)
-        p -= self.lr * math.sqrt(max(1, p.shape[0] / p.shape[1])) * O
+        fan_in, fan_out = p.shape
+        p -= self.lr * math.sqrt(max(1, fan_out / max(1, fan_in))) * O
 
 
 # %% 12. Clipping
-#
 # One bad batch can have a gradient a thousand times the usual and undo an hour. Clipping by norm
-# keeps the direction and caps the length n, taken over all gradients together, not each array:
-#     g ← g·min(1, max_norm/(n + 10⁻⁶)).
-# That is the nearest point of the ball ‖g‖ ≤ max_norm (but for torch's 10⁻⁶). Clipping by value
-# caps each entry: simpler, and it turns the direction.
-
-
-def check_in_place(grads):
-    """ValueError unless the gradients can be changed in place: arrays of floats."""
-    for name, g in grads.items():
-        if not isinstance(g, np.ndarray) or g.dtype.kind != "f":
-            kind = getattr(g, "dtype", type(g).__name__)
-            raise ValueError(f"grads[{name!r}] is {kind}; expected a floating-point array")
+# keeps the direction and caps the length n of all gradients together, g ← g·min(1, max_norm/n): the
+# nearest point of the ball ‖g‖ ≤ max_norm. (torch adds 10⁻⁶ to n; so do we.) Clipping by value,
+# np.clip(g, -c, c), caps each entry instead: simpler, but it turns the direction.
 
 
 def clip_grad_norm(grads, max_norm):
     """Scale the gradients in place to a joint norm of at most max_norm; returns the norm before."""
-    check("max_norm", max_norm)
-    check_in_place(grads)
+    if max_norm != math.inf:
+        max_norm = check_number("max_norm", max_norm, TINY)
+    if not isinstance(grads, dict):
+        raise ValueError(f"grads are {grads!r}; expected a dict of arrays")
+    for name, g in grads.items():
+        if not isinstance(g, np.ndarray) or g.dtype.kind != "f":
+            kind = getattr(g, "dtype", type(g).__name__)
+            raise ValueError(f"grads[{name!r}] is {kind}; expected a floating-point array")
     norm = math.hypot(*(np.linalg.norm(g.astype(np.float64).ravel()) for g in grads.values()))
     scale = max_norm / (norm + 1e-6)
     if scale < 1:
@@ -515,124 +564,97 @@ def clip_grad_norm(grads, max_norm):
     return norm
 
 
-def clip_grad_value(grads, clip_value):
-    """Cut every entry of the gradients to [-clip_value, clip_value], in place. ValueError: <= 0."""
-    check("clip_value", clip_value)
-    check_in_place(grads)
-    for g in grads.values():
-        np.clip(g, -clip_value, clip_value, out=g)
-
-
-# %% 13. Schedules
+# %% 13. Sixteen bits
+# A float has a sign, an exponent and a fraction: 1 + 8 + 23 bits in float32, 1 + 5 + 10 in float16,
+# 1 + 8 + 7 in bfloat16. Two bytes instead of four halve the memory, and GPUs multiply them several
+# times as fast. But below 1 neighbours in bfloat16 are 2⁻⁸ = 0.0039 apart, in float16 2⁻¹¹: rounded
+# to bfloat16, 1 - 0.001 is 1, and a weight would not notice its steps. Hence forward and backward
+# run in 16 bits, while the optimizer keeps its parameters and slots in float32.
 #
+# bfloat16 reaches as far as float32, but float16 only from 6·10⁻⁸ to 65,504: small gradients become
+# 0, large ones ∞. Backward is linear in what it starts from, dloss = 1. Start from a scale 2ᵏ, and
+# every gradient is 2ᵏ times as large, as only exponents change. Convert it, divide again. If one
+# overflowed, skip the step and halve the scale; after many good ones double it (Micikevicius 2018).
+
+
+def scaled_step(optimizer, grads, scale):
+    """A step with the gradients of scale·loss, or none if one overflowed: the next scale."""
+    scale = check_number("scale", scale, TINY)
+    check_arrays("grads", grads, optimizer.params)
+    if not all(np.isfinite(g).all() for g in grads.values()):
+        return scale / 2
+    optimizer.step({name: np.asarray(g, np.float64) / scale for name, g in grads.items()})
+    return scale
+
+
+# %% 14. Schedules
 # A schedule is a plain function of the step, 0 for the first; assign its value to optimizer.lr.
-# Late in training the noise floor of section 4 is proportional to the rate, so the rate should
+# Late in training the noise floor of section 5 is proportional to the rate, so the rate should
 # fall. Early, Adam's v rests on few gradients and the landscape bends most, so it should rise from
 # small: warmup. Half a cosine, ½(1 + cos πu) for u from 0 to 1, is a way down that is flat at both
-# ends. WSD (warmup, stable, decay) stays up and falls only at the end, so a run can be stopped, and
-# a model taken, at any time: decay whenever you want one. One cycle is Smith's (2018).
+# ends. WSD (warmup, stable, decay; Hu et al. 2024, "MiniCPM") stays up and falls only at the end:
+# the length of the run need not be known beforehand, and a decay may branch off at any time.
 
 
-def check_schedule(given):
-    """The arguments as Python's own numbers; ValueError unless all are in their RANGES, min_lr is
-    at most lr, and the parts fit the whole."""
-    given = {name: check(name, value) for name, value in given.items()}
-    if given.get("min_lr", 0) > given["lr"]:
-        raise ValueError(f"min_lr is {given['min_lr']}; expected at most lr = {given['lr']}")
-    parts = given.get("warmup_steps", 0) + given.get("decay_steps", 0)
-    if parts > given.get("total_steps", math.inf):
-        raise ValueError(f"total_steps is {given['total_steps']}; expected at least {parts}")
-    return given.values()
-
-
-def half_cosine(high, low, u):
-    """From high (u = 0) to low (u = 1, and from there on)."""
-    return low + 0.5 * (high - low) * (1 + math.cos(math.pi * min(1.0, u)))
-
-
-def constant(step, lr):
-    """The same rate at every step."""
-    step, lr = check_schedule(locals())  # all arguments, in their order
-    return lr
-
-
-def step_decay(step, lr, step_size, gamma=0.1):
-    """lr·γⁿ after n whole periods of step_size steps: a staircase."""
-    step, lr, step_size, gamma = check_schedule(locals())
-    return lr * gamma ** (step // step_size)
-
-
-def exponential_decay(step, lr, gamma):
-    """lr·γᵗ: the same percentage off at every step."""
-    step, lr, gamma = check_schedule(locals())
-    return lr * gamma**step
-
-
-def linear_decay(step, lr, total_steps, min_lr=0.0):
-    """A straight line from lr at step 0 to min_lr at total_steps, and min_lr from there on."""
-    step, lr, total_steps, min_lr = check_schedule(locals())
-    return min_lr + (lr - min_lr) * max(0.0, 1 - step / total_steps)
+def check_rates(step, lr, min_lr=0.0):
+    """The three as floats; ValueError unless 0 <= step, 0 < lr and 0 <= min_lr <= lr."""
+    lr, min_lr = check_number("lr", lr, TINY), check_number("min_lr", min_lr)
+    if min_lr > lr:
+        raise ValueError(f"min_lr is {min_lr}; expected at most lr = {lr}")
+    return check_number("step", step), lr, min_lr
 
 
 def warmup_cosine(step, lr, warmup_steps, total_steps, min_lr=0.0):
     """A line from lr/(warmup_steps + 1) to lr at warmup_steps, then half a cosine to min_lr."""
-    step, lr, warmup_steps, total_steps, min_lr = check_schedule(locals())
+    step, lr, min_lr = check_rates(step, lr, min_lr)
+    warmup_steps = check_number("warmup_steps", warmup_steps)
+    total_steps = check_number("total_steps", total_steps, least=max(1, warmup_steps))
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
-    return half_cosine(lr, min_lr, (step - warmup_steps) / max(1e-9, total_steps - warmup_steps))
-
-
-def cosine_restarts(step, lr, cycle_steps, cycle_mult=1, min_lr=0.0):
-    """Half cosines from lr to min_lr, each cycle_mult times as long as the one before (SGDR)."""
-    step, lr, cycle_steps, cycle_mult, min_lr = check_schedule(locals())
-    while cycle_mult > 1 and step >= cycle_steps:
-        step, cycle_steps = step - cycle_steps, cycle_steps * cycle_mult
-    return half_cosine(lr, min_lr, step % cycle_steps / cycle_steps)
-
-
-def one_cycle(step, lr, total_steps, pct_start=0.3, div_factor=25.0, final_div_factor=1e4):
-    """Half cosines from lr/div_factor to lr (at pct_start) to lr/div_factor/final_div_factor."""
-    step, lr, total_steps, pct_start, div_factor, final_div_factor = check_schedule(locals())
-    first, last, peak = lr / div_factor, total_steps - 1, max(0.0, pct_start * total_steps - 1)
-    if step < peak:
-        return half_cosine(first, lr, step / peak)
-    return half_cosine(lr, first / final_div_factor, (step - peak) / max(1e-9, last - peak))
+    u = min(1.0, (step - warmup_steps) / max(1e-9, total_steps - warmup_steps))
+    return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * u))
 
 
 def wsd(step, lr, warmup_steps, total_steps, decay_steps, min_lr=0.0):
     """Warmup, stable, decay: a line up, lr, and a line to min_lr in the last decay_steps."""
-    step, lr, warmup_steps, total_steps, decay_steps, min_lr = check_schedule(locals())
+    step, lr, min_lr = check_rates(step, lr, min_lr)
+    warmup_steps = check_number("warmup_steps", warmup_steps)
+    decay_steps = check_number("decay_steps", decay_steps, least=1)
+    total_steps = check_number("total_steps", total_steps, least=warmup_steps + decay_steps)
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
     return min_lr + (lr - min_lr) * min(1.0, max(0.0, (total_steps - step) / decay_steps))
 
 
-# %% 14. The language model to race on
-#
+# %% 15. A language model to race on, and label smoothing
 # Stage 3's network: embeddings x of the last letters, side by side, into h = tanh(d + x·H), into
-# scores z = b + h·U, into softmax. Its backward (derived there): dz = (p - y)/N, then through each
-# product a·w as da = dy·wᵀ, dw = aᵀ·dy, through tanh as 1 - h², and an embedding row gets the sum
-# over its uses.
+# scores z = b + h·U, into softmax, π = e^z/Σe^z. Its backward (derived there): dz = (π - q)/N with
+# q = 1 at the target and 0 elsewhere, then through each product a·w as da = dy·wᵀ, dw = aᵀ·dy,
+# through tanh as 1 - h², and an embedding row gets the sum over its uses.
+#
+# LABEL SMOOTHING (Szegedy et al. 2016). The loss -Σ q·ln π is least at π = q, which asks a score of
+# ∞ for the target. Give a share ε of q to all V symbols alike: q = 1 - ε + ε/V at the target, ε/V
+# elsewhere. Now the best scores are finite, and the target leads by ln((1 - ε)·V/ε + 1), which is
+# 6.4 for ε = 0.1, V = 64; dz is still (π - q)/N. Classifiers gain from it. The perplexity of a
+# language model suffers, as the model is told to be less sure than it is.
 
 
 def nlm_init(vocab_size, context, n_embd, n_hidden, rng, dtype=np.float32):
     """Parameters C (V, D), H (context·D, K), d (K,), U (K, V), b (V,), sized as in stage 3."""
-    vocab_size, context = check("vocab_size", vocab_size), check("context", context)
-    n_embd, n_hidden = check("n_embd", n_embd), check("n_hidden", n_hidden)
-    m = context * n_embd
+    vocab_size, context = check_count("vocab_size", vocab_size), check_count("context", context)
+    n_embd, n_hidden = check_count("n_embd", n_embd), check_count("n_hidden", n_hidden)
     params = {
         "C": rng.normal(0, 1, (vocab_size, n_embd)),
-        "H": rng.normal(0, 1 / math.sqrt(m), (m, n_hidden)),
+        "H": rng.normal(0, (context * n_embd) ** -0.5, (context * n_embd, n_hidden)),
         "d": np.zeros(n_hidden),
-        "U": rng.normal(0, 0.1 / math.sqrt(n_hidden), (n_hidden, vocab_size)),
+        "U": rng.normal(0, 0.1 * n_hidden**-0.5, (n_hidden, vocab_size)),
         "b": np.zeros(vocab_size),
     }
     return {name: value.astype(dtype) for name, value in params.items()}
 
 
-def check_ids(name, ids, size=math.inf):
-    """ids as int64. ValueError unless they are integers from 0 to size - 1: NumPy would take -1 for
-    the last row, and True for a mask."""
+def check_ids(name, ids, size=2**63):
+    """ids as int64; ValueError unless they are integers from 0 to size - 1."""
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise ValueError(f"{name} are {ids.dtype}; expected integers")
@@ -641,37 +663,43 @@ def check_ids(name, ids, size=math.inf):
     return ids.astype(np.int64)
 
 
-def nlm_forward(X, Y, params):
+def nlm_forward(X, Y, params, smoothing=0.0):
     """Mean nats of the targets Y (N,) after the contexts X (N, context) -> (loss, cache)."""
-    P = params
-    X, Y = check_ids("X", X, len(P["C"])), check_ids("Y", Y, len(P["C"]))
-    x = P["C"][X].reshape(len(X), -1)  # (N, context·D)
-    h = np.tanh(x @ P["H"] + P["d"])  # (N, K)
-    z = h @ P["U"] + P["b"]  # (N, V)
+    V, D = params["C"].shape
+    X, Y = check_ids("X", X, V), check_ids("Y", Y, V)
+    smoothing = check_number("smoothing", smoothing, below=1)
+    wanted = (len(Y), len(params["H"]) // D)
+    if X.shape != wanted or Y.shape != wanted[:1] or len(Y) == 0:
+        raise ValueError(f"X and Y have shapes {X.shape} and {Y.shape}; expected {wanted} and (N,)")
+    x = params["C"][X].reshape(len(X), -1)  # (N, context·D)
+    h = np.tanh(x @ params["H"] + params["d"])  # (N, K)
+    z = h @ params["U"] + params["b"]  # (N, V)
     z -= z.max(axis=1, keepdims=True)  # softmax does not change, and nothing overflows
-    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))  # (N, V)
-    loss = -float(log_p[np.arange(len(Y)), Y].mean(dtype=np.float64))
-    return loss, (X, Y, params, x, h, log_p)
+    log_pi = z - np.log(np.exp(z).sum(axis=1, keepdims=True))  # (N, V)
+    at_target = float(log_pi[np.arange(len(Y)), Y].mean(dtype=np.float64))
+    loss = -(1 - smoothing) * at_target - smoothing * float(log_pi.mean(dtype=np.float64))
+    return loss, (X, Y, params, smoothing, x, h, log_pi)
 
 
 def nlm_backward(dloss, cache):
     """dloss -> the gradients of all parameters, a dict with the keys of params."""
-    X, Y, P, x, h, log_p = cache
-    dz = np.exp(log_p)
-    dz[np.arange(len(Y)), Y] -= 1
-    dz *= dloss / len(Y)  # (p - y)/N
-    da = dz @ P["U"].T
+    X, Y, params, smoothing, x, h, log_pi = cache
+    V, D = params["C"].shape
+    dz = np.exp(log_pi) - smoothing / V
+    dz[np.arange(len(Y)), Y] -= 1 - smoothing
+    dz *= dloss / len(Y)  # (π - q)/N
+    da = dz @ params["U"].T
     da *= 1 - h * h
-    dx = (da @ P["H"].T).reshape(-1, P["C"].shape[1])  # (N·context, D)
-    Et = (np.arange(len(P["C"]))[:, None] == X.reshape(-1)).astype(dx.dtype)  # (V, N·context)
-    return {"C": Et @ dx, "H": x.T @ da, "d": da.sum(0), "U": h.T @ dz, "b": dz.sum(0)}
+    dx = (da @ params["H"].T).reshape(-1, D)  # (N·context, D)
+    one_hot = (np.arange(V)[:, None] == X.reshape(-1)).astype(dx.dtype)  # (V, N·context)
+    return {"C": one_hot @ dx, "H": x.T @ da, "d": da.sum(0), "U": h.T @ dz, "b": dz.sum(0)}
 
 
 def examples(ids, context):
     """All (context, next id) pairs: X (N, context), Y (N,) with N = len(ids) - context."""
-    ids, context = check_ids("ids", ids), check("context", context)
-    if len(ids) <= context:
-        raise ValueError(f"{len(ids)} ids; expected more than the {context} of a context")
+    ids, context = check_ids("ids", ids), check_count("context", context)
+    if ids.ndim != 1 or len(ids) <= context:
+        raise ValueError(f"ids have shape {ids.shape}; expected (n,) with n > context = {context}")
     return np.lib.stride_tricks.sliding_window_view(ids[:-1], context), ids[context:]
 
 
@@ -682,18 +710,17 @@ def nlm_score(ids, params, context):
     return sum(nlm_forward(X[s], Y[s], params)[0] * len(Y[s]) for s in parts) / len(Y)
 
 
-# %% 15. Training it
-#
-# The loop of every training program: rate, batch, gradient, clip, step. Several optimizers may
-# share the work, each on its own part of the parameters and at its own rate (parameter groups):
-# Muon takes the matrices H and U, AdamW what is left.
+# %% 16. The training loop
+# The loop of every training program: batch, gradient, clip, rate, step. Several optimizers may
+# share the work, each with its own part of the parameters and its own rate (parameter groups).
 
 
 def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, name=None):
-    """Train in place, each optimizer at schedule(step, its lr). Returns the losses (steps,).
-
-    ValueError, naming the step, if the loss or a gradient is not finite any more."""
-    steps, batch_size = check("steps", steps), check("batch_size", batch_size)
+    """Train in place, each optimizer at schedule(step, its lr): the losses (steps,), all finite."""
+    steps, batch_size = check_count("steps", steps, least=0), check_count("batch_size", batch_size)
+    X, Y = np.asarray(X), np.asarray(Y)
+    if len(X) != len(Y):
+        raise ValueError(f"{len(X)} contexts and {len(Y)} targets; expected as many")
     rng, order, losses = np.random.default_rng(seed), [], np.empty(steps)
     rates = [optimizer.lr for optimizer in optimizers]
     for step in range(steps):
@@ -710,9 +737,8 @@ def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, nam
             optimizer.lr = schedule(step, rate)
             optimizer.step({key: grads[key] for key in optimizer.params})
         if name and (step % 200 == 0 or step == steps - 1):
-            recent = losses[max(0, step - 499) : step + 1].mean() / math.log(2)
-            text = f"  {name}: step {step + 1:,} of {steps:,}, training loss {recent:.3f} bits"
-            progress(text, step == steps - 1)
+            recent = losses[max(0, step - 499) : step + 1].mean() / LN2
+            progress(f"  {name}: step {step + 1:,}, {recent:.3f} bits", step == steps - 1)
     return losses
 
 
@@ -725,194 +751,179 @@ def progress(message, last=False):
 
 
 def muon_and_adamw(params, lr):
-    """Muon for the hidden matrices, AdamW at a fifth of its rate for the rest."""
-    hidden = {key: params[key] for key in ("H", "U")}
-    rest = {key: p for key, p in params.items() if key not in hidden}
-    return [Muon(hidden, lr, weight_decay=0.01), AdamW(rest, 0.2 * lr)]
+    """Muon for the hidden matrices, AdamW at a fifth of its rate for the table and the vectors."""
+    hidden = {name: params[name] for name in ("H", "U")}
+    rest = {name: p for name, p in params.items() if name not in hidden}
+    return [Muon(hidden, lr, weight_decay=0.01), *adamw_groups(rest, 0.2 * lr, weight_decay=0.01)]
 
 
 METHODS = {  # name: (optimizers for params and a rate, its rate)
-    "SGD": (lambda P, lr: [SGD(P, lr)], 2.0),
-    "heavy ball, β = 0.9": (lambda P, lr: [SGD(P, lr, 0.9)], 0.3),
-    "Nesterov, β = 0.9": (lambda P, lr: [SGD(P, lr, 0.9, True)], 0.4),
-    "AdaGrad": (lambda P, lr: [AdaGrad(P, lr)], 0.15),
-    "RMSprop": (lambda P, lr: [RMSprop(P, lr)], 0.012),
-    "Adam": (lambda P, lr: [Adam(P, lr)], 0.012),
-    "AdamW": (lambda P, lr: [AdamW(P, lr)], 0.012),
-    "Lion": (lambda P, lr: [Lion(P, lr)], 0.004),
-    "Muon + AdamW": (muon_and_adamw, 0.04),
-}  # rates swept by factors of two at 600 steps, with a script that is not in this repository
+    "SGD": (lambda P, lr: [SGD(P, lr)], 4.0),
+    "heavy ball, β = 0.9": (lambda P, lr: [SGD(P, lr, 0.9)], 0.25),
+    "Nesterov, β = 0.9": (lambda P, lr: [SGD(P, lr, 0.9, nesterov=True)], 0.5),
+    "AdaGrad": (lambda P, lr: [AdaGrad(P, lr)], 0.125),
+    "RMSprop": (lambda P, lr: [RMSprop(P, lr)], 0.0078),
+    "Adam": (lambda P, lr: [Adam(P, lr)], 0.0156),
+    "AdamW, decay 0.1": (adamw_groups, 0.0312),
+    "Lion": (lambda P, lr: [Lion(P, lr)], 0.0039),
+    "Muon + AdamW": (muon_and_adamw, 0.0625),
+}  # chosen by benchmarks/stage04_rates.py on a development piece: means of three seeds
 SCHEDULES = {  # name: (rate as a function of step, rate and number of steps T, factor on the rate)
-    "constant": (lambda t, lr, T: constant(t, lr), 0.5),
-    "step_decay": (lambda t, lr, T: step_decay(t, lr, T / 3, 0.3), 1.0),
-    "exponential_decay": (lambda t, lr, T: exponential_decay(t, lr, 0.02 ** (1 / T)), 2.0),
-    "linear_decay": (lambda t, lr, T: linear_decay(t, lr, T), 1.0),
+    "constant": (lambda t, lr, T: lr, 0.25),
+    "linear_decay": (lambda t, lr, T: wsd(t, lr, 0, T, T), 1.0),
     "warmup_cosine": (lambda t, lr, T: warmup_cosine(t, lr, T / 20, T), 1.0),
-    "cosine_restarts": (lambda t, lr, T: cosine_restarts(t, lr, T / 3, 2), 1.0),
-    "one_cycle": (lambda t, lr, T: one_cycle(t, lr, T), 1.0),
-    "wsd": (lambda t, lr, T: wsd(t, lr, T / 20, T, T / 2), 1.0),
-}
-FINAL = (16, 512), 4000, 256, 0.5  # the long run: (D, K), steps, batch, factor on the rate
-RACES = {  # landscape: (function, start, the height to get below)
-    "quadratic": (quadratic, (-2.0, 0.7), 1e-4),
-    "Rosenbrock": (rosenbrock, (-1.2, 1.0), 0.01),
-    "saddle": (saddle, (0.3, 1e-3), -0.249),
-    "Rastrigin": (rastrigin, (2.2, -1.7), 0.5),
+    "wsd": (lambda t, lr, T: wsd(t, lr, T / 20, T, T / 5), 0.5),
 }
 
 # %% Demonstration
 
 DATA = Path(__file__).resolve().parent / "data"
+CONTEXT = 8
+SMALL, LONG = (128, 300, 128), (512, 3000, 256)  # n_hidden, steps, batch_size
+PAIR = "Muon + AdamW", "linear_decay"  # for the long run: the best over three seeds
 
 
-def report_rates(kappas, seed):
-    """Sections 3, 4 and 7: proven numbers beside measured ones."""
-    print("\nProven and measured: distance to the minimum, per step, on ½(x² + κy²)")
-    print("  κ       method                η        β    proven ρ   measured   steps to 10⁻⁶")
+def quadratic(points, kappa=100.0):
+    """Heights and slopes of ½(x² + κy²) at points (..., 2): the elongated bowl of section 4."""
+    points, scale = np.asarray(points, dtype=np.float64), np.array([1.0, kappa])
+    return 0.5 * (points * points) @ scale, points * scale
+
+
+def rosenbrock(points):
+    """(1 - x)² + 100(y - x²)²: a bent, nearly flat valley; minimum 0 at (1, 1). Rosenbrock 1960."""
+    x, y = np.moveaxis(np.asarray(points, dtype=np.float64), -1, 0)
+    off = y - x * x  # distance from the valley floor y = x²
+    slope = np.stack([-2 * (1 - x) - 400 * x * off, 200 * off], axis=-1)
+    return (1 - x) ** 2 + 100 * off**2, slope
+
+
+RACES = {  # landscape: (function, start, the height to get below)
+    "quadratic": (quadratic, (-2.0, 0.7), 1e-4),
+    "Rosenbrock": (rosenbrock, (-1.2, 1.0), 0.01),
+}
+
+
+def report_rates(kappas):
+    """Sections 4 and 7: proven numbers beside measured ones."""
+    print("\nProven and measured: the way to the minimum of ½(x² + κy²), from (1, 1)")
+    print("  κ       method                  η        β   proven ρ   measured   steps to 10⁻⁶")
     for kappa in kappas:
-        half = int(40 * math.sqrt(kappa))
+        needed = {}
         for name, (lr, beta, rho) in proven_rates(1.0, kappa).items():
-            params, far = {"x": np.ones(2)}, []
+            params = {"x": np.ones(2)}
             walker = SGD(params, lr, beta, nesterov=name == "Nesterov")
-            for _ in range(2 * half):
+            far = [math.sqrt(2)]
+            while 1e-6 < far[-1] / far[0] < 1e6:
                 walker.step({"x": quadratic(params["x"], kappa)[1]})
-                far.append(np.linalg.norm(params["x"]))
-            measured = (far[-1] / far[-half]) ** (1 / (half - 1))
-            steps = f"{math.log(1e-6) / math.log(rho):,.0f}" if rho < 1 else "diverges"
-            row = f"  {kappa:<7,.0f} {name:15} {lr:9.3g} {beta:8.4f} {rho:11.5f} {measured:10.5f}"
+                far.append(math.hypot(*params["x"]))
+            needed[name], half = len(far) - 1, len(far) // 2
+            measured = (far[-1] / far[half]) ** (1 / (len(far) - 1 - half))  # in the second half
+            steps = f"{needed[name]:,}" if far[-1] < 1 else "diverges"
+            row = f"  {kappa:<7,.0f} {name:15} {lr:11.3g} {beta:8.4f} {rho:10.5f} {measured:10.5f}"
             print(f"{row} {steps:>15}")
-    print("  √κ in place of κ: the last column. (A double root shrinks like t·ρᵗ: a bit slower.)")
-    print("\nNoise: variance of x on ½x², gradient noise of variance 1/B, 4,000 walkers")
-    print("      η     B    proven   measured")
-    rng = np.random.default_rng(seed)
-    for lr, batch in ((0.4, 1), (0.1, 1), (0.1, 4), (0.4, 4)):
-        params = {"x": np.zeros(4000)}
-        walker = SGD(params, lr)
-        for _ in range(100):
-            walker.step({"x": params["x"] + rng.normal(0, batch**-0.5, 4000)})
-        print(f"  {lr:5} {batch:5} {noise_floor(lr, 1, 1, batch):9.4f} {params['x'].var():10.4f}")
-    print("  Four times the batch at four times the rate hovers about as high: η/B counts.")
+        fewer = needed["descent, best"] / needed["heavy ball"]
+        print(f"  The heavy ball needs {fewer:.0f} times fewer steps than the best descent.")
 
 
-def walk(landscape, start, target, make, lr, limit):
-    """The points of a walk to below target, in at most `limit` steps; [] if it does not arrive."""
-    params = {"x": np.array([start])}  # (1, 2): a matrix of one row, so that Muon takes it
-    (optimizer,), points = make(params, lr), []
-    for _ in range(limit + 1):
-        points.append(params["x"][0].copy())
+def draw(places, width=38, height=15):
+    """A map of rosenbrock in lines: o the walk, S its start, E its end."""
+    x, y = np.linspace(-1.9, 1.9, width), np.linspace(-0.8, 2.0, height)
+    heights = rosenbrock(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (height, width)
+    grid = np.array(list(" .:-"))[np.searchsorted((1, 10, 100), heights)]
+    for (px, py), mark in zip([*places, places[0], places[-1]], "o" * len(places) + "SE"):
+        grid[np.abs(y - py).argmin(), np.abs(x - px).argmin()] = mark
+    return ["".join(line) for line in grid[::-1]]
+
+
+def walk(race, limit, make, lr):
+    """The places up to the first below the goal; [] if there is none, or |x| or |y| exceeds 3."""
+    landscape, start, goal = race
+    params, places = {"x": np.array(start)}, []
+    (optimizer,) = make(params, lr)
+    while len(places) <= limit and np.abs(params["x"]).max() <= 3:
+        places.append(params["x"].copy())
         height, slope = landscape(params["x"])
-        if height[0] < target:
-            return points
-        if not abs(height[0]) < 1e6:
-            break
+        if height < goal:
+            return places
         optimizer.step({"x": slope})
     return []
 
 
 def report_race(limit):
-    """Every method on every landscape at its best rate; returns {(name, surface): points}."""
-    print(f"\nThe race: steps to the goal, (at the best of 13 rates), within {limit:,} steps")
-    print(f"  {'':20}" + "".join(f"{name:>16}" for name in RACES))
-    racers = {name: make for name, (make, _) in METHODS.items() if name[-5:] != "AdamW"}
-    racers["Muon"] = lambda P, lr: [Muon(P, lr, weight_decay=0)]  # AdamW walks nearly like Adam
-    walks = {}
-    for name, make in racers.items():
-        line = f"  {name:20}"
+    """Every method on every landscape at its best rate, and two walks drawn."""
+    print(f"\nThe race: steps to the goal at the best of 13 rates, on the map; -: not in {limit}")
+    print(f"  {'':20}" + "".join(f"{surface:>16}" for surface in RACES))
+    walks = {}  # the best ones on Rosenbrock
+    for method in [name for name in METHODS if "AdamW" not in name]:  # AdamW walks as Adam does
+        line = f"  {method:20}"
         for surface, race in RACES.items():
-            best, result = [], "-"
+            result, within = "-", limit
             for lr in 10 ** (np.arange(2, -11, -1) / 3):
-                within = len(best) - 2 if best else limit  # the next must need fewer steps
-                if points := walk(*race, make, float(lr), within):
-                    best, result = points, f"{len(points) - 1:,} ({lr:.2g})"
-            line, walks[name, surface] = f"{line}{result:>16}", best
+                if places := walk(race, within, METHODS[method][0], float(lr)):
+                    result, within = f"{len(places) - 1:,} ({lr:.2g})", len(places) - 2
+                    if surface == "Rosenbrock":
+                        walks[method] = places
+            line += f"{result:>16}"
         print(line)
-    print("  A dash: not reached. The bowl lies along the axes: one scale for each makes it round.")
-    print("  Rastrigin is luck: a rate that jumps well. To Muon a point is one row: it goes g/‖g‖.")
-    return walks
+    maps = {m: draw(walks[m]) for m in ("heavy ball, β = 0.9", "Adam") if m in walks}
+    print(f"\nRosenbrock from S to E: {' and '.join(maps) or 'nobody arrived'}.")
+    print("Heights: blank below 1, a dot below 10, two dots below 100, a dash above.")
+    for lines in zip(*maps.values()):
+        print("  " + "  |  ".join(lines))
 
 
-def draw(landscape, points, x_range, y_range, width=38, height=15):
-    """A map, bands of equal log-height shaded in turn; o the path, S its start, E its end."""
-    x, y = np.linspace(*x_range, width), np.linspace(*y_range, height)
-    heights = landscape(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (height, width)
-    bands = np.floor(2 * np.log(heights - heights.min() + 0.05)).astype(int) % 2
-    grid = np.where(bands, ".", " ")
-    if len(points) == 0 or not np.isfinite(points).all() or np.ptp(x) * np.ptp(y) == 0:
-        raise ValueError("expected finite points, at least one, and a map of some width and height")
-    for (px, py), mark in zip([*points, points[0], points[-1]], "o" * len(points) + "SE"):
-        column = round((px - x[0]) / (x[-1] - x[0]) * (width - 1))
-        row = round((py - y[0]) / (y[-1] - y[0]) * (height - 1))
-        if 0 <= column < width and 0 <= row < height:
-            grid[row, column] = mark
-    return ["".join(line) for line in grid[::-1]]
+def fit(ids, vocab_size, method, schedule, size, seed, factor=1.0, name=None):
+    """A network trained on ids by METHODS[method], `factor` times its rate -> (params, losses)."""
+    n_hidden, steps, batch_size = size
+    (make, rate), (rate_at, schedule_factor) = METHODS[method], SCHEDULES[schedule]
+    params = nlm_init(vocab_size, CONTEXT, 16, n_hidden, np.random.default_rng(seed))
+    optimizers = make(params, rate * schedule_factor * factor)
+    X, Y = examples(ids, CONTEXT)
+    at = functools.partial(rate_at, T=steps)
+    return params, train(params, X, Y, optimizers, at, steps, batch_size, seed, name)
 
 
-def report_paths(walks):
-    """Two pairs of walks, drawn side by side, as far as they arrived."""
-    pairs = [
-        ("Rosenbrock", "heavy ball, β = 0.9", "Adam", (-1.9, 1.9), (-0.8, 2.0)),
-        ("quadratic", "SGD", "heavy ball, β = 0.9", (-2.2, 0.9), (-1.0, 1.0)),
-    ]
-    for surface, *names, x_range, y_range in pairs:
-        shown = {name: walks[name, surface] for name in names if walks[name, surface]}
-        titles = [f"{name}, {len(points) - 1:,} steps" for name, points in shown.items()]
-        print(f"\n{surface}, from S to E: " + (" | ".join(titles) or "nobody arrived"))
-        maps = [draw(RACES[surface][0], points, x_range, y_range) for points in shown.values()]
-        for lines in zip(*maps):
-            print("  " + "  |  ".join(lines).rstrip())
+def split(text):
+    """(ids, V, tune, cut): learn from ids[:tune], choose on ids[tune:cut], report on ids[cut:]."""
+    place = {symbol: i for i, symbol in enumerate(sorted(set(text)))}
+    cut = int(0.9 * len(text))
+    return np.array([place[symbol] for symbol in text]), len(place), int(0.9 * cut), cut
+
+
+def compete(title, pairs, text, size, seed):
+    """One network for each (method, schedule); the pair that is best on the development piece."""
+    ids, V, tune, cut = split(text)
+    print(f"\n{title}: the same {size[1]} batches of {size[2]}")
+    print(f"  {'bits/char':36}rate   training   development")
+    scores = {}
+    for method, schedule in pairs:
+        params, losses = fit(ids[:tune], V, method, schedule, size, seed)
+        scores[method, schedule] = nlm_score(ids[tune - CONTEXT : cut], params, CONTEXT) / LN2
+        rate, recent = METHODS[method][1] * SCHEDULES[schedule][1], losses[-size[1] // 5 :].mean()
+        row = f"  {method:20} {schedule:15}{rate:6.2g} {recent / LN2:10.3f}"
+        print(f"{row} {scores[method, schedule]:13.3f}", flush=True)
+    best, *_, worst = sorted(scores, key=scores.get)
+    print(f"  The best: {' with '.join(best)}. The worst: {scores[worst] - scores[best]:.3f} more.")
+    return best
 
 
 def report_language(text, fast, seed):
-    """The same network under every optimizer and schedule; the best pair trained longer."""
-    symbols, context, bits = sorted(set(text)), 8, math.log(2)
-    ids = np.array([symbols.index(c) for c in text])
-    cut = int(0.9 * len(ids))
-    tune = int(0.9 * cut)  # the last tenth of the training text decides; held-out text only reports
-    parts = ids[tune - context : cut], ids[cut - context :]
-
-    def fit(end, make, lr, schedule, sizes, steps, batch, name=None):
-        """Bits on the batches of the last fifth, the development text and the held-out text."""
-        params = nlm_init(len(symbols), context, *sizes, np.random.default_rng(seed))
-        rate = functools.partial(SCHEDULES[schedule][0], T=steps)
-        data = examples(ids[:end], context)
-        losses = train(params, *data, make(params, lr), rate, steps, batch, seed, name)
-        nats = [losses[-steps // 5 :].mean(), *(nlm_score(part, params, context) for part in parts)]
-        return np.array(nats) / bits
-
-    def compete(title, rows):
-        size = ((16, 64), 25, 128) if fast else ((16, 128), 300, 128)
-        print(f"\n{title}: the same {size[1]} batches of {size[2]}, bits/char")
-        print(f"{'':23}rate   training   development   held-out")
-        scores = {}
-        for name, (make, lr, schedule) in rows.items():
-            progress(f"  {name} ...")
-            a, scores[name], b = fit(tune, make, lr, schedule, *size)
-            progress(f"  {name:19}{lr:6.2g} {a:10.3f} {scores[name]:13.3f} {b:10.3f}", True)
-        return min(scores, key=scores.get)
-
-    rows = {name: (make, lr, "warmup_cosine") for name, (make, lr) in METHODS.items()}
-    best = compete("The language model, warmup_cosine", rows)
-    make, lr = METHODS[best]
-    rows = {name: (make, lr * factor, name) for name, (_, factor) in SCHEDULES.items()}
-    schedule = compete(f"{best}, the best on the development text", rows)
-    *size, factor = ((16, 64), 100, 128, 1) if fast else FINAL
-    print(f"\n{best} and {schedule}, {size[0][1]} hidden units, all of the training text")
-    lr *= SCHEDULES[schedule][1] * factor
-    score = fit(cut, make, lr, schedule, *size, "stories")[2]
-    numbers = f"{score * bits:.3f} nats/char | {score:.3f} bits/char | perplexity {2**score:.2f}"
-    print(f"\nheld-out: {numbers}   (stage 4, the neural n-gram under {best})")
-
-
-def drop_unwritten():
-    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # a closed pipe, a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """One network under every optimizer, the best under every schedule; then the long run."""
+    size, long = ((64, 25, 128), (64, 100, 128)) if fast else (SMALL, LONG)
+    pairs = [(method, "warmup_cosine") for method in METHODS]
+    method, _ = compete("Nine optimizers (a step of Muon costs most)", pairs, text, size, seed)
+    pairs = [(method, schedule) for schedule in SCHEDULES]
+    compete("The best of them under four schedules", pairs, text, size, seed)
+    print(f"\n{' with '.join(PAIR)}, {long[0]} hidden units, all of the training text")
+    ids, V, _, cut = split(text)
+    params, _ = fit(ids[:cut], V, *PAIR, long, seed, name="stories")
+    nats = nlm_score(ids[cut - CONTEXT :], params, CONTEXT)
+    numbers = f"{nats:.3f} nats/char | {nats / LN2:.3f} bits/char | perplexity {math.exp(nats):.2f}"
+    print(f"\nheld-out: {numbers}   (stage 4, the neural n-gram under {PAIR[0]})")
 
 
 def main(argv=None):
-    """Race the optimizers and report (under a minute)."""
+    """Race the optimizers and report (half a minute)."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
@@ -923,57 +934,66 @@ def main(argv=None):
     parser.add_argument("--text", default=DATA / "stories.txt", help="what to learn [the stories]")
     args = parser.parse_args(argv)
     try:
-        check("--seed", args.seed, "integer [0, inf)")
+        check_count("--seed", args.seed, least=0)
         text = Path(args.text).read_text(encoding="utf-8")[: 40000 if args.fast else None]
         if len(text) < 250:
             raise ValueError(f"the text has {len(text)} characters; expected at least 250")
         print("Stage 4: ways down, measured")
-        report_rates((100.0,) if args.fast else (100.0, 10000.0), args.seed)
-        report_paths(report_race(50 if args.fast else 500))
+        report_rates((100.0,) if args.fast else (100.0, 10000.0))
+        report_race(100 if args.fast else 500)
         report_language(text, args.fast, args.seed)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever was reading has seen enough
-        drop_unwritten()
-    except KeyboardInterrupt:
-        drop_unwritten()
-        parser.exit(130, "\n")
-    except (OSError, ValueError) as error:
-        drop_unwritten()
-        parser.error(str(error))
+    except (KeyboardInterrupt, OSError, ValueError) as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a closed pipe, a full disk: Python's own flush must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, KeyboardInterrupt):
+            parser.exit(130, "\n")
+        if not isinstance(error, BrokenPipeError):  # then whoever was reading has seen enough
+            parser.error(str(error))
 
+
+# %% What to take away
+# θ ← θ - η·g goes down while η < 2/Λ, in a number of steps like κ; momentum needs √κ. Adam moves a
+# coordinate by about η, AdamW decays beside it, Muon treats a matrix as one thing. Noise leaves a
+# cloud of size η/B: let η fall. Which one, when? The rate matters more, so sweep it first.
+#     images, or little memory     SGD with Nesterov 0.9 and a cosine, or Lion: one slot
+#     transformers, or in doubt    AdamW, betas (0.9, 0.95), decay 0.1 on matrices, clipping at 1,
+#                                  warmup, then cosine (length known) or WSD (length open)
+#     large matrices, tuned runs   Muon for the hidden matrices, AdamW for the rest
+#     features seldom seen         AdaGrad or Adam, which keep a large rate for them
+#     few parameters, no noise     Newton's step or its approximations (L-BFGS)
 
 # %% Common mistakes
-#
 # 1. Adam's weight_decay taken for AdamW's: it decays too little or too much. See `decoupled`.
-# 2. No bias correction: the first steps are three times too long, the loss jumps. See Adam.update.
+# 2. No bias correction: the first steps are three to six times too long. See Adam.update.
 # 3. `p = p - lr * g` makes a new array, the model keeps the old one: the loss stays. See `p -=`.
-# 4. Clipping each array by itself, or each accumulated piece: the direction turns. See
-#    clip_grad_norm, which takes all of them, after the last piece.
-# 5. One rate for all methods: SGD's 1 blows Adam up, Adam's 0.001 lets SGD stand still. Many a
-#    better optimizer was a better tuned one. See METHODS.
+# 4. Clipping array by array, or piece by piece: the direction turns. See clip_grad_norm.
+# 5. One rate for all methods, or for short and long runs alike. See METHODS, and exercise 10.
 # 6. A checkpoint without m, v and t: the loss jumps on resuming. See state_dict.
 # 7. The rate chosen on the held-out text whose score is reported: too good. See `tune`.
+# 8. Muon's factor upside down: wide layers learn too slowly, narrow ones too fast. See fan_in.
+# 9. Decay on biases and on the gains of norms: channels fade. See adamw_groups.
 
 # %% Exercises
-#
-#  1. (reading) For each class: how many numbers does it keep per parameter? Which line says so?
-#  2. (pencil) Show that with η = 1/Λ gradient descent never overshoots in the bowl. And 1.5/Λ?
-#  3. (pencil) Section 7 with β = 0.9: which κ is that the best momentum for?
-#  4. (pencil) Derive the bias correction for a mean that drifts, E[gᵢ] = g + i·d. Is it right?
-#  5. (code) Add amsgrad (Reddi et al. 2018) to Adam; find a series of gradients where it differs.
-#  6. (code) Draw Nesterov's walk in the quadratic at κ = 1,000, β = 0.9 and 0.99. Which circles?
-#  7. (code) Replace orthogonalize by np.linalg.svd. How far apart are the walks? How much slower?
-#  8. (measurement) Double the batch again and again at the best η: when do steps stop halving?
-#  9. (experiment) Average the parameters over the last half at a constant rate (Polyak). Is it
-#     as good as a schedule that ends at zero?
-# 10. (experiment) Tune AdamW at 64, 128 and 256 hidden units. Does the best rate stay? (μP)
-# 11. (research) Muon for U too, or for H alone? And for C: what is a lookup's natural length?
+#  1. ★ (reading) For each class: how many numbers does it keep per parameter? Which line says so?
+#  2. ★ (pencil) Section 7 with β = 0.9: for which κ is that the best momentum?
+#  3. ★★ (code) Add amsgrad (Reddi et al. 2018) to Adam; find gradients where it differs.
+#  4. ★★ (code) Let the slope be 25x for x < 1, x + 24 up to 2, 25x - 24 beyond (Lessard et al.).
+#     Where do the ball's best η and β for curvatures 1 to 25 lead from x = 3.3? And Nesterov's?
+#  5. ★ (code) Accumulate a batch in pieces of 3 (section 5). Is the gradient that of the whole?
+#  6. ★★ (code) Add a staircase and restarts (SGDR: Loshchilov, Hutter 2017) to SCHEDULES.
+#  7. ★★ (measurement) Double the batch again and again at the best η: when do steps stop halving?
+#  8. ★★ (experiment) Average the parameters over the last half at a constant rate (Polyak). Is it
+#     as good as a rate that falls to zero? Then read "The road less scheduled" (Defazio 2024).
+#  9. ★★ (experiment) Train with smoothing = 0.1. What becomes of the held-out loss, of accuracy?
+# 10. ★★★ (experiment) Give PAIR AdamW: 0.0312 was its best for SMALL, and ruins LONG. Find its best
+#     for 64, 128, 256, 512 hidden units and 300 to 3,000 steps. What does not move? (Read on μP.)
 
 # %% Where this leads
-#
-# GPT-3 and Llama were trained by AdamW at β₂ = 0.95 with clipping at norm 1, warmup and a cosine;
-# Kimi K2 by Muon. Stage 6 and the capstone follow; stage 8 takes pieces away to see what breaks.
-# But no optimizer can see past the window of 8 letters: stage 5 lifts that limit.
+# GPT-3 and Llama were trained by AdamW at β₂ = 0.95 with clipping, warmup and a cosine, Kimi K2 by
+# Muon. Stage 8 takes pieces away to see what breaks. Stage 5 goes beyond windows of 8 letters.
 
 if __name__ == "__main__":
     main()

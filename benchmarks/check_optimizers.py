@@ -3,8 +3,10 @@
     python benchmarks/check_optimizers.py [--steps 200]
 
 Both get the same random gradients; printed is the largest difference of any parameter after any
-step. torch.optim.Muon rounds to bfloat16 inside; for the comparison it is kept in float64. torch
-has no Lion, so that one is compared with the formula of its paper. Needs torch; says so without it.
+step. torch stores a weight as (out, in) and stage 4 as (in, out), so torch's Muon gets transposes:
+its factor must then come out the same. It rounds to bfloat16 inside; for the comparison it is kept
+in float64. torch has no Lion, so that one is compared with the formula of its paper. Needs torch;
+says so without it.
 """
 
 import argparse
@@ -45,18 +47,19 @@ def difference(ours, theirs, options, steps, shapes):
     """The largest difference along two walks from one start on one series of gradients."""
     rng = np.random.default_rng(0)
     params = {f"p{i}": rng.normal(size=shape) for i, shape in enumerate(shapes)}
-    tensors = [torch.tensor(p.copy(), requires_grad=True) for p in params.values()]
+    turned = (lambda array: array.T) if ours is s4.Muon else (lambda array: array)
+    tensors = [torch.tensor(turned(p).copy(), requires_grad=True) for p in params.values()]
     mine, other, worst = ours(params, **options), theirs(tensors, **options), 0.0
     for step in range(steps):
         mine.lr = options["lr"] * (1 + step % 3)  # a schedule
         other.param_groups[0]["lr"] = mine.lr
         grads = {name: rng.normal(size=p.shape) for name, p in params.items()}
         for tensor, g in zip(tensors, grads.values()):
-            tensor.grad = torch.from_numpy(g.copy())
+            tensor.grad = torch.from_numpy(turned(g).copy())
         mine.step(grads)
         other.step()
         for tensor, p in zip(tensors, params.values()):
-            worst = max(worst, float(np.abs(tensor.detach().numpy() - p).max()))
+            worst = max(worst, float(np.abs(tensor.detach().numpy() - turned(p)).max()))
     return worst
 
 
@@ -108,24 +111,21 @@ def main():
         print(f"  {ours.__name__:8} {shown:52} {apart:.1e}")
 
     sched = t.lr_scheduler
+
+    def warmup(optimizer):
+        rise = sched.LinearLR(optimizer, 1 / 11, 1.0, 10)
+        return sched.SequentialLR(optimizer, [rise, sched.CosineAnnealingLR(optimizer, 90)], [10])
+
     rates = {
-        "step_decay": (lambda n, lr: s4.step_decay(n, lr, 30), lambda o: sched.StepLR(o, 30)),
-        "exponential_decay": (
-            lambda n, lr: s4.exponential_decay(n, lr, 0.97),
-            lambda o: sched.ExponentialLR(o, 0.97),
-        ),
-        "linear_decay": (
-            lambda n, lr: s4.linear_decay(n, lr, 80),
+        "wsd, all of it decay": (
+            lambda n, lr: s4.wsd(n, lr, 0, 80, 80),
             lambda o: sched.LinearLR(o, 1.0, 0.0, 80),
         ),
-        "cosine_restarts": (
-            lambda n, lr: s4.cosine_restarts(n, lr, 13, 2, 0.01),
-            lambda o: sched.CosineAnnealingWarmRestarts(o, 13, 2, 0.01),
+        "warmup_cosine, no warmup": (
+            lambda n, lr: s4.warmup_cosine(n, lr, 0, 100, 0.01),
+            lambda o: sched.CosineAnnealingLR(o, 100, 0.01),
         ),
-        "one_cycle": (
-            lambda n, lr: s4.one_cycle(n, lr, 100),
-            lambda o: sched.OneCycleLR(o, 0.1, total_steps=100, cycle_momentum=False),
-        ),
+        "warmup_cosine": (lambda n, lr: s4.warmup_cosine(n, lr, 10, 100), warmup),
     }
     print("largest difference of a rate, relative to its peak")
     for name, (ours, theirs) in rates.items():
