@@ -3295,7 +3295,9 @@ def main(argv=None):
 # 11. ★★ Learn a vocabulary of 512 and one of 2,048 tokens with stage 7 and train on each. Why can
 #     the losses per token not be compared, and which model is better?
 # 12. ★★★ Let llama keep its cache when the window slides. Why may the text differ?
-# 13. ★★★ Replace AdamW by Muon for the matrices (stage 4). Which learning rate suits it?
+# 13. ★★★ Replace AdamW by Muon for the blocks' matrices (stage 4). Its factor is √max(1, out/in),
+#     whether a weight lies in memory as (in, out) or, like Llama's, as (out, in). Which learning
+#     rate suits it?
 # 14. ★★★ Which lowers the held-out loss more at equal seconds, twice the channels or twice the
 #     steps? Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
 
