@@ -203,9 +203,9 @@ def softmax(z, axis=-1):
 
 # %% 4. Cross-entropy, and its gradient p - y
 #
-# The best knobs give the text the highest probability, Π P(Yᵢ|Xᵢ) over its examples: Yᵢ the target
-# after the context Xᵢ. The logarithm turns the product into a sum, a minus sign makes the best the
-# lowest, and 1/N makes a mean of the sum. This is the cross-entropy, in nats:
+# The best knobs give the text the highest probability: the product Π P(Yᵢ|Xᵢ) over all examples, a
+# target Yᵢ after a context Xᵢ. The logarithm turns the product into a sum, a minus sign makes the
+# best the lowest, and 1/N makes a mean of the sum. This is the cross-entropy, in nats:
 #
 #     L = -(1/N)·Σᵢ ln P(Yᵢ|Xᵢ) = (1/N)·Σᵢ (LSE(zᵢ) - zᵢ[Yᵢ]),      zᵢ the scores after Xᵢ.
 #
@@ -521,7 +521,7 @@ class NeuralLM:
 # passes. Over a random batch of B examples it costs B, and it is right on average, because each
 # example is as likely to be in it. The noise that is left shakes θ about, the more the larger η is.
 # So η is large for the first half, to get far, and then shrinks in a straight line towards 0, to
-# settle. Batches are cut from shuffled lists of all examples, joined end to end: epochs.
+# settle. Batches are cut from shuffled lists of all examples, one list (an epoch) after another.
 #
 # OVERFITTING. With many knobs and few examples, a network can learn the examples by heart, their
 # accidents included. Two losses show it: on the training text the loss goes on falling, on a text
@@ -642,8 +642,8 @@ def analogies(C, pairs):
 
 # %% 10. The counts to beat
 #
-# A fair opponent is the best of stage 1, Kneser-Ney smoothing. It takes a discount δ off every
-# count. What that frees it deals out as h′ predicts, the context h without its oldest symbol:
+# A fair opponent is the best of stage 1, Kneser-Ney smoothing. It takes a discount δ off a count;
+# what that frees is dealt out as the shorter context h′ predicts, h without its oldest symbol:
 #
 #     P(c|h) = (max(N(hc) - δ, 0) + δ·T(h)·P(c|h′)) / N(h).
 #
@@ -867,14 +867,14 @@ def write_names(model, names, prompt, length, seed):
 
 
 def read_names(path):
-    """The different lines of a file that are not empty, in order."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    """The different lines of a file that are not empty, in order; "-sig" skips a byte-order mark."""
+    lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
 
 def report(args):
     """Everything in the order of the sections; the last line is the ladder's."""
-    text, names = Path(args.text).read_text(encoding="utf-8"), read_names(DATA / "names.txt")
+    text, names = Path(args.text).read_text(encoding="utf-8-sig"), read_names(DATA / "names.txt")
     if args.fast:
         text, names = text[:40000], names[:600]
     ids, symbols = encode(text)
@@ -970,16 +970,16 @@ def main(argv=None):
 # - The loss of a row of scores is LSE(z) - z[Y], and its gradient p - y: given minus due.
 # - One layer on a one-hot context is a table. What generalises is that contexts share weights.
 # - First weights of variance 1/(number of inputs), a small last layer: the first loss is ln V.
-# - Few data: watch a development loss; decay weights or drop features; stop at the turn.
-# - Judge against the best counts: hard to beat on much text, beaten on little (names).
+# - With few data, watch a development loss, decay weights or drop features, and stop at the turn.
+# - Judge by the best counts: here they won on 280,000 characters, the network on 2,254 names.
 
 # %% Common mistakes
 #
-# 1. `dC[ids] += dx`. A symbol that occurs twice in a batch gets one of its two gradients; training
-#    works, but badly. np.add.at(dC, ids, dx) is right, but slow. See embedding_backward.
+# 1. `dC[ids] += dx` keeps one of a symbol's gradients; training goes badly. See embedding_backward.
 # 2. np.log(softmax(z)): an infinite loss once a score trails by 104 in float32. See log_sum_exp.
 # 3. Examples off by one. With its target inside, a context gives a loss near 0. See make_examples.
-# 4. First weights of 0, or by feel: the loss stays at ln V, or starts far above. See init_params.
+# 4. First weights of 0: only b learns, and the loss comes to rest at that of 1-grams. Weights that
+#    are too large: the first loss is far above ln V. See init_params.
 # 5. Holding out random windows: they overlap others in training and score too well. See `cut`.
 
 # %% Exercises

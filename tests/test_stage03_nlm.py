@@ -246,6 +246,9 @@ def test_from_zeros_only_the_bias_learns(rng):
         model.params[name][:] = 0
     _, grads = model.loss_and_grads(rng.integers(0, 7, (6, 3)), rng.integers(0, 7, 6))
     assert {name for name in grads if grads[name].any()} == {"b"}
+    X, Y = rng.integers(0, 7, (40, 3)), np.repeat([0, 1, 1, 2], 10)
+    s3.train(model, X, Y, 2000, learning_rate=1.0, batch_size=40)
+    assert model.loss(X, Y) == pytest.approx(1.5 * math.log(2), abs=0.01)  # 1-grams: 1/4, 1/2, 1/4
 
 
 # Layers
@@ -811,6 +814,14 @@ def test_a_taken_cell_gives_the_nearest_free_one():
         s3.text_map("abcdefg", np.zeros((7, 2)), width=3, height=2)
 
 
+def test_a_line_counts_as_much_as_two_columns():
+    edges = np.array([[-5.0, 0], [5, 0], [0, 1], [0, -1]])
+    C = np.concatenate([edges, np.zeros((3, 2))])  # three labels for the cell in the middle
+    lines = s3.text_map("wxyzabc", C, width=11, height=5).split("\n")
+    assert sorted(lines[2][4:7]) == ["a", "b", "c"] and lines[2][5] == "a"
+    assert lines[1] == lines[3] == ""
+
+
 def test_analogies_against_neighbours_and_chance(rng):
     capitals = 10 * rng.normal(size=(6, 4))
     step = np.array([0.0, 40, 0, 0])
@@ -953,7 +964,7 @@ def test_bad_input_is_named(call, message):
 
 def test_reading_names_and_their_examples(tmp_path):
     path = tmp_path / "names.txt"
-    path.write_text("  bo\n\nann\r\nbo\n \nmary ann", encoding="utf-8")
+    path.write_text("\ufeff  bo\n\nann\r\nbo\n \nmary ann", encoding="utf-8")
     assert s3.read_names(path) == ["bo", "ann", "mary ann"]
     ids, symbols = s3.encode("\tb\na")
     assert symbols == ["\n", "\t", "a", "b"] and ids.tolist() == [1, 3, 0, 2]
@@ -1077,6 +1088,86 @@ def test_the_report_scores_the_last_tenth_with_its_context(fast_reports, capsys)
     assert written in "".join(fast_reports[0].split())
     row = next(line for line in fast_reports[0].splitlines() if line.startswith("   5 "))
     assert row.split()[2:4] == [f"{p[4][0]:,}", f"{new:.2%}"]
+
+
+def test_the_report_is_made_of_its_parts(fast_reports, capsys):
+    """Tables of section 1 and 2, the choice of counts, and the names: each once more, by itself."""
+    report = fast_reports[0]
+    names = s3.read_names(ROOT / "data" / "names.txt")[:600]
+    pairs = [pair for name in names for pair in zip("\n" + name, name + "\n")]
+    first = [a for a, _ in pairs]
+    share = {pair: pairs.count(pair) / first.count(pair[0]) for pair in set(pairs)}
+    counted = np.mean([-math.log2(share[pair]) for pair in pairs])
+    assert f"counted {counted:.4f}, learned in 1,000 steps" in report
+    learned, difference = re.search(r"steps (\S+); largest difference (\S+)", report).groups()
+    assert counted < float(learned) < counted + 0.01 and 0 < float(difference) < 0.05
+
+    ids, symbols = s3.encode((ROOT / "data" / "stories.txt").read_text(encoding="utf-8")[:40000])
+    X, Y = s3.make_examples(ids[:36000], 9)
+    held = s3.make_examples(ids[36000 - 9 :], 9)
+    cut = round(0.9 * len(Y) - 0.5)  # the development piece is the last tenth of the training part
+    models, name, p = s3.best_counts(X, Y, cut, *held, len(symbols))
+    rows = [line.split() for line in report.splitlines() if re.match(r"  [ \d]\d +10\^", line)]
+    expected = []
+    for n, (grams, n_hc, _, p_n) in enumerate(models, 1):
+        possible = f"10^{math.log10(len(symbols) ** n):.1f}"
+        row = [str(n), possible, f"{grams:,}", f"{np.mean(n_hc == 0):.2%}", f"{s3.bits(p_n):.3f}"]
+        expected.append(row)
+    assert rows == expected
+    assert re.search(rf"{name} +{s3.bits(p):.3f}\n", report)
+
+    names_model = s3.learn_names(names, 6, 400, 3)
+    s3.write_names(names_model, names, "", 20, 3)
+    for part in re.sub(r"\d+\.\d s\b", "", capsys.readouterr().out).split("\n"):
+        assert part in report
+    letters = [i for i, symbol in enumerate(names_model.symbols) if symbol.isalpha()]
+    C = names_model.params["C"][letters]
+    assert s3.text_map([names_model.symbols[i] for i in letters], C) in report
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ([], (6, 8000, 0, "", 20)),
+        (["--fast"], (6, 400, 0, "", 20)),
+        (["--seed", "4", "--steps", "7", "--context", "2"], (2, 7, 4, "", 20)),
+        (["--prompt", "a", "--length", "9"], (6, 8000, 0, "a", 9)),
+    ],
+)
+def test_the_flags_reach_the_names(tmp_path, monkeypatch, flags, expected):
+    path, seen = tmp_path / "names.txt", []
+    path.write_text("ann\nbob\n")
+    monkeypatch.setattr(s3, "learn_names", lambda *args: seen.append(args) or "model")
+    monkeypatch.setattr(s3, "write_names", lambda *args: seen.append(args))
+    s3.main(["--names", str(path), *flags])
+    context, steps, seed, prompt, length = expected
+    names = ["ann", "bob"]
+    assert seen == [(names, context, steps, seed), ("model", names, prompt, length, seed)]
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ([], (5, 512, 24000, 0)),
+        (["--fast"], (5, 64, 1000, 0)),
+        (["--context", "3", "--steps", "8", "--seed", "2"], (3, 512, 8, 2)),
+    ],
+)
+def test_the_flags_reach_the_network(tmp_path, monkeypatch, capsys, flags, expected):
+    path, seen = tmp_path / "text.txt", []
+    path.write_text("abcab " * 100)
+
+    def train(model, X, Y, steps, seed, title):
+        seen.append((model.context, model.n_hidden, steps, seed))
+        assert model.n_embd == 24 and len(Y) == 540 - model.context
+        raise ValueError("enough")
+
+    monkeypatch.setattr(s3, "train", train)
+    monkeypatch.setattr(s3, "report_table", lambda names, steps: seen.append((len(names), steps)))
+    with pytest.raises(SystemExit):
+        s3.main(["--text", str(path), *flags])
+    assert seen == [(600, 1000) if "--fast" in flags else (2254, 10000), expected]
+    assert capsys.readouterr().err.endswith("error: enough\n")
 
 
 def test_names_are_learned_and_written(tmp_path, capsys):
