@@ -480,7 +480,7 @@ class NeuralLM:
             if [len(symbol) for symbol in dict.fromkeys(self.symbols)] != [1] * self.vocab_size:
                 raise ValueError(f"symbols are not {self.vocab_size} different characters")
             arrays["symbols"] = np.array([ord(symbol) for symbol in self.symbols])
-        with open(f"{path}.tmp", "wb") as file:
+        with open(f"{Path(path)}.tmp", "wb") as file:
             np.savez(file, **arrays)
             file.flush()
             os.fsync(file.fileno())  # on the disk, before it takes the place of another
@@ -591,9 +591,8 @@ def train(
 
 # %% 9. Looking inside
 #
-# WHICH LETTERS ARE ALIKE? Draw the rows of C on paper, in the plane in which they are most spread
-# out. Its axes are the first two right singular vectors of C without its mean row (the principal
-# components; Eckart and Young proved that no plane keeps more of the squared distances).
+# WHICH LETTERS ARE ALIKE? Draw the rows of C in the plane in which they are most spread out. Its
+# axes are the first two right singular vectors of C minus its mean row (Eckart and Young, 1936).
 
 
 def text_map(labels, C, width=72, height=17):
@@ -794,8 +793,8 @@ def report_analogies(model, ids):
     step, neighbour, chance = analogies(model.params["C"], pairs)
     verdict = "one" if step > 2 * max(neighbour, chance) else "none"
     print(f"   A is to a as B is to b: the step from A to a finds b in {step:.1%}, no", end=" ")
-    print(f"step in {neighbour:.1%},\n   chance in {chance:.1%}. A common step", end=" ")
-    print(f"should find twice the larger of these: there is {verdict}.")
+    print(f"step in {neighbour:.1%},\n   chance in {chance:.1%}. A common step should", end=" ")
+    print(f"find b twice as often as both of these: there is {verdict}.")
 
 
 def name_examples(names, symbols, context):
@@ -839,7 +838,8 @@ def learn_names(names, context, steps, seed):
         cells = [f"{seen_bits:10.3f} /{dev_bits:6.3f}" for dev_bits, _, seen_bits in row]
         print(f"   {row[0][1]:9,}" + "".join(cells))
     cost = curves["no remedy"][-1][0] - min(curves["no remedy"])[0]
-    (_, stop, _), remedy = min((min(curve), remedy) for remedy, curve in curves.items())
+    remedy = min(curves, key=lambda name: min(curves[name]))  # the lowest of all on dev
+    _, stop, _ = min(curves[remedy])
     print(f"   Without a remedy, not stopping at the best step costs {cost:.3f} bits. Best is")
     print(f"   {remedy}, {stop:,} steps. So again, on all of the training part; then held out:")
     model = NeuralLM(len(symbols), context, 16, 128, seed)
@@ -867,7 +867,7 @@ def write_names(model, names, prompt, length, seed):
 
 
 def read_names(path):
-    """The different lines of a file that are not empty, in order; "-sig" skips a byte-order mark."""
+    """The different lines of a file, without empty ones; "-sig" skips a byte-order mark."""
     lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))
 
