@@ -893,7 +893,7 @@ def report(args):
     print("\n2. Counting: n-grams of the training text, and the held-out text by Kneser-Ney")
     print("   n   possible   ever seen   new among held-out   bits/char")
     for n, (grams, n_hc, _, p) in enumerate(models, 1):
-        print(f"  {n:2}     10^{n * math.log10(V):<4.1f}", end=" ")
+        print(f"  {n:2}    10^{n * math.log10(V):<4.1f}", end=" ")
         print(f"{grams:11,} {np.mean(n_hc == 0):20.2%} {bits(p):11.3f}")
     model = NeuralLM(V, context, 24, 64 if args.fast else 512, args.seed)
     model.symbols = symbols

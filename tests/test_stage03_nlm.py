@@ -1120,9 +1120,56 @@ def test_the_report_is_made_of_its_parts(fast_reports, capsys):
     s3.write_names(names_model, names, "", 20, 3)
     for part in re.sub(r"\d+\.\d s\b", "", capsys.readouterr().out).split("\n"):
         assert part in report
+    rng, written = np.random.default_rng(3), []
+    for _ in range(200):
+        ids = names_model.generate(20, temperature=0.8, seed=rng)
+        written.append("".join(names_model.symbols[i] for i in ids).partition("\n")[0])
+    assert f"{sum(name in names for name in written)} of them in the file" in report
+    shown = report.split("the first:\n")[1].split("\n\n5.")[0].split()
+    assert shown == [name + "*" * (name in names) for name in written[:24] if name]
+    assert names_model.context == 6
+
     letters = [i for i, symbol in enumerate(names_model.symbols) if symbol.isalpha()]
     C = names_model.params["C"][letters]
     assert s3.text_map([names_model.symbols[i] for i in letters], C) in report
+
+
+def test_a_common_step_must_find_twice_as_many(monkeypatch, capsys):
+    model, ids = small_model(V=5), np.repeat([1, 2, 3, 4], 30)
+    model.symbols = list("\nAaBb")
+    for shares, verdict in (
+        ((0.5, 0.2, 0.1), "one"),
+        ((0.4, 0.2, 0.1), "none"),
+        ((0.5, 0.1, 0.2), "one"),
+        ((0.3, 0.1, 0.2), "none"),
+        ((0.3, 0.2, 0.1), "none"),
+    ):
+        monkeypatch.setattr(s3, "analogies", lambda C, pairs, shares=shares: shares)
+        s3.report_analogies(model, ids)
+        assert capsys.readouterr().out.endswith(f"there is {verdict}.\n")
+
+
+def test_two_capitals_of_one_letter_are_no_analogy(capsys):
+    model = small_model(V=3)
+    model.symbols = ["\u212a", "K", "k"]  # the sign for kelvin, too, has the small letter k
+    s3.report_analogies(model, np.repeat([0, 1, 2], 30))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_shortest_text_and_the_shortest_list(tmp_path, capsys):
+    path = tmp_path / "text.txt"
+    for length in (117, 116):  # 105 characters to train on, or 104
+        path.write_text(("abcab " * 20)[:length])
+        if length == 117:
+            s3.main(["--fast", "--steps", "2", "--text", str(path)])
+            check_held_out_line(capsys.readouterr().out)
+        else:
+            with pytest.raises(SystemExit):
+                s3.main(["--fast", "--steps", "2", "--text", str(path)])
+            assert "the text has 116 characters" in capsys.readouterr().err
+    assert s3.learn_names([a + "x" for a in "abcdefghijkl"], 2, 2, 0).vocab_size == 14
+    with pytest.raises(ValueError, match="there are 11 names"):
+        s3.learn_names([a + "x" for a in "abcdefghijk"], 2, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -1270,7 +1317,7 @@ def test_text_in_any_script_is_learned(tmp_path, capsys):
     out = capsys.readouterr().out
     check_held_out_line(out)
     assert "context 3)" in out and "step 20," in out
-    assert re.search(r"^   2     10\^5.9 ", out, re.M)  # 901 symbols, squared
+    assert re.search(r"^   2    10\^5.9 ", out, re.M)  # 901 symbols, squared
 
 
 def test_prompt_and_length_of_the_sample(tmp_path, capsys):
