@@ -723,6 +723,8 @@ class AttentionOnly:
     def __init__(self, n_embd, n_head, n_layer, base=30.0, seed=0, dtype=np.float32):
         C, V = check_count("n_embd", n_embd), len(TOKENS)
         n_head, n_layer = check_count("n_head", n_head), check_count("n_layer", n_layer)
+        if dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype is {dtype!r}; expected np.float32 or np.float64")
         rng = np.random.default_rng(check_count("seed", seed, 0))
         E = 0.5 * rng.normal(size=(V, C))
         U = rng.normal(size=(C, V)) / C**0.5
@@ -730,7 +732,7 @@ class AttentionOnly:
         self.layers = []
         frequencies = rope_frequencies(C // n_head, base)
         for i in range(n_layer):
-            layer = MultiHeadAttention(C, n_head, frequencies=frequencies, seed=seed + 1 + i)
+            layer = MultiHeadAttention(C, n_head, frequencies=frequencies, seed=int(seed) + 1 + i)
             for name, W in layer.params.items():
                 layer.params[name] = W.astype(dtype)
                 self.params[f"{i}.{name}"] = layer.params[name]  # the same array
@@ -840,8 +842,6 @@ def looks(p, ids):
 
 
 # %% Demonstration
-
-
 def report_recall(seed, n_pairs, steps, width):
     """One layer against two on the recall task. Returns the model of two layers and the texts."""
     print(f"1. Recall. {n_pairs} pairs, then {n_pairs} letters to answer; {steps} training steps")
@@ -850,14 +850,14 @@ def report_recall(seed, n_pairs, steps, width):
     counts = np.sum(texts[:, 1:half:2, None] == np.arange(len(TOKENS)), axis=1)  # (B, V) of digits
     guess = np.mean(counts.argmax(axis=1)[:, None] == texts[:, half + 1 :: 2])
     print(f"{'a most frequent digit':<36}{0:>10}{'':>10}{guess:>10.1%}")
-    wide = 2 * math.ceil(width / 2**0.5)  # one layer of √2 times the width has twice the weights
+    wide = 2 * math.ceil(width / 2**0.5)  # √2 times the width: one layer then weighs as much as two
     counted = []
     for n_layer, n_head, C in ((1, 1, wide), (1, 2, wide), (2, 2, width)):
         name = f"layers {n_layer}, heads each {n_head}, channels {C}"
         model = AttentionOnly(C, n_head, n_layer, seed=seed)
         train(model, steps, n_pairs, seed, name)
         loss, right, _ = model.loss_and_grads(texts)
-        size = sum(p.size for p in model.params.values())
+        size = sum(W.size for W in model.params.values())
         progress(f"{name:<36}{size:>10,}{loss:>10.3f}{right:>10.1%}", last=True)
         answers = model.forward(texts)[0][:, half::2].argmax(axis=-1)  # (B, n)
         often = np.take_along_axis(counts, answers, axis=1) == counts.max(axis=1, keepdims=True)

@@ -1063,6 +1063,8 @@ def test_wrong_numbers_are_named(rng):
         (lambda: s5.MultiHeadAttention(4, 2, causal="no"), "causal is 'no'"),
         (lambda: s5.MultiHeadAttention(4, 2, seed="a"), "seed is 'a'"),
         (lambda: s5.AttentionOnly(8, 2, 1, seed=-1), "seed is -1"),
+        (lambda: s5.AttentionOnly(8, 2, 1, dtype=np.float16), "dtype is .*float16.*; expected"),
+        (lambda: s5.AttentionOnly(8, 2, 1, dtype="a"), "dtype is 'a'; expected"),
         (lambda: s5.train(s5.AttentionOnly(8, 2, 1), 9, 1, None), "seed is None"),
         (lambda: s5.train(s5.AttentionOnly(8, 2, 1), 9, 1, 0, "", -0.1), "learning_rate is -0.1"),
         (lambda: s5.recall_batch(rng, 2, 13), "n_pairs is 13; expected at most 12"),
