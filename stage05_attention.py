@@ -106,8 +106,7 @@ def two_heads(q, keys, values, Wo):
 # 1.1, they make 2.2e41 of it, more than float32 can hold. The gates of an LSTM (Hochreiter &
 # Schmidhuber 1997) hold the factor near 1, but two problems remain. T steps in a row leave a
 # machine idle that could do a thousand at once: with 512 channels, attention multiplies four times
-# as much as the recurrence, in one step instead of a thousand. And a state of fixed size forgets,
-# whatever its gates.
+# as much as the recurrence, in one step instead of a thousand. And a state of fixed size forgets.
 #
 # The window is stage 3's. Each of its N places has rows of its own in the weight matrix, so what it
 # learns of a name three tokens back it must learn again for four. Attention pays for its freedom
@@ -120,10 +119,9 @@ def two_heads(q, keys, values, Wo):
 
 # %% 3. Soft lookup
 # A Python dictionary returns the value whose key is equal to the query: out = Σⱼ 1[q = kⱼ] vⱼ,
-# where 1[...] is 1 if what it holds is true, and 0 if not. This jump from 0 to 1 has the derivative
-# 0 wherever it has any, so nothing can be learned through it. Replace "equal" by "similar", the dot
-# product sⱼ = q·kⱼ, and the jump by a smooth function that turns any scores into positive weights
-# that add up to one, the softmax:
+# where 1[...] is 1 if what it holds is true, else 0. This jump has the derivative 0 wherever it has
+# one, so nothing can be learned from it. Replace "equal" by "similar", the dot product sⱼ = q·kⱼ,
+# and the jump by a smooth function whose values are positive and add up to one, the softmax:
 #     pⱼ = exp(sⱼ) / Σₘ exp(sₘ)          out = Σⱼ pⱼ vⱼ
 # The dictionary is still inside. Multiply all scores by β: then pⱼ/pₘ = exp(β(sⱼ - sₘ)), and as β
 # grows the largest score takes all the weight. Adding c to every score multiplies numerator and
@@ -433,7 +431,7 @@ def scaled_frequencies(frequencies, factor, rule, trained_length=None, low=1.0, 
 # them once and keep them. The token at T then costs one row of every product, about 4C² + 2TC
 # multiplications; without a cache, T rows are computed and T - 1 of them thrown away.
 #
-# What limits writing is then reading that cache, 2·Hkv·D numbers per token and layer. Three cures:
+# What limits writing is then reading that cache, 2·Hkv·D numbers a token and layer. Three cures:
 # - Shared heads. Hkv = H is multi-head attention, Hkv = 1 multi-query (Shazeer 2019), anything
 #   between grouped-query attention (Ainslie et al. 2023).
 # - Latent heads (MLA, DeepSeek-V2 2024): cache one short vector a token, c = x W_c, of which each
@@ -910,6 +908,8 @@ def report_longer(model, seed, n_pairs):
         for layer in model.layers:
             layer.frequencies = scaled_frequencies(usual, 2, rule, trained_length=T)
         rights[rule] = model.loss_and_grads(texts)[1]
+    for layer in model.layers:
+        layer.frequencies = usual
     print("rotations " + ", ".join(f"{rule} {right:.1%}" for rule, right in rights.items()))
     print(f"Best, without any further training: {max(rights, key=rights.get)}.")
 

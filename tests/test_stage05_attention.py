@@ -980,6 +980,14 @@ def test_the_report_depends_on_the_seed_alone(capsys, monkeypatch):
     assert all(a != b for a, b in zip(*(re.findall("^layer.*", o, re.M) for o in outputs[1:])))
 
 
+def test_the_report_leaves_the_rotations_as_they_were(capsys):
+    model = s5.AttentionOnly(8, 2, 2)
+    s5.report_longer(model, 0, 2)
+    assert "linear" in capsys.readouterr().out
+    for layer in model.layers:
+        np.testing.assert_array_equal(layer.frequencies, s5.rope_frequencies(4, 30.0))
+
+
 def test_sentences_turn_with_the_numbers(capsys, monkeypatch):
     """A model that was hardly trained does not count, and a layer that is indifferent to its maps
     when frozen goes by positions; the same report says the opposite of other numbers."""
@@ -1078,6 +1086,11 @@ def test_wrong_numbers_are_named(rng):
     ):
         with pytest.raises(ValueError, match=said):
             call()
+
+
+def test_seeds_of_eight_bits_do_not_wrap():
+    narrow, wide = (s5.AttentionOnly(8, 2, 1, seed=seed).params for seed in (np.uint8(255), 255))
+    assert all(np.array_equal(narrow[name], wide[name]) for name in wide)
 
 
 def test_ids_of_any_width_are_the_same_ids(rng):
