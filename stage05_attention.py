@@ -58,7 +58,8 @@ def attend_backward(dy, weights, q, keys, values):
 #
 # Backward. Suppose the loss wants more of y₀, so that dy = [1, 0]. A weight is worth what its value
 # adds: dweights = [1, 0, 0]. But the weights add up to 1, so one can only grow at the cost of the
-# others; what counts is how much better than the average 0.867 it is (section 3 proves it):
+# others. What counts is how far it lies above the average, Σ weight·dweight = 0.867 (section 3
+# proves it):
 #     dscores = weights·(dweights - 0.867) = [0.115, -0.102, -0.014]
 #     dq = Σ dscore·key = [0.129, -0.102]: ask for female more, and for actions less.
 #     dkeys = dscore·q, one row a word: [0.231, 0], [-0.203, 0], [-0.028, 0].
@@ -95,11 +96,10 @@ def two_heads(q, keys, values, Wo):
 # state h, C numbers. The translation programs of 2014 put a sentence into one such state and
 # wrote the translation from it; the longer the sentence, the worse. Bahdanau let the writer look
 # back at all states with weights like those above, and in 2017 the recurrence itself was dropped.
-# For one layer, T tokens and C channels:
-#                       multiplications    steps in a row    from the first token to the last
-#     recurrence        2TC²               T                 T - 1 steps
-#     window of N       NTC²               1                 (T - 1)/(N - 1) layers
-#     attention         4TC² + 2T²C        1                 one layer
+#     T tokens, one layer  multiplications  steps in a row    from the first token to the last
+#     recurrence           2TC²             T                 T - 1 steps
+#     window of N          NTC²             1                 (T - 1)/(N - 1) layers
+#     attention            4TC² + 2T²C      1                 one layer
 #
 # The path matters because every step multiplies the gradient by one more derivative. Where each is
 # about 0.9, a thousand tokens leave 0.9⁹⁹⁹ = 1.9e-46 of it, which float32 rounds to 0; where it is
