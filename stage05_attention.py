@@ -24,18 +24,16 @@ import argparse
 import math
 import os
 import sys
-import timeit
 import tracemalloc
-from functools import partial
 
 import numpy as np
 
 # %% 1. One query, three keys
 # Somebody reads "Mia saw Tom, and she" and wonders who "she" is. Each earlier word wears a label of
 # two numbers, its key: how female it is (male counts as negative), and how much of an action. The
-# query of "she" is [2, 0]: it asks for someone female and does not care about actions. Query and
-# key fit as well as their dot product is large. Each word hands over a value, here [1, 0] for Mia,
-# [0, 1] for Tom, and nothing for saw.
+# query of "she" is [2, 0]: it asks for someone female and does not care about actions. The larger
+# the dot product of query and key, the better they fit. Each word hands over a value, here [1, 0]
+# for Mia, [0, 1] for Tom, and nothing for saw.
 
 
 def attend(q, keys, values):
@@ -60,7 +58,8 @@ def attend_backward(dy, weights, q, keys, values):
 #
 # Backward. Suppose the loss wants more of y₀, so that dy = [1, 0]. A weight is worth what its value
 # adds: dweights = [1, 0, 0]. But the weights add up to 1, so one can only grow at the cost of the
-# others; what counts is how much better than the average 0.867 it is (section 3 proves it):
+# others. What counts is how far it lies above the average, Σ weight·dweight = 0.867 (section 3
+# proves it):
 #     dscores = weights·(dweights - 0.867) = [0.115, -0.102, -0.014]
 #     dq = Σ dscore·key = [0.129, -0.102]: ask for female more, and for actions less.
 #     dkeys = dscore·q, one row a word: [0.231, 0], [-0.203, 0], [-0.028, 0].
@@ -74,18 +73,20 @@ def attend_backward(dy, weights, q, keys, values):
 
 def two_heads(q, keys, values, Wo):
     """y = [answer of head 1, answer of head 2] Wo; the first half of each row is head 1's."""
-    D, C = len(q) // 2, values.shape[1] // 2
-    _, y1 = attend(q[:D], keys[:, :D], values[:, :C])
-    _, y2 = attend(q[D:], keys[:, D:], values[:, C:])
+    q1, q2 = np.split(q, 2)
+    keys1, keys2 = np.split(keys, 2, axis=1)
+    values1, values2 = np.split(values, 2, axis=1)
+    _, y1 = attend(q1, keys1, values1)
+    _, y2 = attend(q2, keys2, values2)
     return np.concatenate([y1, y2]) @ Wo
 
 
-#     head 1 as above: y1 = [0.867, 0.016]
-#     head 2: the same keys, q = [0, 2], values [0, 0], [1, 0], [0, 0]:
+#     head 1, with the keys, query and values of the table: y1 = [0.867, 0.016]
+#     head 2, with the same keys, q = [0, 2], and values [0, 0], [1, 0], [0, 0]:
 #         scores [0, 2, 0]    weights [0.107, 0.787, 0.107]    y2 = [0.787, 0]
 #     Wo = [[1], [0], [1], [0]] adds "a woman was found" to "an action was found": y = 1.654
-# Backward with dy = [1]: Wo hands back Wo·dy = [1, 0 | 1, 0], and each head gets its own half.
-# Head 1 has dy1 = [1, 0], all of which was computed above. Head 2 has dweights [0, 1, 0], hence
+# Backward with dy = [1]: Wo hands back Wo·dy = [1, 0, 1, 0], of which each head gets its own half,
+# [1, 0]. For head 1 that is the backward computed above. Head 2 has dweights [0, 1, 0], hence
 # dscores = [-0.084, 0.168, -0.084] and dq = [0, 0.168]: ask for actions more, and leave "female"
 # alone, as Mia and Tom pull in opposite directions. The rest of the file is this function for many
 # queries at once, with a softmax that cannot overflow, a way to say who stands where, and speed.
@@ -95,34 +96,32 @@ def two_heads(q, keys, values, Wo):
 # state h, C numbers. The translation programs of 2014 put a sentence into one such state and
 # wrote the translation from it; the longer the sentence, the worse. Bahdanau let the writer look
 # back at all states with weights like those above, and in 2017 the recurrence itself was dropped.
-# For one layer, T tokens and C channels:
-#                       multiplications    steps in a row    from the first token to the last
-#     recurrence        2TC²               T                 T - 1 steps
-#     window of N       NTC²               1                 (T - 1)/(N - 1) layers
-#     attention         4TC² + 2T²C        1                 one layer
+#     T tokens, one layer  multiplications  steps in a row    from the first token to the last
+#     recurrence           2TC²             T                 T - 1 steps
+#     window of N          NTC²             1                 (T - 1)/(N - 1) layers
+#     attention            4TC² + 2T²C      1                 one layer
 #
 # The path matters because every step multiplies the gradient by one more derivative. Where each is
 # about 0.9, a thousand tokens leave 0.9⁹⁹⁹ = 1.9e-46 of it, which float32 rounds to 0; where it is
 # 1.1, they make 2.2e41 of it, more than float32 can hold. The gates of an LSTM (Hochreiter &
 # Schmidhuber 1997) hold the factor near 1, but two problems remain. T steps in a row leave a
 # machine idle that could do a thousand at once: with 512 channels, attention multiplies four times
-# as much as the recurrence, in one step instead of a thousand. And a state of fixed size forgets,
-# whatever its gates. (Mamba, Gu & Dao 2023, and its kin have got rid of the steps in a row. Their
-# state still has a size, and what they lack is mostly section 10's recall: Arora et al. 2023.)
+# as much as the recurrence, in one step instead of a thousand. And a state of fixed size forgets.
 #
-# The window is stage 3's: each of its N places owns rows of the matrix, so what it learns of a name
-# three tokens back is news four tokens back. Attention pays for its freedom with T², as every token
-# looks at every other; sections 8 and 9 are about that.
+# The window is stage 3's. Each of its N places has rows of its own in the weight matrix, so what it
+# learns of a name three tokens back it must learn again for four. Attention pays for its freedom
+# with T², as every token looks at every other; sections 8 and 9 are about that.
 #
-# From here on: B sequences, Tq queries, Tk keys (T if as many), C channels, H heads of size D, Hkv
-# heads of keys and values. A layer is a pair name_forward(x) -> (y, cache), name_backward(dy,
-# cache) -> dx, where the cache holds what the backward must remember.
+# From here on there are B sequences, Tq queries and Tk keys in each (T where both are equal), C
+# channels, H heads of size D, and Hkv heads of keys and values. A layer is a pair of functions,
+# name_forward(x) -> (y, cache) and name_backward(dy, cache) -> dx. The cache holds what the
+# backward must remember (section 8's KV cache is another thing).
 
 # %% 3. Soft lookup
-# A Python dictionary returns the value whose key is equal to the query: out = Σⱼ 1[q = kⱼ] vⱼ. The
-# comparison jumps from 0 to 1; its derivative is 0 wherever it exists, so nothing can be learned
-# through it. Replace "equal" by "similar", the dot product sⱼ = q·kⱼ, and the jump by a smooth
-# function that turns any scores into positive weights that sum to one, the softmax:
+# A Python dictionary returns the value whose key is equal to the query: out = Σⱼ 1[q = kⱼ] vⱼ,
+# where 1[...] is 1 if what it holds is true, else 0. This jump has the derivative 0 wherever it has
+# one, so nothing can be learned from it. Replace "equal" by "similar", the dot product sⱼ = q·kⱼ,
+# and the jump by a smooth function whose values are positive and add up to one, the softmax:
 #     pⱼ = exp(sⱼ) / Σₘ exp(sₘ)          out = Σⱼ pⱼ vⱼ
 # The dictionary is still inside. Multiply all scores by β: then pⱼ/pₘ = exp(β(sⱼ - sₘ)), and as β
 # grows the largest score takes all the weight. Adding c to every score multiplies numerator and
@@ -136,7 +135,7 @@ def two_heads(q, keys, values, Wo):
 # Backward. With Z = Σₘ exp(sₘ), the quotient rule gives
 #     ∂pᵢ/∂sⱼ = (1[i=j] exp(sᵢ) Z - exp(sᵢ) exp(sⱼ)) / Z² = pᵢ (1[i=j] - pⱼ)
 #     dsⱼ = Σᵢ dpᵢ ∂pᵢ/∂sⱼ = pⱼ (dpⱼ - Σᵢ pᵢ dpᵢ):
-# what its own weight is worth, minus what the weights are worth on average.
+# the weight, times what it is worth beyond what the weights are worth on average.
 
 
 def check_count(name, value, lowest=1):
@@ -202,19 +201,19 @@ def softmax_backward(dp, cache):
 # So scores spread like √D, by ±8 at D = 64. As exp(8) is about 3,000, most queries give most of
 # their weight to one key before training has begun, and are hard to teach otherwise: by section 3
 # the softmax has the derivatives J = diag(p) - p pᵀ, and their trace, Σᵢ pᵢ(1 - pᵢ) = 1 - Σᵢ pᵢ²,
-# measures how much gradient passes. The report finds 0.96 with the scale below, whatever D is;
-# without it, 0.30 at D = 64 and 0.15 at D = 256. Such a model still learns, only slower. As q·k/√D
-# has variance D/D = 1 for every D, that is what we use.
+# measures how much gradient passes. As q·k/√D has variance D/D = 1 for every D, that is what we
+# use. With 64 random keys the function below then finds 0.96, whatever D is; without the division,
+# 0.30 at D = 64 and 0.15 at D = 256. Such a model still learns, only slower.
 
 
 def scale_statistics(D, scale, rng, n_keys=64, n_queries=512):
-    """(variance of the scores, entropy of the weights in nats, trace of the softmax's Jacobian)."""
-    D = check_count("D", D)
-    q, k = rng.normal(size=(n_queries, 1, D)), rng.normal(size=(n_queries, D, n_keys))  # fresh keys
+    """(variance of the scores, trace of the softmax's derivatives) for random queries and keys."""
+    D, scale = check_count("D", D), check_number("scale", scale)
+    q = rng.normal(size=(n_queries, 1, D))
+    k = rng.normal(size=(n_queries, D, n_keys))  # each query has keys of its own
     s = scale * (q @ k)[:, 0]  # (n_queries, n_keys)
     p, _ = softmax_forward(s)
-    entropy = -np.sum(p * np.log(np.maximum(p, 1e-300)), axis=-1)
-    return float(s.var()), float(entropy.mean()), float(1 - np.sum(p * p, axis=-1).mean())
+    return float(s.var()), float(1 - np.sum(p * p, axis=-1).mean())
 
 
 # %% 5. Attention and its backward
@@ -223,11 +222,12 @@ def scale_statistics(D, scale, rng, n_keys=64, n_queries=512):
 # Self-attention takes q, k and v from one sequence; cross-attention takes q from one (a translation
 # being written), k and v from another (the sentence to translate). The formula does not care.
 #
-# The causal mask. Whoever predicts the next token must not see it. If the queries are the LAST Tq
-# of the Tk positions (all of them in training, one when a cache holds the rest), query i stands at
-# i + Tk - Tq and may look at keys up to there. The mask must be -∞ and precede the softmax:
-# scores set to 0 leave exp(0) = 1, the weight of an average key; weights set to 0 after it leave
-# the future in the denominator Σⱼ exp(sᵢⱼ), and how much a row lacks of 1 tells what comes next.
+# The causal mask. Whoever predicts the next token must not see it. The queries are the LAST Tq of
+# the Tk positions: all of them in training, only the newest when a model writes. So query i stands
+# at i + Tk - Tq and may look at keys up to there. The mask must be -∞, and come before the softmax.
+# A score set to 0 would still leave exp(0) = 1, the weight of an ordinary key. A weight set to 0
+# after the softmax would leave the future in the denominator Σⱼ exp(sᵢⱼ), and a row's sum, by as
+# much as it lacks of 1, would tell what comes next.
 #
 # Backward, from do = ∂L/∂o. Each line asks: where does this variable enter, with which factor?
 #     vⱼ enters oᵢ times pᵢⱼ:                     dvⱼ = Σᵢ pᵢⱼ doᵢ            dv = pᵀ do
@@ -235,9 +235,10 @@ def scale_statistics(D, scale, rng, n_keys=64, n_queries=512):
 #     softmax, row by row (section 3):            dsᵢⱼ = pᵢⱼ (dpᵢⱼ - Σₘ pᵢₘ dpᵢₘ)
 #     qᵢ enters sᵢⱼ times αkⱼ, kⱼ times αqᵢ:      dqᵢ = α Σⱼ dsᵢⱼ kⱼ           dkⱼ = α Σᵢ dsᵢⱼ qᵢ
 # With one query these are the lines of attend_backward.
+#
 # Shared heads. With fewer key heads than query heads (section 8 says why), G = H/Hkv query heads in
-# a row share one. A key does not mind how many queries look at it: lay the G heads end to end, as
-# G·Tq queries of one head. The sum over the group in dk, dv is then already inside dsᵀ q and pᵀ do.
+# a row share one. A key does not mind how many queries look at it, so lay the G heads end to end,
+# as G·Tq queries of one head. The products dsᵀ q and pᵀ do then add up the group's dk and dv, too.
 
 
 def grouped(x, Hkv):
@@ -246,16 +247,30 @@ def grouped(x, Hkv):
     return x.reshape(B, Hkv, H // Hkv * T, D)
 
 
-def check_qkv(q, k, v, scale):
-    """The three as arrays of one dtype, and the scale; ValueError if they do not fit together."""
+def check_qkv(q, k, v, causal, scale):
+    """q, k, v in one dtype, and the scale; ValueError if they do not fit together."""
+    if not isinstance(causal, (bool, np.bool_)):
+        raise ValueError(f"causal is {causal!r}; expected True or False")
     q, k, v = as_floats("q", q), as_floats("k", k), as_floats("v", v)
-    fit = q.ndim == k.ndim == 4 and k.shape == v.shape and q.shape[::3] == k.shape[::3]
-    if not fit or q.shape[3] == 0 or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+    fit = q.ndim == k.ndim == 4 and k.shape == v.shape
+    fit = fit and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3] > 0
+    if not fit or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         expected = "q (B, H, Tq, D), k and v (B, Hkv, Tk, D), Hkv dividing H"
         raise ValueError(f"q {q.shape}, k {k.shape}, v {v.shape} do not fit; expected {expected}")
     dtype = np.result_type(q, k, v)
     scale = 1 / math.sqrt(q.shape[3]) if scale is None else check_number("scale", scale)
-    return *(x.astype(dtype, copy=False) for x in (q, k, v)), scale
+    q, k, v = (x.astype(dtype, copy=False) for x in (q, k, v))
+    return q, k, v, scale
+
+
+def check_fits(name, x, shape):
+    """ValueError unless NumPy can repeat (broadcast) the array x to this shape."""
+    try:
+        fits = np.broadcast_shapes(x.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} has shape {x.shape}; expected one that fits {shape}")
 
 
 def sliding_window_mask(Tq, Tk, window=None):
@@ -273,9 +288,9 @@ def attention_forward(q, k, v, causal=False, mask=None, scale=None):
     q (B, H, Tq, D), k and v (B, Hkv, Tk, D), Hkv dividing H. causal: the queries are the last Tq of
     Tk positions and see nothing later than themselves. mask, broadcastable to (B, H, Tq, Tk):
     boolean (True = may attend) or floating (added to the scaled scores, below +inf); with causal,
-    both apply. scale: None for 1/√D. A query that may see nothing gets zeros, sends no gradient.
+    both apply. scale: None for 1/√D. A query that may see nothing gets zeros and no gradient.
     """
-    q, k, v, scale = check_qkv(q, k, v, scale)
+    q, k, v, scale = check_qkv(q, k, v, causal, scale)
     Hkv, Tq, Tk = k.shape[1], q.shape[2], k.shape[2]
     s = (grouped(q, Hkv) @ k.swapaxes(-1, -2)).reshape(*q.shape[:3], Tk)  # (B, H, Tq, Tk)
     s *= s.dtype.type(scale)
@@ -283,8 +298,7 @@ def attention_forward(q, k, v, causal=False, mask=None, scale=None):
         mask = np.asarray(mask)
         if mask.dtype.kind not in "bf" or not np.all(mask < np.inf):
             raise ValueError(f"mask of dtype {mask.dtype}; expected booleans, or floats below +inf")
-        if np.broadcast_shapes(mask.shape, s.shape) != s.shape:  # raises, too, if there is none
-            raise ValueError(f"mask has shape {mask.shape}; expected one that fits {s.shape}")
+        check_fits("mask", mask, s.shape)
         if mask.dtype.kind == "b":
             np.copyto(s, -np.inf, where=~mask)
         else:
@@ -319,12 +333,11 @@ def attention_backward(dout, cache):
 # earlier, never how much earlier. There are four classic ways to say where a token stands.
 #
 # 1. Learned: a table with one row per position (GPT-2), and none beyond the longest training text.
-# 2. Sinusoidal: rows of C/2 clock hands (sin θᵢt, cos θᵢt) with speeds θᵢ = 10000^(-2i/C). By the
-#    angle sums, a shift by n is a rotation by θᵢn, the same matrix whatever t is:
-#        sin θ(t+n) =  cos θn · sin θt + sin θn · cos θt
-#        cos θ(t+n) = -sin θn · sin θt + cos θn · cos θt
-# 3. Rotary (RoPE): if a shift is a rotation, rotate the queries and keys themselves. R_t turns the
-#    pair of numbers x[i], x[i + D/2] by the angle tθᵢ, where θᵢ = base^(-2i/D):
+# 2. Sinusoidal: add to each token the sines and cosines of its position at C/2 speeds.
+# 3. ALiBi: subtract from each score a penalty that grows with distance, μ|i - j|, with one slope μ
+#    a head: some heads see far, some near (Press et al. 2021).
+# 4. Rotary (RoPE), today the usual one: turn the queries and keys themselves, like clock hands.
+#    R_t turns the pair of numbers x[i], x[i + D/2] by the angle tθᵢ, where θᵢ = base^(-2i/D):
 #        y[i]       = x[i] cos tθᵢ - x[i + D/2] sin tθᵢ
 #        y[i + D/2] = x[i] sin tθᵢ + x[i + D/2] cos tθᵢ
 #    Rotations add up, R_m R_n = R_{m+n}, and their transpose undoes them, R_mᵀ = R_{-m}. Hence
@@ -332,8 +345,6 @@ def attention_backward(dout, cache):
 #    the score depends on the offset n - m alone. Values are not turned: position decides who is
 #    heard, not what is said. The backward of y = R_t x is dx = R_tᵀ dy = R_{-t} dy. (What forms a
 #    pair is a convention: halves here and in Llama on Hugging Face, neighbours in the paper.)
-# 4. ALiBi: subtract from each score a penalty that grows with distance, μ|i - j|, with one slope μ
-#    a head, 2^(-8/H), 2^(-16/H), ..., 2^(-8): some heads see far, some near (Press et al. 2021).
 
 
 def rope_frequencies(D, base=10000.0):
@@ -355,8 +366,7 @@ def rope_forward(x, positions, frequencies=None):
     frequencies = as_floats("frequencies", frequencies)
     if 2 * frequencies.size != D or frequencies.ndim != 1:
         raise ValueError(f"frequencies {frequencies.shape} for D = {D}; expected ({D / 2:g},)")
-    if np.broadcast_shapes(positions.shape, x.shape[:-1]) != x.shape[:-1]:
-        raise ValueError(f"positions have shape {positions.shape}; expected {x.shape[:-1]} at most")
+    check_fits("positions", positions, x.shape[:-1])
     angle = positions[..., None].astype(np.float64) * frequencies  # (..., T, D/2)
     if not np.isfinite(angle).all():
         raise ValueError("positions or frequencies are not finite; expected finite numbers")
@@ -373,31 +383,30 @@ def rope_backward(dy, cache):
 
 # %% 7. Longer than trained: scaling the rotations
 # In a training text of L tokens, pair i turns Lθᵢ/2π times. A pair that went round often has shown
-# the model all of its angles. One that did not get round once will show new ones in a text of s·L
-# tokens, angles that no weight was trained for. Three rules slow the rotations down to make s·L
-# tokens fit. With D = 8, base = 10000, L = 2048 and s = 4:
+# the model all of its angles. One that did not get round once will show new ones in a text F times
+# as long, angles that no weight was trained for. Three rules slow the rotations down to make F·L
+# tokens fit. With D = 8, base = 10000, L = 2048 and F = 4 (factor in the code):
 #     θᵢ       turns in L    linear      ntk        llama3
 #     1        326           0.25        1          1
 #     0.1      32.6          0.025       0.0630     0.1
 #     0.01     3.26          0.0025      0.00397    0.00815
 #     0.001    0.326         0.00025     0.00025    0.00025
 #
-# - linear, or position interpolation (Chen et al. 2023): θᵢ/s, as if position m were m/s. No angle
-#   is new, but the fast pairs, which tell neighbours apart, now do so s times worse. A model needs
-#   some fine-tuning to get used to that.
-# - ntk (bloc97 2023, in a forum): leave the fastest pair alone, divide the slowest by s, and the
-#   others by what lies between in equal ratios: pair i of n = D/2 by s^(i/(n - 1)). Since i/(n - 1)
-#   = 2i/(D - 2), this is the same as another base, base·s^(D/(D-2)). ("Dynamic" NTK takes for s the
-#   length of the text at hand over L.)
-# - llama3 (Llama 3.1, 2024, after the parts of YaRN, Peng et al. 2023) decides pair by pair. Who
-#   turned more than 4 times in L is left alone, who did not get round once is divided by s, and
-#   those in between get a mixture of both, in proportion t = (turns - 1)/(4 - 1).
+# - linear, or position interpolation (Chen et al. 2023): θᵢ/F, as if position m were m/F. No angle
+#   is new, but the fast pairs, which tell neighbours apart, now do so F times worse.
+# - ntk (bloc97 2023, in a forum): leave the fastest pair alone, divide the slowest by F, and the
+#   others by what lies between in equal ratios: pair i of n = D/2 by F^(i/(n - 1)). Since i/(n - 1)
+#   = 2i/(D - 2), this is the same as another base, base·F^(D/(D-2)).
+# - llama3 (Llama 3.1, 2024, after the parts of YaRN, Peng et al. 2023) decides pair by pair. A pair
+#   that turned more than 4 times in L is left alone, one that did not get round once is divided by
+#   F, and those between get a mixture: t parts of θᵢ, 1 - t of θᵢ/F, with t = (turns - 1)/(4 - 1).
 
 
 def scaled_frequencies(frequencies, factor, rule, trained_length=None, low=1.0, high=4.0):
     """(D/2,) rotations for texts `factor` times as long; D >= 4. rule: linear, ntk or llama3. For
     llama3, pairs of at most `low` turns in trained_length are slowed, of `high` left alone."""
-    frequencies, factor = as_floats("frequencies", frequencies), check_number("factor", factor, 0)
+    frequencies = as_floats("frequencies", frequencies)
+    factor = check_number("factor", factor, above=0)
     n = frequencies.size
     if frequencies.shape != (n,) or n < 2:
         raise ValueError(f"frequencies have shape {frequencies.shape}; expected (D/2,), D >= 4")
@@ -414,28 +423,21 @@ def scaled_frequencies(frequencies, factor, rule, trained_length=None, low=1.0, 
 
 
 # %% 8. Heads, and what to remember
-# Section 1 split the channels between two heads; H heads of size D = C/H work alike, at the cost of
-# one: all scores take H·T²D = T²C multiplications.
+# Section 1 split the channels between two heads. H heads of size D = C/H work in the same way, and
+# cost no more than one: all their scores take H·T²D = T²C multiplications.
 #
 # The KV cache. A model that writes gets its tokens one at a time. The key and value of token j are
 # functions of its own input, which under a causal mask does not depend on what comes later: compute
 # them once and keep them. The token at T then costs one row of every product, about 4C² + 2TC
 # multiplications; without a cache, T rows are computed and T - 1 of them thrown away.
 #
-# What limits writing is then reading that cache, 2·Hkv·D numbers per token and layer. Three cures:
+# What limits writing is then reading that cache, 2·Hkv·D numbers a token and layer. Three cures:
 # - Shared heads. Hkv = H is multi-head attention, Hkv = 1 multi-query (Shazeer 2019), anything
 #   between grouped-query attention (Ainslie et al. 2023).
 # - Latent heads (MLA, DeepSeek-V2 2024): cache one short vector a token, c = x W_c, of which each
-#   head makes its key c W_k and value c W_v. It need not even make them: as q·(c W_k) = (q W_kᵀ)·c,
-#   the query can look at c itself. DeepSeek-V2 keeps 576 numbers (c, and one rotary key for all
-#   heads); keys and values of its 128 heads of size 128 would be 32,768.
+#   head makes its key c W_k and value c W_v, or looks at c itself: q·(c W_k) = (q W_kᵀ)·c.
 # - A sliding window. A query sees w positions, its own included, and the cache holds w - 1. Each
 #   layer hands on what it saw, so L layers reach L(w - 1) back.
-#
-# Attention sinks. Weights add up to 1, so a head that finds nothing must look somewhere all the
-# same: in large models at the first tokens, whose values say next to nothing. Once a window has
-# slid past those, the text falls apart; keeping the first four in the cache mends it (Xiao et al.
-# 2023). Others put a learned exp(a) into the softmax's denominator (gpt-oss, 2025).
 
 
 def split_heads(x, n_head):
@@ -460,6 +462,14 @@ def weight_grad(x, dy):
     return np.tensordot(x, dy, axes=((0, 1), (0, 1)))
 
 
+def seen_tokens(kv_cache):
+    """How many tokens a KV cache has seen; ValueError if it is not {} or what step returned."""
+    if not isinstance(kv_cache, dict) or kv_cache and kv_cache.keys() != {"k", "v", "length"}:
+        found = str(kv_cache)[:60]
+        raise ValueError(f"kv_cache is {found}; expected None, or k, v, length as step gave them")
+    return check_count("kv_cache's length", kv_cache.get("length", 0), 0)
+
+
 class MultiHeadAttention:
     """y = [head 1, ..., head H] Wo, with n_kv_head heads of keys and values (None: as many).
 
@@ -477,6 +487,8 @@ class MultiHeadAttention:
         if C % n_head or n_head % n_kv_head:
             found = f"n_embd, n_head, n_kv_head are {C}, {n_head}, {n_kv_head}"
             raise ValueError(f"{found}; expected each to divide the one before")
+        if not isinstance(causal, (bool, np.bool_)):
+            raise ValueError(f"causal is {causal!r}; expected True or False")
         if window is not None and not causal:
             raise ValueError(f"window is {window} without a causal mask; expected None")
         self.n_head = n_head
@@ -484,7 +496,8 @@ class MultiHeadAttention:
         self.causal = causal
         self.frequencies = frequencies
         self.window = None if window is None else check_count("window", window)
-        rng, width = np.random.default_rng(seed), C // n_head * n_kv_head
+        rng = np.random.default_rng(check_count("seed", seed, 0))
+        width = C // n_head * n_kv_head
         shapes = {"Wq": (C, C), "Wk": (C, width), "Wv": (C, width), "Wo": (C, C)}
         # A sum of C terms of variance 1/C has variance 1: what section 4 assumed of q and k.
         self.params = {name: rng.normal(size=shape) / C**0.5 for name, shape in shapes.items()}
@@ -522,11 +535,11 @@ class MultiHeadAttention:
         dq, dk, dv = attention_backward(split_heads(dmerged, self.n_head), attention)
         if rotation is not None:
             dq, dk = rope_backward(dq, rotation), rope_backward(dk, rotation)
-        dx, grads = 0, {}
+        dx, grads = np.zeros_like(x), {}
         for name, d in (("Wq", dq), ("Wk", dk), ("Wv", dv)):
             d = merge_heads(d)  # (B, T, width)
             grads[name] = weight_grad(x, d)
-            dx = dx + matmul(d, self.params[name].T)  # x entered three times: its gradients add up
+            dx += matmul(d, self.params[name].T)  # x entered three times: its gradients add up
         grads["Wo"] = weight_grad(merged, dy)
         return dx, grads
 
@@ -540,16 +553,18 @@ class MultiHeadAttention:
             raise ValueError("causal is False; expected True, or each new token changes old rows")
         x_t = as_floats("input", x_t)
         x = x_t[:, None] if x_t.ndim == 2 else x_t  # (B, t, C)
-        start = kv_cache["length"] if kv_cache else 0
+        start = 0 if kv_cache is None else seen_tokens(kv_cache)
         q, k, v, _ = self._qkv(x, start)
         B, Hkv, t, D = k.shape
         if kv_cache:
             kept = start if self.window is None else min(start, self.window - 1)
-            found, expected = kv_cache["k"].shape, (B, Hkv, kept, D)
-            if found != expected:
-                raise ValueError(f"kv_cache holds keys {found}; expected {expected}")
-            k = np.concatenate([kv_cache["k"], k], axis=2)  # (B, Hkv, kept + t, D)
-            v = np.concatenate([kv_cache["v"], v], axis=2)
+            old_k = as_floats("kv_cache's k", kv_cache["k"])
+            old_v = as_floats("kv_cache's v", kv_cache["v"])
+            if not old_k.shape == old_v.shape == (B, Hkv, kept, D):
+                found = f"keys {old_k.shape} and values {old_v.shape}"
+                raise ValueError(f"kv_cache holds {found}; expected {(B, Hkv, kept, D)}")
+            k = np.concatenate([old_k, k], axis=2)  # (B, Hkv, kept + t, D)
+            v = np.concatenate([old_v, v], axis=2)
         mask = sliding_window_mask(t, k.shape[2], self.window)
         out, _ = attention_forward(q, k, v, mask=mask)
         y = matmul(merge_heads(out), self.params["Wo"])
@@ -596,7 +611,7 @@ def score_tiles(q, k, i, causal, block, scale):
 
 def flash_attention_forward(q, k, v, causal=False, block=64, scale=None):
     """attention_forward without a mask, in O(T) extra memory; block: the side of a tile."""
-    q, k, v, scale = check_qkv(q, k, v, scale)
+    q, k, v, scale = check_qkv(q, k, v, causal, scale)
     block = check_count("block", block)
     out, log_Z = np.empty_like(q), np.empty((*q.shape[:3], 1), q.dtype)
     for i in range(0, q.shape[2], block):
@@ -645,16 +660,16 @@ def flash_attention_backward(dout, cache):
 # A text that once said "Mr Finch" will likely follow "Mr" with "Finch" again. In the purest form:
 # letters, each with a random digit, then letters again; say which digit stood after each:
 #     a3 f0 c7 ... c7 a3 ...
-# One head in one layer cannot do it, whatever its weights and positions. Proof. Take letters a, b,
-# digits x, y and four texts, each followed by the query a, with the right answer:
+# One head in one layer cannot do it, whatever its weights and positions. Proof. Take letters a, b
+# and digits x, y. Here are four texts, each followed by the query a, with the right answer:
 #     axby → x        aybx → y        bxay → y        byax → x
 # In one layer, the score sⱼ and the value at place j depend on the query (the same in all four), on
 # j and on the token at j. With c the query's own part and wⱼ that of place j, the logits x and y
 # differ by
 #     Δ = c + (1/Z) Σⱼ exp(sⱼ) wⱼ = (1/Z) Σⱼ exp(sⱼ) (c + wⱼ),      Z = Σⱼ exp(sⱼ) > 0:
-# its sign is that of a sum to which each place contributes alone. Say A for a first and b third, A'
-# for b first and a third (the query's place counted in both), X for x second and y fourth, X' for y
-# second and x fourth. All four answers are right only if
+# its sign is that of a sum to which each place contributes by itself. Let A be what the letters and
+# the query's place contribute if a comes before b, and A' the same if b comes first; let X be what
+# the digits contribute if x comes before y, and X' if y does. All four answers are right only if
 #     A + X > 0        A + X' < 0        A' + X < 0        A' + X' > 0.
 # The outer two say A + A' + X + X' > 0, the inner two that it is < 0. ∎ (More heads have more Z's,
 # and this argument fails; but one layer must be very large: Sanford, Hsu & Telgarsky 2024.) So one
@@ -662,15 +677,15 @@ def flash_attention_backward(dout, cache):
 #
 # Two layers can. In the first, a previous-token head copies to each digit the letter before it; in
 # the second, the query looks for the place whose *copied* letter equals itself and passes on the
-# digit there: an induction head (Olsson et al. 2022). Nobody builds it in. The model
+# digit there: an induction head (Olsson et al. 2022). Nobody builds it in. Our model,
 #     x₀ = E[token]        x_{l+1} = x_l + attention_l(x_l)        logits = x_L U
 # has nothing but causal attention with rotary positions inside (of base 30, as texts are short),
 # and descending the cross-entropy -log p[answer] finds it.
 #
 # Backward. With p = softmax(logits) and section 3,
 #     ∂(-log p_y)/∂logitᵢ = -p_y (1[i=y] - pᵢ)/p_y = pᵢ - 1[i=y]
-# Then dU = x_Lᵀ dlogits and dx_L = dlogits Uᵀ; x + f(x) has the derivative 1 + f', so each layer
-# ADDS its dx to what arrives; and x₀ = onehot E gives dE = onehotᵀ dx₀.
+# Then dU = x_Lᵀ dlogits and dx_L = dlogits Uᵀ. As x + f(x) has the derivative 1 + f', each layer
+# ADDS its dx to what arrives. Looking up rows is a product, x₀ = onehot E, hence dE = onehotᵀ dx₀.
 
 LETTERS = "abcdefghijkl"
 TOKENS = LETTERS + "0123456789"
@@ -688,29 +703,42 @@ def recall_batch(rng, B, n_pairs):
     return np.concatenate([pairs, redrawn], axis=1).reshape(B, -1)
 
 
+def check_ids(ids, texts=True):
+    """ids (B, T) as an array; ValueError if they are none, or no texts as of recall_batch."""
+    ids, last = np.asarray(ids), len(TOKENS) - 1
+    if ids.dtype.kind not in "iu" or ids.ndim != 2:
+        raise ValueError(f"ids are {ids.dtype} {ids.shape}; expected integers (B, T)")
+    if ids.size and not 0 <= ids.min() <= ids.max() <= last:
+        raise ValueError(f"ids go from {ids.min()} to {ids.max()}; expected 0..{last}")
+    if texts and (0 in ids.shape or ids.shape[1] % 4):
+        raise ValueError(f"ids have shape {ids.shape}; expected some texts (B, 4·n_pairs)")
+    return ids.astype(np.int64)
+
+
 class AttentionOnly:
     """Embeddings, n_layer attention layers on a residual stream, an unembedding; nothing else."""
 
     def __init__(self, n_embd, n_head, n_layer, base=30.0, seed=0, dtype=np.float32):
-        C, V, rng = check_count("n_embd", n_embd), len(TOKENS), np.random.default_rng(seed)
-        frequencies = rope_frequencies(C // check_count("n_head", n_head), base)
-        E, U = 0.5 * rng.normal(size=(V, C)), rng.normal(size=(C, V)) / C**0.5
+        C, V = check_count("n_embd", n_embd), len(TOKENS)
+        n_head, n_layer = check_count("n_head", n_head), check_count("n_layer", n_layer)
+        if dtype not in (np.float32, np.float64):
+            raise ValueError(f"dtype is {dtype!r}; expected np.float32 or np.float64")
+        rng = np.random.default_rng(check_count("seed", seed, 0))
+        E = 0.5 * rng.normal(size=(V, C))
+        U = rng.normal(size=(C, V)) / C**0.5
         self.params = {"token": E.astype(dtype), "unembed": U.astype(dtype)}
         self.layers = []
-        for i in range(check_count("n_layer", n_layer)):
-            layer = MultiHeadAttention(C, n_head, frequencies=frequencies, seed=seed + 1 + i)
-            layer.params = {name: p.astype(dtype) for name, p in layer.params.items()}
-            self.params |= {f"{i}.{name}": p for name, p in layer.params.items()}  # the same arrays
+        frequencies = rope_frequencies(C // n_head, base)
+        for i in range(n_layer):
+            layer = MultiHeadAttention(C, n_head, frequencies=frequencies, seed=int(seed) + 1 + i)
+            for name, W in layer.params.items():
+                layer.params[name] = W.astype(dtype)
+                self.params[f"{i}.{name}"] = layer.params[name]  # the same array
             self.layers.append(layer)
 
     def embed(self, ids):
         """x₀ (B, T, C) for token ids (B, T)."""
-        ids, last = np.asarray(ids), len(TOKENS) - 1
-        if ids.dtype.kind not in "iu" or ids.ndim != 2:
-            raise ValueError(f"ids are {ids.dtype} {ids.shape}; expected integers (B, T)")
-        if ids.size and not 0 <= ids.min() <= ids.max() <= last:
-            raise ValueError(f"ids go from {ids.min()} to {ids.max()}; expected 0..{last}")
-        return self.params["token"][ids]
+        return self.params["token"][check_ids(ids, texts=False)]
 
     def forward(self, ids):
         """logits (B, T, V), the last x (B, T, C), the layers' caches, for token ids (B, T)."""
@@ -723,10 +751,9 @@ class AttentionOnly:
 
     def loss_and_grads(self, ids):
         """Mean -log p of the answers (the digits of the second half), share right, gradients."""
+        ids = check_ids(ids)
+        half = ids.shape[1] // 2
         logits, x, caches = self.forward(ids)
-        ids, half = np.asarray(ids).astype(np.int64), logits.shape[1] // 2
-        if 0 in ids.shape or ids.shape[1] % 4:
-            raise ValueError(f"ids have shape {ids.shape}; expected some texts (B, 4·n_pairs)")
         p, _ = softmax_forward(logits[:, half::2])  # (B, n, V) at the letters of the second half
         y = ids[:, half + 1 :: 2, None]  # (B, n, 1), the digits that follow them
         right = float(np.mean(p.argmax(axis=-1) == y[..., 0]))
@@ -755,19 +782,21 @@ def progress(message, last=False):
 
 def train(model, steps, n_pairs, seed, name="", learning_rate=1e-2, B=32):
     """Adam (stage 4) on fresh batches; ValueError if the loss is not finite any more."""
-    steps, learning_rate = check_count("steps", steps), check_number("rate", learning_rate)
-    rng = np.random.default_rng(seed)
-    m = {key: np.zeros_like(p) for key, p in model.params.items()}
-    s = {key: np.zeros_like(p) for key, p in model.params.items()}
+    steps = check_count("steps", steps)
+    learning_rate = check_number("learning_rate", learning_rate, above=0)
+    rng = np.random.default_rng(check_count("seed", seed, 0))
+    mean = {key: np.zeros_like(W) for key, W in model.params.items()}
+    mean_square = {key: np.zeros_like(W) for key, W in model.params.items()}
     for t in range(1, steps + 1):
         loss, right, grads = model.loss_and_grads(recall_batch(rng, B, n_pairs))
         if not math.isfinite(loss):
             raise ValueError(f"step {t}: loss {loss}; expected a finite one: lower learning_rate")
         rate = learning_rate * min(1, t / 50) * (1 - 0.9 * t / steps)  # warm up, then decay
-        for key, p in model.params.items():
-            m[key] += 0.1 * (grads[key] - m[key])
-            s[key] += 0.02 * (grads[key] * grads[key] - s[key])
-            p -= rate * (m[key] / (1 - 0.9**t)) / (np.sqrt(s[key] / (1 - 0.98**t)) + 1e-8)
+        for key, W in model.params.items():
+            mean[key] += 0.1 * (grads[key] - mean[key])
+            mean_square[key] += 0.02 * (grads[key] * grads[key] - mean_square[key])
+            typical = np.sqrt(mean_square[key] / (1 - 0.98**t))  # size of the gradient
+            W -= rate * (mean[key] / (1 - 0.9**t)) / (typical + 1e-8)
         if t % 20 == 0:
             progress(f"{name}: step {t} of {steps}, loss {loss:.3f}, right {right:.1%}")
 
@@ -778,13 +807,18 @@ def train(model, steps, n_pairs, seed, name="", learning_rate=1e-2, B=32):
 # - Silenced: p = 0, and the head hands over nothing. What is lost is what only this head can do.
 #   (Heads can stand in for each other, so silence the whole layer, too.)
 # - Frozen: p = its average over a thousand texts. The head then looks wherever it usually looks,
-#   whatever the text says. If nothing is lost, it went by positions; if all is lost, by content.
-# What it looks for shows in two of its weights: from a digit of the first half to the letter before
-# it (a previous-token head) and from a letter of the second half to its digits so far (induction).
+#   whatever the text says. If that costs less than half of what silencing costs, the report says
+#   that it goes by positions; otherwise, by content.
+# What a head looks for shows in two averages of its weights: from a digit of the first half to the
+# letter before it (a previous-token head), and from a letter of the second half to all digits that
+# have followed it so far (an induction head).
 
 
 def right_with(edit, model, ids, layer, heads):
     """Share right with edit(p) in place of the weights p (B, h, T, T) of these heads of a layer."""
+    if layer not in range(len(model.layers)):
+        raise ValueError(f"layer is {layer!r}; expected 0..{len(model.layers) - 1}")
+    ids = check_ids(ids)
     x, half = model.embed(ids), ids.shape[1] // 2
     for i, attention in enumerate(model.layers):
         _, _, (_, _, v, p, _), _ = attention.forward(x)[1]
@@ -797,6 +831,7 @@ def right_with(edit, model, ids, layer, heads):
 
 def looks(p, ids):
     """Mean weights of p (B, T, T): (from a digit to its letter, from a letter to its digits)."""
+    ids = check_ids(ids)
     half = ids.shape[1] // 2
     previous = p[:, range(1, half, 2), range(0, half, 2)]  # (B, n)
     same = ids[:, half::2, None] == ids[:, None, :-1]  # (B, n, T - 1): where the letter stood
@@ -805,63 +840,51 @@ def looks(p, ids):
 
 
 # %% Demonstration
-def report_scale(seed):
-    """What 1/√D does to the scores, the entropy and the gradient."""
-    print("1. The scale. Scores of 64 random keys, as they are (q·k) and divided by √D (scaled)")
-    print(f"{'':>5}   {'variance':^15}   {'entropy, nats':^15}   {'gradient passed':^15}")
-    print(f"{'D':>5}" + f"   {'q·k':>7} {'scaled':>7}" * 3)
-    for D in (4, 16, 64, 256):
-        rng = np.random.default_rng(seed)
-        pairs = zip(*(scale_statistics(D, scale, rng) for scale in (1.0, D**-0.5)))
-        print(f"{D:>5}" + "".join(f"   {raw:>7.2f} {scaled:>7.2f}" for raw, scaled in pairs))
-    print(f"Equal weights have entropy ln 64 = {math.log(64):.2f}. Gradient passed is 1 - Σp².")
-
-
 def report_recall(seed, n_pairs, steps, width):
     """One layer against two on the recall task. Returns the model of two layers and the texts."""
-    print(f"\n2. Recall. {n_pairs} pairs, then {n_pairs} letters to answer; {steps} training steps")
+    print(f"1. Recall. {n_pairs} pairs, then {n_pairs} letters to answer; {steps} training steps")
     print(f"{'':<36}{'weights':>10}{'loss':>10}{'right':>10}")
     texts, half = recall_batch(np.random.default_rng(seed + 1), 1000, n_pairs), 2 * n_pairs
     counts = np.sum(texts[:, 1:half:2, None] == np.arange(len(TOKENS)), axis=1)  # (B, V) of digits
     guess = np.mean(counts.argmax(axis=1)[:, None] == texts[:, half + 1 :: 2])
     print(f"{'a most frequent digit':<36}{0:>10}{'':>10}{guess:>10.1%}")
-    wide = 2 * math.ceil(width / 2**0.5)  # one layer of √2 times the width has twice the weights
+    wide = 2 * math.ceil(width / 2**0.5)  # √2 times the width: one layer then weighs as much as two
     counted = []
     for n_layer, n_head, C in ((1, 1, wide), (1, 2, wide), (2, 2, width)):
         name = f"layers {n_layer}, heads each {n_head}, channels {C}"
         model = AttentionOnly(C, n_head, n_layer, seed=seed)
         train(model, steps, n_pairs, seed, name)
         loss, right, _ = model.loss_and_grads(texts)
-        size = sum(p.size for p in model.params.values())
+        size = sum(W.size for W in model.params.values())
         progress(f"{name:<36}{size:>10,}{loss:>10.3f}{right:>10.1%}", last=True)
         answers = model.forward(texts)[0][:, half::2].argmax(axis=-1)  # (B, n)
         often = np.take_along_axis(counts, answers, axis=1) == counts.max(axis=1, keepdims=True)
         counted.append(np.mean(often))
     lesson = "it learned to count" if min(counted[:2]) > 0.85 else "it does not only count"
-    print(
-        f"One layer names a most frequent digit in {min(counted[:2]):.1%} of all cases: {lesson}."
-    )
+    print(f"One layer names a most frequent digit in {min(counted[:2]):.1%} of cases: {lesson}.")
     return model, texts
 
 
 def report_heads(model, texts):
     """What each head looks at, and how many answers are right without it."""
-    maps, strongest = [], []
-    for i, (_, _, (_, _, _, p, _), _) in enumerate(model.forward(texts)[2]):  # p (B, H, T, T)
-        maps.append(p)
-        strongest.append(max(p.swapaxes(0, 1), key=lambda head: looks(head, texts)[i])[0])
-    print("\nWhere they look (a row asks, a column is looked at): left layer 1, right layer 2")
-    letters, shades = "".join(TOKENS[i] for i in texts[0]), " .:-=+*#%@"
-    print(f"  {letters}        {letters}")
-    for i, token in enumerate(letters):
-        drawn = ("".join(shades[min(9, int(10 * w))] for w in p[i]) for p in strongest)
-        print("      ".join(f"{token} {row}" for row in drawn).rstrip())
+    maps = [attention[3] for _, _, attention, _ in model.forward(texts)[2]]  # two (B, H, T, T)
+    every = list(range(maps[0].shape[1]))
+    first = max(every, key=lambda h: looks(maps[0][:, h], texts)[0])  # best at the previous token
+    second = max(every, key=lambda h: looks(maps[1][:, h], texts)[1])  # best at induction
+    drawn = [maps[0][0, first], maps[1][0, second]]  # (T, T) each, of the first text
+    print("\nWhere they look: a row asks, a column is looked at, from . for 10 % to @ for 90 %")
+    print(f"Left: layer 1, head {first + 1}. Right: layer 2, head {second + 1}.")
+    tokens, shades = "".join(TOKENS[i] for i in texts[0]), " .:-=+*#%@"
+    print(f"  {tokens}        {tokens}")
+    for i, token in enumerate(tokens):
+        rows = ("".join(shades[min(9, int(10 * w))] for w in p[i]) for p in drawn)
+        print("      ".join(f"{token} {row}" for row in rows).rstrip())
     whole = model.loss_and_grads(texts)[1]
-    print(f"\n3. Heads of the model with two layers, which has {whole:.1%} right")
+    print(f"\n2. Heads of the model with two layers, which has {whole:.1%} right")
     print(f"{'':<15}{'weight, digit to':>19}{'letter to its':>16}{'% right if':>15}")
     print(f"{'':<15}{'letter before it':>19}{'digits so far':>16}{'silenced':>15}{'frozen':>9}")
     for i, p in enumerate(maps):
-        every, rights = list(range(p.shape[1])), []
+        rights = []
         for heads in [*([h] for h in every), every]:
             previous, induction = looks(p[:, heads].mean(axis=1), texts)
             silenced = right_with(np.zeros_like, model, texts, i, heads)
@@ -869,7 +892,8 @@ def report_heads(model, texts):
             rights.append(100 * silenced)
             name = f"layer {i + 1}, " + (f"head {heads[0] + 1}" if heads != every else "all")
             print(f"{name:<15}{previous:>19.2f}{induction:>16.2f}{silenced:>15.1%}{frozen:>9.1%}")
-        how = "positions" if frozen > 0.9 * whole else "content"
+        # The last row, and so silenced and frozen, was that of the whole layer.
+        how = "positions" if whole - frozen < (whole - silenced) / 2 else "content"
         head, layer = 100 * whole - min(rights[:-1]), 100 * whole - rights[-1]
         cost = f"Without it {layer:.0f} points are lost, without one head at most {head:.0f}"
         print(f"Layer {i + 1} goes by {how}. {cost}.")
@@ -878,23 +902,22 @@ def report_heads(model, texts):
 def report_longer(model, seed, n_pairs):
     """The model with two layers on texts twice as long as those it was trained on."""
     texts, T = recall_batch(np.random.default_rng(seed + 2), 500, 2 * n_pairs), 4 * n_pairs
-    print(f"\n4. Longer than trained. The same model reads {2 * T} tokens instead of {T}, % right:")
+    print(f"\n3. Longer than trained. The same model reads {2 * T} tokens instead of {T}, % right:")
     usual, rights = model.layers[0].frequencies, {"as trained": model.loss_and_grads(texts)[1]}
     for rule in ("linear", "ntk", "llama3"):
         for layer in model.layers:
             layer.frequencies = scaled_frequencies(usual, 2, rule, trained_length=T)
         rights[rule] = model.loss_and_grads(texts)[1]
+    for layer in model.layers:
+        layer.frequencies = usual
     print("rotations " + ", ".join(f"{rule} {right:.1%}" for rule, right in rights.items()))
     print(f"Best, without any further training: {max(rights, key=rights.get)}.")
 
 
 def report_costs(seed, lengths, n_head=2, D=64):
-    """Peak memory of training with and without tiles; time of the next token without a cache."""
-    print(
-        f"\n5. Costs, {n_head} heads of size {D}. Training: MiB with the matrix, in tiles, and how"
-    )
-    print("far apart the results are. Writing: ms for the T-th token without and with a cache")
-    print(f"{'T':>6}{'matrix':>12}{'tiles':>12}{'apart':>12}{'no cache':>12}{'cache':>12}")
+    """Peak memory of a forward and backward pass with the whole matrix of weights and in tiles."""
+    print(f"\n4. Memory of forward and backward, {n_head} heads of size {D}, in MiB")
+    print(f"{'T':>6}{'matrix':>12}{'tiles':>12}{'results differ by':>20}")
     plain = attention_forward, attention_backward
     tiled = flash_attention_forward, flash_attention_backward
     for T in lengths:
@@ -907,23 +930,8 @@ def report_costs(seed, lengths, n_head=2, D=64):
             peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
             tracemalloc.stop()
         apart = max(float(np.abs(a - b).max()) for a, b in zip(*results))
-        x = q.reshape(1, T, n_head * D)
-        layer = MultiHeadAttention(n_head * D, n_head, frequencies=rope_frequencies(D), seed=seed)
-        _, kv = layer.step(x[:, :-1])
-        calls = partial(layer.forward, x), partial(layer.step, x[:, -1], kv)
-        slow, quick = (1000 * min(timeit.repeat(call, number=1, repeat=4)) for call in calls)
-        memory = f"{T:>6}{peaks[0]:>12.1f}{peaks[1]:>12.1f}{apart:>12.0e}"
-        print(f"{memory}{slow:>12.2f}{quick:>12.3f}", flush=True)
-    print(f"At the last T, tiles take 1/{peaks[0] / peaks[1]:.0f} of the memory,", end=" ")
-    print(f"and the cache 1/{slow / quick:.0f} of the time.")
-
-
-def drop_unwritten():
-    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # a closed pipe, a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"{T:>6}{peaks[0]:>12.1f}{peaks[1]:>12.1f}{apart:>20.0e}", flush=True)
+    print(f"At the last T, tiles take {peaks[1] / peaks[0]:.1%} of the memory.")
 
 
 def main(argv=None):
@@ -940,20 +948,17 @@ def main(argv=None):
         parser.error(f"--seed is {args.seed}; expected 0 or more")
     try:
         n_pairs, steps, width = (3, 120, 48) if args.fast else (6, 400, 64)
-        report_scale(args.seed)
         model, texts = report_recall(args.seed, n_pairs, steps, width)
         report_heads(model, texts)
         report_longer(model, args.seed, n_pairs)
         report_costs(args.seed, (64, 128, 256) if args.fast else (512, 1024, 2048, 4096))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever was reading has seen enough
-        drop_unwritten()
     except KeyboardInterrupt:
-        drop_unwritten()
         parser.exit(130, "\n")
-    except OSError as error:
-        drop_unwritten()
-        parser.error(str(error))
+    except OSError as error:  # a closed pipe, a full disk: Python's last flush must not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):  # then whoever was reading has seen enough
+            parser.error(str(error))
 
 
 # %% What to take away
@@ -966,15 +971,12 @@ def main(argv=None):
 # %% Common mistakes
 # 1. Masking after the softmax, or with 0 for -∞: training loss far too good, samples poor, as the
 #    future leaks. In attention_forward -∞ enters s before softmax_forward.
-# 2. No 1/√D: maps near one-hot from the first step, slow learning. See check_qkv.
-# 3. A row of nothing but -∞, as padding makes it: NaN one step later. See softmax_forward.
-# 4. A causal mask aligned at the left when Tq < Tk: good training, nonsense with a cache, where the
+# 2. A row of nothing but -∞, as padding makes it: NaN one step later. See softmax_forward.
+# 3. A causal mask aligned at the left when Tq < Tk: good training, nonsense with a cache, where the
 #    new query sees only key 0. See Tk - Tq in sliding_window_mask.
-# 5. Cached tokens rotated as if at position 0, or at their place in a window: step and forward
+# 4. Cached tokens rotated as if at position 0, or at their place in a window: step and forward
 #    differ. In step, positions count from the first token ever: start.
-# 6. reshape to (B, H, T, D) without a swap: heads mix places and see the future. See split_heads.
-# 7. One convention's pairs for RoPE, the other's weights: the text falls apart. See rope_forward.
-# 8. Silencing heads one by one: "useless" heads that stand in for each other. See report_heads.
+# 5. reshape to (B, H, T, D) without a swap: heads mix places and see the future. See split_heads.
 
 # %% Exercises
 #  1. ★ Section 1 with q = [0, 0]: weights, y and dq on paper. Which words pull at the query?
@@ -985,14 +987,14 @@ def main(argv=None):
 #  6. ★★ Write down weights, without training, with which two layers answer every recall question.
 #  7. ★★ Cross-attention: let forward take keys and values from a second input. What changes?
 #  8. ★★ Give the tiles a window, and skip those outside it. What do time and memory cost now?
-#  9. ★★ Add a sink exp(a) to the softmax and derive da. Does a head of section 10 put it to use?
-# 10. ★★★ Latent heads: write forward and a step that caches c alone. How short may c be?
+#  9. ★★ Weights add up to 1, so a head that finds nothing still looks somewhere: often at the first
+#     tokens, its sinks (Xiao et al. 2023). Add exp(a) to Z instead (gpt-oss 2025) and derive da.
+# 10. ★★★ Latent heads: write forward, and a step that caches c alone. How short may c be?
 # 11. ★★★ Train 20 steps more on long texts, once for each rule of section 7. Who gains most?
 # 12. ★★★ When does each head of section 11 appear in training? Must the first precede the second?
 
 # %% Where this leads
-# Stage 6 adds a normalisation and a small network to each attention layer, stacks the result, and
-# has a transformer. Llama's attention is the one here: rotary, grouped, cached, trained in tiles.
+# Stage 6 gives each attention layer a norm and a small network, and stacks them: a transformer.
 
 if __name__ == "__main__":
     main()

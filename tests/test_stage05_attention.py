@@ -192,17 +192,17 @@ def test_integers_are_numbers_and_float16_is_refused(rng):
 
 @pytest.mark.parametrize("D", [4, 64])
 def test_scores_have_variance_D_and_one(D):
-    raw, plain, narrow = s5.scale_statistics(D, 1.0, np.random.default_rng(0))
-    unit, entropy, wide = s5.scale_statistics(D, D**-0.5, np.random.default_rng(0))
+    raw, narrow = s5.scale_statistics(D, 1.0, np.random.default_rng(0))
+    unit, wide = s5.scale_statistics(D, D**-0.5, np.random.default_rng(0))
     assert raw == pytest.approx(D, rel=0.05) and unit == pytest.approx(1, rel=0.05)
-    assert plain < entropy < math.log(64) and 0 <= narrow < wide < 1
+    assert 0 <= narrow < wide < 1
 
 
 @pytest.mark.parametrize("D, trace", [(64, 0.30), (256, 0.15)])
 def test_the_gradient_that_passes_is_as_section_4_says(D, trace):
     raw = s5.scale_statistics(D, 1.0, np.random.default_rng(7))
     scaled = s5.scale_statistics(D, D**-0.5, np.random.default_rng(7))
-    assert raw[2] == pytest.approx(trace, abs=0.02) and scaled[2] == pytest.approx(0.96, abs=0.01)
+    assert raw[1] == pytest.approx(trace, abs=0.02) and scaled[1] == pytest.approx(0.96, abs=0.01)
 
 
 # Attention
@@ -353,6 +353,9 @@ QKV = np.ones((1, 2, 3, 4))
         (np.ones((2, 2, 3, 4)), QKV, QKV, {}, "do not fit"),
         (QKV[..., :0], QKV[..., :0], QKV[..., :0], {}, "do not fit"),
         (QKV, QKV, QKV, {"scale": math.nan}, "scale is nan"),
+        (QKV, QKV, QKV, {"causal": "no"}, "causal is 'no'; expected True or False"),
+        (QKV, QKV, QKV, {"causal": np.ones((3, 3), bool)}, "causal is array"),
+        (QKV, QKV, QKV, {"causal": None}, "causal is None"),
     ],
 )
 @pytest.mark.parametrize("forward", [pair[0] for pair in PAIRS])
@@ -367,8 +370,11 @@ def test_inputs_that_do_not_fit(forward, q, k, v, options, wording):
         (np.ones((3, 3), int), "int64; expected booleans"),
         (np.full((3, 3), np.nan), "below"),
         (np.full((3, 3), np.inf), "below"),
-        (np.ones((3, 4), bool), r"shape \(3, 4\)"),
-        (np.ones((2, 1, 2, 3, 3), bool), "mask has shape"),
+        (np.ones((3, 4), bool), r"^mask has shape \(3, 4\); expected one that fits \(1, 2, 3, 3\)"),
+        (np.ones((2, 1, 2, 3, 3), bool), "^mask has shape"),
+        (np.ones((2, 1, 3, 3)), r"^mask has shape \(2, 1, 3, 3\)"),  # one for each of two texts
+        (np.ones((0, 3), bool), "^mask has shape"),
+        ("causal", "mask of dtype <U6"),
     ],
 )
 def test_masks_that_do_not_fit(mask, wording):
@@ -425,7 +431,7 @@ def test_tiles_need_memory_linear_in_T():
     assert np.all(flash[1] < 2.2 * flash[0]) and np.all(flash[2] < 2.2 * flash[1])
     assert np.all(naive[2] > 3.5 * naive[1])
     inputs = 2048 * 16 * 4 * (2 + 1 + 1)
-    assert np.all(flash[2] < 3 * inputs)  # outputs, gradients, Λ and a few tiles
+    assert np.all(flash[2] < 3 * inputs)  # outputs, gradients, log Z and a few tiles
 
 
 # Positions
@@ -480,8 +486,8 @@ def test_rope_turns_halves_by_the_stated_angles():
         (np.ones((2, 4)), [0, 1], [[1.0, 1.0]], r"frequencies \(1, 2\)"),
         (np.ones((2, 4)), [0, 1], [1.0, math.nan], "not finite"),
         (3.0, 0, None, "D is 0"),
-        (np.ones((2, 4)), [0, 1, 2], None, "shape"),
-        (np.ones((2, 4)), np.zeros((5, 2)), None, "positions have shape"),
+        (np.ones((2, 4)), [0, 1, 2], None, r"^positions has shape \(3,\); .* fits \(2,\)"),
+        (np.ones((2, 4)), np.zeros((5, 2)), None, "^positions has shape"),
     ],
 )
 def test_rope_refuses(x, positions, frequencies, wording):
@@ -696,11 +702,37 @@ def test_two_continuations_share_a_beginning(rng):
 def test_a_cache_of_another_layer_is_refused(rng, n_head, window, B):
     _, kv = s5.MultiHeadAttention(8, 4).step(rng.normal(size=(2, 5, 8)))
     other = s5.MultiHeadAttention(8, n_head, window=window)
-    with pytest.raises(ValueError, match=r"kv_cache holds keys \(2, 4, 5, 2\); expected \(. "[:-2]):
+    with pytest.raises(ValueError, match=r"kv_cache holds keys \(2, 4, 5, 2\) and .*; expected \("):
         other.step(rng.normal(size=(B, 1, 8)), kv)
     narrow = s5.MultiHeadAttention(8, 4, window=3).step(rng.normal(size=(2, 5, 8)))[1]
-    with pytest.raises(ValueError, match=r"holds keys \(2, 4, 2, 2\); expected \(2, 4, 5, 2\)"):
+    with pytest.raises(ValueError, match=r"holds keys \(2, 4, 2, 2\).*; expected \(2, 4, 5, 2\)"):
         s5.MultiHeadAttention(8, 4).step(rng.normal(size=(2, 1, 8)), narrow)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_malformed_cache_is_named(rng, cached):
+    layer = s5.MultiHeadAttention(8, 4)
+    x, kv = rng.normal(size=(2, 1, 8)), layer.step(rng.normal(size=(2, 5, 8)))[1]
+    half = {**kv, "k": kv["k"].astype(np.float16)}
+    for wrong, said in (
+        (5, "kv_cache is 5; expected None"),
+        ("kv", "kv_cache is kv"),
+        (kv["k"], "kv_cache is .*; expected None"),
+        ((kv["k"], kv["v"]), "kv_cache is"),
+        (True, "kv_cache is True"),
+        ({"k": kv["k"], "v": kv["v"]}, "kv_cache is .*; expected None, or k, v, length"),
+        ({**kv, "more": 1}, "kv_cache is"),
+        ({**kv, "length": -1}, "kv_cache's length is -1; expected a whole number"),
+        ({**kv, "length": 5.0}, "kv_cache's length is 5.0"),
+        ({**kv, "length": None}, "kv_cache's length is None"),
+        ({**kv, "length": 6}, r"holds keys \(2, 4, 5, 2\).*; expected \(2, 4, 6, 2\)"),
+        ({**kv, "v": kv["v"][:, :, :4]}, r"and values \(2, 4, 4, 2\); expected \(2, 4, 5, 2\)"),
+        ({**kv, "v": kv["v"][:1]}, r"and values \(1, 4, 5, 2\); expected"),
+        ({**kv, "v": None}, "kv_cache's v holds object"),
+        (half, "kv_cache's k holds float16"),
+    ):
+        with pytest.raises(ValueError, match=f"(?s){said}"):
+            layer.step(x[:, 0] if cached else x, wrong)
 
 
 def test_float32_stays_float32(rng):
@@ -828,6 +860,13 @@ def test_shares_right_and_losses_are_those_of_the_answers(rng):
     for wrong in (ids[:0], ids[:, :0], ids[:, :6]):
         with pytest.raises(ValueError, match="^ids have shape .*; expected some texts"):
             model.loss_and_grads(wrong)
+        with pytest.raises(ValueError, match="^ids have shape .*; expected some texts"):
+            s5.right_with(np.zeros_like, model, wrong, 0, [0])
+        with pytest.raises(ValueError, match="^ids have shape .*; expected some texts"):
+            s5.looks(np.ones((5, 12, 12)), wrong)
+    for layer in (1, -1, 0.5, "a"):
+        with pytest.raises(ValueError, match=r"layer is .*; expected 0\.\.0"):
+            s5.right_with(np.zeros_like, model, ids, layer, [0])
 
 
 # What single heads do
@@ -883,7 +922,7 @@ def check_recall(report, seed):
     sizes = re.findall(r"^layers .* ([\d,]+) +\S+ +\S+%$", report, re.M)
     one, other, two = (int(size.replace(",", "")) for size in sizes)
     assert one == other and abs(one / two - 1) < 0.1
-    share, lesson = re.search(r"digit in (\S+)% of all cases: (.*)\.", report).groups()
+    share, lesson = re.search(r"digit in (\S+)% of cases: (.*)\.", report).groups()
     assert float(share) > 85 and lesson == "it learned to count"
 
 
@@ -896,7 +935,8 @@ def check_heads(report):
         assert len(rows) == 3 and previous[2] == pytest.approx(previous[:2].mean(), abs=0.01)
         assert induction[2] == pytest.approx(induction[:2].mean(), abs=0.01)
         said = re.search(rf"Layer {i} goes by (\w+). Without it (\d+) .* at most (\d+)", report)
-        assert said[1] == way == ("positions" if frozen[2] > 0.9 * whole else "content")
+        assert said[1] == way
+        assert (way == "positions") == (whole - frozen[2] < (whole - silenced[2]) / 2)
         assert float(said[2]) == pytest.approx(whole - silenced[2], abs=0.6) and silenced[2] < 60
         assert float(said[3]) == pytest.approx(whole - silenced[:2].min(), abs=0.6)
     found = re.search("rotations (as trained .*), (linear .*), (ntk .*), (llama3 .*)", report)
@@ -907,31 +947,63 @@ def check_heads(report):
 
 def check_costs(report):
     """Tiles give the same, and what is said of the last T stands in its row."""
-    rows = re.findall(r"^ +(64|128|256) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", report, re.M)
+    rows = re.findall(r"^ +(64|128|256) +(\S+) +(\S+) +(\S+)$", report, re.M)
     rows = np.array(rows, dtype=float)
     assert len(rows) == 3 and np.all(rows[:, 3] < 1e-4)
-    memory, time = re.search(
-        "tiles take 1/(.*) of the memory, and the cache 1/(.*) of", report
-    ).groups()
-    assert float(memory) == pytest.approx(rows[-1, 1] / rows[-1, 2], abs=0.7)
-    assert float(time) == pytest.approx(rows[-1, 4] / rows[-1, 5], abs=1)
+    share = float(re.search("tiles take (.*)% of the memory", report)[1])
+    assert share == pytest.approx(100 * rows[-1, 2] / rows[-1, 1], abs=4)  # rounded to 0.1 MiB
+    assert share < 60
 
 
-def test_the_smoke_run_is_deterministic_and_two_layers_learn_what_one_does_not(capsys, monkeypatch):
-    outputs = []
-    for _ in range(2):
-        assert not s5.main(["--fast", "--seed", "1"])
-        outputs.append(capsys.readouterr().out)
-        monkeypatch.setattr(s5, "report_costs", lambda *_: None)
-    assert "5. Costs" in outputs[0] and "held-out:" not in outputs[0]
-    assert outputs[0].split("\n5. Costs")[0] + "\n" in (outputs[1], outputs[1] + "\n")
-    right = [float(share) for share in re.findall(r"layers .* (\S+)%", outputs[0])]
+def test_in_the_smoke_run_two_layers_learn_what_one_does_not(capsys):
+    assert not s5.main(["--fast", "--seed", "1"])
+    report = capsys.readouterr().out
+    right = [float(share) for share in re.findall(r"layers .* (\S+)%", report)]
     assert len(right) == 3 and max(right[:2]) < 60 and right[2] > 80  # two layers, not one
-    check_recall(outputs[0], seed=1)
-    check_heads(outputs[0])
-    check_costs(outputs[0])
-    s5.report_scale(2)
-    assert capsys.readouterr().out not in outputs[0]
+    assert "held-out:" not in report
+    check_recall(report, seed=1)
+    check_heads(report)
+    check_costs(report)
+
+
+def test_the_report_depends_on_the_seed_alone(capsys, monkeypatch):
+    """Three steps of each training and fifty texts are enough to see it."""
+    train, batch = s5.train, s5.recall_batch
+    monkeypatch.setattr(s5, "train", lambda model, steps, *rest: train(model, 3, *rest))
+    monkeypatch.setattr(s5, "recall_batch", lambda rng, B, n: batch(rng, min(B, 50), n))
+    monkeypatch.setattr(s5, "report_costs", lambda *_: None)
+    outputs = []
+    for seed in "112":
+        assert not s5.main(["--fast", "--seed", seed])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert all(a != b for a, b in zip(*(re.findall("^layer.*", o, re.M) for o in outputs[1:])))
+
+
+def test_the_report_leaves_the_rotations_as_they_were(capsys):
+    model = s5.AttentionOnly(8, 2, 2)
+    s5.report_longer(model, 0, 2)
+    assert "linear" in capsys.readouterr().out
+    for layer in model.layers:
+        np.testing.assert_array_equal(layer.frequencies, s5.rope_frequencies(4, 30.0))
+
+
+def test_sentences_turn_with_the_numbers(capsys, monkeypatch):
+    """A model that was hardly trained does not count, and a layer that is indifferent to its maps
+    when frozen goes by positions; the same report says the opposite of other numbers."""
+    monkeypatch.setattr(s5, "train", lambda *_: None)
+    model, texts = s5.report_recall(1, 3, 1, 16)
+    assert "it does not only count" in capsys.readouterr().out
+    for frozen_share, way in ((0.51, "positions"), (0.49, "content")):
+        model.loss_and_grads = lambda ids: (0.0, 1.0, {})
+
+        def right_with(edit, model, ids, layer, heads, frozen_share=frozen_share):
+            return 0.0 if edit is np.zeros_like else frozen_share
+
+        monkeypatch.setattr(s5, "right_with", right_with)
+        s5.report_heads(model, texts)
+        said = re.findall(r"Layer \d goes by (\w+)\. Without it (\d+)", capsys.readouterr().out)
+        assert said == [(way, "100"), (way, "100")]
 
 
 @pytest.mark.parametrize("argv", [["--seed", "-1"], ["--seed", "x"], ["--nonsense"]])
@@ -995,6 +1067,14 @@ def test_wrong_numbers_are_named(rng):
         (lambda: s5.rope_forward(x > 0, np.arange(5)), "x holds bool"),
         (lambda: s5.MultiHeadAttention(4, True), "n_head is True"),
         (lambda: s5.scale_statistics(0, 1.0, rng), "D is 0"),
+        (lambda: s5.scale_statistics(2, math.nan, rng), "scale is nan"),
+        (lambda: s5.MultiHeadAttention(4, 2, causal="no"), "causal is 'no'"),
+        (lambda: s5.MultiHeadAttention(4, 2, seed="a"), "seed is 'a'"),
+        (lambda: s5.AttentionOnly(8, 2, 1, seed=-1), "seed is -1"),
+        (lambda: s5.AttentionOnly(8, 2, 1, dtype=np.float16), "dtype is .*float16.*; expected"),
+        (lambda: s5.AttentionOnly(8, 2, 1, dtype="a"), "dtype is 'a'; expected"),
+        (lambda: s5.train(s5.AttentionOnly(8, 2, 1), 9, 1, None), "seed is None"),
+        (lambda: s5.train(s5.AttentionOnly(8, 2, 1), 9, 1, 0, "", -0.1), "learning_rate is -0.1"),
         (lambda: s5.recall_batch(rng, 2, 13), "n_pairs is 13; expected at most 12"),
         (lambda: s5.recall_batch(rng, 2, None), "n_pairs is None"),
         (lambda: s5.recall_batch(rng, 0, 2), "B is 0"),
@@ -1006,6 +1086,11 @@ def test_wrong_numbers_are_named(rng):
     ):
         with pytest.raises(ValueError, match=said):
             call()
+
+
+def test_seeds_of_eight_bits_do_not_wrap():
+    narrow, wide = (s5.AttentionOnly(8, 2, 1, seed=seed).params for seed in (np.uint8(255), 255))
+    assert all(np.array_equal(narrow[name], wide[name]) for name in wide)
 
 
 def test_ids_of_any_width_are_the_same_ids(rng):
