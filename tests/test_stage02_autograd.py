@@ -29,6 +29,10 @@ def test_first_page_by_hand():
     for turned, slope in (((3.001, 2.0), a.grad), ((3.0, 2.001), b.grad)):
         moved = turned[0] * turned[1] * turned[0]
         assert abs((moved - 18) / 0.001 - slope) < 0.003
+    square = a * a
+    a.grad, square.grad = 0.0, 1.0
+    square.hand_back()
+    assert a.grad == 6  # both factors are a, and both ways add
 
 
 # Every elementwise formula, run on numbers, Duals, Values and Tensors alike.
