@@ -267,7 +267,7 @@ class Optimizer:
             check_arrays(slot, saved["state"][slot], kept)
             for name, array in kept.items():
                 array[...] = saved["state"][slot][name]
-        vars(self).update(vars(fresh))
+        vars(self).update(vars(fresh))  # all was right: take it over
 
 
 # %% 7. Momentum, and Nesterov's look ahead
@@ -330,7 +330,7 @@ class SGD(Optimizer):
         super().__init__(params, lr, weight_decay, momentum=momentum, nesterov=nesterov)
 
     def __setattr__(self, name, value):
-        after = {**vars(self), name: value}
+        after = {**vars(self), name: value}  # all attributes as they would be
         if after.get("nesterov") and after.get("momentum") == 0:
             raise ValueError("momentum is 0; nesterov=True expected a number above 0")
         super().__setattr__(name, value)
@@ -496,7 +496,7 @@ class Lion(Optimizer):
 #
 # HOW LONG A STEP? A layer turns x (in,) into x·W (out,), W (in, out) as everywhere in this course.
 # What counts there is the size of a typical entry, the root mean square ‖x‖/√in, not ‖x‖. A step of
-# -η·f·O, with singular values 1 in O, changes the output by at most ‖x·ΔW‖ = η·f·‖x‖, and so
+# -η·f·O, with singular values 1 in O, changes the output by ‖x·ΔW‖ ≤ η·f·‖x‖, and so
 #     RMS(x·ΔW) ≤ η·f·‖x‖/√out = η·f·√(in/out)·RMS(x).
 # With f = √(out/in) every layer's outputs move by at most η of its inputs, wide or narrow: one η
 # for all (Bernstein, Newhouse). Jordan's Muon takes f = √max(1, out/in), never below 1, as torch
@@ -834,7 +834,7 @@ def draw(places, width=38, height=15):
     """A map of rosenbrock in lines: o the walk, S its start, E its end."""
     x, y = np.linspace(-1.9, 1.9, width), np.linspace(-0.8, 2.0, height)
     heights = rosenbrock(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (height, width)
-    grid = np.array(list(" .:-"))[np.searchsorted((1, 10, 100), heights)]
+    grid = np.array(list(" .:-"))[np.searchsorted((1, 10, 100), heights)]  # a mark a height
     for (px, py), mark in zip([*places, places[0], places[-1]], "o" * len(places) + "SE"):
         grid[np.abs(y - py).argmin(), np.abs(x - px).argmin()] = mark
     return ["".join(line) for line in grid[::-1]]
