@@ -67,24 +67,22 @@ def descend(slope, x, learning_rate, steps):
 #     η = 1      (0, 3486784401)            right for x, and a loss explodes
 #
 # What suits one direction ruins the other: the steepest direction dictates the rate, and the flat
-# ones have to live with it. Most of this file is about that sentence. Momentum (section 7) softens
-# it, rates for every direction (3, 8, 9, 11) go round it.
+# ones have to live with it. Most of this file is about that sentence.
 
 # %% 2. Why against the gradient, and how far
 # A model has parameters θ, a list of d numbers. Example i costs ℓᵢ(θ), and we want to
 #     minimise  L(θ) = (1/N)·Σᵢ ℓᵢ(θ)    over θ in ℝᵈ.
 # In stage 3, ℓᵢ = -ln P(next letter | context). We cannot search all of ℝᵈ, but we can afford the
-# gradient g = ∇L(θ), all d slopes at one place, for about two more evaluations (stage 2). So walk,
-# θ ← θ + δ. Which step δ? Near θ the landscape is a plane, plus something that shrinks with the
-# square of the step (Taylor): L(θ + δ) = L(θ) + g·δ + O(‖δ‖²). Among all steps of length ‖δ‖ = r,
-# g·δ = ‖g‖·r·cos(angle) ≥ -‖g‖·r is smallest for δ = -r·g/‖g‖, straight against the gradient
-# (Cauchy-Schwarz). Hence θ ← θ - η·g with a learning rate η > 0.
-# How large may η be? Let no direction curve more than Λ: L(θ+δ) ≤ L(θ) + g·δ + ½Λ‖δ‖². At δ = -ηg:
-#     L(θ - ηg) ≤ L(θ) - η·(1 - ½ηΛ)·‖g‖².
-# Every step with 0 < η < 2/Λ goes down (if g ≠ 0), and the bound is best at η = 1/Λ. Added up
-# there over T steps, Σ‖gₜ‖²/(2Λ) ≤ L(θ₀) - min L: the smallest ‖gₜ‖² is at most
-# 2Λ·(L(θ₀) - min L)/T, so the slope dies away on any landscape of bounded curvature. ∎
-# "Of length r" was measured by Pythagoras. Other lengths have other steepest steps: see 10 and 11.
+# gradient g = ∇L(θ), all d slopes at one place, for about two more evaluations (stage 2). So walk:
+# add a step δ to θ. Which one? Near θ the landscape is a plane, plus something that shrinks with
+# the square of the step (Taylor): L(θ + δ) = L(θ) + g·δ + O(‖δ‖²), where g·δ = Σᵢ gᵢδᵢ. Among all
+# steps of length ‖δ‖ = r, g·δ = ‖g‖·r·cos(angle) is smallest where the cosine is -1, straight
+# against the gradient: δ = -r·g/‖g‖. Hence θ ← θ - η·g with a learning rate η > 0.
+# How large may η be? A plane would allow any step; curvature does not. Suppose that no direction
+# curves upward by more than Λ, so that L(θ + δ) ≤ L(θ) + g·δ + ½Λ‖δ‖². With δ = -η·g this becomes
+#     L(θ - ηg) ≤ L(θ) - η·‖g‖² + ½Λη²·‖g‖² = L(θ) - η·(1 - ½ηΛ)·‖g‖².
+# The bracket is positive for η < 2/Λ. So every step with 0 < η < 2/Λ goes down (unless g = 0), and
+# the bound promises most at η = 1/Λ. ∎
 
 # %% 3. Bowls, saddles, and Newton's step
 # Where g = 0 the walk ends. What kind of place is that? Taylor's next term knows:
@@ -93,21 +91,20 @@ def descend(slope, x, learning_rate, steps):
 # parabola of curvature λᵢ (its eigenvalue). All λᵢ > 0: a minimum. All λᵢ < 0: a maximum. Some of
 # each: a saddle, which goes up along some axes and down along others.
 #
-# CONVEX is a landscape that no chord runs below: for 0 ≤ a ≤ 1,
-#     L((1 - a)·θ + a·θ′) ≤ (1 - a)·L(θ) + a·L(θ′).
+# A landscape is CONVEX if the straight line between two of its points never runs below it:
+#     L((1 - a)·θ + a·θ′) ≤ (1 - a)·L(θ) + a·L(θ′)    for 0 ≤ a ≤ 1.
 # Then no λᵢ is negative anywhere, and every local minimum is a lowest point: if some θ′ were lower
 # than θ, then by the inequality all points on the way to θ′ would be lower, even those next to θ.
-# Networks are not convex: exchange two hidden units and their weights, and a network computes what
-# it did before. Were L convex, the average of the two networks would be at least as good. But in it
-# the two units are equal, so a layer would never need two units.
+# Networks are not convex: exchange two hidden units with their weights, and L stays the same. Were
+# it convex, the average of both, where the two units are equal, would be as good: one would do.
 #
-# SADDLES are the usual case when d is large, because a minimum needs d positive signs. If they were
-# d tosses of a coin, 1 in 2ᵈ stationary points would be a minimum. In a random symmetric matrix
-# A + Aᵀ (A of independent normal numbers) all λᵢ are positive more rarely still: with probability
-# 0.5, 0.146, 0.025 for d = 1, 2, 3. In random landscapes the share of negative λᵢ grows with the
-# height (Bray, Dean 2007), and in networks, too (Dauphin et al. 2014): saddles lie high, minima
-# low. Gradient descent leaves a saddle by itself: along an axis with λ < 0 every step multiplies
-# the distance by 1 + η|λ| > 1.
+# SADDLES are the usual case when d is large, because a minimum needs d positive signs. Were they d
+# tosses of a coin, 1 in 2ᵈ such places would be a minimum. In a random symmetric matrix A + Aᵀ (A
+# of independent normal numbers) all λᵢ are positive more rarely still: with probability 0.5, 0.146
+# and 0.025 for d = 1, 2 and 3. In random landscapes, and in networks, the share of negative λᵢ
+# grows with the height (Bray, Dean 2007; Dauphin et al. 2014): saddles lie high, minima low.
+# Gradient descent leaves a saddle: along an axis with λ < 0 a step multiplies the distance by 1 +
+# η|λ|.
 #
 # NEWTON's step is the ideal. Jump to the bottom of Taylor's bowl, where its slope is zero:
 #     g + Hδ = 0,    δ = -H⁻¹g.
@@ -132,20 +129,22 @@ def descend(slope, x, learning_rate, steps):
 # enough to shrink the distance to ε times itself: ρᵗ ≤ e^(-2t/κ) = ε. ∎
 
 # %% 5. Noise and batch size
-# The gradient over a random batch of B examples is right on average. If one example's has variance
-# σ², the mean of B independent ones has σ²/B. Four times the work halves the error, no more. What
-# does noise n, with mean 0 and variance σ²/B, do to a walk along one axis of the bowl?
-#     x ← (1 - ηλ)x - ηn,    so    Var(x) ← (1 - ηλ)²·Var(x) + η²σ²/B.
-# It settles where both sides agree. 1 - (1 - ηλ)² = ηλ(2 - ηλ), hence
+# The gradient over a random batch of B examples is right on average. If the gradient of one example
+# has variance σ², the mean of B independent ones has σ²/B: four times the work only halves the
+# error. What does such noise n do along one axis of the bowl? Independent variances add up, so
+#     x ← (1 - ηλ)x - ηn    gives    Var(x) ← (1 - ηλ)²·Var(x) + η²σ²/B.
+# This settles where both sides agree. Since 1 - (1 - ηλ)² = ηλ(2 - ηλ), that is at
 #     Var(x) = ησ² / (B·λ·(2 - ηλ)) ≈ (η/B)·σ²/(2λ)    for small η.
 # With a constant rate SGD does not arrive: it hovers in a cloud of size η/B. A larger batch shrinks
-# the cloud. So does a smaller η, but it walks more slowly: so large first, and small later.
+# the cloud. So does a smaller η, but it walks more slowly: begin with a large η, end with a small.
 # GRADIENT ACCUMULATION. A batch too large for memory goes through in pieces p of Bₚ examples; its
 # mean is the mean over pieces weighted by their share: (1/B)·Σᵢ ∇ℓᵢ = Σₚ (Bₚ/B)·(mean of ∇ℓ in p).
 
 
 def check_number(name, value, least=0.0, below=1e300):
     """value as Python's float; ValueError unless it is a number with least <= value < below."""
+    if isinstance(value, np.floating):
+        value = float(value)  # compared with a float32, 1e-300 would be rounded to 0
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not least <= value < below:
         raise ValueError(f"{name} is {value!r}; expected a number, {least:g} <= {name} < {below:g}")
@@ -268,7 +267,7 @@ class Optimizer:
             check_arrays(slot, saved["state"][slot], kept)
             for name, array in kept.items():
                 array[...] = saved["state"][slot][name]
-        vars(self).update(vars(fresh))
+        vars(self).update(vars(fresh))  # all was right: take it over
 
 
 # %% 7. Momentum, and Nesterov's look ahead
@@ -276,32 +275,35 @@ class Optimizer:
 # A sum of past gradients cancels the first and piles up the second (Polyak's heavy ball):
 #     b ← βb + g,    θ ← θ - ηb.
 # Under a constant g, b grows to g·(1 + β + β² + ...) = g/(1 - β): ten times the step at β = 0.9.
-# Why it is faster: ηbₜ is minus the last step, so θₜ₊₁ = θₜ - ηgₜ + β(θₜ - θₜ₋₁). In the bowl,
-# where g = λx, xₜ = zᵗ solves that if
+# Why is it faster? The last step was θₜ - θₜ₋₁ = -ηbₜ, so θₜ₊₁ = θₜ - ηgₜ + β(θₜ - θₜ₋₁). In the
+# bowl, where g = λx, try xₜ = zᵗ. Divided by zᵗ⁻¹, the rule says
 #     z² - (1 + β - ηλ)·z + β = 0.
-# If the two roots are complex they are conjugates with product β, so |z| = √β, whatever λ is: all
-# directions shrink alike. They are complex (or one double root) iff (1 + β - ηλ)² ≤ 4β, that is
-# (1 - √β)² ≤ ηλ ≤ (1 + √β)². Let the two ends be ημ and ηΛ; divide: √κ = (1 + √β)/(1 - √β), so
+# If the two roots are complex, they are conjugates with product β, so |z| = √β, whatever λ is: all
+# directions shrink alike. They are complex (or one double root) if (1 + β - ηλ)² ≤ 4β, that is if
+# (1 - √β)² ≤ ηλ ≤ (1 + √β)². Let the ends be ημ and ηΛ. Their ratio gives √κ = (1 + √β)/(1 - √β),
+# so
 #     √β = ρ = (√κ - 1)/(√κ + 1),    η = (1 + √β)²/Λ = (2/(√Λ + √μ))².
-# √κ where gradient descent had κ: a valley of 10,000 costs about what one of 100 did. ∎ (About: a
-# double root shrinks like t·ρᵗ, so the report counts half as many steps again.)
+# √κ stands where gradient descent had κ: κ = 10,000 costs about what κ = 100 did. ∎ (A double root
+# shrinks like t·ρᵗ, a little later than ρᵗ: the report counts 1,056 steps beside descent's 691.)
 #
 # NESTEROV takes the slope where momentum is about to carry us, φ - ηβb, not where we are, φ:
 #     b ← βb + g(φ - ηβb),    φ ← φ - ηb.
-# Let θ = φ - ηβb be the point where we take gradients. With the new b′, θ′ = φ - ηb′ - ηβb′, and
-# φ = θ + ηβb = θ + η(b′ - g), as βb = b′ - g. Together: θ′ = θ - η·(g + βb′).
-# In the bowl, φₜ₊₁ = q·(φₜ + β(φₜ - φₜ₋₁)) with q = 1 - ηλ, so z² - (1 + β)q·z + βq = 0. Take
-# η = 1/Λ and β = (s - 1)/(s + 1), s = √κ. At λ = μ, q = (s² - 1)/s², and (1 + β)²q and 4β are both
-# 4(s - 1)/(s + 1): a double root. For larger λ, q is smaller and the discriminant
-# q·((1 + β)²q - 4β) is not above 0. So |z|² = βq, largest at μ: (s - 1)²/s², and ρ = 1 - 1/√κ. ∎
+# We know slopes at the parameters, so let the parameters be that point ahead, θ = φ - ηβb. A step
+# makes b′ = βb + g and φ′ = φ - ηb′, and the next point ahead is θ′ = φ′ - ηβb′ = φ - ηb′ - ηβb′.
+# Here φ = θ + ηβb, and βb = b′ - g. Put both in, and ηb′ cancels: θ′ = θ - η·(g + βb′).
 #
-# Slower than the ball in a bowl, but safe beyond it. With this β Nesterov's method is proven on all
-# landscapes whose curvatures lie in [μ, Λ] everywhere (strongly convex, μ > 0), where the ball may
-# circle for ever (Lessard, Recht, Packard 2016; exercise 4). If a convex landscape may be flat,
-# μ = 0, there is no such β: let βₜ = (t - 1)/(t + 2) rise instead, and L falls like 1/t² where
-# gradient descent has 1/t (Nesterov 1983).
+# How fast is that in the bowl? The last step of φ was -ηb, so θ = φₜ + β(φₜ - φₜ₋₁), and a step
+# down the slope from there multiplies by q = 1 - ηλ: φₜ₊₁ = q·(φₜ + β(φₜ - φₜ₋₁)). As before, try
+# φₜ = zᵗ: z² - (1 + β)q·z + βq = 0. Take η = 1/Λ and β = (R - 1)/(R + 1), where R = √κ.
+# At λ = μ, q = 1 - 1/R² = (R² - 1)/R², so (1 + β)²q and 4β are both 4(R - 1)/(R + 1). Then the
+# discriminant q·((1 + β)²q - 4β) is 0, and for larger λ, where q is smaller, it is not above 0. So
+# |z|² is the product of the roots, βq. It is largest at μ: (R - 1)²/R². Hence ρ = 1 - 1/√κ. ∎
 #
-# WEIGHT DECAY (L2) adds ½w‖θ‖² to the loss and wθ to the gradient: what is not needed shrinks.
+# Slower than the ball in a bowl, but safe beyond it: with this β Nesterov's method is proven on all
+# landscapes whose curvatures lie in [μ, Λ] everywhere, where μ > 0 (strongly convex). There the
+# ball may circle for ever (Lessard, Recht, Packard 2016; exercise 4).
+#
+# WEIGHT DECAY (L2) adds ½w‖θ‖² to the loss and so wθ to the gradient: unneeded weights shrink.
 
 
 def proven_rates(mu, Lambda):
@@ -310,11 +312,11 @@ def proven_rates(mu, Lambda):
     if mu > Lambda:
         raise ValueError(f"curvatures are {mu} and {Lambda}; expected mu <= Lambda")
     low, high = math.sqrt(mu), math.sqrt(Lambda)
-    rho, s = (high - low) / (high + low), high / low
+    rho, R = (high - low) / (high + low), high / low
     return {
         "descent, best": (2 / (Lambda + mu), 0, (Lambda - mu) / (Lambda + mu)),
         "descent, 2.01/Λ": (2.01 / Lambda, 0, 1.01),
-        "Nesterov": (1 / Lambda, (s - 1) / (s + 1), 1 - 1 / s),
+        "Nesterov": (1 / Lambda, (R - 1) / (R + 1), 1 - 1 / R),
         "heavy ball": ((2 / (low + high)) ** 2, rho * rho, rho),
     }
 
@@ -328,7 +330,7 @@ class SGD(Optimizer):
         super().__init__(params, lr, weight_decay, momentum=momentum, nesterov=nesterov)
 
     def __setattr__(self, name, value):
-        after = {**vars(self), name: value}
+        after = {**vars(self), name: value}  # all attributes as they would be
         if after.get("nesterov") and after.get("momentum") == 0:
             raise ValueError("momentum is 0; nesterov=True expected a number above 0")
         super().__setattr__(name, value)
@@ -342,16 +344,15 @@ class SGD(Optimizer):
 # %% 8. A scale for every coordinate: AdaGrad and RMSprop
 # The best rate depends on curvature, and coordinates differ in curvature: one may simply be written
 # in another unit. Let x = c·x̃, and walk in x̃. The slope in x̃ is c·g, so gradient descent moves x̃ by
-# -η·c·g, and x by -η·c²·g: metres or millimetres, that is a million times the rate. AdaGrad divides
-# by the root of the sum of all squares so far:
+# -η·c·g, and x by -η·c²·g: from metres to millimetres, that is a factor of a million. AdaGrad
+# divides by the root of the sum of all squared slopes so far:
 #     s ← s + g²,    θ ← θ - η·g/(√s + ε)    (entry by entry; ε only prevents 0/0).
 # In the unit of x̃ both g and √s carry the factor c, which cancels: x̃ moves by -η·g/√s. One factor
 # is left, as x moves by -η·c·g/√s. The size of the slope no longer matters, the size of the
-# parameter does: η is a distance in the unit in which the parameter is written. (Newton's step is
-# free of both: its slope c·g is divided by the curvature c²λ, which moves x by -g/λ.)
-# The first step is η·sign(g), and under slopes of one size it is η/√t at step t: a schedule for
-# free, and right for convex problems (Duchi et al. bound the regret by O(√T)). In networks s grows
-# on and on, and learning dies. RMSprop forgets: a square k steps old counts (1 - α)αᵏ,
+# parameter does: η is a distance in the unit in which the parameter is written. The first step is
+# -η·sign(g). If all slopes have one size, step t has length η/√t: a falling schedule for free,
+# which Duchi et al. prove to be right for convex problems. In networks s grows on and on, and
+# learning dies. RMSprop forgets: a square k steps old counts (1 - α)αᵏ,
 #     v ← αv + (1 - α)g²,    θ ← θ - η·g/(√v + ε).
 
 
@@ -398,8 +399,7 @@ class RMSprop(Optimizer):
 #     m̂/√v̂                1       1       1               1       -0.05    0.34
 # Corrected, slopes that agree make steps of η, whatever their size, and slopes that contradict one
 # another hardly any: η is about how far a coordinate moves. Uncorrected, the first step is too long
-# by (1 - β₁)/√(1 - β₂) = 3.2 and the twelfth by 6.6, as v fills more slowly than m. A loss times
-# c > 0 multiplies m by c and v by c²: at ε = 0 the same walk.
+# by (1 - β₁)/√(1 - β₂) = 3.2 and the twelfth by 6.6, as v fills more slowly than m.
 #
 # AdamW. With L2 the decay wθ passes through m̂/√v̂ like the rest of the gradient: a weight with
 # large gradients is decayed less, one with small ones more, and w loses its meaning. Decouple it:
@@ -439,6 +439,7 @@ class AdamW(Adam):
 
 def adamw_groups(params, lr, weight_decay=0.1):
     """[AdamW with decay for the matrices, AdamW without for the vectors (biases, gains)]."""
+    Optimizer(params, lr, weight_decay)  # refuses what is no dict of arrays
     matrices = {name: p for name, p in params.items() if np.ndim(p) >= 2}
     vectors = {name: p for name, p in params.items() if np.ndim(p) < 2}
     groups = [(matrices, weight_decay), (vectors, 0)]
@@ -473,25 +474,29 @@ class Lion(Optimizer):
 
 
 # %% 11. Muon: steepest when length is what a matrix does to vectors
-# A weight matrix is no list: it multiplies vectors. Its natural length is the most it stretches
-# one, ‖Δ‖ = max ‖Δv‖/‖v‖, its largest singular value. With G = U·S·Vᵀ = Σ σᵢuᵢvᵢᵀ (SVD, σᵢ > 0):
-#     ⟨G, Δ⟩ = Σ GⱼₖΔⱼₖ = Σᵢ σᵢ·uᵢᵀΔvᵢ ≥ -Σᵢ σᵢ·‖Δ‖,    equality for Δ = -‖Δ‖·U·Vᵀ,
-# because |uᵀΔv| ≤ ‖Δv‖ ≤ ‖Δ‖ for unit u, v, and uᵢᵀ(UVᵀ)vᵢ = 1. ∎ So: keep the directions of G,
-# set all singular values to 1. What a gradient says loudly and what it whispers get the same step.
+# A weight matrix is no list: it multiplies vectors. So measure a step Δ by the most that it
+# stretches one, ‖Δ‖ = max ‖Δv‖/‖v‖. Write the gradient as G = Σᵢ σᵢ·uᵢvᵢᵀ, the singular value
+# decomposition (SVD): it turns the direction vᵢ into uᵢ and stretches it by σᵢ > 0. The uᵢ, columns
+# of U, have length 1 and are perpendicular to one another, and so are the vᵢ. To first order a step
+# changes the loss by the sum of all products of entries,
+#     Σⱼₖ GⱼₖΔⱼₖ = Σᵢ σᵢ·uᵢᵀΔvᵢ ≥ -Σᵢ σᵢ·‖Δ‖,
+# because |uᵢᵀΔvᵢ| ≤ ‖Δvᵢ‖ ≤ ‖Δ‖. The bound is reached by Δ = -‖Δ‖·U·Vᵀ, as uᵢᵀ(U·Vᵀ)vᵢ = 1. ∎
+# So keep the directions of G, and set all singular values to 1: what a gradient says loudly and
+# what it whispers get the same step.
 #
-# An SVD is slow. But an odd polynomial acts on singular values alone: X·Xᵀ = U·S²·Uᵀ, so
-#     aX + b(XXᵀ)X + c(XXᵀ)²X = U·(aS + bS³ + cS⁵)·Vᵀ:    σ ← aσ + bσ³ + cσ⁵, matrix products only.
-# Dividing by the root of the sum of squares first puts all σ into [0, 1] (‖G‖² = Σσᵢ²). The
-# classical (15, -10, 3)/8 converges to 1 but lifts a small σ by 15/8 only; Muon's coefficients lift
-# it by 3.44, and in five rounds all but the tiniest are near 1 (about 0.7 to 1.2), which is enough:
+# An SVD is slow. Matrix products are fast, and some act on singular values alone. With the σᵢ on
+# the diagonal of S, X = U·S·Vᵀ and X·Xᵀ = U·S²·Uᵀ, so
+#     aX + b(XXᵀ)X + c(XXᵀ)²X = U·(aS + bS³ + cS⁵)·Vᵀ:    every σ ← aσ + bσ³ + cσ⁵.
+# First divide G by the root of the sum of its squares, which is √Σσᵢ²: now all σ are at most 1. A
+# round with Muon's a, b and c multiplies a small σ by a = 3.44 and keeps a large one near 1. After
+# five rounds every σ that began above 0.002 lies between 0.68 and 1.21, which is near enough:
 #     G = [[3, 0], [0, 0.1]]        divided     1        2        3        4        5
-#     Muon's, first σ               0.9994   0.7014   1.1132   0.7201   1.0907   0.6970
-#     Muon's, second σ              0.0333   0.1146   0.3875   1.0747   0.6872   1.1288
-#     the classical, second σ       0.0333   0.0624   0.1167   0.2169   0.3941   0.6660
+#     first σ                       0.9994   0.7014   1.1132   0.7201   1.0907   0.6970
+#     second σ                      0.0333   0.1146   0.3875   1.0747   0.6872   1.1288
 #
 # HOW LONG A STEP? A layer turns x (in,) into x·W (out,), W (in, out) as everywhere in this course.
 # What counts there is the size of a typical entry, the root mean square ‖x‖/√in, not ‖x‖. A step of
-# -η·f·O, with singular values 1 in O, changes the output by at most ‖x·ΔW‖ = η·f·‖x‖, and so
+# -η·f·O, with singular values 1 in O, changes the output by ‖x·ΔW‖ ≤ η·f·‖x‖, and so
 #     RMS(x·ΔW) ≤ η·f·‖x‖/√out = η·f·√(in/out)·RMS(x).
 # With f = √(out/in) every layer's outputs move by at most η of its inputs, wide or narrow: one η
 # for all (Bernstein, Newhouse). Jordan's Muon takes f = √max(1, out/in), never below 1, as torch
@@ -542,8 +547,7 @@ class Muon(Optimizer):
 # %% 12. Clipping
 # One bad batch can have a gradient a thousand times the usual and undo an hour. Clipping by norm
 # keeps the direction and caps the length n of all gradients together, g ← g·min(1, max_norm/n): the
-# nearest point of the ball ‖g‖ ≤ max_norm. (torch adds 10⁻⁶ to n; so do we.) Clipping by value,
-# np.clip(g, -c, c), caps each entry instead: simpler, but it turns the direction.
+# nearest point of the ball ‖g‖ ≤ max_norm. (torch adds 10⁻⁶ to n; so do we.)
 
 
 def clip_grad_norm(grads, max_norm):
@@ -570,11 +574,10 @@ def clip_grad_norm(grads, max_norm):
 # times as fast. But below 1 neighbours in bfloat16 are 2⁻⁸ = 0.0039 apart, in float16 2⁻¹¹: rounded
 # to bfloat16, 1 - 0.001 is 1, and a weight would not notice its steps. Hence forward and backward
 # run in 16 bits, while the optimizer keeps its parameters and slots in float32.
-#
 # bfloat16 reaches as far as float32, but float16 only from 6·10⁻⁸ to 65,504: small gradients become
-# 0, large ones ∞. Backward is linear in what it starts from, dloss = 1. Start from a scale 2ᵏ, and
-# every gradient is 2ᵏ times as large, as only exponents change. Convert it, divide again. If one
-# overflowed, skip the step and halve the scale; after many good ones double it (Micikevicius 2018).
+# 0, large ones ∞. LOSS SCALING (Micikevicius et al. 2018) helps: backward is linear in dloss, where
+# it starts. Start from 2ᵏ instead of 1, and every gradient is 2ᵏ times as large; divide by 2ᵏ in
+# float32. If one overflowed, skip the step and halve the scale. After many good steps, double it.
 
 
 def scaled_step(optimizer, grads, scale):
@@ -721,7 +724,9 @@ def train(params, X, Y, optimizers, schedule, steps, batch_size=128, seed=0, nam
     X, Y = np.asarray(X), np.asarray(Y)
     if len(X) != len(Y):
         raise ValueError(f"{len(X)} contexts and {len(Y)} targets; expected as many")
-    rng, order, losses = np.random.default_rng(seed), [], np.empty(steps)
+    rng = np.random.default_rng(seed)
+    losses = np.empty(steps)
+    order = []  # the examples that this epoch has not used yet, shuffled
     rates = [optimizer.lr for optimizer in optimizers]
     for step in range(steps):
         if len(order) < min(batch_size, len(X)):
@@ -798,7 +803,7 @@ def rosenbrock(points):
 
 
 RACES = {  # landscape: (function, start, the height to get below)
-    "quadratic": (quadratic, (-2.0, 0.7), 1e-4),
+    "quadratic": (quadratic, (-2.0, 0.7), 0.0001),
     "Rosenbrock": (rosenbrock, (-1.2, 1.0), 0.01),
 }
 
@@ -829,7 +834,7 @@ def draw(places, width=38, height=15):
     """A map of rosenbrock in lines: o the walk, S its start, E its end."""
     x, y = np.linspace(-1.9, 1.9, width), np.linspace(-0.8, 2.0, height)
     heights = rosenbrock(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (height, width)
-    grid = np.array(list(" .:-"))[np.searchsorted((1, 10, 100), heights)]
+    grid = np.array(list(" .:-"))[np.searchsorted((1, 10, 100), heights)]  # a mark a height
     for (px, py), mark in zip([*places, places[0], places[-1]], "o" * len(places) + "SE"):
         grid[np.abs(y - py).argmin(), np.abs(x - px).argmin()] = mark
     return ["".join(line) for line in grid[::-1]]
@@ -851,8 +856,8 @@ def walk(race, limit, make, lr):
 
 def report_race(limit):
     """Every method on every landscape at its best rate, and two walks drawn."""
-    print(f"\nThe race: steps to the goal at the best of 13 rates, on the map; -: not in {limit}")
-    print(f"  {'':20}" + "".join(f"{surface:>16}" for surface in RACES))
+    print(f"\nThe race: steps to that height, at the best of 13 rates (its rate); -: over {limit}")
+    print(" " * 22 + "".join(f"{name} < {race[2]:g}".rjust(20) for name, race in RACES.items()))
     walks = {}  # the best ones on Rosenbrock
     for method in [name for name in METHODS if "AdamW" not in name]:  # AdamW walks as Adam does
         line = f"  {method:20}"
@@ -863,7 +868,7 @@ def report_race(limit):
                     result, within = f"{len(places) - 1:,} ({lr:.2g})", len(places) - 2
                     if surface == "Rosenbrock":
                         walks[method] = places
-            line += f"{result:>16}"
+            line += f"{result:>20}"
         print(line)
     maps = {m: draw(walks[m]) for m in ("heavy ball, β = 0.9", "Adam") if m in walks}
     print(f"\nRosenbrock from S to E: {' and '.join(maps) or 'nobody arrived'}.")
@@ -916,10 +921,10 @@ def report_language(text, fast, seed):
     compete("The best of them under four schedules", pairs, text, size, seed)
     print(f"\n{' with '.join(PAIR)}, {long[0]} hidden units, all of the training text")
     ids, V, _, cut = split(text)
-    params, _ = fit(ids[:cut], V, *PAIR, long, seed, name="stories")
+    params, _ = fit(ids[:cut], V, *PAIR, long, seed, name="long run")
     nats = nlm_score(ids[cut - CONTEXT :], params, CONTEXT)
-    numbers = f"{nats:.3f} nats/char | {nats / LN2:.3f} bits/char | perplexity {math.exp(nats):.2f}"
-    print(f"\nheld-out: {numbers}   (stage 4, the neural n-gram under {PAIR[0]})")
+    scores = f"{nats:.3f} nats/char | {nats / LN2:.3f} bits/char | perplexity {math.exp(nats):.2f}"
+    print(f"\nheld-out: {scores}   (stage 4, the neural n-gram under {PAIR[0]})")
 
 
 def main(argv=None):
@@ -963,18 +968,15 @@ def main(argv=None):
 #                                  warmup, then cosine (length known) or WSD (length open)
 #     large matrices, tuned runs   Muon for the hidden matrices, AdamW for the rest
 #     features seldom seen         AdaGrad or Adam, which keep a large rate for them
-#     few parameters, no noise     Newton's step or its approximations (L-BFGS)
 
 # %% Common mistakes
 # 1. Adam's weight_decay taken for AdamW's: it decays too little or too much. See `decoupled`.
-# 2. No bias correction: the first steps are three to six times too long. See Adam.update.
+# 2. No bias correction: the first steps are 3.2 to 6.6 times too long. See Adam.update.
 # 3. `p = p - lr * g` makes a new array, the model keeps the old one: the loss stays. See `p -=`.
 # 4. Clipping array by array, or piece by piece: the direction turns. See clip_grad_norm.
-# 5. One rate for all methods, or for short and long runs alike. See METHODS, and exercise 10.
-# 6. A checkpoint without m, v and t: the loss jumps on resuming. See state_dict.
-# 7. The rate chosen on the held-out text whose score is reported: too good. See `tune`.
-# 8. Muon's factor upside down: wide layers learn too slowly, narrow ones too fast. See fan_in.
-# 9. Decay on biases and on the gains of norms: channels fade. See adamw_groups.
+# 5. A checkpoint without m, v and t: the loss jumps on resuming. See state_dict.
+# 6. The rate chosen on the held-out text whose score is reported: too good. See `tune`.
+# 7. Decay on biases and on the gains of norms: channels fade. See adamw_groups.
 
 # %% Exercises
 #  1. ★ (reading) For each class: how many numbers does it keep per parameter? Which line says so?
@@ -992,8 +994,7 @@ def main(argv=None):
 #     for 64, 128, 256, 512 hidden units and 300 to 3,000 steps. What does not move? (Read on μP.)
 
 # %% Where this leads
-# GPT-3 and Llama were trained by AdamW at β₂ = 0.95 with clipping, warmup and a cosine, Kimi K2 by
-# Muon. Stage 8 takes pieces away to see what breaks. Stage 5 goes beyond windows of 8 letters.
+# Stage 5 goes beyond windows of 8 letters. Stage 8 takes pieces away to see what breaks.
 
 if __name__ == "__main__":
     main()
