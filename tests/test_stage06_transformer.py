@@ -295,17 +295,14 @@ def test_generate(rng):
     assert np.array_equal(out, model.generate(idx, 12, seed=5))
     assert not np.array_equal(out, model.generate(idx, 12, seed=6))
     greedy = model.generate(idx, 4, temperature=0)
-    for rule in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-6}):
-        assert np.array_equal(greedy, model.generate(idx, 4, seed=1, **rule))
+    assert np.array_equal(greedy, model.generate(idx, 4, temperature=1e-6, seed=1))
     assert np.array_equal(model.generate(idx, 0), idx)
     z = model.logits(idx[:1])[0, -1]
     p = np.exp(z - z.max()) / np.exp(z - z.max()).sum()
     drawn = model.generate(np.repeat(idx[:1], 4000, 0), 1, seed=0)[:, -1]
     assert np.abs(np.bincount(drawn, minlength=11) / 4000 - p).max() < 0.035
-    nucleus = model.generate(np.repeat(idx[:1], 500, 0), 1, top_p=0.6, seed=0)[:, -1]
-    order = np.argsort(-p)
-    allowed = order[: int(np.searchsorted(np.cumsum(p[order]), 0.6)) + 1]
-    assert set(nucleus) <= set(allowed)
+    drawn = model.generate(np.repeat(idx[:1], 4000, 0), 1, temperature=0.5, seed=0)[:, -1]
+    assert np.abs(np.bincount(drawn, minlength=11) / 4000 - p**2 / (p @ p)).max() < 0.035
 
 
 # experts, and norms of queries and keys
@@ -946,28 +943,19 @@ def test_float16_loses_small_gradients_unless_the_loss_is_scaled():
     assert np.isinf(s6.through_float16(g, 2.0**14)["b"][0, 1])
 
 
-def test_the_scale_halves_at_once_and_doubles_after_two_thousand_steps():
-    fine, broken = {"a": np.ones(2), "b": np.ones(1)}, {"a": np.ones(2), "b": np.array([np.inf])}
-    assert s6.next_scale(1024.0, 700, broken) == (512, 0)
-    assert s6.next_scale(1024.0, 700, {"a": np.array([np.nan])}) == (512, 0)
-    assert s6.next_scale(1024.0, 700, fine) == (1024, 701)
-    assert s6.next_scale(1024.0, 1999, fine) == (2048, 2000)
-    assert s6.next_scale(2048.0, 2000, fine) == (2048, 2001)
-    assert s6.next_scale(2048.0, 3999, fine)[0] == 4096
-
-
 def test_training_with_a_scaled_loss_follows_float32(rng):
     """The rule in use: an absurd scale comes down, then the weights follow plain descent."""
     w = {"w": rng.normal(size=5).astype(np.float32) * 1e-3}
-    scale, good, steps = 2.0**40, 0, 0
+    scale, steps = 2.0**40, 0
     plain = w["w"].copy()
     for _ in range(100):
         g = s6.through_float16({"w": w["w"] * np.float32(1e-3)}, scale)  # the loss is 0.0005·w²
-        scale, good = s6.next_scale(scale, good, g)
-        if good:
+        if np.isfinite(g["w"]).all():
             w["w"] = w["w"] - 10 * g["w"]
             plain -= 10 * np.float32(1e-3) * plain
             steps += 1
+        else:
+            scale /= 2
     assert 50 < steps < 100 and scale < 2.0**40
     np.testing.assert_allclose(w["w"], plain, rtol=1e-3)
 
@@ -1049,8 +1037,6 @@ BAD_CALLS = {
     "targets must have": lambda m: m.loss_and_grads(IDS, IDS[:, :2]),
     "prefix.*4": lambda m: m.logits(IDS, prefix=4),
     "temperature.*-1": lambda m: m.generate(IDS, 1, temperature=-1),
-    "top_k.*0": lambda m: m.generate(IDS, 1, top_k=0),
-    "top_p.*1.5": lambda m: m.generate(IDS, 1, top_p=1.5),
     "max_new_tokens.*-1": lambda m: m.generate(IDS, -1),
     "batch.*0": lambda m: s6.memory_budget(m.config, 0),
     r"optimizer.*\[\]": lambda m: s6.memory_budget(m.config, 1, []),
@@ -1099,18 +1085,6 @@ def test_report(capsys):
 def small(seed=0, **fields):
     sizes = {"vocab_size": 11, "block_size": 8, "n_layer": 1, "n_head": 2, "n_embd": 8}
     return s6.Transformer(s6.TransformerConfig("llama", **(sizes | fields)), seed)
-
-
-@pytest.mark.parametrize(
-    "top_p, kept",
-    [(0.8, 2), (0.8 + 1e-12, 2), (0.81, 3), (0.5, 1), (0.95, 3), (0.951, 4), (1e-12, 1), (1, 4)],
-)
-def test_top_p_keeps_the_fewest_that_reach_it(top_p, kept):
-    p = np.array([0.05, 0.5, 0.15, 0.3])  # as float64 sums 0.5 + 0.3 and 0.5 + 0.3 + 0.15 do
-    model = small(vocab_size=4)
-    model.logits = lambda idx, prefix=0: np.log(p) * np.ones((*idx.shape, 1))
-    drawn = model.generate(np.zeros((4000, 1), int), 1, top_p=top_p, seed=0)[:, 1]
-    assert set(drawn.tolist()) == set([1, 3, 2, 0][:kept])
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
@@ -1164,6 +1138,25 @@ def test_what_a_tape_refuses():
         np.ones((2, 3)) * s6.Tensor(a.data)
     with pytest.raises(ValueError, match="zip"):
         s6.Tensor(np.ones(1), (s6.Tensor(np.ones(1), tape=[]),), lambda dy: (dy, dy)).backward()
+
+
+def test_numbers_and_arrays_are_constants(rng):
+    for dtype in (np.float32, np.float64):
+        a = rng.normal(size=(2, 3)).astype(dtype)
+        b = rng.normal(size=(3, 2))
+        x = s6.Tensor(a, tape=[])
+        y = (x * 2 + np.float64(3)) * np.arange(3) @ b + [1, 0.5]
+        assert y.data.dtype == dtype
+        right = (2 * a + 3) * np.arange(3) @ b.astype(dtype) + [1, 0.5]
+        np.testing.assert_allclose(y.data, right, rtol=1e-5)
+        y.backward(np.ones((2, 2)))
+        np.testing.assert_allclose(x.grad, np.ones((2, 2)) @ b.T * 2 * np.arange(3), rtol=1e-5)
+    for wrong in (None, "3", True, 1j, [None]):
+        for combine in (x.__add__, x.__mul__, x.__matmul__):
+            with pytest.raises(ValueError, match="a Tensor goes with a Tensor, a number or an arr"):
+                combine(wrong)
+    with pytest.raises(ValueError, match=r"needs matrices, not shapes \(2, 3\) and \(\)"):
+        x @ 3
 
 
 def test_a_tape_is_rewound_once():
@@ -1278,9 +1271,6 @@ def test_wrong_numbers_are_named(rng):
         (lambda: model.generate(start, 1, "a"), "temperature .* not 'a'"),
         (lambda: model.generate(start, 1, None), "temperature .* not None"),
         (lambda: model.generate(start, 1, True), "temperature .* not True"),
-        (lambda: model.generate(start, 1, top_p="a"), "top_p .* not 'a'"),
-        (lambda: model.generate(start, 1, top_p=True), "top_p .* not True"),
-        (lambda: model.generate(start, 1, top_k="a"), "top_k .* not 'a'"),
         (lambda: model.generate(1, 1), r"integers \(B, T\), not int64 of \(\)"),
         (lambda: s6.attention_mask(2.5), "T must be a whole number in 1..inf, not 2.5"),
         (lambda: s6.orthogonal(np.ones(3)), r"G must be a matrix, not of shape \(3,\)"),
@@ -1295,8 +1285,6 @@ def test_wrong_numbers_are_named(rng):
     ):
         with pytest.raises(ValueError, match=said):
             call()
-    huge = model.generate(start, 3, top_k=2**80, seed=0)
-    np.testing.assert_array_equal(huge, model.generate(start, 3, seed=0))
 
 
 def test_training_that_diverges_says_at_which_step(rng):
