@@ -591,7 +591,8 @@ def ask(windows, objective, rng, hidden):
         causal   reads the_fox_  answers he_fox_s      masked   th▒_f▒x_  ··e··o··
         span     reads the▒ox▒_  answers ······_f      (the piece "_f", written at the end)
     """
-    B, T = windows.shape[0], windows.shape[1] - 1
+    windows = check_ids("windows", windows, hidden + 1, 0, math.inf)
+    B, T = len(windows), check_count("T", windows.shape[1] - 1)
     x = windows[:, :T]
     if objective == "causal":
         return x, windows[:, 1:], 0
@@ -639,8 +640,8 @@ class Transformer:
                 start = np.full(shape, 0.0 if name.endswith("bias") else 1.0)
             self.params[name] = start.astype(dtype)
 
-    def _run(self, idx, targets=None, tape=None, prefix=0):
-        """(logits or, with targets, the loss; {name: tensor} of the weights; balance losses)."""
+    def _run(self, idx, prefix=0, tape=None):
+        """(logits (B, T, V), {name: tensor} of the weights, list of balance losses)."""
         c, gpt2 = self.config, self.config.arch == "gpt2"
         idx = check_ids("idx", idx, c.vocab_size, 0, c.block_size)
         T = idx.shape[1]
@@ -658,23 +659,21 @@ class Transformer:
         last = "transformer.ln_f" if gpt2 else "model.norm"
         x = normalise(x, P[f"{last}.weight"], P.get(f"{last}.bias"), c.norm_eps, centre=gpt2)
         logits = x @ (embedding if c.tie_weights else P["lm_head.weight"]).transpose(1, 0)
-        if targets is None:
-            return logits, P, balances
-        return cross_entropy(logits, targets), P, balances
+        return logits, P, balances
 
     def logits(self, idx, prefix=0):
         """Scores of the token after each position, (B, T) -> (B, T, V)."""
-        return self._run(idx, prefix=prefix)[0].data
+        return self._run(idx, prefix)[0].data
 
     def loss(self, idx, targets, prefix=0):
         """Mean cross-entropy in nats over the targets (B, T) that are not -1."""
-        return float(self._run(idx, targets, prefix=prefix)[0].data)
+        return float(cross_entropy(self._run(idx, prefix)[0], targets).data)
 
     def loss_and_grads(self, idx, targets, prefix=0):
         """The loss and {name: ∂loss/∂parameter} under the names of .params. With experts they are
         gradients of the loss + BALANCE times the mean balance loss."""
-        loss, P, balances = self._run(idx, targets, [], prefix)
-        total = loss
+        logits, P, balances = self._run(idx, prefix, tape=[])
+        total = loss = cross_entropy(logits, targets)
         for balance in balances or []:
             total = total + balance * (BALANCE / len(balances))
         total.backward()
@@ -851,7 +850,7 @@ def draw(model, ids, batch, rng, objective="causal"):
 
 def train(model, ids, steps, batch, learning_rate=0.02, label=None, seed=0, objective="causal"):
     """The loss in nats of each of `steps` updates; ValueError at the first that is not finite."""
-    check_number("learning_rate", learning_rate)
+    check_number("learning_rate", learning_rate, above=0)
     rng, losses, params = np.random.default_rng(seed), [], model.params
     m = {name: np.zeros_like(p) for name, p in params.items()}
     v = {name: np.zeros_like(p) for name, p in params.items() if not is_inner(name, p.shape)}
@@ -1006,6 +1005,7 @@ def pipeline(stages, params, inputs, top_gradient):
 # scale; after 2,000 good steps in a row it doubles it.
 def through_float16(grads, scale):
     """{name: gradient} as float16 carries them when the loss is times scale; ±inf: too large."""
+    check_number("scale", scale, above=0)
     with np.errstate(over="ignore"):
         halves = {name: (g * scale).astype(np.float16) for name, g in grads.items()}
     return {name: half.astype(np.float32) / scale for name, half in halves.items()}
@@ -1160,7 +1160,7 @@ def report_scaling(lab):
     print("   held-out  " + "".join(f"{loss:9.3f}" for loss in nats) + "  nats/char")
     print("   minus law " + "".join(f"{error:+9.3f}" for error in errors))
     print(f"   So it is good to about {np.abs(errors).max():.2f} nats, at this seed.", end=" ")
-    print("No floor E shows after so few steps." if E == 0 else "E would be the floor.")
+    print("No floor shows after so few steps." if E == 0 else f"The floor is {E:.2f}.")
 
 
 def report_model(lab):

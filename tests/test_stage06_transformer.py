@@ -239,7 +239,8 @@ def test_gradients_against_central_differences(kind, post_norm, prefix, rng):
     assert loss == model.loss(idx, targets, prefix=prefix)
 
     def objective():
-        loss, _, balances = model._run(idx, targets, prefix=prefix)
+        logits, _, balances = model._run(idx, prefix)
+        loss = s6.cross_entropy(logits, targets)
         balance = np.mean([b.data for b in balances]) if balances else 0.0
         return float(loss.data) + 0.01 * balance
 
@@ -546,7 +547,7 @@ def test_activations_as_tracemalloc_sees_them(kind, recompute, rng):
         layer = (every - budget["activations"] + streams) / 2  # two of three are saved
         budget["activations"] -= layer  # the one at work in the backward
     model.logits(idx)
-    (loss, *_), kept = kept_bytes(lambda: model._run(idx, idx, tape=[]))
+    loss, kept = kept_bytes(lambda: s6.cross_entropy(model._run(idx, tape=[])[0], idx))
     assert loss.tape and kept == pytest.approx(budget["activations"], rel=0.06, abs=7e4)
 
 
@@ -1034,6 +1035,8 @@ BAD_CALLS = {
     "smallest of idx.*-1": lambda m: m.logits(IDS - 1),
     "smallest of targets.*-2": lambda m: m.loss(IDS, IDS - 2),
     "T must be.*10": lambda m: m.logits(np.zeros((1, 10), int)),
+    "targets must be integers": lambda m: m.loss(IDS, None),
+    "targets must be integers, not object": lambda m: m.loss_and_grads(IDS, None),
     "targets must have": lambda m: m.loss_and_grads(IDS, IDS[:, :2]),
     "prefix.*4": lambda m: m.logits(IDS, prefix=4),
     "temperature.*-1": lambda m: m.generate(IDS, 1, temperature=-1),
@@ -1042,6 +1045,13 @@ BAD_CALLS = {
     r"optimizer.*\[\]": lambda m: s6.memory_budget(m.config, 1, []),
     "width.*0": lambda m: s6.memory_budget(m.config, width=0),
     "objective must be.*'bert'": lambda m: s6.ask(IDS, "bert", np.random.default_rng(0), 10),
+    r"windows must be integers \(B, T\)": lambda m: s6.ask(IDS[0], "causal", None, 10),
+    "T must be.*not 0": lambda m: s6.ask(IDS[:, :1], "masked", np.random.default_rng(0), 10),
+    "largest of windows.*11": lambda m: s6.ask(IDS + 11, "causal", None, 10),
+    "learning_rate .* above 0, not -1": lambda m: s6.train(m, np.zeros(60, int), 1, 2, -1),
+    "scale .* above 0, not 0": lambda m: s6.through_float16({"a": np.ones(2)}, 0),
+    "scale .* not nan": lambda m: s6.through_float16({"a": np.ones(2)}, math.nan),
+    "the largest of idx.*99": lambda m: m.generate([[99] + [1] * 9], 1),  # far back
     "a quarter of block_size.*0": lambda m: s6.ask(IDS, "span", np.random.default_rng(0), 10),
     "optimizer.*'adamx'": lambda m: s6.memory_budget(m.config, 1, "adamx"),
     r"sizes.*\[1, 2\]": lambda m: s6.fit_power_law([1, 2], [2, 1]),
