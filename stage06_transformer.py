@@ -187,8 +187,8 @@ def unbroadcast(grad, shape):
 # = -½r³·2(xⱼ - μ)/C = -r²x̂ⱼ/C. Together
 #     ∂x̂ᵢ/∂xⱼ = r·(1[i=j] - 1/C) + (xᵢ - μ)·(-r²x̂ⱼ/C) = r·( 1[i=j] - 1/C - x̂ᵢx̂ⱼ/C ).         (J)
 # So with a = ∂loss/∂x̂ = dy·γ:   dx = r·( a - mean(a) - x̂·mean(a·x̂) ),   dγ = Σ dy·x̂,   dβ = Σ
-# dy. RMSNorm leaves the mean in: r = 1/√(mean(x²) + ε), y = x·r·γ. In (J) the term 1/C goes, in dx
-# mean(a). It fixes the scale, the part that matters, with less work (Zhang & Sennrich 2019).
+# dy. RMSNorm leaves the mean in: r = 1/√(mean(x²) + ε), y = x·r·γ. Then (J) lacks its 1/C, and dx
+# its mean(a). It fixes the scale, the part that matters, with less work (Zhang & Sennrich 2019).
 def normalise(x, weight, bias=None, eps=1e-5, centre=True):
     """LayerNorm over the last axis of x (..., C), RMSNorm with centre=False; |x| up to 1e18."""
     C, gamma = x.shape[-1], weight.data
@@ -566,8 +566,8 @@ def pre_norm_law(b2, variances):
 # tent 2·relu(x) - 4·relu(x - ½), up from 0 to 1 on the first half of 0..1 and down on the second.
 # Each half covers all of 0..1, so a tent of a tent is two tents, and k of them, 2k ReLUs, bend
 # 2^k - 1 times, for which one layer needs as many ReLUs (Telgarsky 2016). But layers wait for each
-# other, while channels are computed side by side. At about the same number of weights the shape
-# matters little: in Kaplan et al. 6 layers of 4,288 channels come within 3 % of 48 of 1,600.
+# other; channels are computed side by side. Shape matters little at a fixed number of
+# weights: 6 layers of 4,288 channels came within 3 % of the loss of 48 of 1,600 (Kaplan et al.).
 
 
 # %% 7. Masks and objectives: one block, every architecture
@@ -711,9 +711,9 @@ class Transformer:
 # all (as Chowdhery et al. 2022 count; the half that the causal mask hides is not taken off).
 def count_params(config, active=False):
     """N, exactly (a tied head counts once), or without the experts that a token does not visit."""
-    idle = max(0, config.n_expert - config.n_active) if active else 0
+    unvisited = max(0, config.n_expert - config.n_active) if active else 0
     every = sum(math.prod(shape) for shape in param_shapes(config).values())
-    return every - config.n_layer * idle * 3 * config.n_embd * config.n_hidden
+    return every - config.n_layer * unvisited * 3 * config.n_embd * config.n_hidden
 
 
 def flops_per_token(config):
@@ -773,8 +773,8 @@ def memory_budget(config, batch=1, optimizer="adamw", width=4, tiles=False, reco
 # %% 10. Scaling laws
 # The loss falls as a power of what is spent (Kaplan et al. 2020). With N weights and D tokens
 # Hoffmann et al. (2022) write L = E + A/N^α + B/D^β: E is the text's own entropy, A/N^α what a
-# small model cannot express, B/D^β what a short training has not told it. Training costs 6ND
-# operations (section 9). At a fixed cost 6ND = K put D = K/6N, set dL/dN = 0:
+# small model cannot express, B/D^β what a short training has not told it. (L, B, D, E are their
+# letters.) Training costs K = 6ND operations. At fixed K put D = K/6N and set dL/dN = 0:
 #     αA/N^α = βB/D^β,   so   N ∝ K^(β/(α+β))   and   D ∝ K^(α/(α+β)).
 # If α ≈ β, model and data grow alike, by √K. Their approach 1 reads off training curves 0.50 and
 # 0.50 (Kaplan: 0.73 for N); Chinchilla had 70 billion weights and 1.4 trillion tokens, 20 a weight.
@@ -818,8 +818,9 @@ def fit_power_law(sizes, losses):
 # Times √max it moves weights by about the rate, as Adam does (Liu et al. 2025); here by a tenth.
 def orthogonal(G):
     """About UVᵀ for a matrix G = UΣVᵀ."""
-    if np.ndim(G) != 2:
-        raise ValueError(f"G must be a matrix, not of shape {np.shape(G)}")
+    G = Tensor(G).data  # float32 or float64
+    if G.ndim != 2:
+        raise ValueError(f"G must be a matrix, not of shape {G.shape}")
     tall = len(G) > G.shape[1]
     X = (G.T if tall else G) / (np.linalg.norm(G) + 1e-7)
     for _ in range(5):
@@ -1015,11 +1016,11 @@ def through_float16(grads, scale):
 # Adam's memory. After a quiet time m and v are tiny; let gradients of size G arrive. After t of
 # them m = (1 - β₁ᵗ)·G and v = (1 - β₂ᵗ)·G², and the step m/√v, which should be about 1, is 3.2 at t
 # = 1 and 6.6 at t = 12 for β = (0.9, 0.999). With β₂ = 0.95, which large models take, it is at most
-# 1.1. Other cures are clipping, warmup, QK-norm, and a small loss on log²Σe^z against drift. Else
-# go back and skip the batches, as PaLM's makers did some twenty times (Chowdhery et al. 2022).
+# 1.1. Other cures are clipping, warmup, QK-norm, and a small loss on log²Σe^z against drift. PaLM's
+# makers went back and skipped the batches, some twenty times (Chowdhery et al. 2022).
 # The bill. Operations are counted; a device does at best a published number of them a second, and a
 # good job reaches 30 to 50 % of it. Llama 3 8B: 15e12 tokens of 58 GFLOP, 610,000 hours of an H100
-# at 40 %. Meta's model card says 1.3 million; what these hours hold beside steps it does not say.
+# at 40 %. Meta's model card says 1.3 million, but not what these hours include.
 def run_cost(config, tokens, devices, peak=989e12, share=0.4, rent=2.0):
     """(operations, days, dollars) at a share of the peak (an H100 in bfloat16) and hourly rent."""
     for name, value in (("tokens", tokens), ("peak", peak), ("share", share), ("rent", rent)):
@@ -1171,9 +1172,8 @@ def report_model(lab):
     written = model.generate(prompt, 20 if lab.fast else 240, temperature=0.7, seed=lab.seed)[0]
     progress("".join(lab.letters[i] for i in written), last=True)
     nats = held_out_loss(model, lab.ids, lab.start)
-    line = f"{nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char"
-    line += f" | perplexity {math.exp(nats):.2f}"
-    print(f"\nheld-out: {line}   (stage 6, transformer, context 32)")
+    print(f"\nheld-out: {nats:.3f} nats/char | {nats / math.log(2):.3f} bits/char", end=" ")
+    print(f"| perplexity {math.exp(nats):.2f}   (stage 6, transformer, context 32)")
 
 
 def drop_unwritten():

@@ -1284,6 +1284,7 @@ def test_wrong_numbers_are_named(rng):
         (lambda: model.generate(1, 1), r"integers \(B, T\), not int64 of \(\)"),
         (lambda: s6.attention_mask(2.5), "T must be a whole number in 1..inf, not 2.5"),
         (lambda: s6.orthogonal(np.ones(3)), r"G must be a matrix, not of shape \(3,\)"),
+        (lambda: s6.orthogonal(np.eye(3, dtype=np.float16) * 300), "not float16"),
         (lambda: s6.train(model, ids, "a", 2), "steps .* not 'a'"),
         (lambda: s6.train(model, ids, 1, 0), "batch .* not 0"),
         (lambda: s6.train(model, ids, 1, 2, math.nan), "learning_rate .* not nan"),
