@@ -586,7 +586,6 @@ def attention_mask(T, prefix=0):
 
 def ask(windows, objective, rng, hidden):
     """What to read and what to answer: (inputs, targets, prefix) from ids windows (B, T + 1).
-
     The id `hidden` (▒) stands in for what is taken away. T = 8, "the fox s", _ the space, · a -1:
         causal   reads the_fox_  answers he_fox_s      masked   th▒_f▒x_  ··e··o··
         span     reads the▒ox▒_  answers ······_f      (the piece "_f", written at the end)
@@ -972,9 +971,9 @@ def tensor_parallel_block(x, p, config, mask, post_norm=False, balances=None, n=
 # same timetable read from its end, and the gradients of micro-batches add up.
 def pipeline(stages, params, inputs, top_gradient):
     """One step of S stages, functions (x, weights) -> y of tensors, over M arrays `inputs`.
-
     params: a dict of arrays a stage; top_gradient(m, y) -> ∂loss/∂y for micro-batch m. Returns the
     weights' gradients, a dict a stage, and for each tick the list of (stage, m) at work."""
+    check_count("the number of dicts in params", len(params), len(stages), len(stages))
     grads = [{name: np.zeros_like(w) for name, w in weights.items()} for weights in params]
     wire = {(0, m): x for m, x in enumerate(inputs)}  # (stage, micro-batch): what it is sent
     kept, timetable = {}, []
@@ -1044,8 +1043,9 @@ def unit_weights(model, scaled=False):
     for name, p in model.params.items():
         if p.ndim == 2:
             undo = "c_proj" in name and not scaled  # GPT-2's 1/√(2L)
-            p *= 50 * (math.sqrt(2 * model.config.n_layer) if undo else 1)
-            p /= math.sqrt(len(p) if ".h." in name else p.shape[1] if "head" in name else 1)
+            p *= 50 * (math.sqrt(2 * model.config.n_layer) if undo else 1)  # 50·0.02 = 1
+            inputs = {"transformer.wte": 1, "transformer.wpe": 1, "lm_head": p.shape[1]}
+            p /= math.sqrt(inputs.get(name.removesuffix(".weight"), len(p)))
     return model
 
 
@@ -1122,8 +1122,8 @@ def report_objectives(lab):
     losses, shape = {}, {"vocab_size": len(lab.letters), "n_layer": 2, "n_head": 2, "n_embd": 32}
     for name in ("causal", "span", "masked"):
         model, _ = lab.train(200, objective=name, **shape)
-        rng = np.random.default_rng(lab.seed)
-        losses[name] = model.loss(*draw(model, lab.ids[lab.start :], 256, rng, name))
+        asked = draw(model, lab.ids[lab.start :], 256, np.random.default_rng(lab.seed), name)
+        losses[name] = model.loss(*asked)
         progress(f"   {name:7}{losses[name]:5.2f} nats for each character it asks for", last=True)
     print(f"   After equal steps {min(losses, key=losses.get)} guesses best.")
 

@@ -1050,6 +1050,9 @@ BAD_CALLS = {
     "largest of windows.*11": lambda m: s6.ask(IDS + 11, "causal", None, 10),
     "learning_rate .* above 0, not -1": lambda m: s6.train(m, np.zeros(60, int), 1, 2, -1),
     "scale .* above 0, not 0": lambda m: s6.through_float16({"a": np.ones(2)}, 0),
+    "number of dicts in params .* 1..1, not 2": lambda m: s6.pipeline(
+        [lambda x, w: x], [{}, {}], [np.ones(2)], lambda m, y: y
+    ),
     "scale .* not nan": lambda m: s6.through_float16({"a": np.ones(2)}, math.nan),
     "the largest of idx.*99": lambda m: m.generate([[99] + [1] * 9], 1),  # far back
     "a quarter of block_size.*0": lambda m: s6.ask(IDS, "span", np.random.default_rng(0), 10),
