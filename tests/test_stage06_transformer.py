@@ -1092,6 +1092,29 @@ def test_report(capsys):
     assert all(f"{size:,}" in outputs[0] for size in SIZES.values())
 
 
+def test_the_report_concludes_what_its_numbers_say(monkeypatch, capsys):
+    lab, given = s6.Lab(fast=True, seed=0), {}
+
+    def stub(steps, *rest, objective="causal", unit=None, **shape):
+        config = s6.TransformerConfig("llama", len(lab.letters), 32, 1, 1, 4)
+        model = s6.Transformer(config)
+        model.loss = lambda *asked: 1.0 if objective == given["best"] else 2.0
+        return model, given["post"] if unit == "post" else 2.0
+
+    lab.train = stub
+    for given["post"], said in ((3.5, "1.50 nats above pre-norm"), (1.5, "0.50 nats below pre")):
+        s6.report_depth(lab)
+        assert said in capsys.readouterr().out
+    for given["best"] in ("causal", "span", "masked"):
+        s6.report_objectives(lab)
+        assert f"After equal steps {given['best']} guesses best." in capsys.readouterr().out
+    monkeypatch.setattr(s6, "fit_power_law", lambda N, nats: (given["E"], 1.0, 0.1))
+    monkeypatch.setattr(s6, "held_out_loss", lambda *rest: 2.0)
+    for given["E"], said in ((0.0, "No floor shows"), (1.25, "The floor is 1.25.")):
+        s6.report_scaling(lab)
+        assert said in capsys.readouterr().out
+
+
 # Inputs at the corners: the right value, or a sentence that says what was expected.
 
 
