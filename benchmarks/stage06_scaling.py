@@ -4,7 +4,7 @@
     python benchmarks/stage06_scaling.py --steps 4000 --seeds 1
     python benchmarks/stage06_scaling.py --table             the table of the runs so far
 
-A run is what section 5 of stage 6's report does: one-layer llamas of 8 to 48 channels learn the
+A run is what section 4 of stage 6's report does: one-layer llamas of 8 to 48 channels learn the
 first nine tenths of data/stories.txt, all for the same number of steps, and are scored on the rest.
 Nothing is chosen by that score: it is what the law is about. For each length and seed the law is
 fitted to the five smaller models and asked for the sixth; then the mean losses over seeds, which
