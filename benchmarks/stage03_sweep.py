@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import stage03_nlm as s3  # noqa: E402
 
-STORIES = dict(context=5, n_embd=24, n_hidden=512, learning_rate=0.2, batch_size=64)
+STORIES = {"context": 5, "n_embd": 24, "n_hidden": 512, "learning_rate": 0.2, "batch_size": 64}
 STORIES_TRIED = [
     {},
     {"learning_rate": 0.1},
@@ -43,7 +43,7 @@ STORIES_TRIED = [
     {"n_hidden": 256, "weight_decay": 0.00005},
     {"n_hidden": 256, "dropout": 0.1},
 ]
-NAMES = dict(context=6, n_embd=16, n_hidden=128, learning_rate=0.2, batch_size=32)
+NAMES = {"context": 6, "n_embd": 16, "n_hidden": 128, "learning_rate": 0.2, "batch_size": 32}
 NAMES_TRIED = [
     {},
     {"weight_decay": 0.0003},
