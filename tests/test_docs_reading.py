@@ -29,7 +29,7 @@ AUTHORS = re.compile(
 )
 NO_NAMES = {"In", "The", "By", "Since", "From", "Until", "And", "Of"}
 IN_HISTORY = "[history](history.md)"
-PLACE = re.compile(r"\[(stage\d\d|capstone)(?: ([^\]]+))?\]\(\.\./(\w+\.py)\)")
+PLACE = re.compile(r'\[(stage\d\d|capstone)(?: ([^\]]+))?\]\(\.\./(\w+\.py)(?: "([^"]+)")?\)')
 
 
 class Citation(NamedTuple):
@@ -82,7 +82,7 @@ def entries():
     for item in items:
         if match := re.match(r"- \*\*(.+?) (\d{4})\*\*", " ".join(item.split())):
             names = set(re.findall(r"[\w-]{2,}", match[1])) - {"et", "al"}
-            places = {(file, section) for file, section, _ in PLACE.findall(item)}
+            places = {(file, section) for file, section, *_ in PLACE.findall(item)}
             key = f"{match[1]} {match[2]}"
             found.append(Entry(key, names, match[2], places, " ".join(item.split())))
     return found
@@ -195,11 +195,16 @@ def test_places_exist_and_lines_are_short(path):
     long = [line for line in text.splitlines() if len(line) > 120]
     assert not long, f"docs/{path.name}: lines of more than 120 characters: {long}"
     sections = {file: set(prose(path)) for file, path in FILES.items()}
-    for file, section, name in PLACE.findall(text):
+    for file, section, name, title in PLACE.findall(" ".join(text.split())):
         there = f"docs/{path.name}: [{file} {section}](../{name})"
         assert FILES[file].name == name, f"{there} is {FILES[file].name}"
         assert section in sections[file], f"{there}: there is no such section (any more)"
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
+        if path == HISTORY and section:  # the title tells whether it is still the section meant
+            now = re.search(rf"^# %% {section[1:]}\. (.+)$", FILES[file].read_text("utf-8"), re.M)[
+                1
+            ]
+            assert title == now, f'{there}: is this the section meant? Then write "{now}"'
+    links = re.findall(r"\]\(([^)\s]+)[ )]", text)
     for link in links:
         target, _, anchor = link.partition("#")
         if link.startswith("http"):
