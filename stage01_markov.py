@@ -104,8 +104,7 @@ def draw_word(followers, word, length, rng):
     return word
 
 
-# All of this stage is here in small, and so are its questions. Why these shares (section 3)? What
-# does perplexity mean (4)? How do we mend a table that calls "bard" impossible (5, 6)?
+# Why these shares (section 3)? What does perplexity mean (4)? And "bard", how to mend that (5, 6)?
 
 # %% 2. One symbol at a time
 # A text is a row of symbols x₁x₂...x_N, letters or words, each one of V different ones. A language
@@ -974,8 +973,7 @@ def main(argv=None):
 # %% Common mistakes
 # 1. A splendid perplexity, and wrong: the probabilities add up to more than 1. See (8), `reserve`.
 # 2. A model of words looks worse than one of letters: N in (6) differs. Compare bits per letter.
-# 3. More context always seems better, and what is written is a copy: order, λ, k or d were chosen
-#    on the text that was counted, where mle cannot be beaten (4). See `develop`.
+# 3. More context seems better, and it copies: order or d chosen on the counted text. See `develop`.
 # 4. A held-out number that new texts do not reach: something was chosen by it. See `report_orders`.
 # 5. Some counts are too large: in base V different n-grams outgrew 64 bits. See RANK in section 8.
 # 6. Order 0 that sees the whole text: ids[-order:] is all of ids. See max(0, ...) in `generate`.
@@ -992,13 +990,11 @@ def main(argv=None):
 #  8. ★★ (implement) If order 1 wrote for ever
 #  9. ★★ (measure) Twice the text
 # 10. ★★★ (derive) A density in place of darts
-# 11. ★ (research) Which order invents the best names?
-# 12. ★★★ (project) Names, better than the stage's
+# 11. ★★★ (project) Names, better than the stage's
 
 # %% Where this leads
-# Every language model is scored by (6) and writes by (13); GPT only gets its P(c|h) in another way.
-# A table cannot see that two contexts are alike. Stage 3 puts a function with many parameters in
-# its place, and stage 2 finds out how each of them should change.
+# Every language model is scored by (6) and writes by (13). But a table cannot see that two contexts
+# are alike: stage 3 puts a function in its place, and stage 2 finds out how to change it.
 
 if __name__ == "__main__":
     main()

@@ -281,12 +281,12 @@ def main(argv=None):
         else:
             show_progress(sheets.known_stages())
         sys.stdout.flush()
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    except BrokenPipeError:
+    except BrokenPipeError:  # whoever was reading has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         parser.exit(130, "\n")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

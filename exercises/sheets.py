@@ -51,6 +51,8 @@ class Exercise:
 def cut(source):
     """(what stands before the first exercise, [Exercise]) of the source of a sheet."""
     matches = list(HEADER.finditer(source))
+    if not matches:
+        return source, []
     ends = [match.start() for match in matches[1:]] + [len(source)]
     exercises = []
     for match, end in zip(matches, ends):
@@ -141,23 +143,32 @@ class Answers:
         self.faults = {}  # number -> what went wrong in running the exercise
         self.untouched = set()  # numbers of exercises that are as they were
         self.names = {"__name__": stage, "__file__": str(path)}
-        before, exercises = cut(source) if HEADER.search(source) else (source, [])
+        before, exercises = cut(source)
         blank = {exercise.number: stub(exercise) for exercise in solutions(stage)}
         self.number_of = {}  # name -> the exercise that asks for it
         for number, text in blank.items():
             self.number_of.update(dict.fromkeys(names_in(text), number))
-        exec(compile(before, str(path), "exec"), self.names)
+        if fault := self.run(before, 1):
+            self.faults = dict.fromkeys(blank, f"above the first exercise: {fault}")
+            return
         for exercise in exercises:
             n = exercise.number
             if without_layout(exercise.source) == without_layout(blank.get(n, "")):
                 self.untouched.add(n)
-            try:
-                padded = "\n" * (exercise.line - 1) + exercise.source  # so that lines keep numbers
-                exec(compile(padded, str(path), "exec"), self.names)
-            except Exception as error:
-                line = getattr(error, "lineno", None) or line_in(error, path)
-                self.faults[n] = f"{type(error).__name__} in line {line}: {error}"
-        self.missing = sorted(blank.keys() - {exercise.number for exercise in exercises})
+            if fault := self.run(exercise.source, exercise.line):
+                self.faults[n] = fault
+
+    def run(self, source, line):
+        """Run a part of the sheet that begins in this line; returns what went wrong, or None."""
+        padded = "\n" * (line - 1) + source  # so that errors tell the line of the whole sheet
+        try:
+            exec(compile(padded, str(self.path), "exec"), self.names)
+        except SyntaxError as error:
+            return f"SyntaxError in line {error.lineno}: {error.msg}"
+        except Exception as error:
+            where = line_in(error, self.path)
+            return f"{type(error).__name__} in line {where}: {error}"
+        return None
 
     @classmethod
     def read(cls, stage, directory):

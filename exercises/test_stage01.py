@@ -159,7 +159,7 @@ def test_10(answers):
 
 
 @pytest.mark.project
-def test_12(answers):
+def test_11(answers):
     names = (stage.Path(stage.__file__).parent / "data" / "names.txt").read_text("utf-8").split()
     some, others = names[: len(names) * 9 // 10], names[len(names) * 9 // 10 :]
     symbols = [stage.START, stage.END, *"abcdefghijklmnopqrstuvwxyz"]

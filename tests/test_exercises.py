@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -44,7 +45,7 @@ def stage_file(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_solutions_are_right(stage):
     answers = sheets.Answers.read(stage, FOLDER / "solutions")
-    assert not answers.faults and not answers.missing
+    assert not answers.faults
     for function, project in checks(stage).values():
         if not project:
             judge(function, answers)
@@ -106,3 +107,57 @@ def test_a_sheet_that_nobody_touched_is_the_one_made_from_the_solutions(stage):
     found = path.read_text(encoding="utf-8")
     if sheets.Answers.read(stage, FOLDER).untouched == {e.number for e in sheets.solutions(stage)}:
         assert found == sheets.blank_sheet(stage)
+
+
+def told(stage, source, number):
+    """What the check of an exercise says about a sheet with this source."""
+    answers = sheets.Answers(stage, source, f"{stage}.py")
+    with pytest.raises(pytest.fail.Exception) as error:
+        judge(checks(stage)[number][0], answers)
+    return str(error.value)
+
+
+def test_a_fault_in_one_exercise_is_told_with_its_line_and_spoils_no_other():
+    blank = sheets.blank_sheet("stage01")
+    source = blank.replace("ANSWER_2 = None", "ANSWER_2 = (1,")
+    line = blank[: blank.index("ANSWER_2 = None")].count("\n") + 1
+    assert told("stage01", source, 2) == f"SyntaxError in line {line}: '(' was never closed"
+    with pytest.raises(pytest.skip.Exception):
+        judge(checks("stage01")[4][0], sheets.Answers("stage01", source, "stage01.py"))
+
+
+def test_an_error_in_the_learners_function_is_told_with_its_line():
+    blank = sheets.blank_sheet("stage01")
+    start = blank.index("def k_for_witten_bell")
+    at = blank.index("raise NotImplementedError", start)
+    source = blank[:at] + "return d_h / vocab" + blank[at + len("raise NotImplementedError") :]
+    line = blank[:at].count("\n") + 1
+    expected = f"k_for_witten_bell raised NameError in line {line}: name 'vocab' is not defined"
+    assert told("stage01", source, 3) == expected
+
+
+def test_damaged_sheets_are_told_in_a_sentence():
+    blank = sheets.blank_sheet("stage01")
+    assert told("stage01", "x = (\n" + blank, 1).startswith("above the first exercise: SyntaxError")
+    assert "has no ANSWER_1; --reset 1.1" in told("stage01", "", 1)
+    assert "NameError" in told("stage01", blank.replace("ANSWER_7 = None", "ANSWER_7 = b"), 7)
+
+
+def run_program(*words, cwd=FOLDER.parent):
+    """(exit status, what it printed) of python exercises."""
+    command = [sys.executable, str(FOLDER), *words]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", cwd=cwd)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_program_shows_hints_solutions_and_what_is_wrong_with_its_arguments(tmp_path):
+    status, out, _ = run_program("--solution", "1.3", cwd=tmp_path)
+    assert status == 0 and "return d_h / vocab_size" in out and "HINTS" not in out
+    for words, complaint in [
+        (["--hint", "1.99"], "expected 1.1 to 1."),
+        (["--solution", "77.1"], "there is no such stage"),
+        (["--reset", "x"], "there is no such stage"),
+        (["--project", "1.2"], "expected a stage alone"),
+    ]:
+        status, out, error = run_program(*words)
+        assert status == 2 and complaint in error and error.count("\n") == 1 and not out

@@ -184,16 +184,12 @@ HINTS_10 = [
     "Both integrals are B of something; their quotient is the s/(s + t) of the text.",
 ]
 
-# %% 11. ★ (research) Which order invents the best names?
-# python stage01_markov.py --names data/names.txt --order 1, and so on to 8. When it was tried here,
-# order 1 was unpronounceable, 3 and 4 invented names one could believe, and from 6 on most of
-# what it wrote was in the file: long contexts were seen once and allow one continuation.
 
-
-# %% 12. ★★★ (project) Names, better than the stage's
+# %% 11. ★★★ (project) Names, better than the stage's
 # Write a model of names that predicts unseen ones better than Kneser-Ney of order 3 (d = 0.75) does
 # here: `python exercises --project 1` trains it on nine tenths of data/names.txt and has it predict
-# the rest. Ideas: another order, another discount for each count, a mixture of several models.
+# the rest. Ideas: another order, another discount for each count, a mixture of several models. (For
+# a first feeling: python stage01_markov.py --names data/names.txt --order 1, and so on to 8.)
 def names_model(names):
     """A function next_letter(beginning) -> probabilities (27,) of a..z and, last, of the end.
 
@@ -219,7 +215,7 @@ def names_model(names):
 
 # > Three orders, each with a discount that suits it, and the mean of what they say. A start cannot
 # > follow, so its little probability is shared out.
-HINTS_12 = [
+HINTS_11 = [
     "stage.names_row and MarkovChain do the counting; a start never follows, so leave it out.",
     "Mean of two models: where one is sure and wrong, the other saves it.",
     "Try orders 3, 4 and 5 with discounts between 0.7 and 0.9, chosen on a tenth of `names`.",
