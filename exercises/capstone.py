@@ -80,8 +80,8 @@ def adamw(w, gradients, learning_rate, betas=(0.9, 0.99), eps=1e-8, weight_decay
 
 # %% 8. ★★ (explain) Who notices?
 # In block_backward somebody multiplies by 1.01 the dx of the output projection, which goes down to
-# the heads, but leaves the projection's dW as it is. In the gradient check of a model with 2 blocks,
-# which rows fail?
+# the heads, but leaves the projection's dW as it is. Which rows of the gradient check of a model
+# with 2 blocks fail?
 #   a  those of the output projections, since that is where the fault is
 #   b  all of them, since every gradient comes from the same loss
 #   c  qkv and norm1 of block 2, and all that lies below: block 1 and the embedding

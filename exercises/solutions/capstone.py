@@ -89,8 +89,8 @@ def z_loss_gradient(logits, c):
 
 
 # > ∂(log Z)/∂zⱼ = e^zⱼ/Z = pⱼ (section 2, at cross-entropy). So by the chain rule the gradient is
-# > 2c·log Z·pⱼ, divided by N for the mean. While log Z is above 0, a step pushes all scores down, in
-# > proportion to pⱼ; while it is below, up.
+# > 2c·log Z·pⱼ, divided by N for the mean. While log Z is above 0, a step pushes all scores down,
+# > in proportion to pⱼ; while it is below, up.
 HINTS_5 = [
     "The chain rule: 2c·log Z times ∂(log Z)/∂zⱼ.",
     "Section 2 has derived ∂/∂zⱼ log Σ e^z, at cross-entropy.",
@@ -106,9 +106,9 @@ def transposed_linear_backward(dy, x, W):
     return dy @ W, dy.T @ x
 
 
-# > yₙⱼ = Σᵢ xₙᵢWⱼᵢ. A change of xₙᵢ moves every yₙⱼ by Wⱼᵢ: dxₙᵢ = Σⱼ dyₙⱼWⱼᵢ, so dx = dy W. A change
-# > of Wⱼᵢ moves yₙⱼ by xₙᵢ in every row: dWⱼᵢ = Σₙ dyₙⱼxₙᵢ, so dW = dyᵀx. This is linear_backward with
-# > W.T in place of W, and its dW transposed: (xᵀdy)ᵀ = dyᵀx.
+# > yₙⱼ = Σᵢ xₙᵢWⱼᵢ. A change of xₙᵢ moves every yₙⱼ by Wⱼᵢ: dxₙᵢ = Σⱼ dyₙⱼWⱼᵢ, so dx = dy W.
+# > A change of Wⱼᵢ moves yₙⱼ by xₙᵢ in every row: dWⱼᵢ = Σₙ dyₙⱼxₙᵢ, so dW = dyᵀx. This is
+# > linear_backward with W.T in place of W, and its dW transposed: (xᵀdy)ᵀ = dyᵀx.
 HINTS_6 = [
     "Write yₙⱼ as a sum, and differentiate by xₙᵢ and by Wⱼᵢ.",
     "The shapes leave one possibility only: dx is (N, I), dW is (O, I).",
@@ -142,8 +142,8 @@ HINTS_7 = [
 
 # %% 8. ★★ (explain) Who notices?
 # In block_backward somebody multiplies by 1.01 the dx of the output projection, which goes down to
-# the heads, but leaves the projection's dW as it is. In the gradient check of a model with 2 blocks,
-# which rows fail?
+# the heads, but leaves the projection's dW as it is. Which rows of the gradient check of a model
+# with 2 blocks fail?
 #   a  those of the output projections, since that is where the fault is
 #   b  all of them, since every gradient comes from the same loss
 #   c  qkv and norm1 of block 2, and all that lies below: block 1 and the embedding
@@ -151,8 +151,8 @@ HINTS_7 = [
 # ANSWER_8: one letter, as a string.
 ANSWER_8 = "c"
 # > The backward runs from the loss down. What it has passed before it meets the fault is right: the
-# > head, the last norm, block 2's MLP, its norm2 and its output projection, whose dW is made from dy
-# > and not from dx. What hangs on the wrong dx is wrong: block 2's qkv and norm1, and through x
+# > head, the last norm, block 2's MLP, its norm2 and its output projection, whose dW is made from
+# > dy and not from dx. What hangs on the wrong dx is wrong: block 2's qkv and norm1, and through x
 # > everything in block 1, and the embedding.
 HINTS_8 = [
     "In which order does the backward meet the layers?",
