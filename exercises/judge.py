@@ -143,6 +143,28 @@ def array(what, found, expected, tolerance=1e-9, n=None, mistakes=()):
     explain(what, found, expected, tolerance, n, mistakes)
 
 
+def result(answers, name, *args, **kwargs):
+    """What the learner's function returns (see call), which must not be None."""
+    found = call(answers, name, *args, **kwargs)
+    if found is None:
+        wrong(f"{name} returned None; does it end with `return ...`?")
+    return found
+
+
+def numbers(answers, name, n):
+    """ANSWER `name`, which must be a list (tuple, array) of n numbers."""
+    found = answer(answers, name)
+    try:
+        array = np.asarray(found)
+    except ValueError:  # lists of several lengths
+        array = np.empty(())
+    if isinstance(found, (str, set, dict)) or array.dtype.kind not in "iuf" or array.ndim != 1:
+        wrong(f"{name} is {found!r:.60}; expected a list of {n} numbers")
+    if len(array) != n:
+        wrong(f"{name} has {len(array)} entries; expected {n}")
+    return array
+
+
 def gradient(what, f, x, found, tolerance=1e-6, h=1e-5):
     """found is the gradient of f() in the float64 array x, by central differences."""
     slope = np.empty_like(x)

@@ -28,7 +28,7 @@ ANSWER_2B = None
 
 # %% 3. ★ (derive) The valley that suits a momentum
 # Everybody sets β = 0.9. Solve section 7's formula for κ: for which condition number is a given β
-# the heavy ball's best? (With β = 0.9 it is steeper than one would think.)
+# the heavy ball's best? (For β = 0.9 it is longer than one would think.)
 def kappa_for(beta):
     """The κ for which `beta`, 0 <= beta < 1, is the momentum of the best heavy ball."""
     raise NotImplementedError

@@ -102,8 +102,8 @@ def sink_backward(s, a, dp):
 
 # %% 10. ★★★ (implement) Latent heads that never unpack
 # Section 8: the cache holds one short vector c a token. Head h has the keys c Wk[h] and the values
-# c Wv[h]. Attend with one new query a head, without ever making all heads' keys or values: they
-# would take T·H·D numbers, which is what the cache was to save.
+# c Wv[h]. Attend with one new query a head, and never make the keys or the values of even one head:
+# these T·D numbers would be larger than all that is needed.
 def latent_attention(q, c, Wk, Wv):
     """out (H, D) for q (H, D), c (T, R), Wk and Wv (H, R, D), R < D; scale 1/√D, no mask."""
     raise NotImplementedError

@@ -41,7 +41,7 @@ def test_1(answers):
         ),
         "that is Nesterov's walk": ahead,
     }
-    found = judge.answer(answers, "ANSWER_1")
+    found = judge.numbers(answers, "ANSWER_1", 3)
     judge.array("ANSWER_1", found, ball, 1e-3, mistakes=mistakes)
     mistakes = {
         "that is the heavy ball's walk: is it the new b that β multiplies?": ball,
@@ -50,7 +50,7 @@ def test_1(answers):
             lambda x, b: (x - 0.25 * (2 * x + 0.5 * b + 2 * x), 0.5 * b + 2 * x)
         ),
     }
-    found = judge.answer(answers, "ANSWER_1B")
+    found = judge.numbers(answers, "ANSWER_1B", 3)
     judge.array("ANSWER_1B", found, ahead, 1e-3, mistakes=mistakes)
 
 
@@ -65,7 +65,7 @@ def test_2(answers):
         + [0, 0, 0, 0, 0, 1, 0],
         "SGD keeps b, whatever the momentum is": kept - [1, 0, 0, 0, 0, 0, 0],
     }
-    found = judge.answer(answers, "ANSWER_2")
+    found = judge.numbers(answers, "ANSWER_2", 7)
     judge.array("ANSWER_2", found, kept, mistakes=mistakes)
     copy, gradient, float32 = 2, 2, 4
     slots = len(stage.AdamW.slots) * float32
@@ -93,10 +93,14 @@ def test_3(answers, rng):
                 (1 + beta) / (1 - beta)
             )
             ** 2,
+            "the whole quotient is squared, not what is below alone": (1 + beta**0.5)
+            / (1 - beta**0.5) ** 2,
+            "the whole quotient is squared, not what is above alone": (1 + beta**0.5) ** 2
+            / (1 - beta**0.5),
             "β is not the ball's ρ: see how section 7 relates the two": (1 + beta) / (1 - beta),
             "the quotient is upside down: κ is at least 1": 1 / kappa,
         }
-        found = judge.call(answers, "kappa_for", beta)
+        found = judge.result(answers, "kappa_for", beta)
         judge.array("kappa_for", found, kappa, 1e-6, mistakes=mistakes)
 
 
@@ -106,6 +110,9 @@ def test_4(answers, rng):
     sizes = []
 
     def gradient(X, Y):
+        if np.ndim(X) != 2 or len(X) == 0 or np.shape(Y) != (len(X),):
+            shapes = f"{np.shape(X)} and {np.shape(Y)}"
+            raise ValueError(f"gradient got {shapes}; expected (n, {context}) and (n,), n > 0")
         sizes.append(len(X))
         return stage.nlm_backward(1.0, stage.nlm_forward(X, Y, params)[1])
 
@@ -115,8 +122,9 @@ def test_4(answers, rng):
         cuts = range(0, n, piece)
         means = [gradient(X[i : i + piece], Y[i : i + piece]) for i in cuts]
         full = [mean for i, mean in zip(cuts, means) if i + piece <= n] or means
+        last = sizes[-1]
         sizes.clear()
-        found = judge.call(answers, "accumulate", gradient, X.copy(), Y.copy(), piece)
+        found = judge.result(answers, "accumulate", gradient, X.copy(), Y.copy(), piece)
         if sizes and max(sizes) > piece:
             judge.wrong(f"accumulate gave gradient {max(sizes)} examples; expected at most {piece}")
         if not isinstance(found, dict) or found.keys() != expected.keys():
@@ -129,6 +137,7 @@ def test_4(answers, rng):
                 "every piece counts alike, but the last one has fewer examples": sum(each)
                 / len(each),
                 "only the last piece is left": each[-1],
+                "only the last piece is left; they are to be added up": each[-1] * last / n,
                 "the last, smaller piece is missing": sum(mean[name] for mean in full)
                 / max(1, len(full)),
                 "the mean of a piece was divided by N once more": right / n,
@@ -144,7 +153,7 @@ def test_5(answers, rng):
         matrices[f"a random matrix of {n} by {m}"] = 30 * rng.normal(size=(n, m))
     for what, G in matrices.items():
         with np.errstate(all="ignore"):
-            found = np.asarray(judge.call(answers, "orthogonal", G.copy()), dtype=np.float64)
+            found = np.asarray(judge.result(answers, "orthogonal", G.copy()), dtype=np.float64)
         if found.shape != G.shape:
             judge.wrong(f"{what}: the result has the shape {found.shape}; expected {G.shape}")
         if not np.all(np.isfinite(found)) or np.abs(found).max() > 10:
@@ -153,7 +162,7 @@ def test_5(answers, rng):
         kept = S > 0.002 * np.linalg.norm(G)
         middle = (U.T @ found @ Vt.T)[np.ix_(kept, kept)]
         values = np.diag(middle)
-        if np.abs(middle - np.diag(values)).max() > 1e-6:
+        if np.abs(middle - np.diag(values)).max() > 1e-6 or values.min() < 0:
             judge.wrong(f"{what}: the directions of G are not kept")
         if values.min() < 0.65:
             judge.wrong(f"{what}: a σ ends as {values.min():.2f}; it began too small")
@@ -171,48 +180,57 @@ def test_6(answers):
     judge.choice(answers, "ANSWER_6", 6, "95c7cf36d5d0", remarks)
 
 
-def cycle_of(step, first, growth):
-    """(where the cycle of this step begins, its length)."""
+def cycle_of(t, first, growth=1, added=0, late=0):
+    """(begin, length) of the cycle of step t; each is `growth` times the one before, and `added`
+    longer. late: how many steps too late the next one begins."""
     begin, length = 0, first
-    while begin + length <= step:
-        begin, length = begin + length, length * growth
+    while begin + length + late <= t:
+        begin, length = begin + length, length * growth + added
     return begin, length
 
 
+def restart_rates(steps, lr, first, offset=0, shorter=0, **how):
+    """Half a cosine in each cycle, which cycle_of(t, first, **how) gives; two ways to miss it."""
+    rates = []
+    for t in steps:
+        begin, length = cycle_of(t, first, **how)
+        u = (t - begin + offset) / max(1, length - shorter)
+        rates.append(0.5 * lr * (1 + np.cos(np.pi * u)))
+    return rates
+
+
 def test_7(answers):
-    for first, growth in ((10, 1), (5, 2), (3, 3), (1, 2)):
+    for first, growth in ((5, 2), (10, 1), (3, 3), (1, 2)):
         steps, lr = range(7 * first * growth), 0.3
-        rows = {name: [] for name in ("right", "inclusive", "late", "sum", "same", "alone")}
+        right = []
         for t in steps:
             begin, length = cycle_of(t, first, growth)
-            rows["right"].append(stage.warmup_cosine(t - begin, lr, 0, length))
-            u = (t - begin) / max(1, length - 1)
-            rows["inclusive"].append(0.5 * lr * (1 + np.cos(np.pi * u)))
-            rows["late"].append(0.5 * lr * (1 + np.cos(np.pi * (t - begin + 1) / length)))
-            rows["same"].append(0.5 * lr * (1 + np.cos(np.pi * (t % first) / first)))
-            rows["alone"].append(stage.warmup_cosine(t, lr, 0, first))
-            begin, length = 0, first
-            while begin + length <= t:
-                begin, length = begin + length, length + first * max(1, growth - 1)
-            rows["sum"].append(0.5 * lr * (1 + np.cos(np.pi * (t - begin) / length)))
-        found = [judge.call(answers, "restarts", t, lr, first, growth) for t in steps]
+            right.append(stage.warmup_cosine(t - begin, lr, 0, length))
+        run = steps, lr, first
+        longer = "the lengths grow by adding; they should be multiplied"
         mistakes = {
-            "the rate does not start again after the first cycle": rows["alone"],
-            "all cycles have the length `first`; each is `growth` times the one before": rows[
-                "same"
+            "the rate does not start again after the first cycle": [
+                stage.warmup_cosine(t, lr, 0, first) for t in steps
             ],
-            "0 is reached one step too early: the next cycle begins in its place": rows[
-                "inclusive"
-            ],
-            "a cycle must begin at lr itself: it is one step ahead": rows["late"],
-            "the lengths grow by adding; they should be multiplied": rows["sum"],
+            "all cycles have the length `first`; each is `growth` times the one before": (
+                restart_rates(*run)
+            ),
+            "0 is reached one step too early: the next cycle begins in its place": restart_rates(
+                *run, shorter=1, growth=growth
+            ),
+            "a cycle must begin at lr itself: it is one step ahead": restart_rates(
+                *run, offset=1, growth=growth
+            ),
+            "where a cycle would reach 0, the next one begins, at lr": restart_rates(
+                *run, growth=growth, late=1
+            ),
+            longer: restart_rates(*run, added=growth),
+            f"{longer}, also by first·growth": restart_rates(*run, added=first * (growth - 1)),
+            "½ is missing: the rate at the start is lr": 2 * np.array(right),
         }
-        judge.array(
-            f"restarts with first = {first}, growth = {growth}",
-            found,
-            rows["right"],
-            mistakes=mistakes,
-        )
+        found = [judge.result(answers, "restarts", t, lr, first, growth) for t in steps]
+        what = f"restarts with first = {first}, growth = {growth}"
+        judge.array(what, found, right, mistakes=mistakes)
 
 
 def test_8(answers, rng):
@@ -232,11 +250,13 @@ def test_8(answers, rng):
             "that is where the fence stands in the end, not after so many steps": 1 / decay,
             "a step has the length η, not 1": q**steps * start + (1 - q**steps) / (1 - q),
             "the decay comes before the step, not after it": q**steps * start + q * moved,
+            "one step is missing in the sum": q**steps * start + (1 - q ** (steps - 1)) / decay,
+            "one step too many is in the sum": q**steps * start + (1 - q ** (steps + 1)) / decay,
             "the first step decays, too: the start is to be multiplied t times": q ** (steps - 1)
             * start
             + moved,
         }
-        found = judge.call(answers, "farthest", start, lr, decay, steps)
+        found = judge.result(answers, "farthest", start, lr, decay, steps)
         judge.array("farthest", found, float(params["x"][0]), 1e-9, mistakes=mistakes)
 
 
@@ -280,6 +300,7 @@ def test_10(answers, rng):
             "that is section 5's formula: β is missing": factor / (2 - lr * curvature),
             "the rate η/(1 - β) in section 5's formula is right only for small η": factor
             / (2 * (1 - beta) - lr * curvature),
+            "that is the limit for small η; here η may be large": factor / (2 * (1 - beta)),
             "x′ and x were taken as independent; neighbours are not": lr**2
             * noise
             / (1 - A[0, 0] ** 2 - beta**2),
@@ -287,7 +308,7 @@ def test_10(answers, rng):
             "this is the standard deviation": np.sqrt(expected),
             "this is E[x′x], not E[x²]": expected * A[0, 0] / (1 + beta),
         }
-        found = judge.call(answers, "noise_floor_with_momentum", lr, beta, curvature, noise)
+        found = judge.result(answers, "noise_floor_with_momentum", lr, beta, curvature, noise)
         judge.array("noise_floor_with_momentum", found, expected, 1e-8, mistakes=mistakes)
 
 
@@ -332,7 +353,7 @@ def stage_pair(params, steps):
 @pytest.mark.project
 def test_12(answers):
     def learner(params, steps):
-        step = judge.call(answers, "my_optimizer", params, steps)
+        step = judge.result(answers, "my_optimizer", params, steps)
         if not callable(step):
             judge.wrong(f"my_optimizer returned {step!r:.40}; expected a function step(t, grads)")
 

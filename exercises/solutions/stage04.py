@@ -45,7 +45,7 @@ HINTS_2 = [
 
 # %% 3. ★ (derive) The valley that suits a momentum
 # Everybody sets β = 0.9. Solve section 7's formula for κ: for which condition number is a given β
-# the heavy ball's best? (With β = 0.9 it is steeper than one would think.)
+# the heavy ball's best? (For β = 0.9 it is longer than one would think.)
 def kappa_for(beta):
     """The κ for which `beta`, 0 <= beta < 1, is the momentum of the best heavy ball."""
     root = math.sqrt(beta)
@@ -108,7 +108,7 @@ def orthogonal(G):
 HINTS_5 = [
     "Try np.ones((4, 4)): what is its singular value, and what does the function make of it?",
     "What must be true of all σ before the first round? Section 11 says how that is reached.",
-    "Which size of a matrix is never below its largest σ? The largest entry is.",
+    "Which size of a matrix is never below its largest σ? The largest entry often is.",
 ]
 
 # %% 6. ★★ (explain) Seven steps

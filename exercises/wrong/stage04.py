@@ -9,7 +9,7 @@ ANSWER_1 = [0.25, -0.0625, -0.109375]
 # %% 1. g is halved
 ANSWER_1 = [0.75, 0.4375, 0.171875]
 
-# %% 1. has the shape (4,)
+# %% 1. has 4 entries
 ANSWER_1 = [1, 0.5, 0, -0.25]
 
 # %% 1. is it the new b
@@ -39,6 +39,16 @@ def kappa_for(beta):
 # %% 3. suits Nesterov's method
 def kappa_for(beta):
     return ((1 + beta) / (1 - beta)) ** 2
+
+
+# %% 3. returned None
+def kappa_for(beta):
+    ((1 + math.sqrt(beta)) / (1 - math.sqrt(beta))) ** 2
+
+
+# %% 3. the whole quotient
+def kappa_for(beta):
+    return (1 + math.sqrt(beta)) / (1 - math.sqrt(beta)) ** 2
 
 
 # %% 4. every piece counts alike
@@ -115,6 +125,13 @@ def restarts(step, lr, first, growth):
     while step >= first:
         step, first = step - first, first * growth
     return 0.5 * lr * (1 + math.cos(math.pi * step / max(1, first - 1)))
+
+
+# %% 7. where a cycle would reach 0
+def restarts(step, lr, first, growth):
+    while step > first:
+        step, first = step - first, first * growth
+    return 0.5 * lr * (1 + math.cos(math.pi * step / first))
 
 
 # %% 8. grows for ever

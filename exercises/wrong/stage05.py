@@ -46,7 +46,7 @@ def alibi(Tq, Tk, slope):
     return np.where(distance >= 0, -slope * distance, -np.inf)
 
 
-# %% 3. the future is not shut off
+# %% 3. the future must be -inf
 def alibi(Tq, Tk, slope):
     return -slope * np.abs(np.arange(Tk - Tq, Tk)[:, None] - np.arange(Tk))
 
@@ -148,6 +148,13 @@ def merge(out1, log_Z1, out2, log_Z2):
     return (out1 + out2) / 2, log_Z1 + log_Z2
 
 
+# %% 8. to be added again
+def merge(out1, log_Z1, out2, log_Z2):
+    m = np.maximum(log_Z1, log_Z2)
+    Z1, Z2 = np.exp(log_Z1 - m), np.exp(log_Z2 - m)
+    return (Z1 * out1 + Z2 * out2) / (Z1 + Z2), np.log(Z1 + Z2)
+
+
 # %% 8. do not count alike
 def merge(out1, log_Z1, out2, log_Z2):
     return (out1 + out2) / 2, np.logaddexp(log_Z1, log_Z2)
@@ -198,6 +205,15 @@ def latent_attention(q, c, Wk, Wv):
     k, v = c @ Wk, c @ Wv
     p, _ = stage.softmax_forward((k @ q[:, :, None])[..., 0] / math.sqrt(q.shape[1]))
     return (p[:, None] @ v)[:, 0]
+
+
+# %% 10. as large as a head's keys
+def latent_attention(q, c, Wk, Wv):
+    out = np.empty_like(q)
+    for h in range(len(q)):
+        p, _ = stage.softmax_forward(c @ Wk[h] @ q[h] / math.sqrt(q.shape[1]))
+        out[h] = p @ (c @ Wv[h])
+    return out
 
 
 # %% 10. D being the size of q
