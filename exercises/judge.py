@@ -151,18 +151,26 @@ def result(answers, name, *args, **kwargs):
     return found
 
 
-def numbers(answers, name, n):
-    """ANSWER `name`, which must be a list (tuple, array) of n numbers."""
-    found = answer(answers, name)
+def numeric(what, found):
+    """found as an array; anything else than numbers is told as what it is."""
     try:
         array = np.asarray(found)
+        kind = array.dtype.kind
     except ValueError:  # lists of several lengths
-        array = np.empty(())
-    if isinstance(found, (str, set, dict)) or array.dtype.kind not in "iuf" or array.ndim != 1:
-        wrong(f"{name} is {found!r:.60}; expected a list of {n} numbers")
-    if len(array) != n:
-        wrong(f"{name} has {len(array)} entries; expected {n}")
+        kind = "O"
+    if kind not in "iuf":
+        wrong(f"{what} is {found!r:.60}; expected numbers")
     return array
+
+
+def numbers(answers, name, n):
+    """ANSWER `name`, which must be a list (tuple, array) of n numbers."""
+    found = numeric(name, answer(answers, name))
+    if found.ndim != 1:
+        wrong(f"{name} is {found.tolist()!r:.60}; expected a list of {n} numbers")
+    if len(found) != n:
+        wrong(f"{name} has {len(found)} entries; expected {n}")
+    return found
 
 
 def gradient(what, f, x, found, tolerance=1e-6, h=1e-5):

@@ -20,8 +20,8 @@ ANSWER_1C = None
 # Section 8. A model has 32 layers with 32 heads of size 128 for queries, and 8 heads of the same
 # size for keys and values. A number has 2 bytes. It has written 10,000 tokens of one text.
 # ANSWER_2:  how large is its KV cache, in gigabytes (10⁹ bytes), to three digits?
-# ANSWER_2B: how many times smaller than with 32 heads of keys and values is a cache of latent heads
-#            that keeps one vector c of 512 numbers a token and layer?
+# ANSWER_2B: latent heads would keep one vector c of 512 numbers a token and layer. How many times
+#            smaller is their cache than one with 32 heads of keys and values?
 ANSWER_2 = None
 ANSWER_2B = None
 

@@ -153,7 +153,7 @@ def test_5(answers, rng):
         matrices[f"a random matrix of {n} by {m}"] = 30 * rng.normal(size=(n, m))
     for what, G in matrices.items():
         with np.errstate(all="ignore"):
-            found = np.asarray(judge.result(answers, "orthogonal", G.copy()), dtype=np.float64)
+            found = judge.numeric("orthogonal", judge.result(answers, "orthogonal", G.copy()))
         if found.shape != G.shape:
             judge.wrong(f"{what}: the result has the shape {found.shape}; expected {G.shape}")
         if not np.all(np.isfinite(found)) or np.abs(found).max() > 10:

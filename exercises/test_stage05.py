@@ -76,8 +76,9 @@ def test_3(answers, rng):
         left = np.arange(Tq)[:, None] - np.arange(Tk)
         past = distance >= 0
         with np.errstate(invalid="ignore"):
-            found = np.asarray(judge.result(answers, "alibi", Tq, Tk, slope))
+            found = judge.result(answers, "alibi", Tq, Tk, slope)
         what = f"alibi({Tq}, {Tk}, {slope:.2f})"
+        found = judge.numeric(what, found)
         if found.shape != (Tq, Tk):
             judge.wrong(f"{what} has the shape {found.shape}; expected {(Tq, Tk)}")
         if found.dtype.kind != "f":
@@ -272,7 +273,7 @@ def test_8(answers, rng):
             judge.wrong(f"merge returned {type(found).__name__}; expected the pair (out, log_Z)")
         case = ["scores of moderate size", "large scores", "a half that sees nothing"]
         case = case[[1, 700, 0].index(size)]
-        if not all(np.all(np.isfinite(np.asarray(part, float))) for part in found):
+        if not all(np.all(np.isfinite(judge.numeric("merge", part))) for part in found):
             judge.wrong(f"merge, {case}: something overflowed, or is inf - inf or 0/0")
         mistakes = {
             "that is Z, not its logarithm": total,
@@ -401,6 +402,6 @@ def test_12(answers):
             heads = caches[0][2][3].swapaxes(0, 1)  # (H, B, T, T), the weights of layer 1
             previous = max(stage.looks(p, texts)[0] for p in heads)
             judge.wrong(
-                f"with n_pairs = {n_pairs}, {right:.1%} are right; a digit looks at the letter before "
-                f"it with a weight of {previous:.2f} (the best head of layer 1)"
+                f"with n_pairs = {n_pairs}, {right:.1%} are right; in layer 1 a digit looks at the "
+                f"letter before it with a weight of {previous:.2f} (best head)"
             )

@@ -216,9 +216,9 @@ HINTS_10 = [
 # steps (Polyak 1990). Is that as good as a rate that falls to 0? Tried here with PAIR's optimizers,
 # 300 batches, means of three seeds, bits on the development piece: falling in a line, 2.753. The
 # constant rate at 0.0156, 0.031 and 0.0625: 2.848, 2.861, 3.068; with the average 2.887, 2.743 and
-# 2.797. So the average was as good, at a rate of its own, and cannot be stopped at the wrong time.
-# At the low rate it harmed: there it remembers bad places. Then read Defazio et al. 2024,
-# "The road less scheduled", which turns this into an optimizer.
+# 2.797. So the average was as good, at a rate of its own. At the low rate it harmed: there the walk
+# is still under way, and the mean of its places lies behind. Then read Defazio et al. 2024, "The
+# road less scheduled", which turns this into an optimizer.
 
 
 # %% 12. ★★★ (project) Faster down than the stage
