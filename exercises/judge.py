@@ -147,6 +147,36 @@ def array(what, found, expected, tolerance=1e-9, n=None, mistakes=()):
     explain(what, found, expected, tolerance, n, mistakes)
 
 
+def result(answers, name, *args, **kwargs):
+    """What the learner's function returns (see call), which must not be None."""
+    found = call(answers, name, *args, **kwargs)
+    if found is None:
+        wrong(f"{name} returned None; does it end with `return ...`?")
+    return found
+
+
+def numeric(what, found):
+    """found as an array; anything else than numbers is told as what it is."""
+    try:
+        array = np.asarray(found)
+        kind = array.dtype.kind
+    except ValueError:  # lists of several lengths
+        kind = "O"
+    if kind not in "iuf":
+        wrong(f"{what} is {found!r:.60}; expected numbers")
+    return array
+
+
+def numbers(answers, name, n):
+    """ANSWER `name`, which must be a list (tuple, array) of n numbers."""
+    found = numeric(name, answer(answers, name))
+    if found.ndim != 1:
+        wrong(f"{name} is {found.tolist()!r:.60}; expected a list of {n} numbers")
+    if len(found) != n:
+        wrong(f"{name} has {len(found)} entries; expected {n}")
+    return found
+
+
 def gradient(what, f, x, found, tolerance=1e-6, h=1e-5):
     """found is the gradient of f() in the float64 array x, by central differences."""
     slope = np.empty_like(x)
