@@ -39,21 +39,23 @@ def answer(answers, name):
 
 
 def call(answers, name, *args, **kwargs):
-    """What the learner's function returns; an error in it is told with its line."""
+    """What the learner's function returns, which is not None; an error is told with its line."""
     function = answer(answers, name)
     if not callable(function):
         wrong(f"{name} is {function!r:.60}; expected a function")
-    told = None
+    found, written, told = None, True, f"{name} returned None; does it end with `return ...`?"
     try:
-        return function(*args, **kwargs)
+        found = function(*args, **kwargs)
     except NotImplementedError:
-        pass
+        written = False
     except Exception as error:
         line = sheets.line_in(error, answers.path)
         told = f"{name} raised {type(error).__name__} in line {line}: {error}"
-    if told is None:
+    if not written:
         open_exercise("not written yet")
-    wrong(told)
+    if found is None:
+        wrong(told)
+    return found
 
 
 # What a wrong number or array may be, compared with the right one. n: how many things were added or
@@ -123,16 +125,22 @@ def choice(answers, name, number, sealed, remarks):
         wrong(f"{name} = {letter!r}: {remarks[letter]}")
 
 
+def numeric(what, found):
+    """found as an array; anything else than numbers is told as what it is."""
+    try:
+        array = np.asarray(found)
+        kind = array.dtype.kind
+    except ValueError:  # lists of several lengths
+        kind = "O"
+    if kind not in "iuf":
+        wrong(f"{what} is {found!r:.60}; expected numbers")
+    return array
+
+
 def array(what, found, expected, tolerance=1e-9, n=None, mistakes=()):
     """found has the shape and the entries of expected; shapes and transposes are told."""
     expected = np.asarray(expected)
-    try:
-        found = np.asarray(found)
-        numeric = found.dtype.kind in "biufc"
-    except ValueError:  # lists of several lengths
-        numeric = False
-    if not numeric:
-        wrong(f"{what} is {type(found).__name__}; expected an array of numbers")
+    found = numeric(what, found)
     if found.shape != expected.shape:
         if found.ndim == 2 and found.T.shape == expected.shape:
             if same(found.T, expected, tolerance):
@@ -145,26 +153,6 @@ def array(what, found, expected, tolerance=1e-9, n=None, mistakes=()):
     if found.ndim == 2 and same(found.T, expected, tolerance):
         wrong(f"{what}: the right entries, but transposed")
     explain(what, found, expected, tolerance, n, mistakes)
-
-
-def result(answers, name, *args, **kwargs):
-    """What the learner's function returns (see call), which must not be None."""
-    found = call(answers, name, *args, **kwargs)
-    if found is None:
-        wrong(f"{name} returned None; does it end with `return ...`?")
-    return found
-
-
-def numeric(what, found):
-    """found as an array; anything else than numbers is told as what it is."""
-    try:
-        array = np.asarray(found)
-        kind = array.dtype.kind
-    except ValueError:  # lists of several lengths
-        kind = "O"
-    if kind not in "iuf":
-        wrong(f"{what} is {found!r:.60}; expected numbers")
-    return array
 
 
 def numbers(answers, name, n):

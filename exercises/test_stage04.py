@@ -100,7 +100,7 @@ def test_3(answers, rng):
             "β is not the ball's ρ: see how section 7 relates the two": (1 + beta) / (1 - beta),
             "the quotient is upside down: κ is at least 1": 1 / kappa,
         }
-        found = judge.result(answers, "kappa_for", beta)
+        found = judge.call(answers, "kappa_for", beta)
         judge.array("kappa_for", found, kappa, 1e-6, mistakes=mistakes)
 
 
@@ -124,7 +124,7 @@ def test_4(answers, rng):
         full = [mean for i, mean in zip(cuts, means) if i + piece <= n] or means
         last = sizes[-1]
         sizes.clear()
-        found = judge.result(answers, "accumulate", gradient, X.copy(), Y.copy(), piece)
+        found = judge.call(answers, "accumulate", gradient, X.copy(), Y.copy(), piece)
         if sizes and max(sizes) > piece:
             judge.wrong(f"accumulate gave gradient {max(sizes)} examples; expected at most {piece}")
         if not isinstance(found, dict) or found.keys() != expected.keys():
@@ -153,7 +153,7 @@ def test_5(answers, rng):
         matrices[f"a random matrix of {n} by {m}"] = 30 * rng.normal(size=(n, m))
     for what, G in matrices.items():
         with np.errstate(all="ignore"):
-            found = judge.numeric("orthogonal", judge.result(answers, "orthogonal", G.copy()))
+            found = judge.numeric("orthogonal", judge.call(answers, "orthogonal", G.copy()))
         if found.shape != G.shape:
             judge.wrong(f"{what}: the result has the shape {found.shape}; expected {G.shape}")
         if not np.all(np.isfinite(found)) or np.abs(found).max() > 10:
@@ -228,7 +228,7 @@ def test_7(answers):
             f"{longer}, also by first·growth": restart_rates(*run, added=first * (growth - 1)),
             "½ is missing: the rate at the start is lr": 2 * np.array(right),
         }
-        found = [judge.result(answers, "restarts", t, lr, first, growth) for t in steps]
+        found = [judge.call(answers, "restarts", t, lr, first, growth) for t in steps]
         what = f"restarts with first = {first}, growth = {growth}"
         judge.array(what, found, right, mistakes=mistakes)
 
@@ -256,7 +256,7 @@ def test_8(answers, rng):
             * start
             + moved,
         }
-        found = judge.result(answers, "farthest", start, lr, decay, steps)
+        found = judge.call(answers, "farthest", start, lr, decay, steps)
         judge.array("farthest", found, float(params["x"][0]), 1e-9, mistakes=mistakes)
 
 
@@ -308,7 +308,7 @@ def test_10(answers, rng):
             "this is the standard deviation": np.sqrt(expected),
             "this is E[x′x], not E[x²]": expected * A[0, 0] / (1 + beta),
         }
-        found = judge.result(answers, "noise_floor_with_momentum", lr, beta, curvature, noise)
+        found = judge.call(answers, "noise_floor_with_momentum", lr, beta, curvature, noise)
         judge.array("noise_floor_with_momentum", found, expected, 1e-8, mistakes=mistakes)
 
 
@@ -353,7 +353,7 @@ def stage_pair(params, steps):
 @pytest.mark.project
 def test_12(answers):
     def learner(params, steps):
-        step = judge.result(answers, "my_optimizer", params, steps)
+        step = judge.call(answers, "my_optimizer", params, steps)
         if not callable(step):
             judge.wrong(f"my_optimizer returned {step!r:.40}; expected a function step(t, grads)")
 

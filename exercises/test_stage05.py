@@ -76,7 +76,7 @@ def test_3(answers, rng):
         left = np.arange(Tq)[:, None] - np.arange(Tk)
         past = distance >= 0
         with np.errstate(invalid="ignore"):
-            found = judge.result(answers, "alibi", Tq, Tk, slope)
+            found = judge.call(answers, "alibi", Tq, Tk, slope)
         what = f"alibi({Tq}, {Tk}, {slope:.2f})"
         found = judge.numeric(what, found)
         if found.shape != (Tq, Tk):
@@ -124,7 +124,7 @@ def test_4(answers, rng):
                 q, k[:, dealt], v[:, dealt]
             )[0],
         }
-        found = judge.result(answers, "shared_attention", q.copy(), k.copy(), v.copy())
+        found = judge.call(answers, "shared_attention", q.copy(), k.copy(), v.copy())
         judge.array(f"shared_attention with H = {H}, Hkv = {Hkv}", found, right, mistakes=mistakes)
 
 
@@ -149,7 +149,7 @@ def test_6(answers, rng):
         scale = rng.uniform(0.3, 1.5, size=())
 
         loss = functools.partial(scaled_loss, q, k, v, scale, dout)
-        found = judge.result(
+        found = judge.call(
             answers, "scale_gradient", q.copy(), k.copy(), v.copy(), float(scale), dout.copy()
         )
         products = q @ k.swapaxes(-1, -2)
@@ -236,7 +236,7 @@ def test_7(answers):
     for Tq, Tk in ((5, 5), (2, 5), (3, 4)):
         for kinds, leaks in ((CAUSAL, False), (LEAKY, True)):
             for what, attention in kinds.items():
-                found = judge.result(answers, "sees_the_future", attention, Tq, Tk)
+                found = judge.call(answers, "sees_the_future", attention, Tq, Tk)
                 if not isinstance(found, (bool, np.bool_)):
                     judge.wrong(f"sees_the_future returned {found!r:.40}; expected True or False")
                 if leaks and not found:
@@ -264,7 +264,7 @@ def test_8(answers, rng):
         halves = [*half(s1, v1), *half(s2, v2)]
         out, log_Z = half(np.concatenate([s1, s2], axis=1), np.concatenate([v1, v2]))
         with np.errstate(all="ignore"):
-            found = judge.result(answers, "merge", *(part.copy() for part in halves))
+            found = judge.call(answers, "merge", *(part.copy() for part in halves))
             ends = np.logaddexp(np.exp(halves[1]), np.exp(halves[3]))
             total = np.exp(halves[1]) + np.exp(halves[3])
             by_logarithms = halves[1] * halves[0] + halves[3] * halves[2]
@@ -313,7 +313,7 @@ def test_9(answers, rng):
         a = rng.normal(size=())
 
         loss = functools.partial(sink_loss, s, a, dp)
-        found = judge.result(answers, "sink_backward", s.copy(), float(a), dp.copy())
+        found = judge.call(answers, "sink_backward", s.copy(), float(a), dp.copy())
         if not isinstance(found, (tuple, list)) or len(found) != 2:
             judge.wrong(f"sink_backward returned {type(found).__name__}; expected (ds, da)")
         ds, da = found
@@ -369,7 +369,7 @@ def test_10(answers, rng):
     }
     tracemalloc.start()
     try:
-        found = judge.result(answers, "latent_attention", q.copy(), c.copy(), Wk.copy(), Wv.copy())
+        found = judge.call(answers, "latent_attention", q.copy(), c.copy(), Wk.copy(), Wv.copy())
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -383,7 +383,7 @@ def test_10(answers, rng):
 
 @pytest.mark.project
 def test_12(answers):
-    model = judge.result(answers, "recall_model")
+    model = judge.call(answers, "recall_model")
     if not isinstance(model, stage.AttentionOnly):
         judge.wrong(f"recall_model returned {type(model).__name__}; expected an AttentionOnly")
     channels = model.params["token"].shape[1]
