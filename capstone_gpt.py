@@ -69,6 +69,9 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+DATA = HERE / "data"
+if not DATA.is_dir():  # installed by pip
+    DATA = HERE / "capstone_gpt_data"
 
 # %% 1. The whole file in small
 #
@@ -2570,8 +2573,8 @@ def mpi():
 # used: a signal costs at most the step at hand, kill -9 the steps since the last evaluation.
 
 SETTINGS = {  # name: (default, smallest, what it is); the names are nanoGPT's where it has one
-    "data": (str(HERE / "data" / "stories.txt"), None, "a UTF-8 text; its last tenth is held out"),
-    "tokenizer": (str(HERE / "data" / "tokenizer"), None, "a tokenizer's directory, or: char"),
+    "data": (str(DATA / "stories.txt"), None, "a UTF-8 text; its last tenth is held out"),
+    "tokenizer": (str(DATA / "tokenizer"), None, "a tokenizer's directory, or: char"),
     "init_from": ("", None, "a checkpoint to start from, with its tokenizer and its shape"),
     "seed": (0, 0, "fixes weights, batches, dropout and samples"),
     "dev_fraction": (0.05, 0, "end of the training part that only chooses the best step"),
