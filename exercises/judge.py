@@ -155,3 +155,22 @@ def gradient(what, f, x, found, tolerance=1e-6, h=1e-5):
         x[i] = old
         slope[i] = (up - down) / (2 * h)
     array(what, found, slope, max(tolerance, 1e-7))
+
+
+def entries(what, found, names, expected, digits=3, mistakes=None):
+    """found is a list of as many numbers as there are names; the message names the wrong one.
+
+    mistakes: {name: {sentence: value that this mistake gives}}.
+    """
+    try:
+        found = np.asarray(found)
+        numeric = found.dtype.kind in "biuf"
+    except ValueError:  # lists of several lengths
+        numeric = False
+    if not numeric or found.shape != (len(names),):
+        wrong(f"{what}: expected a list of {len(names)} numbers: {', '.join(names)}")
+    tolerance = 0.6 * 10.0 ** (1 - digits)
+    for name, value, right in zip(names, found.astype(np.float64), expected):
+        if not same(value, float(right), tolerance):
+            known = (mistakes or {}).get(name, {})
+            explain(f"{what}, {name}", value, float(right), tolerance, mistakes=known)
