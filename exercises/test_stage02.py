@@ -115,6 +115,7 @@ def test_4(answers, rng):
         names = ["the triangle OPQ", "the sector", "the triangle OPR"]
         mistakes = {
             "the triangle OPQ": {
+                "h is in radians, not in degrees": math.sin(math.radians(h)) / 2,
                 "half of base times height: the half is missing": 2 * inner,
                 "its base is OP = 1, not the foot of Q": inner * math.cos(h),
             },
@@ -144,7 +145,7 @@ def test_5(answers, rng):
             dZ = rng.normal(size=(N, K))
             _, cache = stage.network_forward(*arrays, bend)
             found = judge.call(answers, "network_gradients", *arrays, dZ, bend)
-            if not isinstance(found, tuple) or len(found) != 5:
+            if not isinstance(found, (tuple, list)) or len(found) != 5:
                 judge.wrong("network_gradients: expected the five gradients dX, dW, db, dV, dc")
             for name, gradient, right in zip(names, found, stage.network_backward(dZ, cache)):
                 judge.array(f"{name} with {bend}", gradient, right)
@@ -158,6 +159,14 @@ def test_6(answers):
         "d": "what does p = 1/2 for everyone cost?",
     }
     judge.choice(answers, "ANSWER_6", 6, "e7d2900f9d04", remarks)
+
+
+def check_tensor(name, made):
+    """Whether a result is a Tensor that knows what it was made from."""
+    if not isinstance(made, stage.Tensor):
+        judge.wrong(f"{name} returns {type(made).__name__}; expected a Tensor")
+    if not made._prev:
+        judge.wrong(f"{name}: the Tensor that it returns does not know what it was made from")
 
 
 def judge_operation(name, f, arrays):
@@ -175,8 +184,7 @@ def judge_operation(name, f, arrays):
 def test_7(answers, rng):
     def minimum(a, b):
         made = judge.call(answers, "minimum", a, b)
-        if not isinstance(made, stage.Tensor):
-            judge.wrong(f"minimum returns {type(made).__name__}; expected a Tensor")
+        check_tensor("minimum", made)
         return made
 
     for shapes in (((3, 4), (3, 4)), ((3, 4), (4,)), ((2, 1), (1, 3)), ((), (2, 2))):
@@ -192,8 +200,7 @@ def test_7(answers, rng):
 
     def where(a, b):
         made = judge.call(answers, "where", mask, a, b)
-        if not isinstance(made, stage.Tensor):
-            judge.wrong(f"where returns {type(made).__name__}; expected a Tensor")
+        check_tensor("where", made)
         return made
 
     for shapes in (((3, 4),) * 3, ((3, 1), (3, 4), (4,)), ((2, 3), (1, 3), (2, 1))):

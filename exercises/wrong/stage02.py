@@ -12,7 +12,7 @@ ANSWER_1 = [3, 12, 48]
 # %% 1. the value of m
 ANSWER_1 = [6, 12, 14]
 
-# %% 1. expected a list of 3 numbers: the gradient of m
+# %% 1. expected 3 numbers: the gradient of m
 ANSWER_1 = {"m": 3, "a": 12, "b": 14}
 
 # %% 2. dw: the loss is a mean
@@ -121,6 +121,11 @@ def minimum(a, b):
 # %% 7. expected a Tensor
 def minimum(a, b):
     return np.minimum(a.data, b.data)
+
+
+# %% 7. does not know what it was made from
+def minimum(a, b):
+    return stage.Tensor(np.minimum(a.data, b.data))
 
 
 # %% 7. came back to data

@@ -129,6 +129,9 @@ ANSWER_7 = 1.574
 # %% 7. the place at the other end
 ANSWER_7 = 0.16
 
+# %% 7. less than is found here
+ANSWER_7 = 1.9
+
 # %% 7. the sign
 ANSWER_7 = -2.27
 
@@ -157,6 +160,11 @@ def best_weight(p, q):
 # %% 9. without the division by 1 - r
 def dropout_penalty(h, u, r):
     return r * (1 - r) * np.sum(h**2 * u**2)
+
+
+# %% 9. expected one number
+def dropout_penalty(h, u, r):
+    return r / (1 - r) * (h * u) ** 2
 
 
 # %% 9. not their sum
