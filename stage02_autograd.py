@@ -991,7 +991,7 @@ def main(argv=None):
 #  9. ★★★ (implement) Curvature in one sweep
 # 10. ★★★ (implement) A chain too long to remember
 # 11. ★ (research) How few neurons are enough for XOR?
-# 12. ★★★ (project) Two spirals in sixty numbers
+# 12. ★★★ (project) Two spirals in thirty-six numbers
 
 # %% Where this leads
 # PyTorch and JAX are section 11, grown up. Stage 3 goes back by hand, stage 4 asks how to descend.

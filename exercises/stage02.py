@@ -141,11 +141,11 @@ def chain_gradient(steps, x, y_bar):
 # have learned, when they did and when they did not.
 
 
-# %% 12. ★★★ (project) Two spirals in sixty numbers
+# %% 12. ★★★ (project) Two spirals in thirty-six numbers
 # Two spirals turn around each other, 400 points with answers 0 and 1 and a little noise. Train a
 # network of section 6 (with tanh) that tells them apart: `python exercises --project 2` has it
-# judge 2,000 new points, of which 98 % must be right. It may have 60 numbers at most, W, b, V and c
-# together, and a minute to learn. How far apart should the first bends lie? Plot what it says.
+# judge 2,000 new points, of which 97 % must be right. It may have 36 numbers at most, W, b, V and c
+# together, and a minute to learn. Draw what it says while it learns: what do bad starts stick at?
 def spirals(n, rng):
     """Random points (n, 2) of two spirals, and which one each is from: (n,), 0 or 1."""
     answers = rng.integers(0, 2, n)

@@ -99,10 +99,10 @@ def dropout_penalty(h, u, r):
 # %% 10. ★ (research) One table for two purposes
 # Press and Wolf (2017) let the table C do the work of the output layer, too: z = b + h·M·Cᵀ with a
 # matrix M (K, D). When it was tried here (D = 24, K = 128, 6,000 steps, each model with the best of
-# four rates on a development piece, two seeds), it lost 0.17 bits on the stories' training part,
-# 0.13 on 20,000 characters of it, and 0.03 on the names (D = 16): with V = 61, C is small, and what
-# reads a symbol is not what predicts it. In models of words, C has most of the numbers. Where does
-# it begin to help? Does it, if a larger D lets C serve both?
+# four rates on a development piece, two seeds), it was worse by 0.17 bits on the stories, by 0.13
+# if it learned from 20,000 characters of them, and on the names (D = 16) by 0.03: with V = 61, C is
+# small, and what reads a symbol is not what predicts it. In models of words, C has most of the
+# numbers. Where does it begin to help? Does it, if a larger D lets C serve both?
 
 
 # %% 11. ★★★ (project) Names, better than one network

@@ -378,9 +378,9 @@ def test_12(answers):
         if array.shape != shape:
             judge.wrong(f"learn_spirals: {key} has the shape {array.shape}; expected {shape}")
     numbers = sum(array.size for array in arrays)
-    if numbers > 60:
-        judge.wrong(f"learn_spirals: {numbers} numbers; 60 are allowed")
+    if numbers > 36:
+        judge.wrong(f"learn_spirals: {numbers} numbers; 36 are allowed")
     points, labels = answers.names["spirals"](2000, rng)
     right = np.mean((stage.network_forward(points, *arrays)[0][:, 0] > 0) == labels)
-    if right < 0.98:
-        judge.wrong(f"{right:.1%} of the new points are right; 98 % are asked for")
+    if right < 0.97:
+        judge.wrong(f"{right:.1%} of the new points are right; 97 % are asked for")
