@@ -10,7 +10,8 @@ import stage03_nlm as stage
 # Take the names "aa" and "b", with a dot before and after each, as in section 1. Learn their table
 # with learn_table on paper: one step from W = 0 with the learning rate 3.
 # ANSWER_1:  W after the step, 3 rows of 3 numbers: the symbols in the order . a b, a row a context.
-# ANSWER_1B: the loss at which it would come to rest, that of the counted table, in nats a pair.
+# ANSWER_1B: the loss at which it would come to rest, the mean surprise of the counted table
+#            in nats a pair, to three digits.
 ANSWER_1 = None
 ANSWER_1B = None
 
@@ -25,9 +26,9 @@ ANSWER_2B = None
 
 
 # %% 3. ★ (derive) Truth in shares
-# In section 4 the truth is one symbol. Let it be shared out, y (V,) of numbers from 0 on, and let
-# the loss of one example be L = -Σⱼ yⱼ·ln pⱼ with p = softmax(z). Derive ∂L/∂z from ln pⱼ = zⱼ -
-# LSE(z). It is p - y if the shares add up to 1. Write it for any sum.
+# In section 4 the truth is one symbol. Let it be shared out: y (V,) holds numbers from 0 on, and
+# the loss of one example is L = -Σⱼ yⱼ·ln pⱼ, p = softmax(z). Section 3 says what ln pⱼ is in terms
+# of z; derive ∂L/∂z from it. It is p - y if the shares add up to 1. Write it for any sum.
 def soft_gradient(z, y):
     """∂L/∂z (V,) of L = -Σ y·ln softmax(z), for scores z (V,) and shares y (V,) of any sum."""
     raise NotImplementedError
@@ -99,10 +100,10 @@ def dropout_penalty(h, u, r):
 # %% 10. ★ (research) One table for two purposes
 # Press and Wolf (2017) let the table C do the work of the output layer, too: z = b + h·M·Cᵀ with a
 # matrix M (K, D). When it was tried here (D = 24, K = 128, 6,000 steps, each model with the best of
-# four rates on a development piece, two seeds), it was worse by 0.17 bits on the stories, by 0.13
-# if it learned from 20,000 characters of them, and on the names (D = 16) by 0.03: with V = 61, C is
-# small, and what reads a symbol is not what predicts it. In models of words, C has most of the
-# numbers. Where does it begin to help? Does it, if a larger D lets C serve both?
+# four rates on a development piece, two or three seeds), it was worse by 0.17 bits on the stories,
+# by 0.13 if it learned from 20,000 characters of them, and on the names (D = 16) by 0.03: with V =
+# 61, C is small, and what reads a symbol is not what predicts it. In models of words, C has most of
+# the numbers. Where does it begin to help? Does it, if a larger D lets C serve both?
 
 
 # %% 11. ★★★ (project) Names, better than one network
