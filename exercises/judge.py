@@ -177,3 +177,37 @@ def gradient(what, f, x, found, tolerance=1e-6, h=1e-5):
         x[i] = old
         slope[i] = (up - down) / (2 * h)
     array(what, found, slope, max(tolerance, 1e-7))
+
+
+def entries(what, found, names, expected, digits=3, mistakes=None):
+    """found is a list of as many numbers as there are names; the message names the wrong one.
+
+    mistakes: {name: {sentence: value that this mistake gives}}.
+    """
+    try:
+        values = np.asarray(found)
+        numeric = values.dtype.kind in "iuf" and bool(np.all(np.isfinite(values)))
+    except ValueError:  # lists of several lengths
+        numeric = False
+    if not numeric or values.shape != (len(names),):
+        wrong(f"{what} is {found!r:.60}; expected {len(names)} numbers: {', '.join(names)}")
+    tolerance = 0.6 * 10.0 ** (1 - digits)
+    for name, value, right in zip(names, values.astype(np.float64), expected):
+        if not same(value, float(right), tolerance):
+            known = (mistakes or {}).get(name, {})
+            explain(f"{what}, {name}", value, float(right), tolerance, mistakes=known)
+
+
+def measured(answers, name, expected, tolerance, mistakes=()):
+    """ANSWER `name` was measured, with chance in it: expected, give or take this share of it."""
+    found = answer(answers, name)
+    if isinstance(found, bool) or not isinstance(found, (int, float, np.integer, np.floating)):
+        wrong(f"{name} is {found!r:.60}; expected a number")
+    if same(found, expected, tolerance):
+        return
+    for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected)]:
+        if same(found, value, tolerance) and not same(value, expected, tolerance):
+            wrong(f"{name}: {sentence}")
+    off = "more" if found > expected else "less"
+    wrong(f"{name}: {off} than is found here, and by more than chance makes: the same text, sizes,"
+          " steps and seed?")  # fmt: skip
