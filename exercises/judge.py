@@ -92,7 +92,7 @@ def explain(what, found, expected, tolerance, n=None, mistakes=()):
     for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected, n)]:
         if same(found, value, tolerance) and not same(value, expected, tolerance):
             wrong(f"{what}: {sentence}")
-    if same(found, expected, 20 * tolerance):
+    if same(found, expected, max(2 * tolerance, 0.02)):
         wrong(f"{what}: close, but not exact enough")
     wrong(f"{what}: not right yet")
 
@@ -184,12 +184,8 @@ def entries(what, found, names, expected, digits=3, mistakes=None):
 
     mistakes: {name: {sentence: value that this mistake gives}}.
     """
-    try:
-        values = np.asarray(found)
-        numeric = values.dtype.kind in "iuf" and bool(np.all(np.isfinite(values)))
-    except ValueError:  # lists of several lengths
-        numeric = False
-    if not numeric or values.shape != (len(names),):
+    values = numeric(what, found)
+    if values.shape != (len(names),) or not np.all(np.isfinite(values)):
         wrong(f"{what} is {found!r:.60}; expected {len(names)} numbers: {', '.join(names)}")
     tolerance = 0.6 * 10.0 ** (1 - digits)
     for name, value, right in zip(names, values.astype(np.float64), expected):
