@@ -125,7 +125,7 @@ def choice(answers, name, number, sealed, remarks):
         wrong(f"{name} = {letter!r}: {remarks[letter]}")
 
 
-def numeric(what, found):
+def numeric(what, found, expected="numbers"):
     """found as an array; anything else than numbers is told as what it is."""
     try:
         array = np.asarray(found)
@@ -133,7 +133,7 @@ def numeric(what, found):
     except ValueError:  # lists of several lengths
         kind = "O"
     if kind not in "iuf":
-        wrong(f"{what} is {found!r:.60}; expected numbers")
+        wrong(f"{what} is {found!r:.60}; expected {expected}")
     return array
 
 
@@ -184,9 +184,10 @@ def entries(what, found, names, expected, digits=3, mistakes=None):
 
     mistakes: {name: {sentence: value that this mistake gives}}.
     """
-    values = numeric(what, found)
+    wanted = f"{len(names)} numbers: {', '.join(names)}"
+    values = numeric(what, found, wanted)
     if values.shape != (len(names),) or not np.all(np.isfinite(values)):
-        wrong(f"{what} is {found!r:.60}; expected {len(names)} numbers: {', '.join(names)}")
+        wrong(f"{what} is {found!r:.60}; expected {wanted}")
     tolerance = 0.6 * 10.0 ** (1 - digits)
     for name, value, right in zip(names, values.astype(np.float64), expected):
         if not same(value, float(right), tolerance):
