@@ -2,23 +2,28 @@
 # requires-python = ">=3.10"
 # dependencies = ["numpy>=2.0"]
 # ///
-"""Stage 7: tokenize. What are the symbols a language model reads and writes?
+"""Stage 7: tokenize. What are the symbols that a language model reads and writes?
 
-Stages 1 to 6 predicted characters and paid for every letter; words would be longer steps, but no
-list of words is complete. So begin with the 256 bytes, which can write anything, and learn frequent
-sequences of bytes until the budget, the vocabulary size, is spent:
+Stages 1 to 6 predicted characters, and paid for every letter with a step of the model. Words would
+be longer steps, but no list of words is ever complete. So begin with the 256 bytes, which can write
+anything, and learn frequent sequences of bytes until the budget, the vocabulary size, is spent:
 
-    CharTokenizer       one token per character                       (the baseline)
-    BPETokenizer        merge the commonest pair, again and again     (GPT-2/3/4, Llama 3, Qwen)
-    WordPieceTokenizer  merge by a likelihood ratio, encode greedily  (BERT)
-    UnigramTokenizer    a probability for each piece, prune, Viterbi  (T5, ALBERT)
+    BPE         merge the commonest pair, again and again          (GPT-2 to GPT-4, Llama 3, Qwen)
+    WordPiece   merge by a likelihood ratio, encode greedily       (BERT)
+    Unigram     a probability for each piece, prune, then Viterbi  (T5, ALBERT)
+    characters  no learning at all: the baseline
 
-All share one face and Hugging Face's files; decode(encode(text)) == text for any text. Run it bare
-for the report (--fast, --seed N), or with one of the commands train, encode and decode (--help).
+You should know what a language model predicts (stage 1). Section 7 uses logarithms.
 
-Rests on: Gage 1994, A New Algorithm for Data Compression; Sennrich 2016, Neural Machine Translation
-of Rare Words with Subword Units; Radford 2019, Language Models are Unsupervised Multitask Learners;
-Schuster, Nakajima 2012, Japanese and Korean Voice Search; Kudo 2018, Subword Regularization.
+  Begin:  1 the idea on one page   2 bytes, and what a symbol costs   3 pre-tokens
+  Theory: 5 byte-pair encoding   6 WordPiece   7 Unigram
+  Use:    4 the class all share   8 files   9 comparing tokenizers, and choosing a vocabulary
+
+Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or a command: train,
+encode or decode (--help). Rests on: Gage (1994), "A new algorithm for data compression"; Sennrich
+et al. (2016), "Neural machine translation of rare words with subword units"; Schuster, Nakajima
+(2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Provilkov et al.
+(2020), "BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
 """
 
 import argparse
@@ -38,23 +43,101 @@ from pathlib import Path
 
 import numpy as np
 
-# %% 1. The problem
-# A model sees integers, each with its row in the embedding. Three simple choices:
-#   characters  some 150,000 in Unicode, a hundred in English; sequences are long
-#   words       short sequences, but "foxlike" is <unknown>, and every misspelling wants a row
-#   bytes       256 symbols write everything (UTF-8); longest sequences: 3 a character in Chinese
-# T tokens cost T steps of every layer and T² pairs in attention; V symbols cost V·C numbers in
-# the embedding and V·C multiplications a prediction. Subwords trade one price for the other.
+# %% 1. The idea on one page
+# In a computer, "banana bandana" is a row of 14 bytes, integers from 0 to 255: b is 98, a is 97, n
+# is 110, d is 100 and the space 32. Which two neighbours stand together most often? Give that pair
+# a new integer, 256, write it everywhere instead of the pair, and ask again. That is byte-pair
+# encoding (BPE): the merges, in the order in which they were found, are the whole tokenizer.
 
-# %% 2. Bytes, and an alphabet to write them in
+
+def replace_pair(ids, pair, new):
+    """ids with every place of the pair, from left to right, replaced by the id new."""
+    out = []
+    for i in ids:
+        out.append(i)
+        if tuple(out[-2:]) == pair:
+            out[-2:] = [new]
+    return out
+
+
+def textbook_merges(text, n_merges):
+    """The first n_merges merges that BPE learns from a text: pairs of ids, in order."""
+    ids = list(text.encode())
+    merges = []
+    for new in range(256, 256 + n_merges):
+        counts = Counter(zip(ids, ids[1:]))
+        if not counts:
+            break
+        most = max(counts.values())
+        pair = min(pair for pair in counts if counts[pair] == most)  # of equals the smallest ids
+        merges.append(pair)
+        ids = replace_pair(ids, pair, new)
+    return merges
+
+
+def textbook_encode(text, merges):
+    """The ids of any text: its bytes, with the same merges made in the same order."""
+    ids = list(text.encode())
+    for new, pair in enumerate(merges, start=256):
+        ids = replace_pair(ids, pair, new)
+    return ids
+
+
+def spellings(merges):
+    """The bytes of every id: first those of the 256 bytes, then those of each merge."""
+    spelled = [bytes([byte]) for byte in range(256)]
+    for a, b in merges:
+        spelled.append(spelled[a] + spelled[b])
+    return spelled
+
+
+def textbook_decode(ids, merges):
+    """The text of the ids: their bytes in a row, read as UTF-8."""
+    spelled = spellings(merges)
+    return b"".join(spelled[i] for i in ids).decode(errors="replace")
+
+
+#     textbook_merges("banana bandana", 3)
+#     b a n a n a _ b a n d a n a      (a, n) stands there 4 times, more than any other: an = 256
+#     b an an a _ b an d an a          (b, an) and (an, a) twice each. The smaller ids go first,
+#     ban an a _ ban d an a            and b = 98 is less than 256: ban = 257
+#     ban ana _ ban d ana              then (an, a): ana = 258. Six symbols instead of 14.
+#     merges = [(97, 110), (98, 256), (256, 97)]
+#
+#     textbook_encode("cabana", merges): c a b a n a  →  c a b an a  →  c a ban a
+#     The last a is left over: "ana" would fit, but "ban" was learned first and took its "an".
+#
+# Nothing is ever unknown: where no merge fits, the bytes remain. Left to say: what a byte is (2),
+# where a text is cut first (3), how it is done fast (5), and whether other rules are better (6, 7).
+
+# %% 2. Bytes, and what a symbol costs
+# A model sees integers, each with its own row in the embedding. Three simple choices of symbols:
+#   characters  Unicode has some 150,000, an English text a hundred; sequences are long
+#   words       short sequences, but "foxlike" is <unknown>, and every misspelling wants a row
+#   bytes       256 symbols write everything; the longest sequences, three a character in Chinese
+# T tokens cost T steps of every layer, and attention compares T²/2 pairs of them. V symbols cost
+# V·C numbers in the embedding, and V·C multiplications for every prediction. Subwords trade one
+# price for the other; section 9 chooses V.
+#
 # UTF-8 writes a code point in one to four bytes. A Python string may also hold lone surrogates
-# (U+D800..U+DFFF, halves of UTF-16 pairs); UTF-8 has no bytes for them, so they are refused. Token
-# files are text, but a token may be half a character, so GPT-2 writes bytes in 256 printable
-# characters: those that print in Latin-1 stand for themselves, the 68 others take U+0100 and on,
-# in order. A space (0x20, the 33rd of those) becomes Ġ, a newline Ċ, and é (C3 A9) Ã©.
+# (U+D800 to U+DFFF, halves of UTF-16 pairs). UTF-8 has no bytes for them, so they are refused.
+#
+# NORMALISATION. What looks like one text may be several rows of code points: é is U+00E9, bytes
+# C3 A9, or an e followed by the accent U+0301, bytes 65 CC 81. They get different tokens, and a
+# model has to learn both. The form NFC composes such pairs, NFD takes them apart, and what is seen
+# stays the same. NFKC also replaces characters that are "compatible": ﬁ becomes fi, ½ becomes 1⁄2,
+# and x² becomes x2, which is another formula, and nothing brings it back. T5 and ALBERT use NFKC,
+# Qwen NFC, uncased BERT also drops case and accents. GPT, Llama 3 and our own tokenizers leave the
+# text as it is, so that decode(encode(text)) == text.
+#
+# AN ALPHABET FOR BYTES. Token files are text, but a token may be half a character. So GPT-2 writes
+# bytes in 256 printable characters: those that print in Latin-1 stand for themselves, the 68 others
+# take U+0100 and on, in order. The space (0x20, the 33rd of them) becomes Ġ, a newline Ċ, é is Ã©.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
-BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
+for byte in range(256):
+    if byte not in PRINTABLE:
+        BYTE_TO_CHAR[byte] = chr(0x100 + len(BYTE_TO_CHAR) - len(PRINTABLE))
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 
@@ -74,7 +157,10 @@ def check_text(text):
     """ValueError unless text is a str that UTF-8 can write."""
     if not isinstance(text, str):
         raise ValueError(f"text {text!r:.40} is {type(text).__name__}: expected str")
-    if surrogate := not text.isascii() and re.search("[\ud800-\udfff]", text):
+    if text.isascii():  # known to Python without a look
+        return
+    surrogate = re.search("[\ud800-\udfff]", text)
+    if surrogate:
         where = f"lone surrogate U+{ord(surrogate[0]):04X} at position {surrogate.start()}"
         raise ValueError(f"{where}: expected text that UTF-8 can encode")
 
@@ -89,7 +175,11 @@ def check_count(name, value, lowest=1):
 
 def check_ids(name, ids):
     """ids as a list of int; ValueError for anything that is no integer, True and 1.0 included."""
-    ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    if hasattr(ids, "tolist"):  # of NumPy or of torch
+        ids = ids.tolist()
+    if not hasattr(ids, "__iter__"):
+        raise ValueError(f"{name} {ids!r:.40} is not iterable: expected integers")
+    ids = list(ids)
     for i in ids:
         if isinstance(i, (bool, np.bool_)) or not isinstance(i, (int, np.integer)):
             raise ValueError(f"{name}: {i!r}: expected integers")
@@ -277,177 +367,220 @@ class Tokenizer:
 
 
 # %% 5. Byte-pair encoding
-# Gage's trick from data compression: give the most frequent pair of neighbours a symbol of its own,
-# write it everywhere instead of the pair, repeat. The merges, in order, are the tokenizer. Counts
-# are taken inside pre-tokens; ties: the lexicographically smallest pair of ids goes first.
-def textbook_merges(words, n_merges):
-    """BPE by its definition: {word: count} -> [(pair, its count when merged)]. Slow."""
-    n_merges, words = check_count("n_merges", n_merges, 0), {w: int(n) for w, n in words.items()}
-    texts, merges = {word: word.decode("latin-1") for word in words}, []  # a character for each id
-    for new in range(256, 256 + n_merges):
-        counts = Counter()
-        for word, text in texts.items():
-            for pair in zip(text, text[1:]):
-                counts[pair] += words[word]
-        if not counts:
-            break
-        a, b = best = min(counts, key=lambda pair: (-counts[pair], pair))
-        merges.append(((ord(a), ord(b)), counts[best]))
-        texts = {word: text.replace(a + b, chr(new)) for word, text in texts.items()}
-    return merges
-
-
-# That reads every word again for each merge, yet one merge touches little. When (a, b) becomes X
-# inside  … l a b r …  of a word that occurs w times, the table of pair counts changes by
+# The first page learned from one string. From here on merges stay inside the pre-tokens, a text's
+# "words". Equal words behave equally, so each is kept once, with its count: {word: count}. The pair
+# with the highest count goes next; of equals, the one with the smallest ids. Instead of the count,
+# a function score(pair_count, left_count, right_count) may decide, where the last two count the
+# pair's symbols; section 6 uses it. (In a a a the pair (a, a) is counted twice, as it stands there,
+# though only one of the two can be merged.)
+#
+# The first page reads everything again for each merge, yet one merge touches little. When (a, b)
+# becomes X inside  … l a b r …  of a word that occurs w times, the table of pair counts changes by
 #       (l, a) −w    (a, b) −w    (b, r) −w    (l, X) +w    (X, r) +w        and nothing else.
-# So keep each pair's count and its places, and the words as linked lists, in which two neighbours
-# become one in O(1). A place may go stale, its symbols eaten by another merge: one look shows it.
-# The best pair comes from a heap of (−score, pair), whose order is the tie rule. A count rises only
-# when one of its two symbols is created; then the pair is pushed. Later it only falls: an entry may
-# promise too much, never too little, and popped out of date it is pushed again with its true score.
-# A merge shortens the text at each valid place: all of them visit O(n) in n bytes of words.
-def merge_places(row, places, pair, new):
-    """Make the pair one symbol where it still stands; yield (before, place, after) of each."""
-    (ids, before, after), (a, b) = row, pair
-    for i in sorted(places):
-        j = after[i]
-        if ids[i] == a and ids[j] == b:  # else stale
-            h, k = before[i], after[j]
-            ids[i], ids[j] = new, -1
-            after[i], before[k] = k, i
-            yield h, i, k
+# So keep for each pair its count and the places where it stands, and keep the words as linked
+# lists, in which two neighbours become one in O(1). A place may go stale, its symbols eaten by
+# another merge; one look at the symbols there shows it. In a run such as a a a a the pair that is
+# "lost" can be (a, a) itself; but none of it is left after the merge, so its count is deleted.
+#
+# The best pair comes from a heap of (−score, pair), whose order is the tie rule. With counts alone
+# a score rises only when one of the pair's symbols is created; then the pair is pushed. Later it
+# only falls. So an entry may promise too much, never too little, and one that is popped out of date
+# is pushed again with its true score. A score that looks at count(a) and count(b) changes whenever
+# those do; then every pair in which a, b or X stands is scored anew.
+def learn_merges(words, n_merges, score=None):
+    """{word: count} -> [((left id, right id), score)], the best pair first; new ids from 256 on.
 
-
-def learn_merges(words, n_merges, min_count=None):
-    """{word: count} -> [(pair, score)]; score: count(ab), or by min_count as in section 6."""
+    score: None for the pair's count, or any function (pair_count, left_count, right_count)."""
     n_merges = check_count("n_merges", n_merges, 0)
     ids, weight = [], []  # all words in a row, each followed by −1, which is in no pair
     for word, count in words.items():
         ids += [*word, -1]
         weight += [int(count)] * (len(word) + 1)
-    row = ids, list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # ids, before, after
-    total, pairs, places = Counter(), Counter(), defaultdict(list)
+    before, after = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # links
+    total, pairs = Counter(), Counter()  # how often each symbol and each pair stands there
+    places = defaultdict(list)  # pair -> where, stale places included
+    pairs_with = defaultdict(set)  # symbol -> the pairs it is in
+    promised = {}  # pair -> the score in its latest entry in the heap
+    heap, merges = [], []
+
+    def score_of(pair):
+        if score is None:
+            return pairs[pair]
+        return score(pairs[pair], total[pair[0]], total[pair[1]])
+
+    def push(pair):
+        now = score_of(pair)
+        if promised.get(pair) != now:
+            promised[pair] = now
+            heapq.heappush(heap, (-now, pair))
+
     for i, pair in enumerate(zip(ids, ids[1:])):
         total[ids[i]] += weight[i]
         if -1 not in pair:
             pairs[pair] += weight[i]
             places[pair].append(i)
-
-    def score(pair):
-        n, (a, b) = pairs[pair], pair
-        if not min_count or n < min_count:
-            return n - (min_count or 0)  # too rare a pair scores below zero: behind all others
-        return n / (total[a] * total[b])
-
-    heap, merges = [(-score(pair), pair) for pair in pairs], []
-    heapq.heapify(heap)
+    for pair in pairs:
+        push(pair)
+        for symbol in pair:
+            pairs_with[symbol].add(pair)
     while heap and len(merges) < n_merges:
-        promised, pair = heapq.heappop(heap)
-        best = score(pair)
-        if best != -promised:  # out of date
-            if pairs[pair]:
-                heapq.heappush(heap, (-best, pair))
+        minus_score, pair = heapq.heappop(heap)
+        if not pairs[pair] or promised[pair] != -minus_score:
+            continue  # none is left, or a later entry counts
+        if score_of(pair) != -minus_score:  # it fell since
+            push(pair)
             continue
-        (a, b), new = pair, 256 + len(merges)
-        merges.append((pair, best))
-        moves = defaultdict(list)  # (pair lost, pair gained) -> places of the one gained
-        for h, i, k in merge_places(row, places.pop(pair), pair, new):
-            total[new] += weight[i]
-            moves[(ids[h], a), (ids[h], new)].append(h)
-            moves[(b, ids[k]), (new, ids[k])].append(i)
-        del pairs[pair]
-        changed = {gained for _, gained in moves if -1 not in gained}
-        for (lost, gained), at in moves.items():
-            if -1 not in gained:
-                w = sum([weight[i] for i in at])
-                pairs[lost] -= w
-                pairs[gained] += w
-                places[gained] += at
-        if min_count:  # count(a) and count(b) fall: every pair they stand in has a new score
-            total[a] -= total[new]
-            total[b] -= total[new]
-            changed |= {p for p in pairs if (a in p or b in p) and pairs[p] >= min_count}
-        for pair in changed:
-            if pairs[pair]:
-                heapq.heappush(heap, (-score(pair), pair))
+        a, b = pair
+        new = 256 + len(merges)
+        merges.append((pair, -minus_score))
+        changed = set()
+        for i in sorted(places.pop(pair)):  # from left to right
+            j, w = after[i], weight[i]
+            if ids[i] != a or ids[j] != b:
+                continue  # stale
+            h, k = before[i], after[j]
+            ids[i], ids[j] = new, -1
+            after[i], before[k] = k, i
+            total[new] += w
+            left, right = ids[h], ids[k]
+            if left != -1:
+                pairs[left, a] -= w
+                pairs[left, new] += w
+                places[left, new].append(h)
+                changed.add((left, new))
+            if right != -1:
+                pairs[b, right] -= w
+                pairs[new, right] += w
+                places[new, right].append(i)
+                changed.add((new, right))
+        total[a] -= total[new]
+        total[b] -= total[new]
+        pairs[pair] = 0
+        if score is not None:
+            for gained in changed:
+                for symbol in gained:
+                    pairs_with[symbol].add(gained)
+            changed = pairs_with[a] | pairs_with[b] | pairs_with[new]
+        for near in changed:
+            if pairs[near]:
+                push(near)
+            else:
+                for symbol in near:
+                    pairs_with[symbol].discard(near)
     return merges
 
 
 # No two tokens are the same bytes (files name a token by its string): wherever a string stands with
 # token boundaries at both ends, the same merges went through it in the same order.
-# Encoding replays the merges: of all neighbours that form a known pair, merge those learned first
-# (lowest rank), from left to right, until none is left. Searching them anew each time is O(n²) for
-# n bytes; the places of each pair, a heap of ranks and the linked list make it O(n log n).
-class BPETokenizer(Tokenizer):
-    """Byte-level BPE, as GPT-2's. merges: {(left id, right id): new id} in order of rank."""
+#
+# ENCODING by rank. With 50,000 merges and a word of seven letters, to make every merge in turn is
+# waste. Look at the word: of all neighbours that form a known pair, merge the one that was learned
+# first (its rank is lowest; of equals, the leftmost), and look again. For trained merges this is
+# what the first page does, since a merge's parts are always learned before it. In other people's
+# files they need not be: with the merges abc+a, ab+c, a+b in this order, the first page leaves
+# "abcab" as ab c ab. By rank, too, only a+b can be made at first. But its left place makes ab+c
+# possible, and that abc+a, which outranks the other a+b: the result is abca b.
+# To look at all neighbours each time takes O(n²) for n symbols, a heap of (rank, place) O(n log n):
+# only neighbours of a new symbol can form new pairs, and an entry is stale if the pair at its place
+# has another rank by now, or none.
+#
+# BPE-DROPOUT (Provilkov et al. 2020). A model that always sees ban|ana learns little about b, a
+# and n. So leave out each possible merge with probability p, anew at every step: among the others
+# the one of lowest rank is made; if there is none, the word is done. With p = 0 it has its usual
+# spelling, with p = 1 its letters, in between many. It is meant for training only.
+GONE = object()  # stands where no symbol is any more
 
-    model_type = "BPE"
 
-    def _learn(self, words, size):
-        for new, ((a, b), _) in enumerate(learn_merges(words, size - 256), start=256):
-            self.merges[a, b] = new
-            self.vocab[new] = self.vocab[a] + self.vocab[b]
+def merge_symbols(symbols, ranks, dropout=0.0, rng=None):
+    """The symbols after all merges. ranks: {(a, b): (rank, new symbol)}; symbols are hashable.
 
-    def _encode_word(self, word):
-        ids, ranks = [self.ids[word[i : i + 1]] for i in range(len(word))] + [-1], self._ranks
-        row = ids, list(range(-1, len(word))), list(range(1, len(word) + 2))  # ids, before, after
-        places = defaultdict(list)  # pair -> places
-        for i, pair in enumerate(zip(ids, ids[1:])):
-            if pair in ranks:
-                places[pair].append(i)
-        heap = sorted([ranks[pair] for pair in places])  # (rank, pair, new id)
-        while heap:
-            _, pair, new = heapq.heappop(heap)
-            for h, i, k in merge_places(row, places.pop(pair), pair, new):
-                for at, near in ((h, (ids[h], new)), (i, (new, ids[k]))):
-                    if near in ranks:
-                        if near not in places:
-                            heapq.heappush(heap, ranks[near])
-                        places[near].append(at)
-        return [i for i in ids if i >= 0]
+    With dropout > 0 each possible merge is left out with that probability (rng: a Generator)."""
+    symbols = [*symbols, GONE]
+    before = list(range(-1, len(symbols) - 1))
+    after = list(range(1, len(symbols) + 1))
+    heap = []  # (rank, place)
+    for i, pair in enumerate(zip(symbols, symbols[1:])):
+        if pair in ranks:
+            heap.append((ranks[pair][0], i))
+    heapq.heapify(heap)
+    left_out = []
+    while heap:
+        entry = rank, i = heapq.heappop(heap)
+        j = after[i]
+        found = ranks.get((symbols[i], symbols[j])) if symbols[i] is not GONE else None
+        if found is None or found[0] != rank:
+            continue  # stale
+        if dropout and rng.random() < dropout:
+            left_out.append(entry)
+            continue
+        new = found[1]
+        h, k = before[i], after[j]
+        symbols[i], symbols[j] = new, GONE
+        after[i], before[k] = k, i
+        if (symbols[h], new) in ranks:
+            heapq.heappush(heap, (ranks[symbols[h], new][0], h))
+        if (new, symbols[k]) in ranks:
+            heapq.heappush(heap, (ranks[new, symbols[k]][0], i))
+        for entry in left_out:  # each step draws anew
+            heapq.heappush(heap, entry)
+        left_out.clear()
+    return [symbol for symbol in symbols if symbol is not GONE]
 
 
 # %% 6. WordPiece, and the longest match
 # " t" and "e" meet often just because both are everywhere. WordPiece asks which pair is together
-# more often than by chance. Let tokens be independent, p(t) = count(t)/N. Each place where a, b
-# becomes ab changes the log-likelihood of the text by
-#       log p(ab) − log p(a) − log p(b)  =  log [ N · count(ab) / (count(a)·count(b)) ],
-# and N is the same for all candidates: merge the largest count(ab)/(count(a)·count(b)). That is
-# the gain *per place*: two letters seen once, together, score 1, which nothing beats, so the bare
-# ratio buys oddities. Hence a pair must stand as often as a token does on average, N/V times; when
-# none is left, the commonest of the others is next. Encoding forgets the merges and takes the
-# longest token that fits, again and again: one pass, but greedy. (BERT drops the spaces and marks
-# pieces that *continue* a word with ##; here a word's first piece carries its space.)
-class WordPieceTokenizer(Tokenizer):
-    """WordPiece: merges chosen by likelihood ratio, text encoded by the longest match."""
+# more often than by chance. Take the text as N tokens drawn independently, with p(t) = c(t)/N. Its
+# log-likelihood is Σ_t c(t)·log p(t) = Σ_t f(c(t)) − f(N), where f(x) = x·log x. Now make n of its
+# places a b one token: c(a), c(b) and N fall by n, and the new token has n. As f′(x) = log x + 1,
+#       gain = n·log n − n·(log c(a) + 1) − n·(log c(b) + 1) + n·(log N + 1) + terms of order n²/c
+#            ≈ n · ( log [ N·n / (c(a)·c(b)) ] − 1 ).
+# In the bracket stands how many times as often the pair is there as by chance. N is the same for
+# all candidates: so merge the pair with the largest n/(c(a)·c(b)). Mind that this holds to first
+# order, for n small beside c(a) and c(b), and that it is the gain per *place*: two letters seen
+# once, together, score 1, which nothing beats, so the bare ratio buys oddities. Hence a pair must
+# stand as often as a token does on average, N/V times; when none is left, the commonest of the
+# others is next. (Google never published its trainer. The paper says "increases the likelihood the
+# most"; the ratio is how it is usually read; Hugging Face's trainer merges the commonest, as BPE.)
+def learn_wordpiece(words, size):
+    """The bytes of each token that WordPiece learns from {word: count}, at most size − 256."""
+    size = check_count("size", size, 256)
+    symbols = sum(len(word) * int(count) for word, count in words.items())
+    often = max(1, symbols // size)
 
-    model_type = "WordPiece"
+    def score(together, left, right):
+        if together < often:
+            return together - often  # negative: behind all others, the commonest first
+        return together / (left * right)
 
-    def _learn(self, words, size):
-        symbols = sum(len(word) * count for word, count in words.items())
-        for (a, b), _ in learn_merges(words, size - 256, min_count=max(1, symbols // size)):
-            self.vocab[len(self.vocab)] = self.vocab[a] + self.vocab[b]
-
-    def _encode_word(self, word):
-        out, i = [], 0
-        while i < len(word):
-            j = min(i + self.longest, len(word))
-            while word[i:j] not in self.ids:
-                j -= 1  # ends at a single byte, which is always a token
-            out.append(self.ids[word[i:j]])
-            i = j
-        return out
+    merges = learn_merges(words, size - 256, score)
+    return spellings(pair for pair, _ in merges)[256:]
 
 
-class CharTokenizer(WordPieceTokenizer):
-    """One token per character (no UTF-8 begins another's); beyond vocab_size, its bytes."""
+# Encoding forgets the merges. It takes the longest token that fits, again and again: one pass, but
+# greedy. BERT's files differ from ours: the text is cut at blanks and around punctuation, and the
+# blanks are lost (here a word's first piece carries its space). A piece that continues a word is
+# marked with ##, so that "able" in "table" (t ##able) and the word "able" have different rows. And
+# there are no bytes to fall back to: if any rest of a word has no piece, the word becomes [UNK].
+#     longest_match("untied", {"un", "tie", "##tie", "##ti", "##d"}, 5, "##")  →  un ##tie ##d
+#     longest_match("united", ...)  →  None: after "un" no piece begins with "i"
+# BERT has four more special tokens: [CLS] begins every text (its output classifies the text), [SEP]
+# ends one, [PAD] fills a batch's short rows, and [MASK] hides the words that BERT learns to guess.
+def longest_match(word, pieces, longest, prefix=None):
+    """The pieces of a word (bytes or str), each the longest that fits; None if one is missing.
 
-    def _learn(self, words, size):
-        counts = Counter()
-        for word, times in words.items():
-            counts.update({char: times * word.decode().count(char) for char in set(word.decode())})
-        rare = sorted((-n, char.encode()) for char, n in counts.items() if not char.isascii())
-        self.vocab |= {256 + n: char for n, (_, char) in enumerate(rare[: size - 256])}
+    prefix: what marks the pieces that continue a word, "##" in BERT's; longest: of any piece."""
+    out = []
+    i = 0
+    while i < len(word):
+        for j in range(min(i + longest, len(word)), i, -1):
+            piece = word[i:j] if prefix is None or i == 0 else prefix + word[i:j]
+            if piece in pieces:
+                break
+        else:
+            return None
+        out.append(piece)
+        i = j
+    return out
 
 
 # %% 7. Unigram: a probability for every piece
@@ -460,6 +593,12 @@ class CharTokenizer(WordPieceTokenizer):
 #       log P(x) = log Σ_s q(s)·P(s, x)/q(s)  ≥  Σ_s q(s)·log [P(s, x)/q(s)],
 # with equality at q(s) = P(s|x): E makes this bound touch. M raises it: Σ_t c(t)·log p(t) under
 # Σ_t p(t) = 1 is largest where c(t)/p(t) = λ for every t (Lagrange), which is p ∝ c.
+#
+# One step by hand: the word "ab", seen once, with p(a) = p(b) = 1/4 and p(ab) = 1/2. Its cuts are
+# ab, with P = 1/2, and a|b, with P = 1/4·1/4 = 1/16. Together P(x) = 9/16, so P(ab|x) = 8/9 and
+# P(a|b|x) = 1/9. E: c(ab) = 8/9, c(a) = c(b) = 1/9. M: they sum to 10/9, so p(ab) = 0.8 and p(a) =
+# p(b) = 0.1. And log P(x) has climbed: 0.8 + 0.01 = 0.81 is more than 9/16 = 0.5625.
+#
 # A word of n bytes has 2ⁿ⁻¹ cuts, but n steps sum over them. Let α_j be the log of the total
 # probability of x[:j] over all its cuts. The last piece is x[i:j] for some i < j, so
 #       α_0 = 0,    α_j = log Σ_i exp(α_i + log p(x[i:j])),    log P(x) = α_n,
@@ -467,7 +606,8 @@ class CharTokenizer(WordPieceTokenizer):
 #       P(i | j) = exp(α_i + log p(x[i:j]) − α_j).                                           (★)
 # From the end: γ_j = P(boundary at j | x), γ_n = 1; x[i:j] is used with probability γ_j·P(i|j),
 # which goes to c(x[i:j]) and to γ_i (backpropagation: c(t) = ∂α_n/∂log p(t)). Drawing i from (★)
-# instead samples a cut from P(s|x): subword regularisation shows a model many spellings of a word.
+# instead samples a cut from P(s|x): Kudo's subword regularisation, which BPE-dropout imitates. At
+# temperature τ every P(s, x) is taken to the power 1/τ: τ > 1 draws more boldly, τ → 0 the best.
 # With a maximum in place of the sum, the recursion finds the best cut (Viterbi), as encode does.
 def log_sum(terms):
     """log Σ eᵗ over the terms t; of no terms, or of nothing but -∞, it is log 0 = -∞."""
@@ -477,14 +617,21 @@ def log_sum(terms):
     return top + math.log(sum([math.exp(term - top) for term in terms]))
 
 
-def forward(word, score, longest, total=log_sum):
-    """α_0..α_n, and for each j the pieces that end there as [(i, word[i:j], log p)]."""
+def forward(word, score, longest, total=log_sum, temperature=1.0):
+    """α_0..α_n, and for each j the pieces that end there as [(i, word[i:j], log p / τ)].
+
+    ValueError if the pieces in score cannot write the word."""
     alpha, arcs = [0.0], [[]]
     for j in range(1, len(word) + 1):
-        starts = range(max(0, j - longest), j)
-        arcs.append([(i, word[i:j], score[word[i:j]]) for i in starts if word[i:j] in score])
-        terms = [alpha[i] + log_p for i, _, log_p in arcs[j]]
-        alpha.append(total(terms) if terms else -math.inf)  # no piece ends at j
+        ending = []
+        for i in range(max(0, j - longest), j):
+            piece = word[i:j]
+            if piece in score:
+                ending.append((i, piece, score[piece] / temperature))
+        arcs.append(ending)
+        alpha.append(total([alpha[i] + log_p for i, _, log_p in ending] or [-math.inf]))
+    if alpha[-1] == -math.inf:
+        raise ValueError(f"word {word!r}: expected pieces that can write it")
     return alpha, arcs
 
 
@@ -493,9 +640,7 @@ def expected_counts(words, score, longest):
     counts, log_likelihood = dict.fromkeys(score, 0.0), 0.0
     for word, times in words.items():
         alpha, arcs = forward(word, score, longest)
-        if alpha[-1] == -math.inf:
-            raise ValueError(f"word {word!r}: expected pieces that can write it")
-        log_likelihood += times * alpha[-1]
+        log_likelihood += int(times) * alpha[-1]
         gamma = [0.0] * len(word) + [1.0]
         for j in range(len(word), 0, -1):
             if gamma[j] == 0:  # no cut has a boundary here
@@ -510,8 +655,6 @@ def expected_counts(words, score, longest):
 def viterbi(word, score, longest):
     """(log P, pieces) of the best cut; among equals the one whose last piece is longest."""
     best, arcs = forward(word, score, longest, total=max)
-    if best[-1] == -math.inf:
-        raise ValueError(f"word {word!r}: expected pieces that can write it")
     pieces, j = [], len(word)
     while j:
         j, piece, _ = next(arc for arc in arcs[j] if best[arc[0]] + arc[2] == best[j])
@@ -519,11 +662,173 @@ def viterbi(word, score, longest):
     return best[-1], pieces[::-1]
 
 
+def sample_cut(word, score, longest, temperature, rng):
+    """The pieces of a random cut s, with probability ∝ P(s, word)^(1/temperature)."""
+    real = isinstance(temperature, (int, float, np.integer, np.floating))
+    if not real or isinstance(temperature, bool) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature!r}: expected a positive number")
+    alpha, arcs = forward(word, score, longest, temperature=float(temperature))
+    pieces, j = [], len(word)
+    while j:
+        p = np.exp([alpha[i] + log_p - alpha[j] for i, _, log_p in arcs[j]])  # (★)
+        j, piece, _ = arcs[j][rng.choice(len(p), p=p / p.sum())]
+        pieces.append(piece)
+    return pieces[::-1]
+
+
+# TRAINING runs E a dozen times over all words; the loops above would take minutes on a book. An ARC
+# is one place where a piece fits into a word, from boundary i to boundary j. Write all words one
+# after the other, number their boundaries through, and sort the arcs of all words by the depth j at
+# which they end in their word. Then one line of NumPy does the step to depth 1 in every word, one
+# the step to depth 2, and so on: as many as the longest word has bytes. The single bytes are always
+# pieces, so that an arc ends at each boundary.
+class Lattice:
+    """The arcs of many words: where each of the numbered pieces fits."""
+
+    def __init__(self, words, number, longest, whole=True):
+        """number: {piece: its number}; whole: may a piece be an entire word?"""
+        arcs = []  # depth of the end, end, start and piece of each
+        last = []  # the boundary at each word's end
+        origin = 0  # the boundary at the word's beginning
+        for word in words:
+            n = len(word)
+            for i in range(n):
+                for j in range(i + 1, min(i + longest, n) + 1):
+                    piece = number.get(word[i:j])
+                    if piece is not None and (whole or j - i < n):
+                        arcs += (j, origin + j, origin + i, piece)
+            last.append(origin + n)
+            origin += n + 1
+        arcs = np.array(arcs, np.int64).reshape(-1, 4)
+        arcs = arcs[np.lexsort((arcs[:, 1], arcs[:, 0]))]
+        depths, self.ends, self.starts, self.pieces = arcs.T.copy()  # (arcs,) each
+        self.last = np.array(last, np.int64)  # (words,)
+        self.boundaries = origin
+        self.steps = []  # for each depth: its arcs as a slice, and where a new end begins in it
+        for depth in range(1, depths.max(initial=0) + 1):
+            lo, hi = np.searchsorted(depths, (depth, depth + 1))
+            is_new = np.diff(self.ends[lo:hi], prepend=-1) > 0
+            self.steps.append((slice(lo, hi), np.flatnonzero(is_new)))
+
+    def forward(self, log_p, best=False):
+        """α of every boundary; with best, the log P of the best cut up to there."""
+        alpha = np.zeros(self.boundaries)
+        log_p = log_p[self.pieces]
+        for arcs, new in self.steps:
+            terms = alpha[self.starts[arcs]] + log_p[arcs]
+            top = np.maximum.reduceat(terms, new)  # of the arcs with the same end
+            if not best:
+                terms -= np.repeat(top, np.diff(new, append=len(terms)))
+                top += np.log(np.add.reduceat(np.exp(terms), new))
+            alpha[self.ends[arcs][new]] = top
+        return alpha
+
+    def expected_counts(self, log_p, times):
+        """c(piece) for each number; times: how often each word occurs."""
+        alpha = self.forward(log_p)
+        uses = np.exp(alpha[self.starts] + log_p[self.pieces] - alpha[self.ends])  # P(i | j)
+        gamma = np.zeros(self.boundaries)  # times the occurrences of the word
+        gamma[self.last] = times
+        for arcs, _ in reversed(self.steps):
+            uses[arcs] *= gamma[self.ends[arcs]]
+            np.add.at(gamma, self.starts[arcs], uses[arcs])
+        return np.bincount(self.pieces, weights=uses, minlength=len(log_p))
+
+
+# Which pieces to begin with? Every repeated substring of at most 16 bytes, those first that cover
+# most of the text (count times length), four for each token wanted.
 # Pruning. Without t, its c(t) uses can be written as t's best cut t₁…t_m into other pieces, so the
 # log-likelihood falls by about  loss(t) = c(t) · (log p(t) − Σ_k log p(t_k)),  less if the cuts
 # shift elsewhere and the next EM refits p. Keep the three quarters of largest loss (and all single
-# bytes), fit again, and repeat until the vocabulary fits.
+# bytes), fit again, and repeat until the vocabulary fits. A dropped piece has log p = −∞.
 MAX_PIECE, MAX_WORD, SEEDS = 16, 256, 4  # bytes of a seed, bytes of a word in EM, seeds per token
+
+
+def learn_unigram(words, size):
+    """{word: count} -> {piece: log p}: the 256 bytes, then up to size − 256 others, by p."""
+    size = check_count("size", size, 256)
+    chunks, counts = Counter(), Counter()
+    for word, times in words.items():
+        for i in range(0, len(word), MAX_WORD):
+            chunks[word[i : i + MAX_WORD]] += int(times)
+        for i in range(len(word)):
+            for j in range(i + 1, min(i + MAX_PIECE, len(word)) + 1):
+                counts[word[i:j]] += int(times)
+    pieces = [bytes([byte]) for byte in range(256)]
+    seeds = [piece for piece, n in counts.items() if n > 1 and len(piece) > 1]
+    pieces += sorted(seeds, key=lambda t: (-counts[t] * len(t), t))[: SEEDS * size]
+    number = {piece: k for k, piece in enumerate(pieces)}
+    text = Lattice(chunks, number, MAX_PIECE)
+    inside = Lattice(pieces[256:], number, MAX_PIECE, whole=False)  # how pieces are cut in others
+    times = np.array([*chunks.values()], np.float64)
+    c = np.array([counts[piece] for piece in pieces], np.float64)
+    alive = np.ones(len(pieces), bool)
+    while True:
+        for _ in range(2):  # M, E, M, E; the floor keeps unseen bytes above p = 0
+            c = np.where(alive, np.maximum(c, 0.01), 0.0)
+            with np.errstate(divide="ignore"):  # log 0 = −∞
+                log_p = np.log(c / c.sum())
+            c = text.expected_counts(log_p, times)
+        excess = int(alive.sum()) - size
+        if excess <= 0:
+            break
+        best_cut = inside.forward(log_p, best=True)[inside.last]
+        candidates = 256 + np.flatnonzero(alive[256:])
+        loss = c[candidates] * (log_p[candidates] - best_cut[candidates - 256])
+        dropped = min(excess, int(alive.sum()) - int(alive.sum()) * 3 // 4)
+        alive[candidates[np.argsort(loss, kind="stable")[:dropped]]] = False
+    by_p = [k for k in np.argsort(-log_p, kind="stable").tolist() if k >= 256 and alive[k]]
+    return {pieces[k]: float(log_p[k]) for k in [*range(256), *by_p]}
+
+
+# SENTENCEPIECE, the library behind T5, ALBERT, Llama 2 and Gemma, trains Unigram or BPE on
+# *characters* and takes the space for a letter: it writes ▁ (U+2581) for each, and one before the
+# text, so that its first word is the same token as later on. "a fox" is ▁a ▁fox; decoding joins the
+# pieces, writes spaces for ▁ and drops the first. A character without a token is <unk> or, with
+# BYTE FALLBACK, its bytes, which have tokens of their own: 🦊 is <0xF0> <0x9F> <0xA6> <0x8A>.
+
+
+# The four kinds, on top of section 4's class.
+class BPETokenizer(Tokenizer):
+    """Byte-level BPE, as GPT-2's. merges: {(left id, right id): new id} in order of rank."""
+
+    model_type = "BPE"
+
+    def _prepare(self):
+        super()._prepare()
+        ranked = enumerate(self.merges.items())
+        self._ranks = {pair: (rank, new) for rank, (pair, new) in ranked}
+
+    def _learn(self, words, size):
+        for new, ((a, b), _) in enumerate(learn_merges(words, size - 256), start=256):
+            self.merges[a, b] = new
+            self.vocab[new] = self.vocab[a] + self.vocab[b]
+
+    def _encode_word(self, word):
+        return merge_symbols([self.ids[word[i : i + 1]] for i in range(len(word))], self._ranks)
+
+
+class WordPieceTokenizer(Tokenizer):
+    """WordPiece: merges chosen by likelihood ratio, text encoded by the longest match."""
+
+    model_type = "WordPiece"
+
+    def _learn(self, words, size):
+        self.vocab |= enumerate(learn_wordpiece(words, size), start=256)
+
+    def _encode_word(self, word):
+        return [self.ids[piece] for piece in longest_match(word, self.ids, self.longest)]
+
+
+class CharTokenizer(WordPieceTokenizer):
+    """One token per character (no UTF-8 begins another's); beyond vocab_size, its bytes."""
+
+    def _learn(self, words, size):
+        counts = Counter()
+        for word, times in words.items():
+            counts.update({char: times * word.decode().count(char) for char in set(word.decode())})
+        rare = sorted((-n, char.encode()) for char, n in counts.items() if not char.isascii())
+        self.vocab |= {256 + n: char for n, (_, char) in enumerate(rare[: size - 256])}
 
 
 class UnigramTokenizer(Tokenizer):
@@ -533,30 +838,9 @@ class UnigramTokenizer(Tokenizer):
     score = {bytes([byte]): -math.log(256) for byte in range(256)}  # until trained
 
     def _learn(self, words, size):
-        chunks, counts = Counter(), Counter()
-        for word, times in words.items():
-            for i in range(len(word)):
-                if i % MAX_WORD == 0:
-                    chunks[word[i : i + MAX_WORD]] += times
-                for j in range(i + 1, min(i + MAX_PIECE, len(word)) + 1):
-                    counts[word[i:j]] += times
-        seeds = [t for t, n in counts.items() if n > 1 and len(t) > 1]
-        keep = [*self.ids, *sorted(seeds, key=lambda t: (-counts[t] * len(t), t))[: SEEDS * size]]
-        while True:
-            for _ in range(2):  # M, E, M, E; the floor keeps unseen bytes above p = 0
-                total = sum(max(counts[t], 0.01) for t in keep)
-                score = {t: math.log(max(counts[t], 0.01) / total) for t in keep}
-                counts, _ = expected_counts(chunks, score, MAX_PIECE)
-            if len(keep) <= size:
-                break
-            loss = {}
-            for t in keep[256:]:  # its best cut into shorter pieces
-                loss[t] = counts[t] * (score[t] - viterbi(t, score, len(t) - 1)[0])
-            ranked = sorted(loss, key=lambda t: (-loss[t], t))
-            keep[256:] = ranked[: max(size, len(keep) * 3 // 4) - 256]
-        keep[256:] = sorted(keep[256:], key=lambda t: (-score[t], t))
-        self.score = {piece: round(score[piece], 9) for piece in keep}  # nine digits, as saved
-        self.vocab = dict(enumerate(keep))
+        learned = learn_unigram(words, size)
+        self.score = {piece: round(log_p, 9) for piece, log_p in learned.items()}  # as saved
+        self.vocab = dict(enumerate(self.score))
 
     def _encode_word(self, word):
         return [self.ids[piece] for piece in viterbi(word, self.score, self.longest)[1]]
@@ -564,18 +848,10 @@ class UnigramTokenizer(Tokenizer):
     def sample(self, text, rng, temperature=1.0):
         """Ids of a random cut of text, each with probability ∝ P(s, x)^(1/temperature)."""
         check_text(text)
-        real = isinstance(temperature, (int, float, np.integer, np.floating))
-        if not real or isinstance(temperature, bool) or not temperature > 0:
-            raise ValueError(f"temperature {temperature!r}: expected a positive number")
-        score, out = {piece: log_p / temperature for piece, log_p in self.score.items()}, []
+        out = []
         for word in pretokenize(text, self.pattern):
-            alpha, arcs = forward(word.encode(), score, self.longest)
-            pieces, j = [], len(alpha) - 1
-            while j:
-                p = np.exp([alpha[i] + log_p - alpha[j] for i, _, log_p in arcs[j]])  # (★)
-                j, piece, _ = arcs[j][rng.choice(len(p), p=p / p.sum())]
-                pieces.append(self.ids[piece])
-            out += pieces[::-1]
+            cut = sample_cut(word.encode(), self.score, self.longest, temperature, rng)
+            out += [self.ids[piece] for piece in cut]
         return out
 
 
@@ -644,26 +920,47 @@ def fill_from_files(tokenizer, directory):
     tokenizer._prepare()
 
 
-# %% 9. Comparing tokenizers: compression, and bits per character
+# %% 9. Comparing tokenizers, and choosing a vocabulary
+# How well does a tokenizer shorten a text? Count characters and bytes per token, and tokens per
+# word (its FERTILITY; words stand between blanks). Fertility tells how well a language was present
+# in training: Petrov et al. (2023) found translations that cost up to 15 times the English one.
 def compare(tokenizers, text):
     """{name: measures on text} for a dict name -> tokenizer; a list's names are 0, 1, ..."""
     check_text(text)
     if not text:
         raise ValueError("text '' is empty: expected at least one character to compare on")
-    named, rows = tokenizers if isinstance(tokenizers, dict) else dict(enumerate(tokenizers)), {}
+    if not isinstance(tokenizers, (dict, list, tuple)):
+        raise ValueError(f"tokenizers {tokenizers!r:.40}: expected a dict or a list of them")
+    named = tokenizers if isinstance(tokenizers, dict) else dict(enumerate(tokenizers))
+    rows = {}
     for name, tokenizer in named.items():
+        if not isinstance(tokenizer, Tokenizer):
+            raise ValueError(f"tokenizer {name!r} is {tokenizer!r:.40}: expected a Tokenizer")
         ids = tokenizer.encode(text)
-        rows[name] = {"vocab_size": tokenizer.vocab_size, "tokens": len(ids)}
-        rows[name]["chars_per_token"] = len(text) / len(ids)
-        rows[name]["bytes_per_token"] = len(text.encode()) / len(ids)
-        rows[name]["round_trip"] = tokenizer.decode(ids) == text
+        rows[name] = {
+            "vocab_size": tokenizer.vocab_size,
+            "tokens": len(ids),
+            "chars_per_token": len(text) / len(ids),
+            "bytes_per_token": len(text.encode()) / len(ids),
+            "tokens_per_word": len(ids) / max(1, len(text.split())),
+            "round_trip": tokenizer.decode(ids) == text,
+        }
     return rows
 
 
-# Never compare models by loss per *token* when their tokens differ: a longer token carries more
-# surprise. Divide −log P(text) by the number of characters. (P counts one cut of the text; others
-# have some probability too: an upper bound.) The model is interpolated Kneser-Ney (stage 1): with
-# n(h, w) occurrences of w after the context h, n(h) = Σ_w n(h, w), h' = h without its first token,
+# ZIPF. Sort symbols by frequency. A word's frequency falls about as 1/rank, so that rank times
+# frequency stays the same (Zipf 1935). Letters are few and run out. Subwords come close, for BPE
+# gives new tokens what it takes from frequent pairs. The long tail has a price: a row of the
+# embedding learns only where its token occurs, and of 4,096 tokens most are rare.
+def frequencies(symbols):
+    """How often each different symbol occurs, the commonest first (rank 1)."""
+    return sorted(Counter(symbols).values(), reverse=True)
+
+
+# LOSS. Never compare models by loss per *token* when their tokens differ: a longer token carries
+# more surprise. Divide −log P(text) by the number of characters. (P counts one cut of the text;
+# others have some probability too: an upper bound.) The model is interpolated Kneser-Ney (stage 1).
+# Let n(h, w) count w after the context h, n(h) = Σ_w n(h, w), and h' be h without its first token:
 #       P(w|h) = [ max(n(h, w) − D, 0) + D·(number of kinds of w seen after h)·P(w|h') ] / n(h).
 # In P(w|h'), n counts the *different* tokens seen before (h', w); below the empty context is 1/V.
 # With n₁ sequences seen once, n₂ twice, D = (n₁ + 1)/(n₁ + 2·n₂ + 2), after Ney et al. 1994.
@@ -678,11 +975,12 @@ def kneser_ney_nats(train, test, vocab_size, order):
     if train + test and not 0 <= min(train + test) <= max(train + test) < vocab_size:
         found = f"ids {min(train + test)}..{max(train + test)}"
         raise ValueError(f"{found}: expected 0..{vocab_size - 1}")
-    n, total, kinds, D = {}, Counter(), Counter(), {}
+    n, total, kinds = {}, Counter(), Counter()  # n(h, w) by h + w; n(h); kinds of w after h
+    D = {}  # for each number of tokens in h and w
     counts = Counter(zip(*(train[i:] for i in range(order))))
     for k in range(order, 0, -1):  # k tokens: h and w
-        once, twice = (list(counts.values()).count(m) for m in (1, 2))
-        D[k] = (once + 1) / (once + 2 * twice + 2)
+        seen = Counter(counts.values())
+        D[k] = (seen[1] + 1) / (seen[1] + 2 * seen[2] + 2)
         for gram, times in counts.items():
             total[gram[:-1]] += times
             kinds[gram[:-1]] += 1
@@ -693,67 +991,161 @@ def kneser_ney_nats(train, test, vocab_size, order):
         p = 1 / vocab_size
         for k in range(1, order + 1):
             gram = tuple(row[t - k + 1 : t + 1])
-            if (h := gram[:-1]) in total:  # an unseen context leaves p as it is
+            h = gram[:-1]
+            if h in total:  # an unseen context leaves p as it is
                 p = (max(n.get(gram, 0) - D[k], 0) + D[k] * kinds[h] * p) / total[h]
         nats -= math.log(p)
     return nats
 
 
+# CHOOSING V. With more tokens sequences are shorter, but each token is seen less often. Bits per
+# character are best somewhere between; where, depends on the model and rises with the amount of
+# text. Whoever tries seven tokenizers on the held-out text and reports the best has fitted it. So
+# the report cuts a development piece off the end of the training part and chooses there; only the
+# winner, trained on the whole training part, meets the held-out text.
+SAMPLES = {  # one sentence in several languages, and in Python
+    "English": "The fox waited by the river until the moon rose.",
+    "German": "Der Fuchs wartete am Fluss, bis der Mond aufging.",
+    "Turkish": "Tilki ay doğana kadar nehir kıyısında bekledi.",
+    "Greek": "Η αλεπού περίμενε στο ποτάμι ώσπου να βγει το φεγγάρι.",
+    "Hindi": "लोमड़ी चाँद निकलने तक नदी के किनारे रुकी रही।",
+    "Chinese": "狐狸在河边一直等到月亮升起。",
+    "Python": "while not moon.risen:\n    fox.wait(beside=river)\n",
+}
+
+
 # %% Demonstration
-def show(tokenizer, text):
-    """The tokens of text for the eye: spaces as ·, broken characters in hex."""
-    pieces = [tokenizer.decode_bytes([i]) for i in tokenizer.encode(text)]
+def spell(pieces):
+    """Pieces (bytes) for the eye: | between them, spaces as ·, broken characters in hex."""
     return "|".join(p.decode(errors="backslashreplace") for p in pieces).replace(" ", "·")
+
+
+def show(tokenizer, text):
+    """The tokens of text for the eye."""
+    return spell(tokenizer.decode_bytes([i]) for i in tokenizer.encode(text))
+
+
+def report_merges(train, words):
+    """Part 1: the first merges on the stories, and the textbook against the fast way."""
+    print("\n1. The first merges of BPE, and how often the pair stood there (· is a space)")
+    merges = learn_merges(words, 20)
+    spelled = spellings(pair for pair, _ in merges)
+    for new, (_, times) in enumerate(merges, start=256):
+        print(f"   {new} {spell([spelled[new]]):5}{times:6}", end="\n" if new % 5 == 0 else "")
+    start = time.perf_counter()
+    slow = textbook_merges(train, 20)
+    middle = time.perf_counter()
+    fast = [pair for pair, _ in learn_merges({train.encode(): 1}, 20)]
+    seconds = f"textbook {middle - start:.2f} s, fast {time.perf_counter() - middle:.2f} s"
+    verdict = "the same merges" if slow == fast else "DIFFERENT merges"
+    print(f"   20 merges of the text as one string: {seconds}; {verdict}")
+
+
+def report_choice(kinds, train, order):
+    """Part 2: the tokenizers on a development piece; returns them and the name of the best."""
+    n = int(0.9 * len(train))
+    learn_on, develop = train[:n], train[n:]
+    made, bits, rare = {}, {}, {}
+    for name, (kind, size) in kinds.items():
+        print(f"training {name:15}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        made[name] = tokenizer = kind.train(learn_on, size)
+        ids, test = tokenizer.encode(learn_on), tokenizer.encode(develop)
+        nats = kneser_ney_nats(ids, test, tokenizer.vocab_size, order)
+        bits[name] = nats / len(develop) / math.log(2)
+        rare[name] = 1 - sum(times >= 10 for times in frequencies(ids)) / tokenizer.vocab_size
+    print(f"\n2. Choosing on a development piece, the last {len(develop):,} characters of training")
+    print("                   chars/   tokens/  numbers in the    rows seen   attention,   bits/")
+    print("   tokenizer       token    word     embedding, V·128  < 10 times  % of pairs*  char")
+    for name, row in compare(made, develop).items():
+        print(f"   {name:15}{row['chars_per_token']:6.2f}{row['tokens_per_word']:9.2f}", end="")
+        print(f"{row['vocab_size'] * 128:15,}{rare[name]:15.0%}", end="")
+        print(f"{(row['tokens'] / len(develop)) ** 2:13.1%}{bits[name]:10.3f}")
+    best = min(bits, key=bits.get)
+    print("   * of the pairs that attention compares when each character is a token")
+    print(f"   Fewest bits here: {best}. It is the one that meets the held-out text.")
+    return made, best
+
+
+def report_cuts(made, words, size, rng):
+    """Part 3: one sentence in four tokenizers, and a word that is cut at random."""
+    print("\n3. One sentence in four tokenizers, and one word cut at random (6, 7)")
+    for name, tokenizer in made.items():
+        if name.endswith(("characters", f" {size}")):
+            print(f"   {name:16}{show(tokenizer, 'Grandmother untied the foxes.')}")
+    score = learn_unigram(words, size)
+    cuts = [sample_cut(b"gardening", score, MAX_PIECE, 3.0, rng) for _ in range(4)]
+    print("   Unigram, sampled   " + "   ".join(map(spell, cuts)) + "   (τ = 3)")
+    merges = [pair for pair, _ in learn_merges(words, size - 256)]
+    ranks = {pair: (new, new) for new, pair in enumerate(merges, start=256)}
+    spelled = spellings(merges)
+    cuts = [merge_symbols(b"gardening", ranks, 0.5, rng) for _ in range(4)]
+    cuts = [spell(spelled[i] for i in cut) for cut in cuts]
+    print("   BPE with dropout   " + "   ".join(cuts) + "   (p = 0.5)")
+
+
+def report_zipf(made, train):
+    """Part 4: rank times frequency of characters, tokens and words."""
+    ranks = (1, 3, 10, 30, 100, 300, 1000, 3000)
+    print(
+        "\n4. Zipf: rank × share of the text, in %. It stays the same where shares fall as 1/rank."
+    )
+    print("   rank           " + "".join(f"{rank:7,}" for rank in ranks))
+    rows = {name: made[name].encode(train) for name in made if name.startswith(("char", "BPE"))}
+    rows["words"] = train.split()
+    spread = {}
+    for name, symbols in rows.items():
+        counts = frequencies(symbols)
+        shares = [r * counts[r - 1] / len(symbols) for r in ranks if r <= len(counts)]
+        print(f"   {name:15}" + "".join(f"{share:7.1%}"[:-1] for share in shares))
+        spread[name] = max(shares[1:5]) / min(shares[1:5])
+    flattest = min(spread, key=spread.get)
+    print(
+        f"   From rank 3 to 100 the flattest is {flattest}, within a factor {spread[flattest]:.1f}"
+    )
+
+
+def report_languages(tokenizer, name, rng):
+    """Part 5: what other languages, code and numbers cost in a tokenizer of English stories."""
+    print(f"\n5. One sentence, in {name}, which has read English stories only")
+    print("              characters   bytes  tokens  tokens/char  × the English")
+    english = len(tokenizer.encode(SAMPLES["English"]))
+    for language, text in SAMPLES.items():
+        n = len(tokenizer.encode(text))
+        print(f"   {language:10}{len(text):11}{len(text.encode()):8}{n:8}", end="")
+        print(f"{n / len(text):13.2f}{n / english:15.1f}")
+    for word in ("gardening", "photosynthesis", "château", "🦊"):
+        print(f"   {word:15}{show(tokenizer, ' ' + word)}")
+    numbers = " ".join(str(int(10**x)) for x in rng.uniform(0, 7, 4000))
+    for pattern in ("gpt2", "gpt4"):
+        digits = show(BPETokenizer.train(numbers, 512, pattern), "1234 12345 123456 1234567")
+        print(f"   numbers, {pattern}  {digits}   (BPE 512 on 4,000 random ones)")
 
 
 def report(fast, seed):
     """What tokenization does to the stories; the last line is the held-out score."""
     rng = np.random.default_rng(seed)
-    n, order, end = (20, 3, 24_000) if fast else (100, 7, None)
+    order, end = (3, 24_000) if fast else (7, None)
     sizes = (320, 512) if fast else (512, 1024, 2048, 4096)
     text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text("utf-8")[:end]
-    train, held_out = text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
-    words, bpe, made, nats = count_words(train), BPETokenizer(), {}, {}
+    n = int(0.9 * len(text))
+    train, held_out = text[:n], text[n:]
+    words = count_words(train)
     print(f"Learning from {len(train):,} characters, {len(words):,} different pre-tokens")
-    print("\n1. The first merges of BPE, and how often the pair stood there (· is a space)")
-    t0, slow, t1 = time.perf_counter(), textbook_merges(words, n), time.perf_counter()
-    same, t2 = learn_merges(words, n) == slow, time.perf_counter()
-    names = [t.decode().replace(" ", "·") for t in [*bpe.train(train, 276).vocab.values()][256:]]
-    for row in range(5):
-        print("".join(f"   {256 + i} {names[i]:5}{slow[i][1]:6}" for i in range(row, 20, 5)))
-    print(f"   {n} merges: textbook {t1 - t0:.2f} s, fast {t2 - t1:.2f} s; same: {same}\n")
-    kinds = {"characters": CharTokenizer} | {f"BPE {V}": BPETokenizer for V in sizes}
-    kinds |= {f"WordPiece {sizes[1]}": WordPieceTokenizer, f"Unigram {sizes[1]}": UnigramTokenizer}
-    for name, kind in kinds.items():
-        print(f"training {name:15}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        made[name] = tokenizer = kind.train(train, int(name.split()[-1]) if " " in name else 256)
-        ids, test = tokenizer.encode(train), tokenizer.encode(held_out)
-        nats[name] = kneser_ney_nats(ids, test, tokenizer.vocab_size, order) / len(held_out)
-    print("\n2. One sentence in four tokenizers, and a word cut at random (temperature 3)")
-    for name in made:
-        if name.endswith(("characters", f" {sizes[1]}")):
-            print(f"   {name:16}{show(made[name], 'Grandmother untied the foxes.')}")
-    cuts = [tokenizer.sample("gardening", rng, temperature=3) for _ in range(4)]
-    print(" " * 19 + "   ".join("|".join(tokenizer.decode([i]) for i in cut) for cut in cuts))
-    print(f"\n3. Held-out text, and one model over it (Kneser-Ney, {order - 1} tokens of context)")
-    print("   tokenizer       tokens  chars/token  embedding, C = 128  attention pairs  bits/char")
-    for name, row in compare(made, held_out).items():
-        cost = f"{row['tokens']:7}{row['chars_per_token']:13.2f}{row['vocab_size'] * 128:20,}"
-        pairs = (row["tokens"] / len(held_out)) ** 2  # characters are the measure
-        print(f"   {name:15}{cost}{pairs:17.1%}{nats[name] / math.log(2):11.3f}")
-    name = f"BPE {sizes[-1]}"
-    print(f"\n4. Rare words and other scripts in {name}, which has read English stories only")
-    for word in "garden gardening photosynthesis château αλεπού лиса 狐狸 🦊".split():
-        count = f"{len(word):2} characters {len(made[name].encode(' ' + word)):3} tokens"
-        print(f"   {count}   {show(made[name], ' ' + word)}")
-    print("   and numbers, in BPE 512 trained on 4,000 random ones with either pattern")
-    numbers = " ".join(str(int(10**x)) for x in rng.uniform(0, 7, 4000))
-    for pattern in ("gpt2", "gpt4"):
-        tokens = show(bpe.train(numbers, 512, pattern), "1234 12345 123456 1234567 2024")
-        print(f"   {pattern}  {tokens}")
-    nat, name = min((n, name) for name, n in nats.items())
+    report_merges(train, words)
+    kinds = {"characters": (CharTokenizer, 256)}
+    kinds |= {f"BPE {size}": (BPETokenizer, size) for size in sizes}
+    kinds[f"WordPiece {sizes[1]}"] = WordPieceTokenizer, sizes[1]
+    kinds[f"Unigram {sizes[1]}"] = UnigramTokenizer, sizes[1]
+    made, best = report_choice(kinds, train, order)
+    report_cuts(made, words, sizes[1], rng)
+    report_zipf(made, train)
+    report_languages(made[f"BPE {sizes[-1]}"], f"BPE {sizes[-1]}", rng)
+    kind, size = kinds[best]
+    tokenizer = kind.train(train, size)
+    ids, test = tokenizer.encode(train), tokenizer.encode(held_out)
+    nat = kneser_ney_nats(ids, test, tokenizer.vocab_size, order) / len(held_out)
     score = f"{nat:.3f} nats/char | {nat / math.log(2):.3f} bits/char"
-    score += f" | perplexity {math.exp(nat):.2f}   (stage 7, Kneser-Ney over {name})"
+    score += f" | perplexity {math.exp(nat):.2f}   (stage 7, Kneser-Ney over {best})"
     print(f"\nheld-out: {score}")
 
 
@@ -765,6 +1157,10 @@ class CommandLine(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line[:300]}\n")
 
 
+KINDS = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer}
+KINDS |= {"unigram": UnigramTokenizer, "chars": CharTokenizer}
+
+
 def build_parser():
     """The command line: the report, or one of the commands train, encode and decode."""
     what = "Without a command: the report on data/stories.txt."
@@ -773,18 +1169,20 @@ def build_parser():
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the report [0]")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    what = "learn byte-pair tokens from a text and write them to DIR/tokenizer.json"
+    what = "learn the tokens of a text and write them to DIR/tokenizer.json"
     train = commands.add_parser("train", help=what, description=what)
     train.add_argument("file", metavar="FILE", help="a UTF-8 text; \\r\\n is read as \\n")
     train.add_argument("--out", required=True, metavar="DIR", help="made if need be; required")
-    about = "tokens, counting the 256 bytes and the special tokens; fewer if no pair is left [1024]"
+    about = "how tokens are learned; chars takes the commonest characters as they are [bpe]"
+    train.add_argument("--kind", choices=KINDS, default="bpe", help=about)
+    about = "tokens, counting the 256 bytes and special tokens; fewer if no more are found [1024]"
     train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help=about)
     about = "learn from the first int(X * characters) characters of the text, 0 < X <= 1 [1]"
     train.add_argument("--fraction", type=float, default=1.0, metavar="X", help=about)
     about = "tokens with the last ids, in this order; cut out of the text before learning [none]"
     train.add_argument("--special-tokens", nargs="+", default=[], metavar="TOKEN", help=about)
-    about = "where the text is cut before learning [gpt2]"
-    train.add_argument("--pattern", choices=("gpt2", "gpt4"), default="gpt2", help=about)
+    about = "where the text is cut before learning: as for GPT-2, for GPT-4, or nowhere [gpt2]"
+    train.add_argument("--pattern", choices=("gpt2", "gpt4", "none"), default="gpt2", help=about)
 
     what = "print the ids of a text; special tokens in it are plain text"
     encode = commands.add_parser("encode", help=what, description=what)
@@ -814,9 +1212,10 @@ def train_command(args):
         raise ValueError(f"{args.file}: no text to learn from in {len(text)} characters")
     with contextlib.suppress(BrokenPipeError):  # nobody listens: learn and save all the same
         print(f"Learning from {len(part):,} of {len(text):,} characters", flush=True)
-    tokenizer = BPETokenizer.train(part, args.vocab_size, args.pattern, args.special_tokens)
+    pattern = None if args.pattern == "none" else args.pattern
+    tokenizer = KINDS[args.kind].train(part, args.vocab_size, pattern, args.special_tokens)
     tokenizer.save(args.out, ["tokenizer.json"])
-    fewer = "; no pair is left" if tokenizer.vocab_size < args.vocab_size else ""
+    fewer = "; no more are found" if tokenizer.vocab_size < args.vocab_size else ""
     print(f"{tokenizer.vocab_size:,} tokens -> {Path(args.out) / 'tokenizer.json'}{fewer}")
 
 
@@ -875,26 +1274,38 @@ def main(argv=None):
         parser.error(str(error))
 
 
+# %% What to take away
+# BPE        merge argmax count(ab), repeat; encode by rank. The usual choice: lossless and fast.
+# WordPiece  merge argmax count(ab)/(count(a)·count(b)); encode by the longest match.
+# Unigram    p(t) by EM, prune by loss; encode by Viterbi. It has probabilities to sample cuts from.
+# Choose V by bits per character on a development piece; not per token, not on the held-out text.
+# Before you use a tokenizer, count its tokens per word in each language that matters to you.
+
 # %% Common mistakes
-# 1. Loss per token compared across vocabularies: the bigger looks worse. report() divides by chars.
-# 2. Merging "a a a" from the right: counts drift. merge_places goes from left to right.
-# 3. Python's \s and \w for Unicode's: on rare text ("½", "\x1c") ids differ. See splitter.
-# 4. Decoding token by token: half an emoji is no UTF-8, becomes U+FFFD. decode joins bytes first.
-# 5. User text encoded with specials allowed: users can end the document. The default is "none".
+# 1. Loss per token compared across vocabularies: the bigger looks worse. Divide by characters.
+# 2. Merging "a a a" from the right: counts drift. learn_merges sorts the places.
+# 3. In a a a, (a, a) counted down as its own neighbour after it was merged: the count is negative,
+#    and a pair that is nowhere gets merged. learn_merges sets a merged pair's count to 0.
+# 4. Python's \s and \w for Unicode's: on rare text ("½", "\x1c") ids differ. See splitter.
+# 5. Decoding token by token: half an emoji is no UTF-8, becomes U+FFFD. decode joins bytes first.
+# 6. User text encoded with specials allowed: users can end the document. The default is "none".
+# 7. A prompt that ends in a space: "the" and " the" are two tokens, and the model has hardly ever
+#    seen a word begin without its space. Leave the space to the model.
 
 # %% Exercises
-#  1. Reading: merge "hug pug hugs" three times by hand; then run textbook_merges.
-#  2. Write é, 字 and 🦊 in GPT-2's alphabet by hand; check with to_alphabet.
-#  3. Encode "the", " the", "The" and "\nthe". Why four different answers, and what does it cost?
-#  4. decode(encode(text)) == text always holds. Find ids for which encode(decode(ids)) != ids.
-#  5. Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
-#  6. Train BPE with pattern=None on the verses. Which tokens cross words? Are there fewer a line?
-#  7. BPE-dropout (Provilkov 2020): leave out each merge in _encode_word with probability 0.1.
-#  8. Give learn_merges min_count=1 in WordPiece. What becomes of chars/token and bits/char? Why?
-#  9. How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
-# 10. Cut numbers into threes from the right; does stage 3 learn additions better?
-# 11. Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a character?
-# 12. Research: which V is best for a compute budget? Predict from table 3, test in the capstone.
+#  1. ★ Merge "hug pug hugs" three times by hand; then run textbook_merges.
+#  2. ★ Write é, 字 and 🦊 in GPT-2's alphabet by hand; check with to_alphabet.
+#  3. ★ Encode "the", " the", "The" and "\nthe". Why four different answers, and what does it cost?
+#  4. ★ decode(encode(text)) == text always holds. Find ids for which encode(decode(ids)) != ids.
+#  5. ★★ Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
+#  6. ★★ Train BPE with pattern=None on the verses. Which tokens cross words? Do they save tokens?
+#  7. ★★ BPE-dropout with p = 0.3 and the one merge a+n: how often is "anan" spelled in which way?
+#  8. ★★ Prove that for trained merges textbook_encode and merge_symbols agree.
+#  9. ★★ How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
+# 10. ★★ Give learn_merges the whole gain, n·(log[N·n/(c(a)·c(b))] − 1), as its score, with N the
+#     number of bytes. What are its first twenty merges? Compare chars/token and bits/char.
+# 11. ★★ Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a word?
+# 12. ★★★ Which V is best for a compute budget? Predict from the report, test in the capstone.
 
 # %% Where this leads
 # The capstone reads a directory saved here and trains on its ids. GPT-2 to GPT-4, Llama 3 and Qwen
