@@ -380,6 +380,11 @@ def test_dropout_spells_with_the_right_probabilities(p, rng):
         assert abs(seen[spelling] / n - chance) < 5 * math.sqrt(chance / n)
     assert stage.merge_symbols("abcab", ranks, 1.0, rng) == list("abcab")
     assert stage.merge_symbols("abcab", ranks, 0.0, rng) == by_rank("abcab", ranks)
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="dropout .*: expected 0 to 1, and a Generator"):
+            stage.merge_symbols("ab", ranks, wrong, rng)
+    with pytest.raises(ValueError, match="dropout 0.5, rng None"):
+        stage.merge_symbols("ab", ranks, 0.5)
 
 
 def test_encoding_applies_merges_by_rank_also_where_training_never_went(rng):
@@ -868,8 +873,8 @@ def test_report_is_complete_and_deterministic(printed):
 def test_the_seed_changes_what_is_random_and_nothing_else(printed):
     lines = zip(printed[1].splitlines(), fast_report("--seed", "1")[1].splitlines())
     different = {re.split(" {3}|  ", a.strip())[0] for a, b in lines if a != b}
-    random = {"Unigram, sampled", "BPE with dropout", "numbers, gpt2", "numbers, gpt4"}
-    assert "BPE with dropout" in different <= random
+    assert "BPE with dropout" in different
+    assert different <= {"Unigram, sampled", "BPE with dropout"}
 
 
 def table(out):
@@ -920,8 +925,6 @@ def test_the_reports_tables_of_rows_ranks_and_languages(printed):
     shares = [100 * rank * words[rank - 1] / len(train.split()) for rank in ranks]
     row = re.search(r"^   words +(.*)$", out.split("\n4. ")[1], re.M)[1]
     assert row.split() == [f"{share:.1f}" for share in shares]
-    flattest = re.search(r"the flattest is (.+), within a factor (.+)", out)
-    assert flattest[1] == "words" and flattest[2] == f"{max(shares[1:5]) / min(shares[1:5]):.1f}"
 
     part = out.split("\n5. ")[1]
     english = len(tokenizer.encode(stage.SAMPLES["English"]))
