@@ -24,6 +24,8 @@ et al. (2016), "Neural machine translation of rare words with subword units"; Sc
 """
 
 import argparse
+import base64
+import codecs
 import contextlib
 import functools
 import heapq
@@ -177,183 +179,158 @@ def check_ids(name, ids):
 
 # %% 3. Pre-tokens: what no merge reaches across
 # Left alone, a merging method learns "dog." and "dog," and "dog!" as three tokens. So the text is
-# first cut into pre-tokens (a word with the space before it, a run of digits, of punctuation), and
-# tokens are learned inside them. Below are the patterns of GPT-2 and GPT-4: \p{L} is "letter",
-# \p{N} "number of any kind" (½, Ⅷ), \s White_Space. Python's re has no \p, and its \s also takes
-# U+001C..U+001F; so splitter spells the classes out as ranges of code points. With \s+(?!\S) a run
-# of blanks gives back its last one, to lead the next word. GPT-4 adds: contractions in either case,
-# any one mark to lead a word, digits by threes, line ends close a run.
+# first cut into pre-tokens, say a word with the space before it, a run of digits, of punctuation,
+# and tokens are learned inside them. Here are the patterns of GPT-2, of GPT-4 and Llama 3, and of
+# GPT-4o. \p{L} is a letter of any script, \p{Lu} an upper-case one, \p{M} a mark on a letter, \p{N}
+# a number of any kind (½, Ⅷ), \s White_Space. With \s+(?!\S) a run of blanks gives back its last
+# one, to lead the next word. GPT-4 added: contractions in either case, any one mark to lead a word,
+# digits by threes, line ends close a run. GPT-4o also cuts between "camel" and "Case". None stands
+# for no pattern: the whole text is one pre-token.
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    None: "(?s:.+)",  # the whole text is one pre-token
+    "gpt4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    None: None,
 }
+
+# Python's re has no \p, and its \s also takes U+001C..U+001F. So such a class is spelled out as
+# ranges of code points. Python knows the general categories, but no scripts; of those, only Han,
+# the Chinese characters, is listed here.
+BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+BLANKS += "".join(map(chr, range(0x2000, 0x200B)))
+HAN = "\u2e80-\u2e99\u2e9b-\u2ef3\u2f00-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf"
+HAN += "\u4e00-\u9fff\uf900-\ufa6d\ufa70-\ufad9\U00016fe2-\U00016fe3\U00016ff0-\U00016ff1"
+HAN += "\U00020000-\U0002a6df\U0002a700-\U0002ee5d\U0002f800-\U0002fa1d\U00030000-\U000323af"
 
 
 @functools.cache
-def splitter(pattern, ascii_only):
-    """The compiled pattern; for ASCII text, classes of ASCII alone do the same and start faster."""
-    codes = range(128 if ascii_only else 0x110000)
-    kinds = [unicodedata.category(chr(code))[0] for code in codes]  # "L", "N", "Z" for blanks, ...
-    kinds[9:14], kinds[0x85:0x86] = "ZZZZZ", "Z"[ascii_only:]  # \t \n \v \f \r and next line
-    ranges = defaultdict(str)  # kind -> "a-z..." for use inside [...]
-    for kind, group in groupby(codes, kinds.__getitem__):
-        run = list(group)
-        ranges[kind] += rf"\U{run[0]:08x}-\U{run[-1]:08x}"
-    source = PATTERNS[pattern].replace(r"\S", r"[^\s]")  # then put lone classes into brackets
-    source = re.sub(r"(\[.*?\])|(\\p\{.\}|\\s)", lambda m: m[1] or f"[{m[2]}]", source)
-    for name, kind in ((r"\p{L}", "L"), (r"\p{N}", "N"), (r"\s", "Z")):
-        source = source.replace(name, ranges[kind])
-    return re.compile(source)
+def classes(limit):
+    """{"L", "Lu", ..., "s" or "Han": its code points below the limit, for use inside [...]}."""
+    ranges = defaultdict(str)
+    for kind, group in groupby(range(limit), lambda code: unicodedata.category(chr(code))):
+        codes = list(group)
+        for name in (kind, kind[0]):
+            ranges[name] += rf"\U{codes[0]:08x}-\U{codes[-1]:08x}"
+    return {**ranges, "s": BLANKS, "d": ranges["Nd"], "Han": HAN}
+
+
+PART = re.compile(
+    r"\\[pP]\{(\w+)\}|\\([sSd])|\\.|\[\^?\]?|\(\?(?:i?:|<?[=!])|\{[\d,]+\}[?+]?|.", re.S
+)
+
+
+def translate(regex, limit=0x110000):
+    r"""A regex of the tokenizers library as one for Python's re; ValueError for what is unknown.
+
+    Known: literals . * + ? {1,3} | ( ) (?: ) (?i: ), looking ahead and behind, classes, \s \S \d,
+    \p{..} and, outside of [...], \P{..}. limit: 128 for ASCII text, which then starts faster.
+    """
+    out, in_class = [], False
+    for part in PART.finditer(regex):
+        text, name = part[0], part[1] or part[2]
+        if name:
+            negated = text[1] in "PS"
+            members = classes(limit).get("s" if text == r"\S" else name)
+            if limit == 128 and not members:
+                members = "\U0010ffff"  # no ASCII character is one
+            known = members is not None and not (negated and in_class)
+            text = members if in_class else f"[{'^' if negated else ''}{members}]"
+        elif text[0] == "\\":
+            known = text[1:] in "nrtfv" or not text[1:].isalnum()
+        elif in_class:
+            known = text[0] != "[" and not regex.startswith("&&", part.start())
+            in_class = text != "]"
+        elif text[0] == "[":
+            known = text[-1] != "]"
+            in_class = True
+        elif text == "(":
+            known = not regex.startswith("(?", part.start())
+            text = "(?:"
+        else:
+            known = text not in ("^", "$") and not (text[0] == "{" and text[-1] in "?+")
+        if not known:
+            raise ValueError(f"regex {regex!r:.80}: {part[0]!r} is not handled here")
+        out.append(text)
+    return "".join(out)
+
+
+@functools.lru_cache(maxsize=256)
+def compile_regex(regex, limit=0x110000):
+    """The compiled regex; ValueError says what is wrong with it."""
+    try:
+        return re.compile(translate(regex, limit))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"regex {regex!r:.80}: {error}") from None
+
+
+# A tokenizer.json may cut differently. Its Split looks for matches of a regex, and its behavior
+# says what becomes of them. "a--b" with the regex "-":
+#     Isolated  a|-|-|b     MergedWithPrevious  a-|-|b     Contiguous  a|--|b
+#     Removed   a|b         MergedWithNext      a|-|-b
+# With invert, the rest and the matches change roles.
+BEHAVIORS = ["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
+
+
+def split(text, regex, behavior="Isolated", invert=False):
+    """The pieces of text, none of them empty."""
+    pattern = compile_regex(regex, 128 if text.isascii() else 0x110000)
+    if behavior == "Isolated" or (behavior == "Removed" and invert):  # fast, and often enough
+        found = pattern.findall(text)
+        if behavior == "Removed" or sum(map(len, found)) == len(text):
+            return [piece for piece in found if piece]
+    pieces, end = [], 0  # [(piece, whether it has the role of a match)]
+    for match in pattern.finditer(text):
+        pieces += [(text[end : match.start()], invert), (match[0], not invert)]
+        end = match.end()
+    pieces.append((text[end:], invert))
+    out, before = [], None
+    for piece, role in pieces:
+        if not piece or (role and behavior == "Removed"):
+            continue
+        glued = out and (
+            (behavior == "Contiguous" and role == before)
+            or (behavior == "MergedWithPrevious" and role and not before)
+            or (behavior == "MergedWithNext" and before and not role)
+        )
+        if glued:
+            out[-1] += piece
+        else:
+            out.append(piece)
+        before = role
+    return out
+
+
+def check_pattern(pattern):
+    """ValueError unless pattern is the name of one in PATTERNS, or None."""
+    if not isinstance(pattern, (str, type(None))) or pattern not in PATTERNS:
+        raise ValueError(f"pattern {pattern!r}: expected one of {list(PATTERNS)}")
 
 
 def pretokenize(text, pattern="gpt2"):
-    """The pre-tokens of text; joined they are the text. pattern: "gpt2", "gpt4" or None."""
-    if pattern not in PATTERNS:
-        raise ValueError(f"pattern {pattern!r}: expected one of {list(PATTERNS)}")
-    return splitter(pattern, text.isascii()).findall(text)
+    """The pre-tokens of text; joined they are the text. pattern: "gpt2", "gpt4", "gpt4o", None."""
+    check_text(text)
+    check_pattern(pattern)
+    return split(text, PATTERNS[pattern]) if pattern else [text] if text else []
 
 
-def cut_specials(text, specials):
-    """text cut at special tokens, longest first: even places ordinary text, odd ones specials."""
-    longest_first = map(re.escape, sorted(specials, key=len, reverse=True))
-    return re.split(f"({'|'.join(longest_first)})", text) if specials else [text]
+def finder(texts):
+    """A compiled regex that finds the texts; of those that begin at a place, the longest."""
+    longest_first = sorted(map(re.escape, texts), key=len, reverse=True)
+    return re.compile("|".join(longest_first) or "(?!)")  # (?!) is nowhere
 
 
 def count_words(text, pattern="gpt2", specials=()):
     """{pre-token as bytes: count} of a str or an iterable of str; special tokens are left out."""
-    counts = Counter()
+    counts, cutter = Counter(), finder(specials)
     for document in [text] if isinstance(text, str) else text:
         check_text(document)
-        for chunk in cut_specials(document, specials)[::2]:
+        for chunk in cutter.split(document):
             counts.update(pretokenize(chunk, pattern))
     return {word.encode(): count for word, count in counts.items()}
-
-
-# %% 4. The face all tokenizers share
-# Special tokens such as <|endoftext|> mark the ends of documents. Ordinary text must never produce
-# one, or whoever can type the mark could forge it: they have ids of their own, after all others,
-# and encode takes them for plain characters unless told otherwise.
-class fills:
-    """Decorates a method that fills its tokenizer, or a new one if called on the class."""
-
-    def __init__(self, method):
-        self.method = method
-
-    def __get__(self, tokenizer, kind):
-        return self.method.__get__(kind() if tokenizer is None else tokenizer)
-
-
-class Tokenizer:
-    """What the four share; a fresh one knows the 256 bytes (id = byte) and already works."""
-
-    def __init__(self):
-        self.vocab = {byte: bytes([byte]) for byte in range(256)}  # id -> bytes, also of specials
-        self.special_tokens, self.pattern, self.merges = {}, "gpt2", {}  # text -> id, ., pair -> id
-        self._prepare()
-
-    def _prepare(self):
-        special = set(self.special_tokens.values())
-        self.ids = {token: i for i, token in self.vocab.items() if i not in special}
-        self.vocab_size, self.longest, self._cache = len(self.vocab), max(map(len, self.ids)), {}
-        self._ranks = {merge[0]: (rank, *merge) for rank, merge in enumerate(self.merges.items())}
-        if missing := [byte for byte in range(256) if bytes([byte]) not in self.ids]:
-            raise ValueError(f"no token for the bytes {missing}: expected all 256")
-
-    @fills
-    def train(self, text, vocab_size=1 << 21, pattern="gpt2", special_tokens=()):
-        """Learn up to vocab_size tokens (bytes and specials count) from a str or iterable of str.
-
-        Returns the tokenizer. ValueError for a bad argument and for a lone surrogate.
-        """
-        if not isinstance(special_tokens, (str, list, tuple)):
-            raise ValueError(f"special_tokens {special_tokens!r}: expected a str or a list of str")
-        specials = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
-        least = 256 + len(specials)
-        if not all(isinstance(s, str) and s for s in specials) or len(set(specials)) < least - 256:
-            raise ValueError(f"special_tokens {specials}: expected distinct non-empty strings")
-        check_text("".join(specials))
-        if not isinstance(vocab_size, (int, np.integer)) or vocab_size < least:
-            raise ValueError(f"vocab_size {vocab_size!r}: expected an integer of at least {least}")
-        if pattern not in PATTERNS:
-            raise ValueError(f"pattern {pattern!r}: expected one of {list(PATTERNS)}")
-        if isinstance(text, bytes) or not hasattr(text, "__iter__"):
-            raise ValueError(f"text is {type(text).__name__}: expected str or an iterable of str")
-        words = count_words(text, pattern, specials)
-        self.__init__()
-        self.pattern = pattern
-        self._learn(words, int(vocab_size) - len(specials))
-        if clash := set(specials) & set(map(to_alphabet, self.vocab.values())):
-            raise ValueError(f"special tokens {clash}: expected texts that are no tokens yet")
-        self.special_tokens = {s: len(self.vocab) + n for n, s in enumerate(specials)}
-        self.vocab |= {i: special.encode() for special, i in self.special_tokens.items()}
-        self._prepare()
-        return self
-
-    def encode(self, text, allowed_special="none"):
-        """The ids of text. allowed_special: "none" (they are plain text), "all" or a set."""
-        check_text(text)
-        known = set(self.special_tokens)
-        allowed = {"none": set(), "all": known}.get(str(allowed_special), allowed_special)
-        if not isinstance(allowed, (set, frozenset, list, tuple)) or not set(allowed) <= known:
-            expected = f'expected "none", "all" or a set out of {sorted(known)}'
-            raise ValueError(f"allowed_special {allowed_special!r}: {expected}")
-        ids, cache = [], self._cache
-        for n, chunk in enumerate(cut_specials(text, allowed)):
-            if n % 2:
-                ids.append(self.special_tokens[chunk])
-                continue
-            for word in pretokenize(chunk, self.pattern):
-                if (found := cache.get(word)) is None:
-                    found = self._encode_word(word.encode())
-                    if len(word) <= 100 and len(cache) < 200_000:  # bounded, whatever the text
-                        cache[word] = found
-                ids.extend(found)
-        return ids
-
-    def decode_bytes(self, ids):
-        """The bytes of the ids, exactly. ValueError for an id outside the vocabulary."""
-        try:
-            return b"".join([self.vocab[i] for i in check_ids("ids", ids)])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"ids: {error}: expected integers 0..{max(self.vocab)}") from None
-
-    def decode(self, ids):
-        """The text of the ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def save(self, directory, names=None):
-        """Write the files (or those named) into a directory; each appears whole or not at all."""
-        directory, files = Path(directory), to_files(self)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in names or files:
-            temporary = directory / f".{name}.part"
-            with open(temporary, "wb") as file:
-                file.write(files[name].encode())
-                file.flush()
-                os.fsync(file.fileno())  # on the disk before it takes the old one's place
-            os.replace(temporary, directory / name)
-
-    @fills
-    def load(self, directory):
-        """Read a saved directory and return the tokenizer; ValueError if its files do not fit."""
-        fresh = type(self)()
-        try:
-            fill_from_files(fresh, Path(directory))
-        except (
-            OSError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            RecursionError,
-        ) as error:
-            what = f"expected the files of a {self.model_type} tokenizer"
-            raise ValueError(f"{directory}: {error!r}: {what}") from None
-        self.__dict__ = fresh.__dict__
-        return self
-
 
 # %% 5. Byte-pair encoding
 # The first page learned from one string. From here on merges stay inside the pre-tokens, a text's
@@ -765,137 +742,731 @@ def learn_unigram(words, size):
 # BYTE FALLBACK, its bytes, which have tokens of their own: 🦊 is <0xF0> <0x9F> <0xA6> <0x8A>.
 
 
-# The four kinds, on top of section 4's class.
-class BPETokenizer(Tokenizer):
-    """Byte-level BPE, as GPT-2's. merges: {(left id, right id): new id} in order of rank."""
+# %% 8. The five steps of every tokenizer
+# A tokenizer is a pipeline. Models ship it in a file, tokenizer.json, that writes down its parts:
+#     normalizer      rewrites the text: accents composed (NFC) or apart (NFD), " " becomes "▁"
+#     pre_tokenizer   cuts it, as in section 3; ByteLevel also writes bytes in GPT-2's alphabet
+#     model           turns each piece into ids: BPE, WordPiece or Unigram
+#     post_processor  puts special tokens before and behind the text: bos, eos
+#     decoder         undoes all this, as far as it can be undone
+# Before all of them, the added_tokens such as <|endoftext|> are cut out of the text. Ordinary text
+# must never produce a special one, or whoever can type it could forge the end of a document: so
+# encode takes them for plain characters unless told otherwise.
+#
+# Other people's files hold whatever the tokenizers library can do, and a part passed over would
+# give ids that look right and are not. Here are the kinds of steps that are handled, with their
+# keys, then the type of each key or all of its values. Any other key must be null, false or empty.
+BYTES = "add_prefix_space trim_offsets use_regex"
+SPACES = "replacement prepend_scheme split add_prefix_space"
+HANDLED = {
+    "normalizer": {"NFC": "", "NFD": "", "NFKC": "", "NFKD": "", "Prepend": "prepend"}
+    | {"Replace": "pattern content"},
+    "pre_tokenizer": {"ByteLevel": BYTES, "Metaspace": SPACES, "Digits": "individual_digits"}
+    | {"Split": "pattern behavior invert"},
+    "model": {
+        "BPE": "vocab merges ignore_merges dropout unk_token fuse_unk byte_fallback"
+        " continuing_subword_prefix end_of_word_suffix",
+        "WordPiece": "vocab unk_token continuing_subword_prefix max_input_chars_per_word",
+        "Unigram": "vocab unk_id byte_fallback",
+    },
+    "post_processor": {"ByteLevel": BYTES, "TemplateProcessing": "single pair special_tokens"},
+    "decoder": {"ByteLevel": BYTES, "Metaspace": SPACES, "Replace": "pattern content"}
+    | {"ByteFallback": "", "Fuse": "", "Strip": "content start stop", "WordPiece": "prefix"}
+    | {"BPEDecoder": "suffix"},
+}
+FLAGS = "single_word lstrip rstrip normalized special".split()
+TYPES = dict.fromkeys(["type", "content", "prepend", "replacement", "prefix", "suffix"], str)
+TYPES |= dict.fromkeys(["unk_token", "continuing_subword_prefix", "end_of_word_suffix"], str)
+TYPES |= dict.fromkeys(["id", "start", "max_input_chars_per_word", "unk_id"], int)
+TYPES |= dict.fromkeys([*FLAGS, *BYTES.split(), "individual_digits", "invert", "split"], bool)
+TYPES |= dict.fromkeys(["ignore_merges", "fuse_unk", "byte_fallback"], bool)
+TYPES |= dict.fromkeys(["merges", "single", "added_tokens"], list)
+TYPES |= dict.fromkeys(["pattern", "special_tokens", *HANDLED], dict)
+TYPES |= {"vocab": object, "pair": object, "version": ["1.0"], "behavior": BEHAVIORS}
+TYPES |= {"stop": [0], "dropout": [0.0], "prepend_scheme": ["always", "first", "never"]}
+
+
+def check_object(where, found, keys):
+    """ValueError unless found is a JSON object of which every key and value is handled."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is {found!r:.60}: expected an object")
+    for key, value in found.items():
+        if value is None or value is False or value in ("", [], {}):
+            continue
+        expected = TYPES[key] if key in keys else []
+        if isinstance(expected, list):
+            fits = any(type(value) is type(one) and value == one for one in expected)
+        else:
+            fits = expected is object or type(value) is expected
+        if not fits:
+            handled = getattr(expected, "__name__", expected) or "null, false or empty"
+            raise ValueError(f"{where}: {key!r:.40} is {value!r:.60}; handled here: {handled}")
+
+
+def read_steps(where, part):
+    """The steps of a part of the file as a list, with every Sequence unrolled."""
+    if part is None:
+        return []
+    kind = part.get("type") if isinstance(part, dict) else part
+    inner = [
+        key for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part
+    ]
+    if kind == "Sequence" and len(inner) == 1 and len(part) == 2:
+        return [step for some in part[inner[0]] for step in read_steps(where, some)]
+    if not isinstance(kind, str) or kind not in HANDLED[where]:
+        raise ValueError(f"{where} {kind!r:.60}; handled here: {', '.join(HANDLED[where])}")
+    check_object(f"{where} {kind}", part, ["type", *HANDLED[where][kind].split()])
+    if "pattern" in part:
+        compile_regex(regex_of(part))  # says what it cannot do
+    return [{"prepend_scheme": "always", "split": True, "use_regex": True, **part}]
+
+
+def read_vocab(model):
+    """{token: id} of a model."""
+    vocab = model["vocab"]
+    if model["type"] == "Unigram":
+        for piece, score in vocab:
+            if not isinstance(piece, str) or type(score) not in (int, float):
+                raise ValueError(f"vocab: {[piece, score]!r:.60}: expected a piece and its score")
+            if not math.isfinite(score):
+                raise ValueError(f"vocab: {piece!r:.60} has the score {score}: expected a number")
+        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
+        if len(vocab) < len(model["vocab"]):
+            raise ValueError("vocab: a piece stands there twice")
+    for token, i in vocab.items():
+        if type(i) is not int or not 0 <= i < 2**32:
+            raise ValueError(f"vocab: {token!r:.60} has the id {i!r:.40}: expected 0 to 2³² - 1")
+    if len(set(vocab.values())) < max(len(vocab), 1):
+        raise ValueError("vocab: expected at least one token, and no id twice")
+    check_text("".join(vocab))
+    return vocab
+
+
+def read_merges(model, vocab):
+    """{(left id, right id): (rank, id of both)} of a BPE model."""
+    ranks, prefix = {}, len(model.get("continuing_subword_prefix") or "")
+    for rank, merge in enumerate(model["merges"]):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        try:
+            left, right = pair
+            ranks[vocab[left], vocab[right]] = rank, vocab[left + right[prefix:]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"merges: {merge!r:.60}: expected two tokens ({error!r})") from None
+    return ranks
+
+
+def read_added(entries, vocab):
+    """{text: entry} of the added tokens; their ids must be those that the library would give."""
+    added, new = {}, 0
+    for entry in entries or []:
+        check_object("added_tokens", entry, ["id", "content", *FLAGS])
+        text = entry["content"]
+        expected = vocab.get(text, len(vocab) + new)
+        new += text not in vocab
+        if not text or text in added or entry["id"] != expected:
+            found = f"{text!r:.60} with id {entry['id']!r:.40}"
+            raise ValueError(f"added_tokens: {found}: expected one of each text, here {expected}")
+        check_text(text)
+        added[text] = {flag: entry[flag] for flag in ["id", *FLAGS]}
+    return added
+
+
+def read_template(steps):
+    """(ids before a text, ids behind it) of a post_processor; its ByteLevel changes no ids."""
+    templates = [step for step in steps if step["type"] == "TemplateProcessing"]
+    if not templates:
+        return [], []
+    parts = templates[0]["single"]
+    texts = [n for n, part in enumerate(parts) if "Sequence" in part]
+    if len(templates) > 1 or len(texts) != 1:
+        raise ValueError(
+            f"post_processor: {parts!r:.80}; handled here: special tokens around a text"
+        )
+    sides = [[], []]
+    for n, part in enumerate(parts):
+        if n != texts[0]:
+            name = part["SpecialToken"]["id"]
+            sides[n > texts[0]] += templates[0]["special_tokens"][name]["ids"]
+    return sides
+
+
+def regex_of(step):
+    """The regex of a Split or Replace, whose pattern is {"Regex": regex} or {"String": text}."""
+    ((kind, pattern),) = step["pattern"].items()
+    if kind not in ("Regex", "String") or not isinstance(pattern, str) or not pattern:
+        raise ValueError(f"pattern {step['pattern']!r:.60}; handled here: Regex or String")
+    return pattern if kind == "Regex" else re.escape(pattern)
+
+
+def replace(text, step):
+    """The text after a Replace."""
+    return compile_regex(regex_of(step)).sub(lambda _: step["content"], text)
+
+
+def normalize(text, steps, begins=True):
+    """The text after the steps of a normalizer. begins: False in the middle of a text."""
+    for step in steps:
+        if step["type"] == "Replace":
+            text = replace(text, step)
+        elif step["type"] == "Prepend":
+            text = step["prepend"] + text if text and begins else text
+        elif not text.isascii():
+            text = unicodedata.normalize(step["type"], text)
+    return text
+
+
+def cut(text, step, begins):
+    """The pieces of text after a step of a pre_tokenizer. begins: whether the text begins here."""
+    kind = step["type"]
+    if kind == "Split":
+        return split(text, regex_of(step), step["behavior"], step["invert"])
+    if kind == "Digits":
+        return split(text, r"\p{N}", "Isolated" if step["individual_digits"] else "Contiguous")
+    if kind == "ByteLevel":
+        text = " " + text if step["add_prefix_space"] and text[0] != " " else text
+        return pretokenize(text, "gpt2" if step["use_regex"] else None)
+    mark, scheme = step["replacement"], step["prepend_scheme"]  # Metaspace
+    text = text.replace(" ", mark)
+    if text[0] != mark and (scheme == "always" or scheme == "first" and begins):
+        text = mark + text
+    return split(text, re.escape(mark), "MergedWithNext") if step["split"] else [text]
+
+
+# Added tokens are looked for in the text as it is or, if `normalized`, behind the normalizer. A
+# single_word does not count inside a word; lstrip and rstrip swallow the blanks on that side.
+def cut_added(text, added, search):
+    """[(piece, None) or (added token, its id)]; search: the finder of {text: entry} in added."""
+    out, done = [], 0
+    for match in search.finditer(text) if added else ():
+        entry, begin, end = added[match[0]], match.start(), match.end()
+        around = text[max(begin - 1, 0) : begin] + text[end : end + 1]
+        if entry["single_word"] and compile_regex(r"[\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}]").search(around):
+            continue
+        while entry["lstrip"] and begin > done and text[begin - 1] in BLANKS:
+            begin -= 1
+        while entry["rstrip"] and end < len(text) and text[end] in BLANKS:
+            end += 1
+        out += [(text[done:begin], None), (match[0], entry["id"])]
+        done = end
+    out.append((text[done:], None))
+    return [(piece, i) for piece, i in out if piece]
+
+
+class Tokenizer:
+    """Any tokenizer. parts: the content of its tokenizer.json, from which all else is made."""
+
+    model_type = None  # the subclasses open one type each
+
+    def __init__(self, parts):
+        check_object("tokenizer.json", parts, ["version", "added_tokens", *HANDLED])
+        kinds = [self.model_type] if self.model_type else [*HANDLED["model"]]
+        if parts["model"].get("type") not in kinds:
+            raise ValueError(f"model {parts['model'].get('type')!r:.60}: expected {kinds}")
+        self.parts = parts
+        self._prepare()
+
+    def _prepare(self):
+        """Make everything from the parts, and forget what was encoded before."""
+        parts = self.parts
+        (self.model,) = read_steps("model", parts["model"])
+        self.normalizer = read_steps("normalizer", parts.get("normalizer"))
+        self.pre_tokenizer = read_steps("pre_tokenizer", parts.get("pre_tokenizer"))
+        self.decoder = read_steps("decoder", parts.get("decoder"))
+        self.bos, self.eos = read_template(
+            read_steps("post_processor", parts.get("post_processor"))
+        )
+        vocab = read_vocab(self.model)
+        self.added = read_added(parts.get("added_tokens"), vocab)
+        self.special_tokens = {text: e["id"] for text, e in self.added.items() if e["special"]}
+        self.token_ids = vocab | {text: entry["id"] for text, entry in self.added.items()}
+        self.tokens = {i: token for token, i in self.token_ids.items()}
+        self.vocab_size = max(self.tokens) + 1  # the rows of an embedding, with those of holes
+        self.holes = self.vocab_size - len(self.tokens)  # ids that have no token
+        # What ordinary text may become: no special token, although most files list them.
+        self.pieces = {text: i for text, i in vocab.items() if text not in self.special_tokens}
+        self.longest = max(map(len, self.pieces), default=1)
+        self.unknown = vocab.get(self.model.get("unk_token"))
+        self.prefix = self.model.get("continuing_subword_prefix") or ""
+        self.suffix = self.model.get("end_of_word_suffix") or ""
+        if self.model["type"] == "BPE":
+            self.ranks = read_merges(self.model, vocab)
+            self.merges = {pair: new for pair, (_, new) in self.ranks.items()}
+        if self.model["type"] == "Unigram":
+            self.unknown = self.model.get("unk_id")
+            self.score = {piece: p for piece, p in self.model["vocab"] if piece in self.pieces}
+            self.unknown_score = min(p for _, p in self.model["vocab"]) - 10  # as SentencePiece
+        kinds = [step["type"] for step in self.pre_tokenizer]
+        self.byte_level = "ByteLevel" in kinds
+        names = [name for name in PATTERNS if parts.get("pre_tokenizer") == byte_level_steps(name)]
+        self.pattern = names[0] if names else None
+        unknown_ids = [i for i in [*self.bos, *self.eos] if i not in self.tokens]
+        if "ByteLevel" in kinds[:-1] or unknown_ids:
+            found = f"pre_tokenizer {kinds}, ids {unknown_ids} in post_processor"
+            raise ValueError(f"{found}; handled here: ByteLevel as the last step, ids of tokens")
+        self.vocab = {i: self._token_bytes(i, first=False) for i in sorted(self.tokens)}
+        special = set(self.special_tokens.values())
+        self.ids = {token: i for i, token in self.vocab.items() if i not in special}
+        self._cache, self._finders = {}, {}
+
+    def _added_to_find(self, allowed, normalized):
+        """({text: entry}, its finder) of the added tokens to be found raw, or behind normalizer."""
+        key = allowed, normalized
+        if key not in self._finders:
+            found = {}
+            for text, entry in self.added.items():
+                if entry["normalized"] == normalized and (not entry["special"] or text in allowed):
+                    found[normalize(text, self.normalizer) if normalized else text] = entry
+            self._finders[key] = found, finder(found)
+        return self._finders[key]
+
+    def _cut(self, text, allowed, begins):
+        """Yield (pieces for the model, None) and ([], id of an added token) in order."""
+        for n, (section, i) in enumerate(cut_added(text, *self._added_to_find(allowed, False))):
+            if i is not None:
+                yield [], i
+                continue
+            section = normalize(section, self.normalizer, begins or n > 0)
+            parts = cut_added(section, *self._added_to_find(allowed, True))
+            for m, (part, i) in enumerate(parts):
+                pieces = [part] if i is None else []
+                for step in self.pre_tokenizer:
+                    first = begins and n == m == 0
+                    cuts = [cut(piece, step, first and k == 0) for k, piece in enumerate(pieces)]
+                    pieces = [piece for some in cuts for piece in some]
+                yield pieces, i
+
+    def _encode(self, text, allowed, begins=True, **random):
+        """The ids of text. begins: False in the middle of a text. random: for encode_piece."""
+        ids, cache = [], {} if random else self._cache
+        for pieces, i in self._cut(text, allowed, begins):
+            ids += [] if i is None else [i]
+            for piece in self._shorter(pieces):
+                if (found := cache.get(piece)) is None:
+                    found = self.encode_piece(piece, **random)
+                    if len(piece) <= 100 and len(cache) < 200_000 and not random:
+                        cache[piece] = found  # bounded, whatever the text
+                ids.extend(found)
+        return ids
+
+    def _allowed(self, allowed_special):
+        """The special tokens that allowed_special names, as a frozenset."""
+        allowed, known = allowed_special, self.special_tokens
+        if isinstance(allowed, str):
+            allowed = {"none": [], "all": list(known)}.get(allowed)
+        kinds = (set, frozenset, list, tuple)
+        if not isinstance(allowed, kinds) or not all(isinstance(s, str) for s in allowed):
+            raise ValueError(
+                f'allowed_special {allowed_special!r:.80}: expected "none", "all", a set'
+            )
+        if not set(allowed) <= known.keys():
+            raise ValueError(
+                f"allowed_special {allowed_special!r:.80}: expected some of {[*known]}"
+            )
+        return frozenset(allowed)
+
+    def encode(self, text, allowed_special="none", add_special_tokens=False):
+        """The ids of text. allowed_special: "none" (they are plain text), "all" or a set.
+
+        add_special_tokens: with bos and eos, if the file has them. ValueError for what is no text,
+        and for text that no token can write.
+        """
+        check_text(text)
+        ids = self._encode(text, self._allowed(allowed_special))
+        return [*self.bos, *ids, *self.eos] if add_special_tokens else ids
+
+    def sample(self, text, rng, temperature=1.0, dropout=0.1):
+        """The ids of a random cut: BPE leaves out merges (dropout), Unigram draws (temperature)."""
+        check_text(text)
+        given = {"BPE": {"dropout": dropout}, "Unigram": {"temperature": temperature}}
+        if self.model["type"] not in given:
+            raise ValueError(f"a {self.model['type']} model has no random cuts: BPE and Unigram do")
+        if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout {dropout!r}: expected a number from 0 to 1")
+        return self._encode(text, frozenset(), rng=rng, **given[self.model["type"]])
+
+    def encode_iterable(self, texts, allowed_special="none", window=1 << 14):
+        """Yield the ids of "".join(texts), holding a few windows of text at a time.
+
+        The text is cut before a blank where both sides together have the ids of the whole. That is
+        exact if nothing looks further than half a window (no pattern above looks further than one
+        character behind a run). Text that has no such place is held until one comes.
+        """
+        allowed, held, begins, enough = self._allowed(allowed_special), "", True, 2 * window
+        for text in texts:
+            check_text(text)
+            held += text
+            if len(held) < enough:
+                continue
+            enough = 2 * len(held)
+            whole = self._encode(held, allowed, begins)
+            places = [m.start() for m in re.finditer(r"\b[ \n]\b", held[: -window // 2])]
+            for place in places[:-9:-1]:  # the last eight
+                ids = self._encode(held[:place], allowed, begins)
+                if ids + self._encode(held[place:], allowed, False) == whole:
+                    yield from ids
+                    held, begins, enough = held[place:], False, 2 * window
+                    break
+        yield from self._encode(held, allowed, begins)
+
+    # The models
+
+    def encode_piece(self, piece, **random):
+        """The ids of a piece that comes from the pre_tokenizer. random: see sample."""
+        word = to_alphabet(piece.encode()) if self.byte_level else piece
+        if self.model["type"] == "BPE":
+            if self.model.get("ignore_merges") and not random and word in self.pieces:
+                return [self.pieces[word]]
+            return merge_symbols(self._letters(word), self.ranks, **random)
+        if self.model["type"] == "WordPiece":
+            short = len(word) <= self.model["max_input_chars_per_word"]
+            found = longest_match(word, self.pieces, self.longest, self.prefix) if short else None
+            return [self.pieces[name] for name in found] if found else self._unknown_ids(word)
+        for letter in word:
+            self.score.setdefault(letter, self.unknown_score)
+        names = (
+            sample_cut(word, self.score, self.longest, **random)
+            if random
+            else (viterbi(word, self.score, self.longest)[1])
+        )
+        ids = []
+        for known, run in groupby(names, self.pieces.__contains__):
+            for name in list(run) if known else ["".join(run)]:  # unknown neighbours are one
+                ids += [self.pieces[name]] if name in self.pieces else self._unknown_ids(name)
+        return ids
+
+    def _unknown_ids(self, text):
+        """The ids of text that no piece can write: of its bytes, if there are such, or unk."""
+        names = [f"<0x{byte:02X}>" for byte in text.encode()]
+        if self.model.get("byte_fallback") and all(name in self.token_ids for name in names):
+            return [self.token_ids[name] for name in names]
+        if self.unknown is None:
+            raise ValueError(f"text has {text!r:.60}: no token can write it, and there is no unk")
+        return [self.unknown]
+
+    def _letters(self, word):
+        """The ids of a word's characters, with which BPE begins."""
+        ids = [self.pieces.get(letter) for letter in word]
+        if not (None in ids or self.prefix or self.suffix):
+            return ids
+        ids, waiting = [], []  # an unknown letter waits: the next may join it (fuse_unk)
+        for n, letter in enumerate(word):
+            name = (self.prefix if n else "") + letter + (self.suffix if n == len(word) - 1 else "")
+            if name in self.pieces:
+                ids += [*waiting, self.pieces[name]]
+                waiting = []
+            elif (found := self._unknown_ids(name)) != [self.unknown]:  # its bytes
+                ids += found
+            else:
+                ids += [] if self.model.get("fuse_unk") else waiting
+                waiting = found
+        return ids + waiting
+
+    @functools.cached_property
+    def joined(self):
+        """The pairs of characters side by side in some token; None if that says nothing."""
+        merges = self.model.get("merges") or []
+        others = self.byte_level or self.prefix or self.suffix or self.model.get("ignore_merges")
+        if others or self.model["type"] != "BPE" or any("<0x" in "".join(m) for m in merges):
+            return None
+        return {pair for token in self.pieces for pair in zip(token, token[1:])}
+
+    def _shorter(self, pieces):
+        """The pieces, long ones cut where no merge can reach across.
+
+        SentencePiece's BPE has no pre-tokens: a book is one piece. But a merge makes a token, so it
+        never joins two characters that stand side by side in no token.
+        """
+        for piece in pieces:
+            start = 0
+            if len(piece) > 100 and self.joined is not None:
+                for end, pair in enumerate(zip(piece, piece[1:]), start=1):
+                    known = pair[0] in self.pieces or pair[1] in self.pieces  # else: one unk?
+                    if known and pair not in self.joined:
+                        yield piece[start:end]
+                        start = end
+            yield piece[start:]
+
+    # From ids to text
+
+    def _token_bytes(self, i, first):
+        """The bytes of a token. first: whether a text begins with it."""
+        token = self.tokens[i]
+        for step in self.decoder:
+            kind = step["type"]
+            if kind == "ByteFallback" and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
+                return bytes.fromhex(token[3:5])
+            if kind == "ByteLevel" and token not in self.added and CHAR_TO_BYTE.keys() >= {*token}:
+                return from_alphabet(token)
+            if kind == "Replace":
+                token = replace(token, step)
+            elif kind == "Metaspace":
+                dropped = first and step["prepend_scheme"] != "never"
+                token = token.replace(step["replacement"], "" if dropped else " ")
+            elif kind == "BPEDecoder":
+                token = token.replace(step["suffix"], " ")
+            elif kind == "WordPiece" and not first:
+                inner = token.startswith(step["prefix"])
+                token = token[len(step["prefix"]) :] if inner else " " + token
+        return (token if self.decoder or first else " " + token).encode()
+
+    def _stream(self, ids):
+        """Yield the bytes of each id, without the blanks that only encoding has put in."""
+        steps = {step["type"]: step for step in self.decoder}
+        content = steps["Strip"]["content"].encode() if "Strip" in steps else b""
+        to_strip = steps["Strip"]["start"] if content else 0
+        held = b""
+        for n, i in enumerate(ids):
+            integer = isinstance(i, (int, np.integer)) and not isinstance(i, (bool, np.bool_))
+            if not integer or i not in self.tokens:
+                holes = f", {self.holes} of them without a token" if self.holes else ""
+                expected = f"expected integers 0..{self.vocab_size - 1}{holes}"
+                raise ValueError(f"ids: {i!r}: {expected}")
+            data = held + (self.vocab[i] if n > 0 else self._token_bytes(i, first=True))
+            held = b""
+            while data and to_strip:
+                to_strip = to_strip - 1 if data.startswith(content) else 0
+                data = data.removeprefix(content)
+            if "BPEDecoder" in steps and data.endswith(b" "):  # the last word has no blank
+                data, held = data[:-1], b" "
+            yield data
+
+    def decode_stream(self, ids):
+        """Yield the text of an iterable of ids, never half a character."""
+        text = codecs.getincrementaldecoder("utf-8")("replace")
+        for data in self._stream(ids):
+            if piece := text.decode(data):
+                yield piece
+        if rest := text.decode(b"", final=True):
+            yield rest
+
+    def decode_bytes(self, ids):
+        """The bytes of the ids: a list, an array, a tensor. ValueError if one has no token."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if not hasattr(ids, "__iter__"):
+            raise ValueError(f"ids: {ids!r:.60} is not iterable: expected integers")
+        return b"".join(self._stream(ids))
+
+    def decode(self, ids):
+        """The text of the ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def save(self, directory, names=None):
+        """Write the files (or those named) into a directory; each appears whole or not at all."""
+        directory, files = Path(directory), to_files(self)
+        for name in files if names is None else names:
+            if name not in files:
+                raise ValueError(f"names: {name!r}: expected some of {list(files)}")
+            directory.mkdir(parents=True, exist_ok=True)
+            temporary = directory / f".{name}.part"
+            with open(temporary, "wb") as file:
+                file.write(files[name].encode())
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before it takes the old one's place
+            os.replace(temporary, directory / name)
+
+    @classmethod
+    def load(cls, path, pattern=None, special_tokens=None):
+        """The tokenizer in a directory or file; ValueError for what is not handled.
+
+        Opens tokenizer.json, GPT-2's vocab.json with merges.txt, and *.tiktoken, which says neither
+        its pattern (a name in PATTERNS) nor its special_tokens ({text: id}).
+        """
+        try:
+            return cls(read_files(Path(path), pattern, special_tokens))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        except (OSError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"{path}: damaged, or no tokenizer: {error!r:.200}") from None
+        except RecursionError:
+            raise ValueError(f"{path}: too many brackets inside one another") from None
+
+
+# FILES, ours and other people's.
+# Our own four kinds differ in what they learn. All take GPT-2's alphabet, so that any text can be
+# written, and give the special tokens the last ids.
+def byte_level_steps(pattern):
+    """The pre_tokenizer of a byte-level tokenizer with a pattern of PATTERNS."""
+    whole = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    whole["use_regex"] = pattern == "gpt2"
+    if pattern in ("gpt2", None):
+        return whole
+    split_step = {"type": "Split", "pattern": {"Regex": PATTERNS[pattern]}, "invert": False}
+    return {"type": "Sequence", "pretokenizers": [{**split_step, "behavior": "Isolated"}, whole]}
+
+
+def byte_level_parts(model, pattern, special_tokens):
+    """The tokenizer.json of a byte-level model; special_tokens: {text: id}."""
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+    parts["version"] = "1.0"
+    parts["pre_tokenizer"] = byte_level_steps(pattern)
+    parts["decoder"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    parts["model"] = model
+    flags = dict.fromkeys(FLAGS, False) | {"special": True}
+    parts["added_tokens"] = [{"id": i, "content": t, **flags} for t, i in special_tokens.items()]
+    return parts
+
+
+class ByteLevelTokenizer(Tokenizer):
+    """What our four kinds share. An untrained one knows the 256 bytes."""
+
+    def __init__(self, parts=None):
+        super().__init__(parts or byte_level_parts(self.learn({}, 256), "gpt2", {}))
+
+    @classmethod
+    def train(cls, text, vocab_size=1 << 21, pattern="gpt2", special_tokens=()):
+        """Learn up to vocab_size tokens (bytes and specials count) from a str or iterable of str.
+
+        Returns the tokenizer. ValueError for a bad argument and for a lone surrogate.
+        """
+        if not isinstance(special_tokens, (str, list, tuple)):
+            raise ValueError(f"special_tokens {special_tokens!r}: expected a str or a list of str")
+        names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
+        if not all(isinstance(s, str) and s for s in names) or len(set(names)) < len(names):
+            raise ValueError(f"special_tokens {names}: expected distinct non-empty strings")
+        check_text("".join(names))
+        check_pattern(pattern)
+        size = check_count("vocab_size", vocab_size, 256 + len(names)) - len(names)
+        if isinstance(text, bytes) or not hasattr(text, "__iter__"):
+            raise ValueError(f"text is {type(text).__name__}: expected str or an iterable of str")
+        model = cls.learn(count_words(text, pattern, names), size)
+        vocab = model["vocab"]
+        tokens = [piece for piece, _ in vocab] if isinstance(vocab, list) else list(vocab)
+        if clash := set(names) & set(tokens):
+            raise ValueError(f"special tokens {clash}: expected texts that are no tokens yet")
+        specials = {name: len(tokens) + n for n, name in enumerate(names)}
+        if isinstance(vocab, dict):  # as in GPT-2's own file
+            vocab |= specials
+        return cls(byte_level_parts(model, pattern, specials))
+
+
+def numbered(tokens):
+    """{token in GPT-2's alphabet: id} of tokens as bytes, in order."""
+    return {to_alphabet(token): i for i, token in enumerate(tokens)}
+
+
+class BPETokenizer(ByteLevelTokenizer):
+    """Byte-level BPE, as GPT-2's."""
 
     model_type = "BPE"
 
-    def _prepare(self):
-        super()._prepare()
-        ranked = enumerate(self.merges.items())
-        self._ranks = {pair: (rank, new) for rank, (pair, new) in ranked}
-
-    def _learn(self, words, size):
-        for new, ((a, b), _) in enumerate(learn_merges(words, size - 256), start=256):
-            self.merges[a, b] = new
-            self.vocab[new] = self.vocab[a] + self.vocab[b]
-
-    def _encode_word(self, word):
-        return merge_symbols([self.ids[word[i : i + 1]] for i in range(len(word))], self._ranks)
+    @staticmethod
+    def learn(words, size):
+        """The model of a tokenizer.json for {word: count}."""
+        tokens = [bytes([byte]) for byte in range(256)]
+        merges = []
+        for (a, b), _ in learn_merges(words, size - 256):
+            merges.append([to_alphabet(tokens[a]), to_alphabet(tokens[b])])
+            tokens.append(tokens[a] + tokens[b])
+        return {"type": "BPE", "vocab": numbered(tokens), "merges": merges}
 
 
-class WordPieceTokenizer(Tokenizer):
-    """WordPiece: merges chosen by likelihood ratio, text encoded by the longest match."""
+class WordPieceTokenizer(ByteLevelTokenizer):
+    """WordPiece: tokens chosen by likelihood ratio, text encoded by the longest match."""
 
     model_type = "WordPiece"
 
-    def _learn(self, words, size):
-        self.vocab |= enumerate(learn_wordpiece(words, size), start=256)
+    @staticmethod
+    def learned_tokens(words, size):
+        """The tokens beyond the 256 bytes."""
+        return learn_wordpiece(words, size)
 
-    def _encode_word(self, word):
-        return [self.ids[piece] for piece in longest_match(word, self.ids, self.longest)]
+    @classmethod
+    def learn(cls, words, size):
+        """The model of a tokenizer.json for {word: count}."""
+        tokens = [bytes([byte]) for byte in range(256)] + cls.learned_tokens(words, size)
+        model = {"type": "WordPiece", "vocab": numbered(tokens), "unk_token": "[UNK]"}
+        return model | {"continuing_subword_prefix": "", "max_input_chars_per_word": 10**9}
 
 
 class CharTokenizer(WordPieceTokenizer):
     """One token per character (no UTF-8 begins another's); beyond vocab_size, its bytes."""
 
-    def _learn(self, words, size):
+    @staticmethod
+    def learned_tokens(words, size):
+        """The commonest characters that are not ASCII."""
         counts = Counter()
         for word, times in words.items():
-            counts.update({char: times * word.decode().count(char) for char in set(word.decode())})
-        rare = sorted((-n, char.encode()) for char, n in counts.items() if not char.isascii())
-        self.vocab |= {256 + n: char for n, (_, char) in enumerate(rare[: size - 256])}
+            for char in word.decode():
+                counts[char] += times
+        rare = sorted((-n, char) for char, n in counts.items() if not char.isascii())
+        return [char.encode() for _, char in rare[: size - 256]]
 
 
-class UnigramTokenizer(Tokenizer):
-    """The unigram tokenizer. score: {piece: log p}, in the order of the ids."""
+class UnigramTokenizer(ByteLevelTokenizer):
+    """Unigram: tokens by EM and pruning, text encoded by the likeliest cut."""
 
     model_type = "Unigram"
-    score = {bytes([byte]): -math.log(256) for byte in range(256)}  # until trained
 
-    def _learn(self, words, size):
-        learned = learn_unigram(words, size)
-        self.score = {piece: round(log_p, 9) for piece, log_p in learned.items()}  # as saved
-        self.vocab = dict(enumerate(self.score))
-
-    def _encode_word(self, word):
-        return [self.ids[piece] for piece in viterbi(word, self.score, self.longest)[1]]
-
-    def sample(self, text, rng, temperature=1.0):
-        """Ids of a random cut of text, each with probability ∝ P(s, x)^(1/temperature)."""
-        check_text(text)
-        out = []
-        for word in pretokenize(text, self.pattern):
-            cut = sample_cut(word.encode(), self.score, self.longest, temperature, rng)
-            out += [self.ids[piece] for piece in cut]
-        return out
+    @staticmethod
+    def learn(words, size):
+        """The model of a tokenizer.json for {word: count}."""
+        score = learn_unigram(words, size)
+        vocab = [[to_alphabet(piece), round(p, 9)] for piece, p in score.items()]
+        return {"type": "Unigram", "vocab": vocab, "unk_id": None, "byte_fallback": False}
 
 
-# %% 8. Files
-# tokenizer.json holds everything; GPT-2 came as vocab.json (token -> id) and merges.txt (by rank).
 def to_files(tokenizer):
-    """{file name: content}: tokenizer.json, and for BPE vocab.json and merges.txt."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    pre = {**byte_level, "use_regex": tokenizer.pattern == "gpt2"}
-    if tokenizer.pattern == "gpt4":
-        split = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}, "invert": False}
-        pre = {"type": "Sequence", "pretokenizers": [{**split, "behavior": "Isolated"}, pre]}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    flags["special"], specials, files = True, tokenizer.special_tokens, {}
-    vocab = {to_alphabet(token): i for token, i in tokenizer.ids.items()} | specials
-    model = {"type": tokenizer.model_type, "vocab": vocab}
-    parts = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
-    parts |= {"version": "1.0", "pre_tokenizer": pre, "decoder": byte_level, "model": model}
-    parts["added_tokens"] = [{"id": i, "content": text, **flags} for text, i in specials.items()]
-    if model["type"] == "BPE":
-        name = {i: token for token, i in vocab.items()}
-        model["merges"] = [[name[a], name[b]] for a, b in tokenizer.merges]
-        files["vocab.json"] = json.dumps(vocab, ensure_ascii=False)
-        files["merges.txt"] = "\n".join(["#version: 0.2", *map(" ".join, model["merges"]), ""])
-    elif model["type"] == "WordPiece":
-        model |= {"unk_token": "[UNK]", "continuing_subword_prefix": ""}
-        model["max_input_chars_per_word"] = 10**9
-    else:
-        model |= {"unk_id": None, "byte_fallback": False}
-        model["vocab"] = [[to_alphabet(piece), p] for piece, p in tokenizer.score.items()]
-    return {**files, "tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1)}
+    """{file name: content}: tokenizer.json and, if they say it all, GPT-2's two."""
+    files, model = {}, tokenizer.model
+    only_gpt2 = byte_level_parts(model, "gpt2", tokenizer.special_tokens)
+    if model["type"] == "BPE" and {**tokenizer.parts, **only_gpt2} == tokenizer.parts:
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+        files["vocab.json"] = json.dumps(model["vocab"], ensure_ascii=False)
+        files["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
+    files["tokenizer.json"] = json.dumps(tokenizer.parts, ensure_ascii=False, indent=1)
+    return files
 
 
-def fill_from_files(tokenizer, directory):
-    """Fill a fresh tokenizer from its files; an error if they are of another kind."""
-    if (directory / "tokenizer.json").exists() or tokenizer.model_type != "BPE":
-        parts = json.loads((directory / "tokenizer.json").read_bytes())
-        model, pre, added = parts["model"], parts["pre_tokenizer"], parts["added_tokens"]
-    else:  # GPT-2's two: the pattern is GPT-2's, the specials are the tokens no merge makes
-        vocab = json.loads((directory / "vocab.json").read_bytes())
-        lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [line.split(" ") for line in lines if line and line[:8] != "#version"]
-        made = {left + right for left, right in merges} | CHAR_TO_BYTE.keys()
-        added = [{"content": token, "id": i} for token, i in vocab.items() if token not in made]
-        parts, pre = {"normalizer": None}, {"type": "ByteLevel", "add_prefix_space": False}
-        model = {"type": "BPE", "vocab": vocab, "merges": merges}
-    odd = [key for key in ("ignore_merges", "continuing_subword_prefix") if model.get(key)]
-    if model["type"] != tokenizer.model_type or odd or parts["normalizer"]:
-        raise ValueError(f"{model['type']} model, {odd}, normalizer {parts['normalizer']}")
-    *splits, last = pre.get("pretokenizers", [pre])
-    tokenizer.pattern = "gpt2" if last.get("use_regex", True) else None
-    if [split["pattern"]["Regex"] for split in splits] == [PATTERNS["gpt4"]]:
-        splits, tokenizer.pattern = [], tokenizer.pattern or "gpt4"
-    if splits or last["type"] != "ByteLevel" or last["add_prefix_space"]:
-        raise ValueError(f"pre_tokenizer {pre}")
-    vocab = model["vocab"]
-    if model["type"] == "Unigram":
-        tokenizer.score = {from_alphabet(token): log_p for token, log_p in vocab}
-        vocab = {token: i for i, (token, _) in enumerate(vocab)}
-    for merge in model.get("merges", ()):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        tokenizer.merges[vocab[left], vocab[right]] = vocab[left + right]
-    special = tokenizer.special_tokens = {token["content"]: token["id"] for token in added}
-    tokenizer.vocab = {i: from_alphabet(t) for t, i in vocab.items() if t not in special}
-    tokenizer.vocab |= {i: text.encode() for text, i in special.items()}
-    tokenizer._prepare()
+def read_json(path):
+    """The object in a JSON file; NaN and infinities are refused."""
 
+    def refuse(name):
+        raise ValueError(f"{name}: expected a finite number")
+
+    return json.loads(path.read_bytes(), parse_constant=refuse)
+
+
+def read_files(path, pattern, special_tokens):
+    """The parts of a tokenizer.json, whatever files are there."""
+    if path.suffix == ".tiktoken":
+        return read_tiktoken(path, pattern, special_tokens)
+    if pattern is not None or special_tokens is not None:
+        raise ValueError("pattern and special_tokens are handled here for *.tiktoken files")
+    if not path.is_dir() or (path / "tokenizer.json").exists():
+        return read_json(path / "tokenizer.json" if path.is_dir() else path)
+    if not (path / "vocab.json").exists():
+        raise ValueError("no tokenizer.json there, nor vocab.json and merges.txt")
+    vocab = read_json(path / "vocab.json")
+    lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    made = {left + right for left, right in merges} | CHAR_TO_BYTE.keys()
+    specials = {token: i for token, i in vocab.items() if token not in made}  # no merge makes them
+    return byte_level_parts({"type": "BPE", "vocab": vocab, "merges": merges}, "gpt2", specials)
+
+
+# tiktoken, OpenAI's library, keeps no merges: a line holds a token in base64 and its rank, which is
+# its id. Two neighbours merge if both together are a token, the one of lowest rank first. So every
+# way to cut a token into two tokens is a merge, and a word that is a token is that token.
+def read_tiktoken(path, pattern, special_tokens):
+    """The parts of a tokenizer.json for a file of ranks."""
+    if pattern is None:
+        raise ValueError(f"pattern: a file of ranks has none, name one of {list(PATTERNS)[:-1]}")
+    check_pattern(pattern)
+    ranks = {}
+    for line in path.read_bytes().splitlines():
+        token, rank = line.split()
+        ranks[base64.b64decode(token, validate=True)] = int(rank)
+    merges = []
+    for token, rank in ranks.items():
+        for i in range(1, len(token)):
+            left, right = ranks.get(token[:i]), ranks.get(token[i:])
+            if left is not None and right is not None:
+                merges.append((rank, left, right, to_alphabet(token[:i]), to_alphabet(token[i:])))
+    vocab = {to_alphabet(token): rank for token, rank in ranks.items()}
+    model = {"type": "BPE", "vocab": vocab, "merges": [[*m[3:]] for m in sorted(merges)]}
+    specials = dict(special_tokens or {})
+    model |= {"vocab": vocab | specials, "ignore_merges": True}
+    return byte_level_parts(model, pattern, specials)
 
 # %% 9. Comparing tokenizers, and choosing a vocabulary
 # How well does a tokenizer shorten a text? Count characters and bytes per token, and tokens per
@@ -1203,7 +1774,7 @@ def run(args):
         return report(args.fast, args.seed)
     if args.command == "train":
         return train_command(args)
-    tokenizer = BPETokenizer.load(args.directory)
+    tokenizer = Tokenizer.load(args.directory)
     text = " ".join(args.given) if args.given else read_standard_input()
     if args.command == "encode":
         print(*tokenizer.encode(text))
