@@ -332,6 +332,7 @@ def count_words(text, pattern="gpt2", specials=()):
             counts.update(pretokenize(chunk, pattern))
     return {word.encode(): count for word, count in counts.items()}
 
+
 # %% 5. Byte-pair encoding
 # The first page learned from one string. From here on merges stay inside the pre-tokens, a text's
 # "words", and equal words are kept once, with their count: {word: count}. Not only the pair's count
@@ -783,7 +784,7 @@ TYPES |= dict.fromkeys(["ignore_merges", "fuse_unk", "byte_fallback"], bool)
 TYPES |= dict.fromkeys(["merges", "single", "added_tokens"], list)
 TYPES |= dict.fromkeys(["pattern", "special_tokens", *HANDLED], dict)
 TYPES |= {"vocab": object, "pair": object, "version": ["1.0"], "behavior": BEHAVIORS}
-TYPES |= {"stop": [0], "dropout": [0.0], "prepend_scheme": ["always", "first", "never"]}
+TYPES |= {"stop": [0], "dropout": [0, 0.0], "prepend_scheme": ["always", "first", "never"]}
 
 
 def check_object(where, found, keys):
@@ -818,6 +819,8 @@ def read_steps(where, part):
     check_object(f"{where} {kind}", part, ["type", *HANDLED[where][kind].split()])
     if "pattern" in part:
         compile_regex(regex_of(part))  # says what it cannot do
+    if len(part.get("replacement", "▁")) != 1 or (kind == "Strip" and len(part["content"]) != 1):
+        raise ValueError(f"{where} {part!r:.80}: expected one character to replace or strip")
     return [{"prepend_scheme": "always", "split": True, "use_regex": True, **part}]
 
 
@@ -999,10 +1002,15 @@ class Tokenizer:
         self.byte_level = "ByteLevel" in kinds
         names = [name for name in PATTERNS if parts.get("pre_tokenizer") == byte_level_steps(name)]
         self.pattern = names[0] if names else None
-        unknown_ids = [i for i in [*self.bos, *self.eos] if i not in self.tokens]
-        if "ByteLevel" in kinds[:-1] or unknown_ids:
-            found = f"pre_tokenizer {kinds}, ids {unknown_ids} in post_processor"
-            raise ValueError(f"{found}; handled here: ByteLevel as the last step, ids of tokens")
+        if "ByteLevel" in kinds[:-1]:
+            raise ValueError(f"pre_tokenizer {kinds}; handled here: ByteLevel as the last step")
+        kinds = [step["type"] for step in self.decoder]
+        tail = kinds[kinds.index("Fuse") :] if "Fuse" in kinds else []
+        if tail not in ([], ["Fuse"], ["Fuse", "Strip"]) or ("Strip" in kinds and not tail):
+            raise ValueError(f"decoder {kinds}; handled here: Fuse at the end, or Fuse and Strip")
+        for i in [*self.bos, *self.eos, *([] if self.unknown is None else [self.unknown])]:
+            if type(i) is not int or i not in self.tokens:
+                raise ValueError(f"post_processor or unk_id: {i!r:.40} is the id of no token")
         self.vocab = {i: self._token_bytes(i, first=False) for i in sorted(self.tokens)}
         special = set(self.special_tokens.values())
         self.ids = {token: i for i, token in self.vocab.items() if i not in special}
@@ -1278,7 +1286,7 @@ class Tokenizer:
         except (OSError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ValueError(f"{path}: damaged, or no tokenizer: {error!r:.200}") from None
         except RecursionError:
-            raise ValueError(f"{path}: too many brackets inside one another") from None
+            raise ValueError(f"{path}: brackets too deep inside one another") from None
 
 
 # FILES, ours and other people's.
@@ -1406,40 +1414,40 @@ class UnigramTokenizer(ByteLevelTokenizer):
 
 
 def to_files(tokenizer):
-    """{file name: content}: tokenizer.json and, if they say it all, GPT-2's two."""
-    files, model = {}, tokenizer.model
-    only_gpt2 = byte_level_parts(model, "gpt2", tokenizer.special_tokens)
-    if model["type"] == "BPE" and {**tokenizer.parts, **only_gpt2} == tokenizer.parts:
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-        files["vocab.json"] = json.dumps(model["vocab"], ensure_ascii=False)
-        files["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
-    files["tokenizer.json"] = json.dumps(tokenizer.parts, ensure_ascii=False, indent=1)
+    """{file name: content}: tokenizer.json and, where they can say it all, GPT-2's two."""
+    parts, files = tokenizer.parts, {}
+    if parts == byte_level_parts(parts["model"], "gpt2", tokenizer.special_tokens):
+        if tokenizer.model_type == "BPE" and not parts["model"].get("ignore_merges"):
+            merges = [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]]
+            files["vocab.json"] = json.dumps(parts["model"]["vocab"], ensure_ascii=False)
+            files["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
+    files["tokenizer.json"] = json.dumps(parts, ensure_ascii=False, indent=1)
     return files
 
 
 def read_json(path):
-    """The object in a JSON file; NaN and infinities are refused."""
+    """The content of a JSON file; NaN and infinities, which are no JSON, are refused."""
 
     def refuse(name):
-        raise ValueError(f"{name}: expected a finite number")
+        raise ValueError(f"{path.name}: {name} is no number of JSON")
 
     return json.loads(path.read_bytes(), parse_constant=refuse)
 
 
-def read_files(path, pattern, special_tokens):
-    """The parts of a tokenizer.json, whatever files are there."""
+def read_files(path, pattern=None, special_tokens=None):
+    """The parts of a tokenizer.json, from whichever files are there."""
     if path.suffix == ".tiktoken":
         return read_tiktoken(path, pattern, special_tokens)
     if pattern is not None or special_tokens is not None:
-        raise ValueError("pattern and special_tokens are handled here for *.tiktoken files")
-    if not path.is_dir() or (path / "tokenizer.json").exists():
+        raise ValueError(
+            "pattern and special_tokens are for *.tiktoken files: other files say them"
+        )
+    if (path / "tokenizer.json").exists() or not path.is_dir():
         return read_json(path / "tokenizer.json" if path.is_dir() else path)
-    if not (path / "vocab.json").exists():
-        raise ValueError("no tokenizer.json there, nor vocab.json and merges.txt")
     vocab = read_json(path / "vocab.json")
     lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    made = {left + right for left, right in merges} | CHAR_TO_BYTE.keys()
+    made = {"".join(merge) for merge in merges} | CHAR_TO_BYTE.keys()
     specials = {token: i for token, i in vocab.items() if token not in made}  # no merge makes them
     return byte_level_parts({"type": "BPE", "vocab": vocab, "merges": merges}, "gpt2", specials)
 
@@ -1449,24 +1457,30 @@ def read_files(path, pattern, special_tokens):
 # way to cut a token into two tokens is a merge, and a word that is a token is that token.
 def read_tiktoken(path, pattern, special_tokens):
     """The parts of a tokenizer.json for a file of ranks."""
-    if pattern is None:
-        raise ValueError(f"pattern: a file of ranks has none, name one of {list(PATTERNS)[:-1]}")
     check_pattern(pattern)
-    ranks = {}
-    for line in path.read_bytes().splitlines():
-        token, rank = line.split()
-        ranks[base64.b64decode(token, validate=True)] = int(rank)
-    merges = []
+    if pattern is None:
+        raise ValueError(
+            f"a file of ranks does not name its pattern: expected pattern=, {[*PATTERNS]}"
+        )
+    ranks, merges = {}, []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise ValueError(f"line {number} is {line!r:.60}: {error}") from None
     for token, rank in ranks.items():
         for i in range(1, len(token)):
-            left, right = ranks.get(token[:i]), ranks.get(token[i:])
-            if left is not None and right is not None:
-                merges.append((rank, left, right, to_alphabet(token[:i]), to_alphabet(token[i:])))
-    vocab = {to_alphabet(token): rank for token, rank in ranks.items()}
-    model = {"type": "BPE", "vocab": vocab, "merges": [[*m[3:]] for m in sorted(merges)]}
+            left, right = token[:i], token[i:]
+            if left in ranks and right in ranks:
+                merge = [to_alphabet(left), to_alphabet(right)]
+                merges.append((rank, ranks[left], ranks[right], merge))
     specials = dict(special_tokens or {})
-    model |= {"vocab": vocab | specials, "ignore_merges": True}
+    vocab = {to_alphabet(token): rank for token, rank in ranks.items()} | specials
+    model = {"type": "BPE", "vocab": vocab, "ignore_merges": True}
+    model["merges"] = [merge for *_, merge in sorted(merges)]
     return byte_level_parts(model, pattern, specials)
+
 
 # %% 9. Comparing tokenizers, and choosing a vocabulary
 # How well does a tokenizer shorten a text? Count characters and bytes per token, and tokens per
@@ -1720,15 +1734,24 @@ def build_parser():
     about = "where the text is cut before learning: as for GPT-2, for GPT-4, or nowhere [gpt2]"
     train.add_argument("--pattern", choices=("gpt2", "gpt4", "none"), default="gpt2", help=about)
 
-    what = "print the ids of a text; special tokens in it are plain text"
+    holds = "a directory or file: tokenizer.json, vocab.json with merges.txt, or *.tiktoken"
+    about = "of a *.tiktoken file, which does not say it: gpt2, gpt4 or gpt4o [none]"
+    names = [name for name in PATTERNS if name]
+    what = "print the ids of a text"
     encode = commands.add_parser("encode", help=what, description=what)
-    encode.add_argument("directory", metavar="DIR", help="holds the tokenizer")
-    about = "joined by spaces [all of standard input, as UTF-8]"
-    encode.add_argument("given", nargs="*", metavar="TEXT", help=about)
+    encode.add_argument("directory", metavar="PATH", help=holds)
+    encode.add_argument("--pattern", choices=names, metavar="NAME", help=about)
+    told = "take special tokens in the text for what they are, not for plain text [no]"
+    encode.add_argument("--allow-special", action="store_true", help=told)
+    told = "with the ids that the file puts before and behind a text, such as bos [no]"
+    encode.add_argument("--add-special-tokens", action="store_true", help=told)
+    told = "joined by spaces [all of standard input, as UTF-8]"
+    encode.add_argument("given", nargs="*", metavar="TEXT", help=told)
 
     what = "print the text of ids"
     decode = commands.add_parser("decode", help=what, description=what)
-    decode.add_argument("directory", metavar="DIR", help="holds the tokenizer")
+    decode.add_argument("directory", metavar="PATH", help=holds)
+    decode.add_argument("--pattern", choices=names, metavar="NAME", help=about)
     decode.add_argument("given", nargs="*", metavar="ID", help="whole numbers [standard input]")
     return parser
 
@@ -1774,10 +1797,11 @@ def run(args):
         return report(args.fast, args.seed)
     if args.command == "train":
         return train_command(args)
-    tokenizer = Tokenizer.load(args.directory)
+    tokenizer = Tokenizer.load(args.directory, args.pattern)
     text = " ".join(args.given) if args.given else read_standard_input()
     if args.command == "encode":
-        print(*tokenizer.encode(text))
+        allowed = "all" if args.allow_special else "none"
+        print(*tokenizer.encode(text, allowed, args.add_special_tokens))
     else:
         print(tokenizer.decode(map(int, text.split())))
 
