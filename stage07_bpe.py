@@ -197,6 +197,8 @@ PATTERNS = {
     None: None,
 }
 
+
+# %% 4. Regular expressions that know Unicode
 # Python's re has no \p, and its \s also takes U+001C..U+001F. So such a class is spelled out as
 # ranges of code points. Python knows the general categories, but no scripts; of those, only Han,
 # the Chinese characters, is listed here.
@@ -567,12 +569,7 @@ def longest_match(word, pieces, longest, prefix=None):
 # instead samples a cut from P(s|x): Kudo's subword regularisation, which BPE-dropout imitates. At
 # temperature τ every P(s, x) is taken to the power 1/τ: τ > 1 draws more boldly, τ → 0 the best.
 # With a maximum in place of the sum, the recursion finds the best cut (Viterbi), as encode does.
-def log_sum(terms):
-    """log Σ eᵗ over the terms t; of no terms, or of nothing but -∞, it is log 0 = -∞."""
-    top = max(terms, default=-math.inf)  # taken out so that nothing overflows
-    if math.isinf(top):
-        return top
-    return top + math.log(sum([math.exp(term - top) for term in terms]))
+log_sum = np.logaddexp.reduce  # log Σ eᵗ over a list, without overflow; of no terms log 0 = −∞
 
 
 def forward(word, score, longest, total=log_sum, temperature=1.0):
@@ -587,7 +584,8 @@ def forward(word, score, longest, total=log_sum, temperature=1.0):
             if piece in score:
                 ending.append((i, piece, score[piece] / temperature))
         arcs.append(ending)
-        alpha.append(total([alpha[i] + log_p for i, _, log_p in ending] or [-math.inf]))
+        terms = [alpha[i] + log_p for i, _, log_p in ending]
+        alpha.append(float(total(terms)) if terms else -math.inf)
     if alpha[-1] == -math.inf:
         raise ValueError(f"word {word!r}: expected pieces that can write it")
     return alpha, arcs
@@ -775,6 +773,9 @@ HANDLED = {
     | {"ByteFallback": "", "Fuse": "", "Strip": "content start stop", "WordPiece": "prefix"}
     | {"BPEDecoder": "suffix"},
 }
+OPTIONAL = f"{BYTES} {SPACES} {HANDLED['model']['BPE']} unk_id pair".split()
+for needed in ("replacement", "vocab", "merges"):
+    OPTIONAL.remove(needed)
 FLAGS = "single_word lstrip rstrip normalized special".split()
 TYPES = dict.fromkeys(["type", "content", "prepend", "replacement", "prefix", "suffix"], str)
 TYPES |= dict.fromkeys(["unk_token", "continuing_subword_prefix", "end_of_word_suffix"], str)
@@ -816,12 +817,23 @@ def read_steps(where, part):
         return [step for some in part[inner[0]] for step in read_steps(where, some)]
     if not isinstance(kind, str) or kind not in HANDLED[where]:
         raise ValueError(f"{where} {kind!r:.60}; handled here: {', '.join(HANDLED[where])}")
-    check_object(f"{where} {kind}", part, ["type", *HANDLED[where][kind].split()])
+    keys = HANDLED[where][kind].split()
+    check_object(f"{where} {kind}", part, ["type", *keys])
+    missing = [key for key in keys if part.get(key) is None and key not in OPTIONAL]
+    if missing:
+        raise ValueError(f"{where} {kind} has no {missing}, which it needs")
     if "pattern" in part:
         compile_regex(regex_of(part))  # says what it cannot do
     if len(part.get("replacement", "▁")) != 1 or (kind == "Strip" and len(part["content"]) != 1):
         raise ValueError(f"{where} {part!r:.80}: expected one character to replace or strip")
-    return [{"prepend_scheme": "always", "split": True, "use_regex": True, **part}]
+    scheme = "always" if part.get("add_prefix_space", True) else "never"  # in older files
+    defaults = {
+        "prepend_scheme": scheme,
+        "split": True,
+        "use_regex": True,
+        "add_prefix_space": False,
+    }
+    return [defaults | {key: value for key, value in part.items() if value is not None}]
 
 
 def read_vocab(model):
@@ -1476,8 +1488,10 @@ def read_tiktoken(path, pattern, special_tokens):
                 merge = [to_alphabet(left), to_alphabet(right)]
                 merges.append((rank, ranks[left], ranks[right], merge))
     specials = dict(special_tokens or {})
-    vocab = {to_alphabet(token): rank for token, rank in ranks.items()} | specials
-    model = {"type": "BPE", "vocab": vocab, "ignore_merges": True}
+    vocab = {to_alphabet(token): rank for token, rank in ranks.items()}
+    if clash := specials.keys() & vocab:
+        raise ValueError(f"special_tokens {clash}: expected texts that are no tokens yet")
+    model = {"type": "BPE", "vocab": vocab | specials, "ignore_merges": True}
     model["merges"] = [merge for *_, merge in sorted(merges)]
     return byte_level_parts(model, pattern, specials)
 
@@ -1858,10 +1872,10 @@ def main(argv=None):
 #  5. ★★ Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
 #  6. ★★ Train BPE with pattern=None on the verses. Which tokens cross words? Do they save tokens?
 #  7. ★★ BPE-dropout with p = 0.3 and the one merge a+n: how often is "anan" spelled in which way?
-#  8. ★★ Prove that for trained merges textbook_encode and merge_symbols agree.
+#  8. ★★ Give learn_merges WordPiece's whole gain, n·(log[N·n/(c(a)·c(b))] − 1), as its score, with
+#     N the number of bytes. What are its first twenty merges? Compare chars/token and bits/char.
 #  9. ★★ How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
-# 10. ★★ Give learn_merges the whole gain, n·(log[N·n/(c(a)·c(b))] − 1), as its score, with N the
-#     number of bytes. What are its first twenty merges? Compare chars/token and bits/char.
+# 10. ★★ Cut numbers into threes from the right; does stage 3 learn additions better?
 # 11. ★★ Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a word?
 # 12. ★★★ Which V is best for a compute budget? Predict from the report, test in the capstone.
 
