@@ -589,12 +589,7 @@ def longest_match(word, pieces, longest, prefix=None):
 # instead samples a cut from P(s|x): Kudo's subword regularisation, which BPE-dropout imitates. At
 # temperature τ every P(s, x) is taken to the power 1/τ: τ > 1 draws more boldly, τ → 0 the best.
 # With a maximum in place of the sum, the recursion finds the best cut (Viterbi), as encode does.
-def log_sum(terms):
-    """log Σ eᵗ over the terms t; of no terms, or of nothing but -∞, it is log 0 = -∞."""
-    top = max(terms, default=-math.inf)  # taken out so that nothing overflows
-    if math.isinf(top):
-        return top
-    return top + math.log(sum([math.exp(term - top) for term in terms]))
+log_sum = np.logaddexp.reduce  # log Σ eᵗ over a list, without overflow; of no terms log 0 = −∞
 
 
 def forward(word, score, longest, total=log_sum, temperature=1.0):
@@ -609,7 +604,8 @@ def forward(word, score, longest, total=log_sum, temperature=1.0):
             if piece in score:
                 ending.append((i, piece, score[piece] / temperature))
         arcs.append(ending)
-        alpha.append(total([alpha[i] + log_p for i, _, log_p in ending] or [-math.inf]))
+        terms = [alpha[i] + log_p for i, _, log_p in ending]
+        alpha.append(float(total(terms)) if terms else -math.inf)
     if alpha[-1] == -math.inf:
         raise ValueError(f"word {word!r}: expected pieces that can write it")
     return alpha, arcs
@@ -1263,10 +1259,10 @@ def main(argv=None):
 #  5. ★★ Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
 #  6. ★★ Train BPE with pattern=None on the verses. Which tokens cross words? Do they save tokens?
 #  7. ★★ BPE-dropout with p = 0.3 and the one merge a+n: how often is "anan" spelled in which way?
-#  8. ★★ Prove that for trained merges textbook_encode and merge_symbols agree.
+#  8. ★★ Give learn_merges WordPiece's whole gain, n·(log[N·n/(c(a)·c(b))] − 1), as its score, with
+#     N the number of bytes. What are its first twenty merges? Compare chars/token and bits/char.
 #  9. ★★ How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
-# 10. ★★ Give learn_merges the whole gain, n·(log[N·n/(c(a)·c(b))] − 1), as its score, with N the
-#     number of bytes. What are its first twenty merges? Compare chars/token and bits/char.
+# 10. ★★ Cut numbers into threes from the right; does stage 3 learn additions better?
 # 11. ★★ Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a word?
 # 12. ★★★ Which V is best for a compute budget? Predict from the report, test in the capstone.
 
