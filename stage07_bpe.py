@@ -971,10 +971,10 @@ def kneser_ney_nats(train, test, vocab_size, order):
 
 
 # CHOOSING V. With more tokens sequences are shorter, but each token is seen less often. In between
-# bits per character are lowest; where, depends on the model and rises with the amount of text. Who
-# tries seven tokenizers on the held-out text and reports the best has fitted it. So the report
-# chooses on a development piece, cut off the end of the training part; only the winner, trained on
-# the whole of it, meets the held-out text.
+# bits per character are lowest; where, depends on the model and rises with the amount of text.
+# Whoever tries seven tokenizers on the held-out text and reports the best has fitted it. So the
+# report chooses on a development piece, cut off the end of the training part; only the winner,
+# trained on the whole of it, meets the held-out text.
 SAMPLES = {  # one sentence in several languages, and in Python
     "English": "The fox waited by the river until the moon rose.",
     "German": "Der Fuchs wartete am Fluss, bis der Mond aufging.",
@@ -1034,13 +1034,14 @@ def report_choice(kinds, train, order):
         print(f"{(row['tokens'] / len(develop)) ** 2:13.1%}{bits[name]:10.3f}")
     best = min(bits, key=bits.get)
     print("   * of the pairs that attention compares when each character is a token")
-    print(f"   Fewest bits here: {best}. It is the one that meets the held-out text.")
+    lead = sorted(bits.values())[1] - bits[best]
+    print(f"   Fewest bits: {best}, by {lead:.3f}. Only this one will meet the held-out text.")
     return made, best
 
 
 def report_cuts(made, words, size, rng):
     """Part 3: one sentence in four tokenizers, and a word that is cut at random."""
-    print("\n3. One sentence in four tokenizers, and one word cut at random (6, 7)")
+    print("\n3. One sentence in four tokenizers, and one word cut at random")
     for name, tokenizer in made.items():
         if name.endswith(("characters", f" {size}")):
             print(f"   {name:16}{show(tokenizer, 'Grandmother untied the foxes.')}")
@@ -1058,9 +1059,7 @@ def report_cuts(made, words, size, rng):
 def report_zipf(made, train):
     """Part 4: rank times frequency of characters, tokens and words."""
     ranks = (1, 3, 10, 30, 100, 300, 1000, 3000)
-    print(
-        "\n4. Zipf: rank × share of the text, in %. It stays the same where shares fall as 1/rank."
-    )
+    print("\n4. Zipf: rank × share of the text, in %; the same wherever shares fall as 1/rank")
     print("   rank           " + "".join(f"{rank:7,}" for rank in ranks))
     rows = {name: made[name].encode(train) for name in made if name.startswith(("char", "BPE"))}
     for name, symbols in {**rows, "words": train.split()}.items():
