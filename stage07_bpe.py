@@ -14,7 +14,7 @@ anything, and learn frequent sequences of bytes until the budget, the vocabulary
 
 You should know what a language model predicts (stage 1); section 7 uses logarithms.
   Theory: 1 the idea on one page   2 bytes   3 pre-tokens   5 BPE   6 WordPiece   7 Unigram
-  Use:    4 the class all share   8 files   9 comparing tokenizers, and choosing a vocabulary
+  Use:    4 regular expressions   8 the five steps, and files   9 comparing, choosing a vocabulary
 
 Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or a command: train,
 encode or decode (--help). Rests on: Gage (1994), "A new algorithm for data compression"; Sennrich
@@ -1862,7 +1862,7 @@ def main(argv=None):
 # 1. Loss per token compared across vocabularies: the bigger looks worse. Divide by characters.
 # 2. Merging "a a a" from the right, or counting (a, a) down as its own neighbour: counts drift,
 #    even below zero. learn_merges sorts the places and sets a merged pair's count to 0.
-# 3. Python's \s and \w for Unicode's: on rare text ("½", "\x1c") ids differ. See splitter.
+# 3. Python's \s and \w for Unicode's: on rare text ("½", "\x1c") ids differ. See section 4.
 # 4. Decoding token by token: half an emoji is no UTF-8, becomes U+FFFD. decode joins bytes first.
 # 5. User text encoded with specials allowed: users can end the document. The default is "none".
 # 6. A prompt that ends in a space: "the" and " the" are two tokens, and the model has hardly ever

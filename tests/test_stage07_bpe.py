@@ -20,7 +20,7 @@ import pytest
 from conftest import ROOT, check_held_out_line
 
 import stage07_bpe as stage
-from stage07_bpe import BPETokenizer, CharTokenizer, UnigramTokenizer, WordPieceTokenizer
+from stage07_bpe import BPETokenizer, CharTokenizer, Tokenizer, UnigramTokenizer, WordPieceTokenizer
 
 KINDS = [BPETokenizer, WordPieceTokenizer, UnigramTokenizer, CharTokenizer]
 STORIES = (ROOT / "data" / "stories.txt").read_text(encoding="utf-8")
@@ -396,7 +396,7 @@ def test_encoding_applies_merges_by_rank_also_where_training_never_went(rng):
         while known := [(ranks[p], i) for i, p in enumerate(zip(ids, ids[1:])) if p in ranks]:
             i = min(known)[1]
             ids[i : i + 2] = [tokenizer.merges[ids[i], ids[i + 1]]]
-        assert tokenizer._encode_word(word) == ids
+        assert tokenizer.encode_piece(word.decode()) == ids
 
 
 def test_no_two_tokens_are_the_same_bytes():
@@ -440,8 +440,7 @@ def test_any_text_round_trips(trained, rng):
 
 def test_files_carry_everything(trained, tmp_path, rng):
     trained.save(tmp_path / "a" / "b")
-    for loaded in (type(trained).load(tmp_path / "a" / "b"), type(trained)()):
-        loaded.load(str(tmp_path / "a" / "b"))
+    for loaded in (type(trained).load(tmp_path / "a" / "b"), Tokenizer.load(tmp_path / "a" / "b")):
         assert loaded.vocab == trained.vocab and loaded.special_tokens == trained.special_tokens
         for text in [*HARD, *random_texts(rng, 30), SMALL]:
             assert loaded.encode(text) == trained.encode(text)
@@ -474,10 +473,11 @@ def test_special_tokens_are_plain_text_unless_allowed(trained):
     assert trained.encode(text, set()) == trained.encode(text)
 
 
-def test_training_again_starts_afresh():
-    tokenizer = BPETokenizer().train(SMALL, 300, special_tokens=["<|a|>"])
-    assert tokenizer.train("xyxy", 257).vocab == BPETokenizer.train("xyxy", 257).vocab
-    assert tokenizer.special_tokens == {} and tokenizer.encode("xy") == [256]
+def test_training_is_a_class_method_and_starts_afresh():
+    tokenizer = BPETokenizer.train(SMALL, 300, special_tokens=["<|a|>"])
+    again = tokenizer.train("xyxy", 257)
+    assert again.vocab == BPETokenizer.train("xyxy", 257).vocab and tokenizer.vocab_size == 300
+    assert again.special_tokens == {} and again.encode("xy") == [256]
 
 
 def test_specials_are_cut_out_of_the_training_text():
@@ -551,11 +551,11 @@ def test_gpt2s_two_files_open(tmp_path):
     "damage",
     [
         lambda parts: parts["model"].update(type="Other"),
-        lambda parts: parts.update(normalizer={"type": "NFC"}),
+        lambda parts: parts.update(normalizer={"type": "Precompiled"}),
         lambda parts: parts.update(pre_tokenizer={"type": "Whitespace"}),
         lambda parts: parts.pop("model"),
         lambda parts: parts["model"].pop("vocab"),
-        lambda parts: parts.update(pre_tokenizer=None),
+        lambda parts: parts.update(pre_tokenizer={"type": "ByteLevel", "use_regex": "no"}),
     ],
 )
 def test_files_that_do_not_fit_are_refused(kind, damage, tmp_path):
@@ -595,8 +595,8 @@ def test_pieces_that_continue_a_word():
 
 def test_longest_match_is_greedy():
     tokenizer = WordPieceTokenizer()
-    tokenizer.vocab |= {256: b"ab", 257: b"abc", 258: b"cde"}
-    tokenizer._prepare()
+    tokenizer.parts["model"]["vocab"] |= {"ab": 256, "abc": 257, "cde": 258}
+    tokenizer = WordPieceTokenizer(tokenizer.parts)
     assert tokenizer.encode("abcde") == [257, ord("d"), ord("e")]
 
 
@@ -1075,10 +1075,10 @@ def test_train_encode_decode_on_the_command_line(tmp_path, capsys, monkeypatch):
         (["train", "TEXT", "--out", "x", "--special-tokens", "\udcff"], "surrogate"),
         (["train", "TEXT", "--out", "x", "--fast"], "--fast"),
         (["encode", "/no/such/place", "text"], "/no/such/place"),
-        (["encode", "DEEP", "text"], "RecursionError"),
+        (["encode", "DEEP", "text"], "DEEP: brackets too deep"),
         (["encode", "a\nb", "text"], "a b"),
         (["encode", "TOK", "\udcff"], "surrogate"),
-        (["encode"], "DIR"),
+        (["encode"], "PATH"),
         (["decode", "TOK", "256"], "256: expected integers 0..255"),
         (["decode", "TOK", "-1"], "-1: expected integers 0..255"),
         (["decode", "TOK", "one"], "one"),
