@@ -1442,15 +1442,6 @@ def to_files(tokenizer):
     return files
 
 
-def read_json(path):
-    """The content of a JSON file; NaN and infinities, which are no JSON, are refused."""
-
-    def refuse(name):
-        raise ValueError(f"{path.name}: {name} is no number of JSON")
-
-    return json.loads(path.read_bytes(), parse_constant=refuse)
-
-
 def read_files(path, pattern=None, special_tokens=None):
     """The parts of a tokenizer.json, from whichever files are there."""
     if path.suffix == ".tiktoken":
@@ -1460,8 +1451,9 @@ def read_files(path, pattern=None, special_tokens=None):
             "pattern and special_tokens are for *.tiktoken files: other files say them"
         )
     if (path / "tokenizer.json").exists() or not path.is_dir():
-        return read_json(path / "tokenizer.json" if path.is_dir() else path)
-    vocab = read_json(path / "vocab.json")
+        path = path / "tokenizer.json" if path.is_dir() else path
+        return json.loads(path.read_bytes())
+    vocab = json.loads((path / "vocab.json").read_bytes())
     lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     made = {"".join(merge) for merge in merges} | CHAR_TO_BYTE.keys()

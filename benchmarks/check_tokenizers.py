@@ -243,8 +243,10 @@ def compare(reader, theirs, long_texts, known, seconds):
     """(texts, ids, texts that differ) of a reader beside the library."""
     rng, texts = np.random.default_rng(0), [*AWKWARD, *long_texts]
     count = ids = differ = 0
-    deadline = time.perf_counter() + seconds
-    while texts or time.perf_counter() < deadline:
+    deadline = None  # begins when the texts that are given have been compared
+    while texts or deadline is None or time.perf_counter() < deadline:
+        if not texts and deadline is None:
+            deadline = time.perf_counter() + seconds
         text = texts.pop() if texts else random_text(rng, known)
         if reader.names and rng.random() < 0.3:
             at = rng.integers(len(text) + 1)
