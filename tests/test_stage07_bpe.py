@@ -255,7 +255,7 @@ def rarest_first(together, left, right):
 @pytest.mark.parametrize("score", [None, by_ratio, by_whole_gain, rarest_first])
 def test_merges_of_any_score_are_the_recounted_ones(score, rng):
     """On words full of ties and of pairs that overlap; the smallest pair of equals goes first."""
-    for _ in range(400):
+    for _ in range(300):
         words = random_words(rng)
         expected, _ = textbook(words.items(), 20, score)
         assert stage.learn_merges(words, 20, score) == expected, words
@@ -263,7 +263,7 @@ def test_merges_of_any_score_are_the_recounted_ones(score, rng):
 
 def test_wordpieces_tokens_are_the_recounted_ones(rng):
     """Often enough: by ratio. Too rare: behind all others, by count."""
-    for _ in range(600):
+    for _ in range(400):
         words = random_words(rng)
         size = int(rng.integers(257, 275))
         symbols = sum(len(word) * times for word, times in words.items())
@@ -775,10 +775,10 @@ def slow_unigram(words, size):
             del counts[t]
 
 
-@pytest.mark.parametrize("size", [256, 263, 300])
+@pytest.mark.parametrize("size", [256, 290])
 def test_unigram_learns_what_the_loops_learn(size, rng):
     words = {}
-    for n in range(30):
+    for n in range(20):
         letters = list(b" abcdefg")
         words[bytes(rng.choice(letters, int(rng.integers(1, 9)))) + b"ing" * (n % 3)] = 1 + n % 7
     words[b"h" * 30] = 2  # longer than any piece
@@ -857,9 +857,8 @@ def printed():
     return fast_report()
 
 
-def test_report_is_complete_and_deterministic(printed):
-    out, timeless = printed
-    assert fast_report("--seed", "0")[1] == timeless
+def test_report_is_complete(printed):
+    out = printed[0]
     assert 1 < check_held_out_line(out) < 4
     lines = out.splitlines()
     assert lines[-1].startswith("held-out:") and "the same merges" in out
@@ -888,7 +887,9 @@ def table(out):
 
 
 def test_the_choice_is_made_on_the_development_piece(printed, monkeypatch):
-    """Another held-out text changes nothing but the last line, the winner's score on it."""
+    """Another held-out text changes nothing but the last line, the winner's score on it.
+
+    (And so two runs with the same seed print the same.)"""
     out, timeless = printed
     text = STORIES[:24_000]
     learn_on, develop = text[:19_440], text[19_440:21_600]
