@@ -720,13 +720,20 @@ MAX_PIECE, MAX_WORD, SEEDS = 16, 256, 4  # bytes of a seed, bytes of a word in E
 def learn_unigram(words, size):
     """{word: count} -> {piece: log p}: the 256 bytes, then up to size − 256 others, by p."""
     size = check_count("size", size, 256)
+    words = {word: int(times) for word, times in words.items()}
     chunks, counts = Counter(), Counter()
     for word, times in words.items():
         for i in range(0, len(word), MAX_WORD):
-            chunks[word[i : i + MAX_WORD]] += int(times)
-        for i in range(len(word)):
-            for j in range(i + 1, min(i + MAX_PIECE, len(word)) + 1):
-                counts[word[i:j]] += int(times)
+            chunks[word[i : i + MAX_WORD]] += times
+    places = [(word, i) for word in words for i in range(len(word))]
+    for n in range(
+        1, MAX_PIECE + 1
+    ):  # what is there once is in no longer piece that is there twice
+        found = Counter()
+        for word, i in places:
+            found[word[i : i + n]] += words[word]
+        counts |= found
+        places = [(w, i) for w, i in places if i + n < len(w) and found[w[i : i + n]] > 1]
     pieces = [bytes([byte]) for byte in range(256)]
     seeds = [piece for piece, n in counts.items() if n > 1 and len(piece) > 1]
     pieces += sorted(seeds, key=lambda t: (-counts[t] * len(t), t))[: SEEDS * size]
