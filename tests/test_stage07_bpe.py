@@ -1,5 +1,6 @@
 """Stage 7: merges against the definition, splits, round trips, files, EM by enumeration."""
 
+import array
 import contextlib
 import io
 import json
@@ -793,6 +794,8 @@ def test_unigram_learns_what_the_loops_learn(size, rng):
 def test_unigram_of_little_and_of_long_text():
     assert set(map(round, stage.learn_unigram({}, 256).values())) == {-6}  # log 1/256 = −5.5
     assert len(stage.learn_unigram({b"ab": 1}, 300)) == 256  # nothing is there twice
+    assert len(stage.learn_unigram({b"ab": 2}, 300)) == 257
+    assert len(stage.learn_unigram({b"ab": 1, b"xab": 1}, 300)) == 257
     assert len(stage.learn_unigram({b"abc": np.uint8(200)}, 300)) == 259
     long = {b"ab" * 300: 1}  # three chunks of at most 256 bytes
     assert max(stage.learn_unigram(long, 260), key=len) == b"ab" * 8
@@ -1168,7 +1171,8 @@ def test_a_closed_stream_gives_no_traceback(tmp_path):
 
 def test_decode_takes_integers_of_any_width_and_nothing_else(trained):
     ids = trained.encode("it is 42")
-    for same in (np.array(ids), np.array(ids, np.uint16), np.array(ids, np.int32), iter(ids)):
+    arrays = [np.array(ids, dtype) for dtype in (np.int64, np.uint16, np.int32)]
+    for same in (*arrays, array.array("q", ids), iter(ids)):
         assert trained.decode(same) == "it is 42"
     for wrong in ([104.0], [True], np.array([104.0]), np.array([True]), [math.nan], "12", [[1]]):
         with pytest.raises(ValueError, match="expected integers"):
