@@ -19,8 +19,9 @@ You should know what a language model predicts (stage 1); section 7 uses logarit
 Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or a command: train,
 encode or decode (--help). Rests on: Gage (1994), "A new algorithm for data compression"; Sennrich
 et al. (2016), "Neural machine translation of rare words with subword units"; Schuster, Nakajima
-(2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Provilkov et al.
-(2020), "BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
+(2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Radford et al.
+(2019), "Language models are unsupervised multitask learners" (GPT-2); Provilkov et al. (2020),
+"BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
 """
 
 import argparse
