@@ -19,8 +19,9 @@ You should know what a language model predicts (stage 1); section 7 uses logarit
 Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or a command: train,
 encode or decode (--help). Rests on: Gage (1994), "A new algorithm for data compression"; Sennrich
 et al. (2016), "Neural machine translation of rare words with subword units"; Schuster, Nakajima
-(2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Provilkov et al.
-(2020), "BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
+(2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Radford et al.
+(2019), "Language models are unsupervised multitask learners" (GPT-2); Provilkov et al. (2020),
+"BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
 """
 
 import argparse
@@ -700,13 +701,20 @@ MAX_PIECE, MAX_WORD, SEEDS = 16, 256, 4  # bytes of a seed, bytes of a word in E
 def learn_unigram(words, size):
     """{word: count} -> {piece: log p}: the 256 bytes, then up to size − 256 others, by p."""
     size = check_count("size", size, 256)
+    words = {word: int(times) for word, times in words.items()}
     chunks, counts = Counter(), Counter()
     for word, times in words.items():
         for i in range(0, len(word), MAX_WORD):
-            chunks[word[i : i + MAX_WORD]] += int(times)
-        for i in range(len(word)):
-            for j in range(i + 1, min(i + MAX_PIECE, len(word)) + 1):
-                counts[word[i:j]] += int(times)
+            chunks[word[i : i + MAX_WORD]] += times
+    places = [(word, i) for word in words for i in range(len(word))]
+    for n in range(
+        1, MAX_PIECE + 1
+    ):  # what is there once is in no longer piece that is there twice
+        found = Counter()
+        for word, i in places:
+            found[word[i : i + n]] += words[word]
+        counts |= found
+        places = [(w, i) for w, i in places if i + n < len(w) and found[w[i : i + n]] > 1]
     pieces = [bytes([byte]) for byte in range(256)]
     seeds = [piece for piece, n in counts.items() if n > 1 and len(piece) > 1]
     pieces += sorted(seeds, key=lambda t: (-counts[t] * len(t), t))[: SEEDS * size]

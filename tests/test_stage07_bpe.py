@@ -1,5 +1,6 @@
 """Stage 7: merges against the definition, splits, round trips, files, EM by enumeration."""
 
+import array
 import contextlib
 import io
 import json
@@ -255,7 +256,7 @@ def rarest_first(together, left, right):
 @pytest.mark.parametrize("score", [None, by_ratio, by_whole_gain, rarest_first])
 def test_merges_of_any_score_are_the_recounted_ones(score, rng):
     """On words full of ties and of pairs that overlap; the smallest pair of equals goes first."""
-    for _ in range(400):
+    for _ in range(300):
         words = random_words(rng)
         expected, _ = textbook(words.items(), 20, score)
         assert stage.learn_merges(words, 20, score) == expected, words
@@ -263,7 +264,7 @@ def test_merges_of_any_score_are_the_recounted_ones(score, rng):
 
 def test_wordpieces_tokens_are_the_recounted_ones(rng):
     """Often enough: by ratio. Too rare: behind all others, by count."""
-    for _ in range(600):
+    for _ in range(400):
         words = random_words(rng)
         size = int(rng.integers(257, 275))
         symbols = sum(len(word) * times for word, times in words.items())
@@ -775,10 +776,10 @@ def slow_unigram(words, size):
             del counts[t]
 
 
-@pytest.mark.parametrize("size", [256, 263, 300])
+@pytest.mark.parametrize("size", [256, 290])
 def test_unigram_learns_what_the_loops_learn(size, rng):
     words = {}
-    for n in range(30):
+    for n in range(20):
         letters = list(b" abcdefg")
         words[bytes(rng.choice(letters, int(rng.integers(1, 9)))) + b"ing" * (n % 3)] = 1 + n % 7
     words[b"h" * 30] = 2  # longer than any piece
@@ -793,6 +794,8 @@ def test_unigram_learns_what_the_loops_learn(size, rng):
 def test_unigram_of_little_and_of_long_text():
     assert set(map(round, stage.learn_unigram({}, 256).values())) == {-6}  # log 1/256 = −5.5
     assert len(stage.learn_unigram({b"ab": 1}, 300)) == 256  # nothing is there twice
+    assert len(stage.learn_unigram({b"ab": 2}, 300)) == 257
+    assert len(stage.learn_unigram({b"ab": 1, b"xab": 1}, 300)) == 257
     assert len(stage.learn_unigram({b"abc": np.uint8(200)}, 300)) == 259
     long = {b"ab" * 300: 1}  # three chunks of at most 256 bytes
     assert max(stage.learn_unigram(long, 260), key=len) == b"ab" * 8
@@ -857,9 +860,8 @@ def printed():
     return fast_report()
 
 
-def test_report_is_complete_and_deterministic(printed):
-    out, timeless = printed
-    assert fast_report("--seed", "0")[1] == timeless
+def test_report_is_complete(printed):
+    out = printed[0]
     assert 1 < check_held_out_line(out) < 4
     lines = out.splitlines()
     assert lines[-1].startswith("held-out:") and "the same merges" in out
@@ -888,7 +890,9 @@ def table(out):
 
 
 def test_the_choice_is_made_on_the_development_piece(printed, monkeypatch):
-    """Another held-out text changes nothing but the last line, the winner's score on it."""
+    """Another held-out text changes nothing but the last line, the winner's score on it.
+
+    (And so two runs with the same seed print the same.)"""
     out, timeless = printed
     text = STORIES[:24_000]
     learn_on, develop = text[:19_440], text[19_440:21_600]
@@ -1167,7 +1171,8 @@ def test_a_closed_stream_gives_no_traceback(tmp_path):
 
 def test_decode_takes_integers_of_any_width_and_nothing_else(trained):
     ids = trained.encode("it is 42")
-    for same in (np.array(ids), np.array(ids, np.uint16), np.array(ids, np.int32), iter(ids)):
+    arrays = [np.array(ids, dtype) for dtype in (np.int64, np.uint16, np.int32)]
+    for same in (*arrays, array.array("q", ids), iter(ids)):
         assert trained.decode(same) == "it is 42"
     for wrong in ([104.0], [True], np.array([104.0]), np.array([True]), [math.nan], "12", [[1]]):
         with pytest.raises(ValueError, match="expected integers"):
