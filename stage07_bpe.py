@@ -880,13 +880,14 @@ def read_merges(model, vocab):
 
 def read_added(entries, vocab):
     """{text: entry} of the added tokens; their ids must be those that the library would give."""
-    added, new = {}, 0
+    added, new, ids = {}, 0, set(vocab.values())
     for entry in entries or []:
         check_object("added_tokens", entry, ["id", "content", *FLAGS])
         text = entry["content"]
         expected = vocab.get(text, len(vocab) + new)
         new += text not in vocab
-        if not text or text in added or entry["id"] != expected:
+        taken = text not in vocab and expected in ids
+        if not text or text in added or entry["id"] != expected or taken:
             found = f"{text!r:.60} with id {entry['id']!r:.40}"
             raise ValueError(f"added_tokens: {found}: expected one of each text, here {expected}")
         check_text(text)

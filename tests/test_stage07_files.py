@@ -729,6 +729,10 @@ def test_ids_may_have_holes_and_the_largest_counts():
     with pytest.raises(ValueError, match=r"ids: 5: expected integers 0\.\.7, 6 of them without"):
         tokenizer.decode([0, 5])
     assert BPETokenizer().holes == 0
+    with pytest.raises(ValueError, match="'<x>' with id 7"):
+        Tokenizer(file_of({**model, "vocab": {"a": 0, "b": 1}}, added_tokens=[added(7, "<x>")]))
+    with pytest.raises(ValueError, match="'<x>' with id 2"):  # which the library would give it: that of b
+        Tokenizer(file_of({**model, "vocab": {"a": 0, "b": 2}}, added_tokens=[added(2, "<x>")]))
 
 
 class Tensor:
