@@ -1121,9 +1121,9 @@ class Tokenizer:
     def encode_iterable(self, texts, allowed_special="none", window=1 << 14):
         """Yield the ids of "".join(texts), holding a few windows of text at a time.
 
-        The text is cut before a blank where both sides together have the ids of the whole. That is
-        exact if nothing looks further than half a window (no pattern above looks further than one
-        character behind a run). Text that has no such place is held until one comes.
+        The text is cut at the end of a word where both sides together have the ids of the whole.
+        That is exact if nothing looks further than half a window (no pattern above looks further
+        than one character behind a run). Text that has no such place is held until one comes.
         """
         allowed, held, begins, enough = self._allowed(allowed_special), "", True, 2 * window
         for text in texts:
@@ -1133,7 +1133,7 @@ class Tokenizer:
                 continue
             enough = 2 * len(held)
             whole = self._encode(held, allowed, begins)
-            places = [m.start() for m in re.finditer(r"\b[ \n]\b", held[: -window // 2])]
+            places = [m.start() for m in re.finditer(r"(?<=\w)\b", held[: -window // 2])]
             for place in places[:-9:-1]:  # the last eight
                 ids = self._encode(held[:place], allowed, begins)
                 if ids + self._encode(held[place:], allowed, False) == whole:

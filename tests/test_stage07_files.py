@@ -731,7 +731,7 @@ def test_ids_may_have_holes_and_the_largest_counts():
     assert BPETokenizer().holes == 0
     with pytest.raises(ValueError, match="'<x>' with id 7"):
         Tokenizer(file_of({**model, "vocab": {"a": 0, "b": 1}}, added_tokens=[added(7, "<x>")]))
-    with pytest.raises(ValueError, match="'<x>' with id 2"):  # which the library would give it: that of b
+    with pytest.raises(ValueError, match="'<x>' with id 2"):  # the library's, which b has
         Tokenizer(file_of({**model, "vocab": {"a": 0, "b": 2}}, added_tokens=[added(2, "<x>")]))
 
 
@@ -805,6 +805,10 @@ def test_encode_iterable_holds_a_few_windows_only(monkeypatch):
     ids = tokenizer.encode_iterable(("the fox and\n" for _ in range(5000)), window=100)
     assert next(ids) == ord("t") and len(longest) < 5  # long before the end of the texts
     assert sum(1 for _ in ids) == 60_000 - 1 and max(longest) < 300
+    for text in ("狐狸和葡萄，日本語。", "if(a[i]!=b){x+=1;}"):  # no blanks
+        longest.clear()
+        ids = list(tokenizer.encode_iterable([text] * 500, window=100))
+        assert bytes(ids) == (text * 500).encode() and max(longest) < 400
 
 
 def test_dropout_and_sampling_are_reached(rng):
