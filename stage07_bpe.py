@@ -781,9 +781,8 @@ HANDLED = {
     | {"ByteFallback": "", "Fuse": "", "Strip": "content start stop", "WordPiece": "prefix"}
     | {"BPEDecoder": "suffix"},
 }
-OPTIONAL = f"{BYTES} {SPACES} {HANDLED['model']['BPE']} unk_id pair".split()
-for needed in ("replacement", "vocab", "merges"):
-    OPTIONAL.remove(needed)
+NEEDED = "pattern content prepend replacement behavior invert individual_digits prefix suffix start"
+NEEDED = f"{NEEDED} single special_tokens vocab merges max_input_chars_per_word".split()
 FLAGS = "single_word lstrip rstrip normalized special".split()
 TYPES = dict.fromkeys(["type", "content", "prepend", "replacement", "prefix", "suffix"], str)
 TYPES |= dict.fromkeys(["unk_token", "continuing_subword_prefix", "end_of_word_suffix"], str)
@@ -818,16 +817,14 @@ def read_steps(where, part):
     if part is None:
         return []
     kind = part.get("type") if isinstance(part, dict) else part
-    inner = [
-        key for key in ("normalizers", "pretokenizers", "processors", "decoders") if key in part
-    ]
-    if kind == "Sequence" and len(inner) == 1 and len(part) == 2:
-        return [step for some in part[inner[0]] for step in read_steps(where, some)]
+    inner = {"post_processor": "processors"}.get(where, where.replace("_", "") + "s")
+    if kind == "Sequence" and part.keys() == {"type", inner}:
+        return [step for some in part[inner] for step in read_steps(where, some)]
     if not isinstance(kind, str) or kind not in HANDLED[where]:
         raise ValueError(f"{where} {kind!r:.60}; handled here: {', '.join(HANDLED[where])}")
     keys = HANDLED[where][kind].split()
     check_object(f"{where} {kind}", part, ["type", *keys])
-    missing = [key for key in keys if part.get(key) is None and key not in OPTIONAL]
+    missing = [key for key in keys if part.get(key) is None and key in NEEDED]
     if missing:
         raise ValueError(f"{where} {kind} has no {missing}, which it needs")
     if "pattern" in part:
@@ -835,12 +832,7 @@ def read_steps(where, part):
     if len(part.get("replacement", "▁")) != 1 or (kind == "Strip" and len(part["content"]) != 1):
         raise ValueError(f"{where} {part!r:.80}: expected one character to replace or strip")
     scheme = "always" if part.get("add_prefix_space", True) else "never"  # in older files
-    defaults = {
-        "prepend_scheme": scheme,
-        "split": True,
-        "use_regex": True,
-        "add_prefix_space": False,
-    }
+    defaults = dict(prepend_scheme=scheme, split=True, use_regex=True, add_prefix_space=False)
     return [defaults | {key: value for key, value in part.items() if value is not None}]
 
 
@@ -903,9 +895,7 @@ def read_template(steps):
     parts = templates[0]["single"]
     texts = [n for n, part in enumerate(parts) if "Sequence" in part]
     if len(templates) > 1 or len(texts) != 1:
-        raise ValueError(
-            f"post_processor: {parts!r:.80}; handled here: special tokens around a text"
-        )
+        raise ValueError(f"post_processor: {parts!r:.80}; handled here: tokens around one text")
     sides = [[], []]
     for n, part in enumerate(parts):
         if n != texts[0]:
@@ -996,9 +986,8 @@ class Tokenizer:
         self.normalizer = read_steps("normalizer", parts.get("normalizer"))
         self.pre_tokenizer = read_steps("pre_tokenizer", parts.get("pre_tokenizer"))
         self.decoder = read_steps("decoder", parts.get("decoder"))
-        self.bos, self.eos = read_template(
-            read_steps("post_processor", parts.get("post_processor"))
-        )
+        post_processor = read_steps("post_processor", parts.get("post_processor"))
+        self.bos, self.eos = read_template(post_processor)
         vocab = read_vocab(self.model)
         self.added = read_added(parts.get("added_tokens"), vocab)
         self.special_tokens = {text: e["id"] for text, e in self.added.items() if e["special"]}
@@ -1026,10 +1015,12 @@ class Tokenizer:
         if "ByteLevel" in kinds[:-1]:
             raise ValueError(f"pre_tokenizer {kinds}; handled here: ByteLevel as the last step")
         deletes = any(step.get("content") == "" for step in self.normalizer)
-        if deletes and any(step["prepend_scheme"] == "first" for step in self.pre_tokenizer):
-            raise ValueError(
-                "prepend_scheme 'first' behind a Replace that deletes: not handled here"
-            )
+        deletes = deletes or any(s.get("behavior") == "Removed" for s in self.pre_tokenizer)
+        if deletes and any(s["prepend_scheme"] == "first" for s in self.pre_tokenizer):
+            raise ValueError("prepend_scheme 'first' is not handled where text may be removed")
+        for text, entry in self.added.items():
+            if entry["normalized"] and not normalize(text, self.normalizer):
+                raise ValueError(f"added_tokens: the normalizer leaves nothing of {text!r:.60}")
         kinds = [step["type"] for step in self.decoder]
         tail = kinds[kinds.index("Fuse") :] if "Fuse" in kinds else []
         if tail not in ([], ["Fuse"], ["Fuse", "Strip"]) or ("Strip" in kinds and not tail):
@@ -1073,8 +1064,11 @@ class Tokenizer:
         """The ids of text. begins: False in the middle of a text. random: for encode_piece."""
         ids, cache = [], {} if random else self._cache
         for pieces, i in self._cut(text, allowed, begins):
-            ids += [] if i is None else [i]
-            for piece in pieces if self.joined is None else self._shorter(pieces):
+            if i is not None:
+                ids.append(i)
+            if self.joined is not None:
+                pieces = self._shorter(pieces)
+            for piece in pieces:
                 if (found := cache.get(piece)) is None:
                     found = self.encode_piece(piece, **random)
                     if len(piece) <= 100 and len(cache) < 200_000 and not random:
@@ -1084,18 +1078,15 @@ class Tokenizer:
 
     def _allowed(self, allowed_special):
         """The special tokens that allowed_special names, as a frozenset."""
-        allowed, known = allowed_special, self.special_tokens
+        allowed = allowed_special
         if isinstance(allowed, str):
-            allowed = {"none": [], "all": list(known)}.get(allowed)
-        kinds = (set, frozenset, list, tuple)
-        if not isinstance(allowed, kinds) or not all(isinstance(s, str) for s in allowed):
-            raise ValueError(
-                f'allowed_special {allowed_special!r:.80}: expected "none", "all", a set'
-            )
-        if not set(allowed) <= known.keys():
-            raise ValueError(
-                f"allowed_special {allowed_special!r:.80}: expected some of {[*known]}"
-            )
+            allowed = {"none": [], "all": [*self.special_tokens]}.get(allowed)
+        known = isinstance(allowed, (set, frozenset, list, tuple)) and all(
+            isinstance(name, str) and name in self.special_tokens for name in allowed
+        )
+        if not known:
+            expected = f'expected "none", "all" or a set out of {[*self.special_tokens]!r:.200}'
+            raise ValueError(f"allowed_special {allowed_special!r:.80}: {expected}")
         return frozenset(allowed)
 
     def encode(self, text, allowed_special="none", add_special_tokens=False):
@@ -1152,16 +1143,18 @@ class Tokenizer:
                 return [self.pieces[word]]
             return merge_symbols(self._letters(word), self.ranks, **random)
         if self.model["type"] == "WordPiece":
-            short = len(word) <= self.model["max_input_chars_per_word"]
-            found = longest_match(word, self.pieces, self.longest, self.prefix) if short else None
-            return [self.pieces[name] for name in found] if found else self._unknown_ids(word)
-        for letter in word:
+            names = None
+            if len(word) <= self.model["max_input_chars_per_word"]:
+                names = longest_match(word, self.pieces, self.longest, self.prefix)
+            if names is None:
+                return self._unknown_ids(word)
+            return [self.pieces[name] for name in names]
+        for letter in word:  # an unknown one costs more than any piece
             self.score.setdefault(letter, self.unknown_score)
-        names = (
-            sample_cut(word, self.score, self.longest, **random)
-            if random
-            else (viterbi(word, self.score, self.longest)[1])
-        )
+        if random:
+            names = sample_cut(word, self.score, self.longest, **random)
+        else:
+            _, names = viterbi(word, self.score, self.longest)
         ids = []
         for known, run in groupby(names, self.pieces.__contains__):
             for name in list(run) if known else ["".join(run)]:  # unknown neighbours are one
@@ -1190,8 +1183,9 @@ class Tokenizer:
                 waiting = []
             elif (found := self._unknown_ids(name)) != [self.unknown]:  # its bytes
                 ids += found
+            elif waiting and not self.model.get("fuse_unk"):
+                ids += found
             else:
-                ids += [] if self.model.get("fuse_unk") else waiting
                 waiting = found
         return ids + waiting
 

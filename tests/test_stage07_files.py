@@ -702,6 +702,48 @@ def test_damaged_files_are_one_sentence(content, tmp_path):
         assert len(str(refusal.value)) < 400 + len(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "where, step, missing",
+    [
+        ("normalizer", {"type": "Prepend"}, "prepend"),
+        ("pre_tokenizer", {"type": "Metaspace"}, "replacement"),
+        ("pre_tokenizer", {"type": "Digits", "individual_digits": None}, "individual_digits"),
+        ("decoder", {"type": "BPEDecoder"}, "suffix"),
+        ("model", {"type": "BPE", "merges": []}, "vocab"),
+        ("model", {"type": "BPE", "vocab": {"a": 0}}, "merges"),
+        ("model", {**WORDPIECE, "max_input_chars_per_word": None}, "max_input_chars_per_word"),
+        ("post_processor", {"type": "TemplateProcessing", "single": []}, "special_tokens"),
+    ],
+)
+def test_a_key_that_is_missing_is_named(where, step, missing):
+    with pytest.raises(ValueError, match=rf"{where} .* has no \['{missing}'\], which it needs"):
+        Tokenizer({**file_of(bpe("a")), where: step})
+
+
+def test_parts_that_do_not_go_together_are_refused():
+    first = {**META, "prepend_scheme": "first"}
+    nothing = {"type": "Replace", "pattern": {"String": "a"}, "content": ""}
+    for parts, said in (
+        ({"normalizer": nothing, "pre_tokenizer": first}, "'first' is not handled"),
+        ({"pre_tokenizer": chain("pretokenizers", regex_split("b", "Removed"), first)}, "'first'"),
+        ({"normalizer": nothing, "added_tokens": [added(2, "aa", normalized=True)]}, "nothing of"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            Tokenizer(file_of(bpe("a b"), **parts))
+    Tokenizer(file_of(bpe("a b"), normalizer=nothing, pre_tokenizer=META))
+
+
+def test_what_changes_nothing_may_stand_in_a_file():
+    model = bpe("a b", dropout=0.0, ignore_merges=None, unk_token=None, cache=[], novelty=False)
+    parts = file_of(model, truncation=None, padding=None, comment="", normalizer=None)
+    for dropout in (0, 0.0, None):
+        assert Tokenizer({**parts, "model": {**model, "dropout": dropout}}).encode("ab") == [0, 1]
+    older = {**META, "add_prefix_space": False}  # before there was a prepend_scheme
+    assert Tokenizer({**parts, "model": UNIGRAM, "pre_tokenizer": older}).encode("the") == [3]
+    older["add_prefix_space"] = True
+    assert Tokenizer({**parts, "model": UNIGRAM, "pre_tokenizer": older}).encode("the") == [1]
+
+
 def test_a_text_that_no_token_can_write_is_refused():
     """The library leaves such characters out without a word."""
     tokenizer = Tokenizer(file_of(bpe("a b")))
@@ -949,6 +991,9 @@ def test_encode_and_decode_open_any_file(tmp_path, capsys, monkeypatch):
         (lambda: BPETokenizer.train("a", pattern="gpt3"), "pattern 'gpt3'"),
         (lambda: BPETokenizer.train("a", True), "vocab_size True"),
         (lambda: stage.compare([1], "a"), "expected"),
+        (lambda: BPETokenizer().encode(None), "None is NoneType: expected str"),
+        (lambda: BPETokenizer().encode("a\ud83d"), r"surrogate U\+D83D at position 1"),
+        (lambda: BPETokenizer().sample("\ud83d", np.random.default_rng(0)), "surrogate"),
         (lambda: stage.compare(None, "a"), "expected"),
         (lambda: Tokenizer(None), "tokenizer.json is None: expected an object"),
     ],
