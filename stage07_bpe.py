@@ -1015,9 +1015,9 @@ class Tokenizer:
         if "ByteLevel" in kinds[:-1]:
             raise ValueError(f"pre_tokenizer {kinds}; handled here: ByteLevel as the last step")
         deletes = any(step.get("content") == "" for step in self.normalizer)
-        deletes = deletes or any(s.get("behavior") == "Removed" for s in self.pre_tokenizer)
-        if deletes and any(s["prepend_scheme"] == "first" for s in self.pre_tokenizer):
-            raise ValueError("prepend_scheme 'first' is not handled where text may be removed")
+        schemes = [step["prepend_scheme"] for step in self.pre_tokenizer]
+        if "first" in schemes[1:] or ("first" in schemes and deletes):
+            raise ValueError("prepend_scheme 'first' is not handled behind what cuts or deletes")
         for text, entry in self.added.items():
             if entry["normalized"] and not normalize(text, self.normalizer):
                 raise ValueError(f"added_tokens: the normalizer leaves nothing of {text!r:.60}")
