@@ -824,6 +824,13 @@ def test_kneser_ney_sums_to_one():
             assert sum(p) == pytest.approx(1, abs=1e-12) and min(p) > 0
 
 
+def test_kneser_ney_by_hand():
+    """One context: D = 2/5, P(0) = (2 − D + 2·D/4)/3. Two: D₂ = 2/7 and D₁ = 4/5, so P(w) = 1/3."""
+    assert stage.kneser_ney_nats([0, 0, 1], [0], 4, 1) == pytest.approx(-math.log(0.6))
+    nats = stage.kneser_ney_nats([0, 1, 0, 1, 0, 2], [0, 1], 3, 2)  # nothing followed the 2
+    assert nats == pytest.approx(-math.log(1 / 3) - math.log((2 - 2 / 7 + 2 / 7 * 2 / 3) / 3))
+
+
 def test_kneser_ney_adds_up_token_by_token():
     train, test = list(b"the fox and the hen and the fox"), list(b"the hen")
     whole = stage.kneser_ney_nats(train, test, 256, 3)

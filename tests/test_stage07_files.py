@@ -484,6 +484,16 @@ def test_a_step_cuts_as_the_library_does(step, text, pieces):
     assert stage.cut(text, step, begins=True) == pieces
 
 
+def test_byte_level_cuts_as_gpt2_unless_told_otherwise():
+    for step, pieces in (
+        ({**BYTES, "use_regex": True}, ["a", "12", "  ", " b"]),
+        ({**BYTES, "use_regex": False}, ["a12   b"]),
+        ({"type": "ByteLevel", "add_prefix_space": True}, [" a", "12", "  ", " b"]),
+    ):
+        (step,) = stage.read_steps("pre_tokenizer", step)
+        assert stage.cut("a12   b", step, begins=True) == pieces
+
+
 @pytest.mark.parametrize("name, parts, texts", CASES, ids=[case[0] for case in CASES])
 def test_ids_are_the_librarys(name, parts, texts, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(parts), encoding="utf-8")
