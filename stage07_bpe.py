@@ -974,8 +974,9 @@ class Tokenizer:
     def __init__(self, parts):
         check_object("tokenizer.json", parts, ["version", "added_tokens", *HANDLED])
         kinds = [self.model_type] if self.model_type else [*HANDLED["model"]]
-        if parts["model"].get("type") not in kinds:
-            raise ValueError(f"model {parts['model'].get('type')!r:.60}: expected {kinds}")
+        kind = (parts.get("model") or {}).get("type")
+        if kind not in kinds:
+            raise ValueError(f"model {kind!r:.60}: expected one of {kinds}")
         self.parts = parts
         self._prepare()
 
@@ -1309,8 +1310,7 @@ class Tokenizer:
             raise ValueError(f"{path}: brackets too deep inside one another") from None
 
 
-# FILES, ours and other people's.
-# Our own four kinds differ in what they learn. All take GPT-2's alphabet, so that any text can be
+# FILES. Our own four kinds differ in what they learn. All take GPT-2's alphabet, so that any text can be
 # written, and give the special tokens the last ids.
 def byte_level_steps(pattern):
     """The pre_tokenizer of a byte-level tokenizer with a pattern of PATTERNS."""
@@ -1338,7 +1338,9 @@ class ByteLevelTokenizer(Tokenizer):
     """What our four kinds share. An untrained one knows the 256 bytes."""
 
     def __init__(self, parts=None):
-        super().__init__(parts or byte_level_parts(self.learn({}, 256), "gpt2", {}))
+        if parts is None:
+            parts = byte_level_parts(self.learn({}, 256), "gpt2", {})
+        super().__init__(parts)
 
     @classmethod
     def train(cls, text, vocab_size=1 << 21, pattern="gpt2", special_tokens=()):

@@ -1006,6 +1006,9 @@ def test_encode_and_decode_open_any_file(tmp_path, capsys, monkeypatch):
         (lambda: BPETokenizer().sample("\ud83d", np.random.default_rng(0)), "surrogate"),
         (lambda: stage.compare(None, "a"), "expected"),
         (lambda: Tokenizer(None), "tokenizer.json is None: expected an object"),
+        (lambda: Tokenizer({}), "model None: expected one of"),
+        (lambda: BPETokenizer({"model": None}), "model None: expected one of .'BPE'"),
+        (lambda: BPETokenizer({"model": {"type": ["BPE"]}}), r"model \['BPE'\]"),
     ],
 )
 def test_wrong_arguments_are_named(call, said):
