@@ -1310,8 +1310,8 @@ class Tokenizer:
             raise ValueError(f"{path}: brackets too deep inside one another") from None
 
 
-# FILES. Our own four kinds differ in what they learn. All take GPT-2's alphabet, so that any text can be
-# written, and give the special tokens the last ids.
+# FILES. Our own four kinds differ in what they learn. All write bytes in GPT-2's alphabet, so that
+# there is no unknown text, and give the special tokens the last ids.
 def byte_level_steps(pattern):
     """The pre_tokenizer of a byte-level tokenizer with a pattern of PATTERNS."""
     whole = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
