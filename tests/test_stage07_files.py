@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 
 import numpy as np
 import pytest
@@ -460,6 +461,7 @@ CASES = [
             ("am m", [0, 2, 6, 2], "a m <unk> m"),
             ("m", [2], "m"),
             ("-m-", [5, 2, 5], "- m -"),
+            ("m-a a-m", [2, 5, 0, 6, 0, 5, 2], "m - a <unk> a - m"),
             ("_m", [3, 2], "_ m"),
             ("ém", [4, 2], "é m"),
         ],
@@ -530,8 +532,8 @@ def test_allowed_special_is_none_all_or_known_tokens(wrong):
 
 def test_general_categories_are_python_unicode_databases(rng):
     """Each class, from its definition, on characters from everywhere."""
-    import unicodedata
-
+    blank = {c for c in map(chr, range(0x110000)) if unicodedata.category(c)[0] == "Z"}
+    assert set(stage.BLANKS) == blank | set("\t\n\v\f\r\x85")
     chars = [chr(c) for c in rng.integers(0, 0x30000, 3000) if not 0xD800 <= c < 0xE000]
     chars += [*map(chr, range(0x250))]
     text = "".join(chars)
@@ -542,6 +544,9 @@ def test_general_categories_are_python_unicode_databases(rng):
         assert rest == [c for c in chars if not unicodedata.category(c).startswith(name)]
     ascii_text = "".join(map(chr, range(128)))
     assert stage.split(ascii_text, r"\p{Lo}|\p{Nl}|[\p{Sm}]", "Removed", True) == [*"+<=>|~"]
+    han = [c for c in chars if unicodedata.name(c, "").startswith("CJK UNIFIED IDEOGRAPH")]
+    assert set(han) <= set(stage.split(text, r"\p{Han}", "Removed", True)) and len(han) > 100
+    assert stage.split("々〇〻ひカ한a、", r"\p{Han}", "Removed", True) == [*"々〇〻"]
     assert stage.split(ascii_text, r"[^\s\p{C}]+", "Removed") == [
         "".join(map(chr, range(33))),
         "\x7f",
@@ -837,7 +842,21 @@ def test_the_stream_never_yields_half_a_character():
 )  # fmt: skip
 def test_encode_iterable_has_the_ids_of_the_whole(parts, rng):
     tokenizer = Tokenizer(parts)
-    words = ["a", "ab", "the", "fox", "é", "e\u0301", "狐", "12", " ", "\n", "a\nb", " <x>", "  "]
+    words = [
+        "a",
+        "ab",
+        "the",
+        "fox",
+        "é",
+        "e\u0301",
+        "狐",
+        "12",
+        " ",
+        "\n",
+        "a\nb",
+        " <x>",
+        "<s>ab",
+    ]
     text = " ".join(words[i] for i in rng.integers(0, len(words), 3000))
     expected = tokenizer.encode(text, "all")
     for size in (1, 7, 1000, 10**6):
