@@ -1192,27 +1192,32 @@ class Tokenizer:
 
     @functools.cached_property
     def joined(self):
-        """The pairs of characters side by side in some token; None if that says nothing."""
-        merges = self.model.get("merges") or []
-        others = self.byte_level or self.prefix or self.suffix or self.model.get("ignore_merges")
-        if others or self.model["type"] != "BPE" or any("<0x" in "".join(m) for m in merges):
+        """The pairs of letters side by side in some token; None if that is of no use."""
+        model, cuts = self.model, [step.get("use_regex") for step in self.pre_tokenizer]
+        if model["type"] != "BPE" or model.get("ignore_merges") or self.prefix or self.suffix:
+            return None
+        if (self.byte_level and cuts != [False]) or any(
+            "<0x" in "".join(m) for m in model["merges"]
+        ):
             return None
         return {pair for token in self.pieces for pair in zip(token, token[1:])}
 
     def _shorter(self, pieces):
         """The pieces, long ones cut where no merge can reach across.
 
-        SentencePiece's BPE has no pre-tokens: a book is one piece. But a merge makes a token, so it
-        never joins two characters that stand side by side in no token.
+        Without pre-tokens, as in SentencePiece's BPE, a book is one piece. But a merge makes a
+        token, so it never joins two letters that stand side by side in no token.
         """
         for piece in pieces:
-            start = 0
+            start, ends = 0, [piece]
             if len(piece) > 100:
-                for end, pair in enumerate(zip(piece, piece[1:]), start=1):
-                    known = pair[0] in self.pieces or pair[1] in self.pieces  # else: one unk?
-                    if known and pair not in self.joined:
-                        yield piece[start:end]
-                        start = end
+                ends = [to_alphabet(c.encode()) for c in piece] if self.byte_level else piece
+            for end, (left, right) in enumerate(zip(ends, ends[1:]), start=1):
+                pair = left[-1], right[0]
+                known = pair[0] in self.pieces or pair[1] in self.pieces  # else: one unk?
+                if known and pair not in self.joined:
+                    yield piece[start:end]
+                    start = end
             yield piece[start:]
 
     # From ids to text
