@@ -880,6 +880,15 @@ def test_report_is_complete(printed):
     expected = [(str(256 + n), str(times)) for n, (_, times) in enumerate(first)]
     assert found == expected  # they run across
     assert all(len(line) <= 100 for line in lines[:-1])
+    words = stage.count_words(STORIES[:21_600])
+    known = {
+        "BPE with dropout": stage.spellings(pair for pair, _ in stage.learn_merges(words, 256)),
+        "Unigram, sampled": stage.learn_unigram(words, 512),
+    }
+    for title, pieces in known.items():
+        cuts = re.search(rf"^   {title}   (.*)   \(", out, re.M)[1].split("   ")
+        assert len(cuts) == 4 and {cut.replace("|", "") for cut in cuts} == {"gardening"}
+        assert {piece.encode() for cut in cuts for piece in cut.split("|")} <= set(pieces)
 
 
 def test_the_seed_changes_what_is_random_and_nothing_else(printed):
@@ -904,7 +913,8 @@ def test_the_choice_is_made_on_the_development_piece(printed, monkeypatch):
     text = STORIES[:24_000]
     learn_on, develop = text[:19_440], text[19_440:21_600]
     bits = table(out)
-    assert len(bits) == 5 and min(bits, key=bits.get) == "BPE 512"
+    assert [*bits] == ["characters", "BPE 320", "BPE 512", "WordPiece 512", "Unigram 512"]
+    assert min(bits, key=bits.get) == "BPE 512"
     for name, kind in (("BPE 512", BPETokenizer), ("Unigram 512", UnigramTokenizer)):
         tokenizer = kind.train(learn_on, 512)
         ids = [tokenizer.encode(piece) for piece in (learn_on, develop)]
