@@ -766,10 +766,14 @@ def learn_unigram(words, size):
 BYTES = "add_prefix_space trim_offsets use_regex"
 SPACES = "replacement prepend_scheme split add_prefix_space"
 HANDLED = {
-    "normalizer": {"NFC": "", "NFD": "", "NFKC": "", "NFKD": "", "Prepend": "prepend"}
-    | {"Replace": "pattern content"},
-    "pre_tokenizer": {"ByteLevel": BYTES, "Metaspace": SPACES, "Digits": "individual_digits"}
-    | {"Split": "pattern behavior invert"},
+    "normalizer": {
+        "NFC": "", "NFD": "", "NFKC": "", "NFKD": "", "Prepend": "prepend",
+        "Replace": "pattern content",
+    },
+    "pre_tokenizer": {
+        "Split": "pattern behavior invert", "Digits": "individual_digits", "ByteLevel": BYTES,
+        "Metaspace": SPACES,
+    },
     "model": {
         "BPE": "vocab merges ignore_merges dropout unk_token fuse_unk byte_fallback"
         " continuing_subword_prefix end_of_word_suffix",
@@ -777,10 +781,11 @@ HANDLED = {
         "Unigram": "vocab unk_id byte_fallback",
     },
     "post_processor": {"ByteLevel": BYTES, "TemplateProcessing": "single pair special_tokens"},
-    "decoder": {"ByteLevel": BYTES, "Metaspace": SPACES, "Replace": "pattern content"}
-    | {"ByteFallback": "", "Fuse": "", "Strip": "content start stop", "WordPiece": "prefix"}
-    | {"BPEDecoder": "suffix"},
-}
+    "decoder": {
+        "ByteLevel": BYTES, "Metaspace": SPACES, "Replace": "pattern content", "ByteFallback": "",
+        "WordPiece": "prefix", "BPEDecoder": "suffix", "Fuse": "", "Strip": "content start stop",
+    },
+}  # fmt: skip
 NEEDED = "pattern content prepend replacement behavior invert individual_digits prefix suffix start"
 NEEDED = f"{NEEDED} single special_tokens vocab merges max_input_chars_per_word".split()
 FLAGS = "single_word lstrip rstrip normalized special".split()
@@ -1009,10 +1014,18 @@ class Tokenizer:
             self.unknown = self.model.get("unk_id")
             self.score = {piece: p for piece, p in self.model["vocab"] if piece in self.pieces}
             self.unknown_score = min(p for _, p in self.model["vocab"]) - 10  # as SentencePiece
-        kinds = [step["type"] for step in self.pre_tokenizer]
-        self.byte_level = "ByteLevel" in kinds
+        self.byte_level = any(step["type"] == "ByteLevel" for step in self.pre_tokenizer)
         names = [name for name in PATTERNS if parts.get("pre_tokenizer") == byte_level_steps(name)]
         self.pattern = names[0] if names else None
+        self._check_together()
+        self.vocab = {i: self._token_bytes(i, first=False) for i in sorted(self.tokens)}
+        special = set(self.special_tokens.values())
+        self.ids = {token: i for i, token in self.vocab.items() if i not in special}
+        self._cache, self._finders = {}, {}
+
+    def _check_together(self):
+        """ValueError for parts that are handled, but not beside one another."""
+        kinds = [step["type"] for step in self.pre_tokenizer]
         if "ByteLevel" in kinds[:-1]:
             raise ValueError(f"pre_tokenizer {kinds}; handled here: ByteLevel as the last step")
         deletes = any(step.get("content") == "" for step in self.normalizer)
@@ -1029,10 +1042,6 @@ class Tokenizer:
         for i in [*self.bos, *self.eos, *([] if self.unknown is None else [self.unknown])]:
             if type(i) is not int or i not in self.tokens:
                 raise ValueError(f"post_processor or unk_id: {i!r:.40} is the id of no token")
-        self.vocab = {i: self._token_bytes(i, first=False) for i in sorted(self.tokens)}
-        special = set(self.special_tokens.values())
-        self.ids = {token: i for i, token in self.vocab.items() if i not in special}
-        self._cache, self._finders = {}, {}
 
     def _added_to_find(self, allowed, normalized):
         """({text: entry}, its finder) of the added tokens to be found raw, or behind normalizer."""
