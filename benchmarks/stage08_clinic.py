@@ -42,8 +42,8 @@ def main():
     if not args.fast:
         heads = ("Diseases, and healthy controls (five a seed)", "Accidents that are none of these")
         text = (
-            "First findings of `diagnose` on runs of stage 8's clinics, by benchmarks/stage08_clinic.py;\n"
-            "the thresholds were set at seeds 100 to 119.\n"
+            "First findings of `diagnose` on the runs of stage 8's clinics, as printed by\n"
+            "benchmarks/stage08_clinic.py; the thresholds were set at seeds 100 to 119.\n"
         )
         for head, table in zip(heads, tables):
             text += f"\n{head}:\n\n```\n" + "\n".join(table) + "\n```\n"

@@ -1,6 +1,5 @@
 """Stage 8: backwards against differences, readings against definitions, diagnose on real runs."""
 
-import copy
 import json
 import math
 import re
@@ -636,7 +635,6 @@ SHORT = with_column("ratios", [0.01] * 60)
 LEVEL_RATE = with_column("lr", [0.01] * 60)
 NOISY = with_column("norms", [0.05 * (1 + 0.0018 * (t % 2)) for t in range(60)])
 NOISIER = with_column("norms", [0.05 * (1 + 0.0022 * (t % 2)) for t in range(60)])
-NO_UNITS_BUT = all_of(with_probe(3, dead={"h": 0.91}), jumping(0.5, -1))
 EDGES = [  # a cause, a change just short of its threshold, a change just beyond
     ("leak", with_audit(determined=[0.64, 0.2]), with_audit(determined=[0.66, 0.2])),
     ("off-by-one targets", with_audit(determined=[0, 0.64]), with_audit(determined=[0, 0.66])),
@@ -651,8 +649,10 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
      with_probe(3, spread={"W": 0.9e-3, "E": 1})),
     ("dead units", with_probe(0, dead={"h": 0.49}), with_probe(0, dead={"h": 0.51})),
     ("dead units", with_probe(1, dead={"h": 0.9}), with_probe(0, dead={"g": 0, "h": 0.9})),
-    ("saturating init", with_probe(0, saturated={"h": 0.49}), with_probe(0, saturated={"h": 0.51})),
-    ("backward bug", with_probe(0, 1, errors={"W": 0.9e-3}), with_probe(0, 1, errors={"W": 1.1e-3})),
+    ("saturating init", with_probe(0, saturated={"h": 0.49}),
+     with_probe(0, saturated={"h": 0.51})),
+    ("backward bug", with_probe(0, 1, errors={"W": 0.9e-3}),
+     with_probe(0, 1, errors={"W": 1.1e-3})),
     ("backward bug", with_probe(0, errors={"W": 0.5}), with_probe(0, 3, errors={"W": 0.5})),
     ("exploding recurrence", with_probe(0, growth=1.19), with_probe(0, growth=1.21)),
     ("vanishing gradients", with_probe(0, reach=0.0101), with_probe(0, reach=0.0099)),
@@ -676,12 +676,14 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
      all_of(jumping(0.5), with_audit(unigram=2.06))),
     ("no warmup", all_of(jumping(0.5), with_column("lr", [0.0098] + [0.01] * 59)),
      all_of(jumping(0.5), with_column("lr", [0.00995] + [0.01] * 59))),
-    ("no warmup", all_of(with_audit(unigram=2.2), with_probe(3, dead={"h": 0.89}), jumping(0.5, 0)),
+    ("no warmup",
+     all_of(with_audit(unigram=2.2), with_probe(3, dead={"h": 0.89}), jumping(0.5, 0)),
      all_of(with_audit(unigram=2.2), with_probe(3, dead={"h": 0.91}), jumping(0.5, 0))),
     ("no warmup", all_of(with_audit(unigram=2.28), with_probe(3, dead={"h": 1}), jumping(0.5, 0)),
      all_of(with_audit(unigram=2.26), with_probe(3, saturated={"h": 1}), jumping(0.5, 0))),
     ("rate too high", jumping(1.0), jumping(1.01)),
-    ("rate too high", all_of(with_audit(unigram=2.2), with_probe(3, dead={"h": 1}), jumping(0.5, 0)),
+    ("rate too high",
+     all_of(with_audit(unigram=2.2), with_probe(3, dead={"h": 1}), jumping(0.5, 0)),
      all_of(LEVEL_RATE, with_audit(unigram=2.2), with_probe(3, dead={"h": 1}), jumping(0.5, 0))),
     ("rate too high", all_of(with_audit(unigram=2), with_column("ratios", [4.9 / 60] * 60)),
      all_of(with_audit(unigram=2), with_column("ratios", [5.1 / 60] * 60))),
@@ -695,14 +697,18 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
     ("overfitting", with_probe(1, 2, 3, held_out=3.0), with_probe(3, held_out=3.0)),
     ("overfitting", all_of(with_probe(1, 2, held_out=2.76), with_probe(3, held_out=3.0)),
      all_of(with_probe(1, 2, held_out=2.74), with_probe(3, held_out=3.0))),
-    ("held-out differs", with_probe(0, 1, 2, 3, held_out=2.69), with_probe(0, 1, 2, 3, held_out=2.71)),
+    ("held-out differs", with_probe(0, 1, 2, 3, held_out=2.69),
+     with_probe(0, 1, 2, 3, held_out=2.71)),
     ("shuffled labels", with_audit(unigram=2.28, determined=[0, 0.01]),
      all_of(with_audit(unigram=2.26, determined=[0, 0.01]), with_probe(3, mixed=2.2))),
-    ("shuffled labels", all_of(with_audit(unigram=2.2, determined=[0, 0.021]), with_probe(3, mixed=2.2)),
+    ("shuffled labels",
+     all_of(with_audit(unigram=2.2, determined=[0, 0.021]), with_probe(3, mixed=2.2)),
      all_of(with_audit(unigram=2.2, determined=[0, 0.019]), with_probe(3, mixed=2.2))),
-    ("shuffled labels", all_of(with_audit(unigram=2.2, determined=[0, 0]), with_probe(3, mixed=2.27)),
+    ("shuffled labels",
+     all_of(with_audit(unigram=2.2, determined=[0, 0]), with_probe(3, mixed=2.27)),
      all_of(with_audit(unigram=2.2, determined=[0, 0]), with_probe(3, mixed=2.25))),
-    ("shuffled labels", all_of(with_audit(unigram=2.04, determined=[0, 0]), with_probe(3, mixed=2.2)),
+    ("shuffled labels",
+     all_of(with_audit(unigram=2.04, determined=[0, 0]), with_probe(3, mixed=2.2)),
      all_of(with_audit(unigram=2.06, determined=[0, 0]), with_probe(3, mixed=2.2))),
     ("rate kept up", all_of(LEVEL_RATE, with_column("ratios", [2.4 / 60] * 60)),
      all_of(LEVEL_RATE, with_column("ratios", [2.6 / 60] * 60))),
