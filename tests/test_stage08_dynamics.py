@@ -793,10 +793,18 @@ def test_unequal_columns_are_refused(column):
         s.diagnose(healthy_history(**{column: [1.0] * 49}))
 
 
+AT_THE_START = {  # what is found in the data, or before the first step, needs no long run
+    "leak", "off-by-one targets", "zero init", "dead units", "saturating init", "backward bug",
+    "exploding recurrence", "vanishing gradients", "held-out from elsewhere", "constant inputs",
+    "held-out rows trained on", "30 % label noise", "weight decay 10", "gradient ascent",
+    "one layer frozen", "all frozen but a bias", "clipping at 0.0001", "no held-out rows",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", s.DISEASES)
 @pytest.mark.parametrize("seed", [1])
 def test_the_clinic_names_the_disease_at_seeds_it_was_not_tuned_on(name, seed, tmp_path):
-    history = s.clinic_run(name, seed)
+    history = s.clinic_run(name, seed, steps=30 if name in AT_THE_START else 200)
     finding = s.diagnose(history)[0]
     assert finding.name == name
     assert re.search(r"\d", finding.evidence) and finding.remedy
@@ -806,14 +814,14 @@ def test_the_clinic_names_the_disease_at_seeds_it_was_not_tuned_on(name, seed, t
     assert s.diagnose(History.load(tmp_path / "h.json"))[0] == finding
 
 
-@pytest.mark.parametrize("copy", range(5))
+@pytest.mark.parametrize("copy", range(3))
 def test_the_clinic_calls_controls_healthy(copy):
     assert names(s.clinic_run("healthy", 2, copy)) == [s.NOTHING]
 
 
 @pytest.mark.parametrize("name, truths", s.ACCIDENTS.items())
 def test_no_accident_is_called_healthy_or_given_a_wrong_cause(name, truths):
-    finding = s.diagnose(s.clinic_run(name, 1))[0]
+    finding = s.diagnose(s.clinic_run(name, 1, steps=30 if name in AT_THE_START else 200))[0]
     assert finding.name in (*truths, s.DOUBT) and finding.evidence and finding.remedy
 
 
