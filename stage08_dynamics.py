@@ -871,6 +871,7 @@ DIFFERENT = 1e-3  # of the weights: what random units differ by is near 1
 IDLE = 0.5  # of a layer's units: in a sane start hardly any unit is dead or saturated
 SLOPE_ERROR = 1e-3  # rounding leaves 1e-7, a wrong line 1e-2
 GROWTH = 1.2  # 1.2¹⁰ = 6.2, and over 60 steps 1.2⁶⁰ = 56,000
+GROWN = 3  # in all: three layers without recurrence may have 2.5, exploding ones have 50 and more
 REACH = 0.01  # sane starts 0.04 and more, too small ones 0.004 and less
 UPHILL = -0.1  # median cosine: working optimizers 0.02 and more, ascent -0.4 and less
 SHRINK = 0.5  # in the first steps: working runs 0.1, weight decay of 10 0.97
@@ -998,7 +999,7 @@ def start_findings(r):
     rule(found, error > SLOPE_ERROR, "backward bug", f"the slope along {where} is off {error:.1%}",
          "derive that gradient again; until the check passes nothing else means much")
     growth, reach = r.first.get("growth", math.nan), r.first.get("reach", math.nan)
-    rule(found, growth > GROWTH, "exploding recurrence",
+    rule(found, growth > GROWTH and reach > GROWN, "exploding recurrence",
          f"the gradient grows {growth:.2f}-fold a step back",
          "orthogonal recurrent weights, gradient clipping, or a gated cell")
     rule(found, reach < REACH, "vanishing gradients",
@@ -1080,9 +1081,9 @@ def outcome_findings(r):
     kept = r.peak_last and r.path > WALKED and (r.late > RESTLESS or above > LEVEL)
     rule(found, kept, "rate kept up", f"{r.story}; to the end a step is {r.late:.1%} of ‖θ‖",
          "let the rate fall towards 0 over the run")
-    level = len(r.train) >= 4 and r.train[-3] - r.train[-1] < above / 2  # it will not get there
+    level = len(r.train) >= 4 and r.train[-3] - r.train[-1] < above / 4  # it will not get there
     small = above > LEVEL and level and r.use > USED and r.path > ENOUGH and not kept
-    rule(found, small, "underfitting", f"{r.story}; counting one column gives {r.column:.2f}",
+    rule(found, small, "underfitting", f"{r.story}, level; one column gives {r.column:.2f}",
          "a wider or deeper model; less weight decay or dropout")
     return found
 

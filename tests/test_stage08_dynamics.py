@@ -635,6 +635,7 @@ SHORT = with_column("ratios", [0.01] * 60)
 LEVEL_RATE = with_column("lr", [0.01] * 60)
 NOISY = with_column("norms", [0.05 * (1 + 0.0018 * (t % 2)) for t in range(60)])
 NOISIER = with_column("norms", [0.05 * (1 + 0.0022 * (t % 2)) for t in range(60)])
+TOO_SMALL = all_of(with_audit(column=2), with_probe(1, train=2.2))  # and level
 EDGES = [  # a cause, a change just short of its threshold, a change just beyond
     ("leak", with_audit(determined=[0.64, 0.2]), with_audit(determined=[0.66, 0.2])),
     ("off-by-one targets", with_audit(determined=[0, 0.64]), with_audit(determined=[0, 0.66])),
@@ -654,7 +655,10 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
     ("backward bug", with_probe(0, 1, errors={"W": 0.9e-3}),
      with_probe(0, 1, errors={"W": 1.1e-3})),
     ("backward bug", with_probe(0, errors={"W": 0.5}), with_probe(0, 3, errors={"W": 0.5})),
-    ("exploding recurrence", with_probe(0, growth=1.19), with_probe(0, growth=1.21)),
+    ("exploding recurrence", with_probe(0, growth=1.19, reach=9),
+     with_probe(0, growth=1.21, reach=9)),
+    ("exploding recurrence", with_probe(0, growth=1.5, reach=2.9),
+     with_probe(0, growth=1.5, reach=3.1)),
     ("vanishing gradients", with_probe(0, reach=0.0101), with_probe(0, reach=0.0099)),
     ("uphill", with_column("cosines", [-0.09] * 60), with_column("cosines", [-0.11] * 60)),
     ("frozen weights", lambda h: h.arrays.update(W=[0.0] * 59 + [1e-9]),
@@ -718,12 +722,13 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
      all_of(LEVEL_RATE, with_audit(column=2.09), with_column("ratios", [0.09] * 30 + [0.01] * 30))),
     ("underfitting", all_of(with_audit(column=2.11), with_probe(1, train=2.2)),
      all_of(with_audit(column=2.09), with_probe(1, train=2.2))),
-    ("underfitting", all_of(with_audit(column=2), with_column("ratios", [0.49 / 60] * 60)),
-     all_of(with_audit(column=2), with_column("ratios", [0.51 / 60] * 60))),
-    ("underfitting", all_of(with_audit(column=2), with_probe(3, mixed=2.25)),
-     all_of(with_audit(column=2), with_probe(3, mixed=2.27))),
-    ("underfitting", all_of(with_audit(column=2), with_probe(1, train=2.31)),
-     all_of(with_audit(column=2), with_probe(1, train=2.29))),
+    ("underfitting",
+     all_of(TOO_SMALL, with_column("ratios", [0.49 / 60] * 60)),
+     all_of(TOO_SMALL, with_column("ratios", [0.51 / 60] * 60))),
+    ("underfitting", all_of(TOO_SMALL, with_probe(3, mixed=2.25)),
+     all_of(TOO_SMALL, with_probe(3, mixed=2.27))),
+    ("underfitting", all_of(with_audit(column=2), with_probe(1, train=2.26)),
+     all_of(with_audit(column=2), with_probe(1, train=2.24))),
     (s.DOUBT, with_probe(0, train=3.51), with_probe(0, train=3.49)),
     (s.DOUBT, with_column("ratios", [0.01] * 59 + [1e-9]),
      with_column("ratios", [0.01] * 30 + [0.0] * 30)),
