@@ -935,7 +935,7 @@ class Readings:
         self.use = self.last.get("mixed", math.nan) - self.train[-1]  # nats that the inputs help
         # the steps
         self.rates = np.asarray(history.lr, float)
-        self.ratios = np.asarray(history.ratios or [math.nan] * self.steps, float)
+        self.ratios = np.asarray(list(history.ratios) or [math.nan] * self.steps, float)
         self.longest = measured(self.ratios).max()
         self.path = measured(self.ratios).sum()  # all steps end to end
         self.late = np.median(measured(self.ratios[self.steps // 2 :]))
@@ -945,11 +945,11 @@ class Readings:
         self.peak_last = self.rates[-1] >= 0.99 * self.rates.max()
         # the gradient: the norm that the optimizer was given, over that of the training sample
         self.norms = np.asarray(history.norms, float)
-        given = []
+        given, places = [], {step: place for place, step in enumerate(history.step)}
         for probe in self.probes:
             sample = math.sqrt(sum(g * g for g in probe.get("gradients", {}).values()))
-            if probe.get("step") in history.step and sample > 0:
-                given.append(self.norms[history.step.index(probe["step"])] / sample)
+            if probe.get("step") in places and sample > 0:
+                given.append(self.norms[places[probe["step"]]] / sample)
         self.given = np.median(measured(given))
 
 

@@ -299,7 +299,7 @@ def test_lr_range_test_suggests_a_rate_that_trains_and_says_why():
     assert np.allclose(np.diff(np.log(found.rates)), np.log(found.rates[1] / found.rates[0]))
     low = 0.95 * min(found.losses) + 0.05 * found.losses[0]
     assert found.suggested * 3 == min(r for r, l in zip(found.rates, found.losses) if l <= low)
-    assert re.search(r"\d", found.reason)
+    assert re.search(r"went from 1\.\d+ to \d.* at rate .* and to .*; a third", found.reason)
     reached, _ = s.overfit_one_batch(make(), *batches[0], learning_rate=found.suggested)
     assert reached
 
@@ -756,6 +756,13 @@ def test_diagnose_on_both_sides_of_each_threshold(name, short_of, beyond):
     assert names(history)[0] == name
 
 
+def test_columns_may_be_arrays():
+    history = complete()
+    for name in ("step", "losses", "lr", "norms", "ratios", "cosines", "shrinks"):
+        setattr(history, name, np.array(getattr(history, name)))
+    assert s.diagnose(history) == s.diagnose(complete())
+
+
 def test_causes_come_in_the_order_of_the_checklist():
     history = complete()
     with_audit(determined=[0.9, 0.2], shared=0.9)(history)
@@ -1019,6 +1026,7 @@ def test_wrong_numbers_are_named(rng):
         (lambda: s.overfit_one_batch(model, x, y, math.nan), "as learning_rate, got nan"),
         (lambda: s.overfit_one_batch(model, x, y, 0.1, "a"), "as steps, got 'a'"),
         (lambda: s.lr_range_test(lambda: model, [(x, y)], "a"), "as low, got 'a'"),
+        (lambda: s.lr_range_test(lambda: model, [(x, y)], high="a"), "as high, got 'a'"),
         (lambda: s.lr_range_test(lambda: model, [(x, y)], steps=True), "as steps, got True"),
         (lambda: s.gradient_noise_scale(model, x, y, None), "as small, got None"),
         (lambda: s.top_hessian_eigenvalue(lambda t: t, np.ones(3), "a"), "as iterations, got 'a'"),
