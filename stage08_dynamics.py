@@ -681,20 +681,22 @@ def step_readings(before, after, grads):
     """(ratio, cosine, shrink, {name: ratio}) of one step from dicts of arrays; nan for 0/0.
 
     An array without a gradient counts as one whose gradient is 0."""
-    old, new = flat(before), flat(after)
-    gradient = flat({k: grads.get(k, np.zeros_like(w)) for k, w in before.items()})
-    move = new - old
-    starts = np.cumsum([0] + [np.size(w) for w in before.values()])[:-1]
-    moved = np.sqrt(np.add.reduceat(move * move, starts))  # ‖Δ‖ of each array
-    sizes = np.sqrt(np.add.reduceat(old * old, starts))
-    length, size, slope = (float(np.linalg.norm(v)) for v in (move, old, gradient))
 
-    def divided(a, b):
-        return float(a / b) if b > 0 else math.nan
+    def root(a, b):
+        return float(np.sqrt(a) / np.sqrt(b)) if b > 0 else math.nan
 
-    arrays = {k: divided(a, b) for k, a, b in zip(before, moved, sizes)}
-    cosine = divided(-(move @ gradient), length * slope)
-    return divided(length, size), cosine, divided(-(move @ old), length * size), arrays
+    arrays, sums = {}, np.zeros(5)
+    for k, old in before.items():
+        new, g = after[k], grads.get(k, np.zeros_like(old))
+        dtype = np.result_type(np.asarray(old).dtype, np.float32)
+        old, new, g = (np.asarray(a, dtype).ravel() for a in (old, new, g))
+        move = new - old
+        products = np.array([move @ move, old @ old, g @ g, -(move @ g), -(move @ old)], float)
+        arrays[k] = root(products[0], products[1])
+        sums += products
+    move2, old2, g2, down, inward = sums
+    cosine, shrink = root(1, move2) * root(1, g2) * down, root(1, move2) * root(1, old2) * inward
+    return root(move2, old2), float(cosine), float(shrink), arrays
 
 
 SIGNS = ("dead", "saturated")  # the two readings of units
