@@ -1015,7 +1015,7 @@ def step_findings(r):
     found = []
     rule(found, r.cosine < UPHILL, "uphill", f"cos(step, -gradient) is {r.cosine:.2f}",
          "look for a wrong sign: in the update, or in the loss that is differentiated")
-    still = [name for name, ratios in r.arrays.items() if not any(ratio > 0 for ratio in ratios)]
+    still = [k for k, ratios in r.arrays.items() if len(ratios) and not np.greater(ratios, 0).any()]
     rule(found, still and r.steps >= 10, "frozen weights", f"{', '.join(still)} never moved",
          "if it is not meant to be: is it passed to the optimizer, under the right name?")
     rule(found, r.shrink > SHRINK, "weight decay", f"steps lead to 0: cosine {r.shrink:.2f}",

@@ -785,7 +785,9 @@ def test_a_few_steps_are_too_few_to_call_anything_stuck():
     for steps, name in ((9, s.NOTHING), (10, s.DOUBT)):
         assert names(healthy_history(steps, losses=[4.0] * steps)) == [name]
     for steps, name in ((9, s.NOTHING), (10, "frozen weights")):
-        history = healthy_history(steps, ratios=[0.02] * steps, arrays={"W": [0.0] * steps})
+        arrays = {"W": [0.0] * steps, "b": []}  # b was not measured
+        history = healthy_history(steps, ratios=[0.02] * steps, arrays=arrays)
+        assert "b never" not in s.diagnose(history)[0].evidence
         assert names(history) == [name]
 
 
