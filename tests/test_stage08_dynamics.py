@@ -304,6 +304,34 @@ def test_lr_range_test_suggests_a_rate_that_trains_and_says_why():
     assert reached
 
 
+class Scripted:
+    """A model whose losses are written down beforehand."""
+
+    def __init__(self, losses):
+        self.params, self.losses = {"w": np.zeros(1)}, iter(losses)
+
+    def loss_and_grads(self, x, y):
+        return next(self.losses), {"w": np.zeros(1)}
+
+
+def test_lr_range_test_on_a_curve_that_is_known():
+    def found(losses):
+        return s.lr_range_test(lambda: Scripted(losses), [(0, 0)], 1e-3, 1.0, steps=10, beta=0)
+
+    curve = [4, 2.11, 2.09, 2, 2, 2.5, 3.4, 3.6, 9, 9]  # fall 2: 95 % of it is done below 2.1
+    valley = found(curve)
+    assert valley.rates == pytest.approx(list(np.geomspace(1e-3, 1, 10)[:8]))
+    assert valley.losses == curve[:8]  # 3.6 is above 2 + ½ + half of the fall
+    assert valley.suggested == valley.rates[2] / 3
+    assert len(found([4, 2.11, 2.09, 2, 2, 2.5, 3.4, 3.4, math.nan, 9]).losses) == 8
+    assert found([4, 3.93] + [3.93] * 8).suggested is None  # 1.75 % is no fall
+    assert found([4, 3.91] + [3.91] * 8).suggested == pytest.approx(
+        np.geomspace(1e-3, 1, 10)[1] / 3
+    )
+    nothing = found([math.inf] * 10)
+    assert nothing[:3] == ([], [], None) and "very first" in nothing.reason
+
+
 def test_lr_range_test_blames_something_else_when_no_rate_helps():
     class Stuck(LanguageModel):
         def loss_and_grads(self, x, y):
