@@ -858,7 +858,7 @@ class Monitor:
 #   6 doubt     Something is off, and it is none of the above: say so, and say where to look.
 # `diagnose` follows it, a function a part. A reading that was not taken is nan, and a comparison
 # with nan is False: it speaks neither for a run nor against it. The thresholds stand between the
-# values (beside them) of runs at seeds 100 to 119; the report's tables are made at other seeds.
+# values (beside them) of runs at seeds 100 to 119 and 200 to 219; the report's seeds are others.
 Finding = namedtuple("Finding", "name evidence remedy")  # evidence: a sentence with its numbers
 KNOWN = 26  # different names in the four parts below
 DOUBT, NOTHING = "something is wrong", "nothing found"
@@ -1473,7 +1473,7 @@ def report(args):
     print(
         "\n5. Diseases and healthy controls: loss, first finding. In the table, the first finding"
     )
-    print("   is a true cause, a doubt, a wrong cause, or none. Thresholds: seeds 100 to 119.")
+    print("   is a true cause, a doubt, a wrong cause, or none. Thresholds: seeds 100-119, 200-219.")
     few = {name: FIRST[name] for name in ("zero init", "dead units")}
     clinic(few if fast else FIRST, range(seed, seed + 1 if fast else seed + 2))
     print("\n6. Accidents that are none of these: is a true cause found, or a doubt raised?")
