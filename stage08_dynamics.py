@@ -1471,9 +1471,9 @@ def report(args):
         progress(f"{row}{loss:8.2f}", last=True)
 
     print(
-        "\n5. Diseases and healthy controls: loss, first finding. In the table, the first finding"
+        "\n5. Diseases and healthy controls: loss, first finding. In the table the first is true,"
     )
-    print("   is a true cause, a doubt, a wrong cause, or none. Thresholds: seeds 100-119, 200-219.")
+    print("   a doubt, a wrong cause, or none. Thresholds saw seeds 100 to 119 and 200 to 219.")
     few = {name: FIRST[name] for name in ("zero init", "dead units")}
     clinic(few if fast else FIRST, range(seed, seed + 1 if fast else seed + 2))
     print("\n6. Accidents that are none of these: is a true cause found, or a doubt raised?")

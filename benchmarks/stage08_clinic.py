@@ -1,6 +1,6 @@
 """Both clinics of stage 8 on seeds that no threshold was set on; the tables are kept.
 
-    python benchmarks/stage08_clinic.py [--seed 300] [--seeds 20] [--fast]     two minutes of one core
+    python benchmarks/stage08_clinic.py [--seed 300] [--seeds 20] [--fast]   two minutes of a core
 
 The thresholds of `diagnose` were set while looking at seeds 100 to 119. A first reading at seeds
 200 to 219 (238 of 240 for the twelve older diseases, 97 of 100 healthy) then led to two more, GROWN
