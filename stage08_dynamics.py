@@ -1470,10 +1470,8 @@ def report(args):
                 edge.params[k] -= rate * g
         progress(f"{row}{loss:8.2f}", last=True)
 
-    print(
-        "\n5. Diseases and healthy controls: loss, first finding. In the table the first is true,"
-    )
-    print("   a doubt, a wrong cause, or none. Thresholds saw seeds 100 to 119 and 200 to 219.")
+    print("\n5. Diseases and healthy controls: loss, first finding. The table counts true ones,")
+    print("   doubts, wrong causes, none. Thresholds were set at seeds 100 to 119, 200 to 219.")
     few = {name: FIRST[name] for name in ("zero init", "dead units")}
     clinic(few if fast else FIRST, range(seed, seed + 1 if fast else seed + 2))
     print("\n6. Accidents that are none of these: is a true cause found, or a doubt raised?")

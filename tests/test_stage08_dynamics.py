@@ -594,6 +594,33 @@ def test_plain_histories_need_nothing_but_losses():
     assert names(healthy_history(1)) == [s.NOTHING]
 
 
+def test_losses_alone_that_fall_steadily_but_hardly():
+    t = np.arange(50) - 24.5
+    wiggle = (-1.0) ** np.arange(50) * np.sign(t)  # symmetric, so it has no trend of its own
+    for correlation, name in ((-0.51, "rate too low"), (-0.49, s.DOUBT)):
+        slope = correlation / math.sqrt(1 - correlation**2)
+        losses = 4 + 0.001 * (wiggle + slope * t / t.std())
+        assert np.corrcoef(t, losses)[0, 1] == pytest.approx(correlation, abs=2e-3)
+        assert names(healthy_history(losses=list(losses))) == [name]
+
+
+def test_a_loss_that_never_was_finite_is_not_the_rates_fault():
+    assert names(healthy_history(losses=[math.nan] * 50))[0] == "overflow"
+    history = complete()
+    with_probe(3, train=math.nan, held_out=math.nan)(history)  # neither is: not the held-out rows
+    assert "held-out loss nan" not in s.diagnose(history)[0].evidence
+
+
+def test_the_unigram_line_may_be_low():
+    history = complete()
+    history.losses = [loss - 1.7 for loss in history.losses]
+    for probe in history.probes:
+        for name in ("train", "mixed", "held_out"):
+            probe[name] -= 1.7
+    with_audit(unigram=0.5, column=0.6)(history)
+    assert names(history) == [s.DOUBT]
+
+
 def test_what_was_not_measured_is_not_zero():
     history = History()
     for t, loss in enumerate(np.linspace(4, 1.5, 50)):
@@ -663,6 +690,7 @@ SHORT = with_column("ratios", [0.01] * 60)
 LEVEL_RATE = with_column("lr", [0.01] * 60)
 NOISY = with_column("norms", [0.05 * (1 + 0.0018 * (t % 2)) for t in range(60)])
 NOISIER = with_column("norms", [0.05 * (1 + 0.0022 * (t % 2)) for t in range(60)])
+HALF_LATE = [0.09] * 44 + [0.0124] * 16  # the median of the later half is among the last
 TOO_SMALL = all_of(with_audit(column=2), with_probe(1, train=2.2))  # and level
 EDGES = [  # a cause, a change just short of its threshold, a change just beyond
     ("leak", with_audit(determined=[0.64, 0.2]), with_audit(determined=[0.66, 0.2])),
@@ -731,7 +759,8 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
      all_of(with_probe(1, 2, held_out=2.74), with_probe(3, held_out=3.0))),
     ("held-out differs", with_probe(0, 1, 2, 3, held_out=2.69),
      with_probe(0, 1, 2, 3, held_out=2.71)),
-    ("shuffled labels", with_audit(unigram=2.28, determined=[0, 0.01]),
+    ("shuffled labels",
+     all_of(with_audit(unigram=2.28, determined=[0, 0.01]), with_probe(3, mixed=2.2)),
      all_of(with_audit(unigram=2.26, determined=[0, 0.01]), with_probe(3, mixed=2.2))),
     ("shuffled labels",
      all_of(with_audit(unigram=2.2, determined=[0, 0.021]), with_probe(3, mixed=2.2)),
@@ -749,7 +778,11 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
     ("rate kept up", with_column("ratios", [0.09] * 60),
      all_of(LEVEL_RATE, with_audit(column=2.09), with_column("ratios", [0.09] * 30 + [0.01] * 30))),
     ("underfitting", all_of(with_audit(column=2.11), with_probe(1, train=2.2)),
-     all_of(with_audit(column=2.09), with_probe(1, train=2.2))),
+     all_of(with_audit(column=2.095), with_probe(1, train=2.2))),
+    ("rate kept up", all_of(LEVEL_RATE, with_column("ratios", HALF_LATE)),
+     all_of(LEVEL_RATE, with_column("ratios", [0.09] * 2 + HALF_LATE[:-2]))),
+    ("underfitting", all_of(TOO_SMALL, with_probe(1, train=2.3)),
+     all_of(TOO_SMALL, with_probe(1, 3, train=2.3))),
     ("underfitting",
      all_of(TOO_SMALL, with_column("ratios", [0.49 / 60] * 60)),
      all_of(TOO_SMALL, with_column("ratios", [0.51 / 60] * 60))),
