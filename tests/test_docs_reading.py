@@ -12,6 +12,7 @@ from conftest import ROOT
 
 FILES = {path.stem.split("_")[0]: path for path in sorted(ROOT.glob("stage*.py"))}
 FILES["capstone"] = ROOT / "capstone_gpt.py"
+SHEETS = {path.stem: path for path in (ROOT / "exercises").glob("*.py") if path.stem in FILES}
 READING, HISTORY = ROOT / "docs/reading.md", ROOT / "docs/history.md"
 
 # Numbers that look like years, and years without a paper: the file, and some words around them.
@@ -29,7 +30,7 @@ AUTHORS = re.compile(
 )
 NO_NAMES = {"In", "The", "By", "Since", "From", "Until", "And", "Of"}
 IN_HISTORY = "[history](history.md)"
-PLACE = re.compile(r'\[(stage\d\d|capstone)(?: ([^\]]+))?\]\(\.\./(\w+\.py)(?: "([^"]+)")?\)')
+PLACE = re.compile(r'\[(stage\d\d|capstone)(?: ([^\]]+))?\]\(\.\./([\w/]+\.py)(?: "([^"]+)")?\)')
 
 
 class Citation(NamedTuple):
@@ -48,8 +49,15 @@ class Entry(NamedTuple):
 
 
 @functools.cache
-def prose(path):
+def sections(file):
     """{section: its comments and docstrings as one text}; "" is what stands before section 1."""
+    found = prose(FILES[file])
+    if file in SHEETS:  # the exercises themselves stand in exercises/, the file has their titles
+        found["exercises"] = " ".join([found["exercises"], *prose(SHEETS[file]).values()])
+    return found
+
+
+def prose(path):
     text = path.read_text(encoding="utf-8")
     section, parts = "", defaultdict(list)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -104,8 +112,8 @@ def named(citation):
 def cited_places():
     """([{place} for every entry], {file: what no entry explains})."""
     places, unknown = [set() for _ in ENTRIES], defaultdict(list)
-    for file, path in FILES.items():
-        for section, text in prose(path).items():
+    for file in FILES:
+        for section, text in sections(file).items():
             for citation in citations(text):
                 if any(words in citation.words for words in NOT_CITED.get(file, [])):
                     continue
@@ -129,9 +137,15 @@ def in_order(place):
     return list(FILES).index(file), len(section), section  # §9 before §10
 
 
+def home(file, section):
+    """The path, from the root, of the file in which the section stands."""
+    in_sheet = section == "exercises" and file in SHEETS
+    return (SHEETS if in_sheet else FILES)[file].relative_to(ROOT).as_posix()
+
+
 def written(places):
     ordered = sorted(places, key=in_order)
-    links = [f"[{f} {s}".strip() + f"](../{FILES[f].name})" for f, s in ordered]
+    links = [f"[{f} {s}".strip() + f"](../{home(f, s)})" for f, s in ordered]
     return "Cited in " + ", ".join(links) + "."
 
 
@@ -194,11 +208,10 @@ def test_places_exist_and_lines_are_short(path):
     text = path.read_text(encoding="utf-8")
     long = [line for line in text.splitlines() if len(line) > 120]
     assert not long, f"docs/{path.name}: lines of more than 120 characters: {long}"
-    sections = {file: set(prose(path)) for file, path in FILES.items()}
     for file, section, name, title in PLACE.findall(" ".join(text.split())):
         there = f"docs/{path.name}: [{file} {section}](../{name})"
-        assert FILES[file].name == name, f"{there} is {FILES[file].name}"
-        assert section in sections[file], f"{there}: there is no such section (any more)"
+        assert section in sections(file), f"{there}: there is no such section (any more)"
+        assert name == home(file, section), f"{there}: it is in {home(file, section)}"
         if path == HISTORY and section:  # the title tells whether it is still the section meant
             now = re.search(rf"^# %% {section[1:]}\. (.+)$", FILES[file].read_text("utf-8"), re.M)[
                 1
