@@ -213,9 +213,8 @@ def test_places_exist_and_lines_are_short(path):
         assert section in sections(file), f"{there}: there is no such section (any more)"
         assert name == home(file, section), f"{there}: it is in {home(file, section)}"
         if path == HISTORY and section:  # the title tells whether it is still the section meant
-            now = re.search(rf"^# %% {section[1:]}\. (.+)$", FILES[file].read_text("utf-8"), re.M)[
-                1
-            ]
+            lines = FILES[file].read_text(encoding="utf-8")
+            now = re.search(rf"^# %% {section[1:]}\. (.+)$", lines, re.M)[1]
             assert title == now, f'{there}: is this the section meant? Then write "{now}"'
     links = re.findall(r"\]\(([^)\s]+)[ )]", text)
     for link in links:
