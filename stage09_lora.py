@@ -24,6 +24,8 @@ Fine-Tuning (IA³); Dettmers et al. 2023, QLoRA; Kalajdzievski 2023, rsLoRA; Liu
 DoRA."""
 
 import argparse
+import contextlib
+import itertools
 import json
 import math
 import os
@@ -599,101 +601,193 @@ class IA3:
 # %% 7. Files that other programs read
 # safetensors: 8 bytes of header length (little-endian), a header in JSON {name: {dtype, shape,
 # data_offsets}}, the arrays' raw bytes. Reading one runs no code, unlike a pickle, but every number
-# in the header must be checked. PEFT puts adapter_config.json beside it. torch stores (out, in), so
-# its lora_A.weight (r, in) and lora_B.weight (out, r) are our A and B transposed; GPT-2's own
-# matrices are (in, out) even there, which the config calls fan_in_fan_out.
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+# in the header must be checked. PEFT puts adapter_config.json beside it. torch's linear layers keep
+# (out, in), so PEFT's lora_A.weight (r, in) and lora_B.weight (out, r) are our A and B transposed.
+# The matrices they change are (out, in) in Llama; GPT-2's are (in, out) even there, which the
+# config calls fan_in_fan_out, but the name of the matrix says it as well.
+DTYPES = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1"
+}  # fmt: skip
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
-BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
-PREFIX = "base_model.model."
+PEFT_ROOT = "base_model.model."
+GPT2_MATRICES = ("c_attn", "c_proj", "c_fc")  # (in, out)
+LLAMA_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
-def write_file(path, data):
-    """Write bytes under a temporary name, then move into place: whole or not at all."""
+def write_file(path, pieces):
+    """Write pieces of bytes under a temporary name, then move into place: whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    with open(temporary, "wb") as file:
+        file.writelines(pieces)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def save_safetensors(path, tensors):
     """Write {name: array} to path. Raises ValueError for a dtype not in DTYPES."""
-    header, body = {"__metadata__": {"format": "pt"}}, b""
-    codes = {np.dtype(numpy_name): code for code, numpy_name in DTYPES.items()}
+    codes = {np.dtype(numpy_name): code for code, numpy_name in DTYPES.items() if code != "BF16"}
+    header, end = {"__metadata__": {"format": "pt"}}, 0
     for name, array in tensors.items():
-        array = np.asarray(array)
-        check(array.dtype in codes, f"{name} is {array.dtype}; expected one of {', '.join(DTYPES)}")
+        if array.dtype not in codes:
+            raise ValueError(
+                f"{name} is {array.dtype}; expected one of {', '.join(codes.values())}"
+            )
+        start, end = end, end + array.nbytes
         header[name] = {"dtype": codes[array.dtype], "shape": array.shape}
-        header[name]["data_offsets"] = (len(body), len(body) + array.nbytes)
-        body += array.tobytes()
+        header[name]["data_offsets"] = (start, end)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    write_file(Path(path), len(text).to_bytes(8, "little") + text + body)
+    arrays = (array.tobytes() for array in tensors.values())  # one at a time
+    write_file(Path(path), itertools.chain([len(text).to_bytes(8, "little"), text], arrays))
 
 
 def load_safetensors(path):
-    """{name: array}. Raises ValueError for a file that is cut off or contradicts itself."""
-    data = Path(path).read_bytes()
-    size = 8 + int.from_bytes(data[:8], "little")
-    body, tensors, used = data[size:], {}, 0
+    """{name: array}, BF16 as float32. ValueError for a file cut off or in conflict with itself."""
+    tensors, used = {}, 0
     try:
-        header = json.loads(data[8:size])
+        data = np.memmap(path, mode="r")  # from the disk as it is needed
+        length = int.from_bytes(bytes(data[:8]), "little")
+        if length > len(data) - 8:
+            raise ValueError(f"a header of {length} bytes in a file of {len(data)}")
+        header, body = json.loads(bytes(data[8 : 8 + length])), data[8 + length :]
         header.pop("__metadata__", None)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             dtype, shape = np.dtype(DTYPES[entry["dtype"]]), entry["shape"]
             start, end = entry["data_offsets"]
-            ok = all(type(n) is int and n >= 0 for n in (*shape, start, end)) and start == used
-            ok = ok and end - start == math.prod(shape) * dtype.itemsize and end <= len(body)
-            check(ok, f"{name}: {entry} does not fit {len(body)} bytes from {used} on")
-            tensors[name] = np.frombuffer(body[start:end], dtype).reshape(shape).copy()
+            whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
+            fits = start == used and end - start == math.prod(shape) * dtype.itemsize
+            if not whole or not fits or end > len(body):
+                raise ValueError(f"{name}: {entry} does not fit {len(body)} bytes from {used} on")
+            array = np.frombuffer(body[start:end], dtype).reshape(shape).copy()
+            if entry["dtype"] == "BF16":  # the upper half of a float32
+                array = (array.astype("<u4") << 16).view("<f4")
+            tensors[name] = array
             used = end
-        check(used == len(body), f"{len(body)} bytes of arrays, but the header describes {used}")
+        if used != len(body):
+            raise ValueError(f"{len(body)} bytes of arrays, but the header describes {used}")
     except BROKEN as error:
-        raise ValueError(f"{path} is not a safetensors file this stage reads: {error!r}") from None
+        told = f"{error!r:.200}"
+        raise ValueError(f"{path} is not a safetensors file this stage reads: {told}") from None
     return tensors
 
 
-def save_adapter(directory, adapters):
-    """Write {weight name: LoRALinear or DoRALinear}, all of one kind, as PEFT's two files."""
+def as_in_out(params, name):
+    """A view of the matrix `name` as (in, out): Llama's are stored the other way round."""
+    return params[name].T if name.removesuffix(".weight").endswith(LLAMA_MATRICES) else params[name]
+
+
+def save_adapter(directory, adapters, base=None):
+    """Write {weight name: LoRALinear or DoRALinear}, all of one kind, as PEFT's two files, and into
+    its configuration the name or directory of their base."""
     plugs = adapters.values()
     kinds = {isinstance(a, LoRALinear) and (type(a), a.rank, a.alpha, a.rslora) for a in plugs}
-    ok = len(kinds) == 1 and all(kinds)
-    check(ok, f"expected LoRA layers of one kind, rank and alpha to save, not {kinds}")
+    if len(kinds) != 1 or not all(kinds):
+        raise ValueError(f"expected LoRA layers of one kind, rank and alpha to save, not {kinds}")
     ((kind, rank, alpha, rslora),) = kinds
     modules = sorted(name.removesuffix(".weight") for name in adapters)
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": modules}
-    config |= {"r": rank, "lora_alpha": alpha, "use_rslora": rslora, "use_dora": kind is DoRALinear}
-    config |= {"lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": True, "inference_mode": True}
+    config = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
+        "target_modules": modules, "r": rank, "lora_alpha": alpha, "lora_dropout": 0.0,
+        "use_rslora": rslora, "use_dora": kind is DoRALinear, "bias": "none",
+        "fan_in_fan_out": modules[0].endswith(GPT2_MATRICES), "inference_mode": True,
+    }  # fmt: skip
     tensors = {}
     for name, layer in adapters.items():
-        start = PREFIX + name.removesuffix("weight")
+        start = PEFT_ROOT + name.removesuffix("weight")
         tensors |= {start + PEFT_NAMES[key]: p.T for key, p in layer.params.items()}
     save_safetensors(Path(directory) / "adapter_model.safetensors", tensors)
-    write_file(Path(directory) / "adapter_config.json", json.dumps(config, indent=2).encode())
+    write_file(Path(directory) / "adapter_config.json", [json.dumps(config, indent=2).encode()])
+
+
+# What adapter_config.json may say: keys that load_adapter reads, values that it can follow, and
+# keys that change nothing once the adapter is trained. Any other key is refused unless it is null,
+# false or empty. (PiSSA, OLoRA, CorDA and LoftQ, values of init_lora_weights, move the base before
+# the training; over the base as it was, such an adapter would be wrong.)
+CONFIG_READ = "r lora_alpha rank_pattern alpha_pattern target_modules".split()
+CONFIG_VALUES = {
+    "peft_type": ["LORA"], "bias": ["none"], "use_rslora": [True, False], "use_dora": [True, False],
+    "fan_in_fan_out": [True, False], "init_lora_weights": [True, False, "gaussian", "eva"],
+}  # fmt: skip
+CONFIG_IDLE = """task_type auto_mapping peft_version base_model_name_or_path revision inference_mode
+    lora_dropout megatron_core qalora_group_size eva_config""".split()
+
+
+def read_config(path):
+    """PEFT's configuration of a LoRA; ValueError names the first key that cannot be followed."""
+    config = {"peft_type": None, "rank_pattern": {}, "alpha_pattern": {}, "target_modules": None}
+    try:
+        config |= json.loads(path.read_bytes())
+        ranks = {"r": config["r"], **config["rank_pattern"]}
+        alphas = {"lora_alpha": config["lora_alpha"], **config["alpha_pattern"]}
+    except BROKEN as error:
+        raise ValueError(f"{path}: expected PEFT's LoRA configuration ({error!r:.200})") from None
+    for key, value in config.items():
+        handled = [json.dumps(v) for v in CONFIG_VALUES.get(key, [None, False, "", [], {}])]
+        if key not in CONFIG_READ + CONFIG_IDLE and json.dumps(value) not in handled:
+            raise ValueError(f"{path}: {key} is {value!r:.60}; handled: {', '.join(handled)}")
+    for key, rank in ranks.items():
+        if type(rank) is not int or rank < 1:
+            raise ValueError(f"{path}: {key} is {rank!r:.60}; expected a rank of at least 1")
+    for key, alpha in alphas.items():
+        if type(alpha) not in (int, float) or not abs(alpha) < 1e30:
+            raise ValueError(f"{path}: {key} is {alpha!r:.60}; expected a finite number")
+    for key in (*ranks, *alphas):  # to PEFT, those of the patterns are regular expressions
+        if not key.replace(".", "").replace("_", "").isalnum():
+            raise ValueError(f"{path}: the pattern {key!r:.60}; handled: names of modules")
+    names = config["target_modules"]
+    if names not in (None, "all-linear") and not isinstance(names, list):
+        raise ValueError(f"{path}: target_modules is {names!r:.60}; handled: a list of names")
+    return config
+
+
+def first_match(names, module):
+    """The first of names that the module's name is, or ends in after a dot, as in PEFT; or None."""
+    return next((name for name in names if f".{module}".endswith(f".{name}")), None)
 
 
 def load_adapter(directory, params):
-    """{weight name: layer} over params, from PEFT's two files; ValueError if they do not fit."""
+    """{weight name: layer} over params, from PEFT's two files; ValueError if they do not fit.
+
+    Nothing is allocated for a rank before the arrays in the file are known to have it."""
     path = Path(directory) / "adapter_config.json"
-    try:
-        config = json.loads(path.read_bytes())
-        plain = config["peft_type"] == "LORA" and config.get("bias", "none") == "none"
-        check(plain, "peft_type must be LORA and bias none")
-        rank, alpha, rslora = config["r"], config["lora_alpha"], config.get("use_rslora", False)
-    except BROKEN as error:
-        raise ValueError(f"{path}: expected PEFT's LoRA configuration ({error!r})") from None
+    config, adapters = read_config(path), {}
+    names, ranks = config["target_modules"], config["rank_pattern"]
+    alphas = config["alpha_pattern"]
     layer = DoRALinear if config.get("use_dora") else LoRALinear
-    tensors, adapters = load_safetensors(path.with_name("adapter_model.safetensors")), {}
-    for module in sorted({n.removeprefix(PREFIX).rsplit(".lora_", 1)[0] for n in tensors}):
-        name = f"{module}.weight"
-        check(name in params, f"adapter for {module!r}, which this model does not have")
-        adapters[name] = layer(params[name], rank, alpha, rslora=rslora)
-        for key, p in adapters[name].params.items():
-            key = f"{module}.{PEFT_NAMES[key]}"
-            found = tensors.pop(PREFIX + key, np.zeros(0))
-            check(found.shape == p.T.shape, f"{key}: expected {p.T.shape}, found {found.shape}")
-            p[...] = found.T
-    check(not tensors, f"{path.parent}: unexpected arrays {sorted(tensors)[:3]}")
+    tensors = load_safetensors(path.with_name("adapter_model.safetensors"))
+    modules = sorted({n.removeprefix(PEFT_ROOT).rsplit(".lora_", 1)[0] for n in tensors})
+    if not modules:
+        raise ValueError(f"{path.parent}: adapter_model.safetensors holds no arrays")
+    for module in modules:
+        if f"{module}.weight" not in params:
+            raise ValueError(f"adapter for {module!r}, which this model does not have")
+        named = not isinstance(names, list) or first_match(names, module)
+        if not named or not module.endswith(GPT2_MATRICES + LLAMA_MATRICES):
+            raise ValueError(
+                f"adapter for {module!r}: not in target_modules, or no matrix of a block"
+            )
+        W = as_in_out(params, f"{module}.weight")
+        rank = ranks.get(first_match(ranks, module), config["r"])
+        alpha = alphas.get(first_match(alphas, module), config["lora_alpha"])
+        shapes, found = {"A": (rank, W.shape[0]), "B": (W.shape[1], rank)}, {}
+        if layer is DoRALinear:
+            shapes["m"] = W.shape[1:]
+        for key, shape in shapes.items():
+            label = f"{module}.{PEFT_NAMES[key]}"
+            found[key] = array = tensors.pop(PEFT_ROOT + label, np.zeros(0))
+            if array.shape != shape or array.dtype.kind != "f":
+                raise ValueError(f"{label}: expected {shape}, found {array.shape} {array.dtype}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{label} holds a number that is not finite")
+        plug = layer(W, rank, alpha, rslora=config.get("use_rslora", False))
+        for key, p in plug.params.items():
+            p[...] = found[key].T
+        adapters[f"{module}.weight"] = plug
+    if tensors:
+        raise ValueError(f"{path.parent}: unexpected arrays {sorted(tensors)[:3]}")
     return adapters
 
 
@@ -887,6 +981,194 @@ def report(fast, seed):
     print(f"{math.exp(nats):.2f}   (stage 9, transformer before adapting, context {T})")
 
 
+# %% Your own model
+# The commands `adapt` and `merge` work on checkpoints that the capstone trained or transformers
+# wrote. The capstone opens them and computes the loss and G = ∂L/∂W for every matrix. No more is
+# needed: LoRA has dA = s G Bᵀ and dB = s AᵀG, and DoRA's dV follows from G, too. Only the plugs'
+# numbers have running means in the optimizer and are saved; the time for G is not spared here.
+def plug_gradients(layer, G):
+    """Gradients named like layer.params from G (in, out), the gradient of its merged matrix."""
+    A, B, s = layer.params["A"], layer.params["B"], layer.scale
+    if not isinstance(layer, DoRALinear):
+        return {"A": s * (G @ B.T), "B": s * (A.T @ G)}
+    V = layer.base + (s * A) @ B
+    n = np.linalg.norm(V, axis=0)
+    g, dg = layer.params["m"] / n, (G * V).sum(0)
+    dV = G * g - V * (dg * g / (n * n))
+    return {"A": s * (dV @ B.T), "B": s * (A.T @ dV), "m": dg / n}
+
+
+class Plugged:
+    """A model with plugs as the capstone's training step sees it: .flat holds the plugs' numbers.
+
+    write() puts the merged matrices into the model."""
+
+    def __init__(self, model, plugs):
+        self.model, self.plugs, self.decayed, start = model, plugs, 0, 0
+        places = [(plug.params, key) for plug in plugs.values() for key in plug.params]
+        self.flat = np.concatenate([params[key].ravel() for params, key in places])
+        for params, key in places:  # each becomes a view, to be moved with .flat
+            end = start + params[key].size
+            params[key], start = self.flat[start:end].reshape(params[key].shape), end
+
+    def loss_and_grads(self, idx, targets, rngs=None, scale=1.0, grads=None):
+        """The loss, and an object whose .flat is its gradient in .flat."""
+        loss, found = self.model.loss_and_grads(idx, targets, rngs, scale)
+        slopes = [plug_gradients(p, as_in_out(found, name)) for name, p in self.plugs.items()]
+        flat = np.concatenate([dp.ravel() for slope in slopes for dp in slope.values()])
+        return loss, namedtuple("Gradient", "flat")(flat)
+
+    def write(self):
+        """Put the merged matrices into the model."""
+        for name, plug in self.plugs.items():
+            as_in_out(self.model.params, name)[...] = getattr(plug, "combined", plug.merge)()
+
+
+def open_checkpoint(args):
+    """capstone_gpt, the model in args.base, its tokenizer, the names of its blocks' matrices."""
+    try:
+        import capstone_gpt as gpt
+    except ImportError:
+        raise ValueError("adapt and merge need capstone_gpt.py beside this file") from None
+    model, tokenizer = gpt.load(gpt.checkpoint_of(args.base))
+    kinds = tuple(f"{kind}.weight" for kind in GPT2_MATRICES + LLAMA_MATRICES)
+    matrices = [name for name in model.params if name.endswith(kinds)]
+    for name in matrices if args.nf4 else ():
+        model.params[name][...] = dense(quantize_nf4(model.params[name]))
+    return gpt, model, tokenizer, matrices
+
+
+@contextlib.contextmanager
+def new_directory(out):
+    """Within `with`, a directory that becomes `out` at its end, or vanishes if something fails."""
+    out = Path(out)
+    if out.exists():
+        raise ValueError(f"--out {out} exists already; expected the name of a new directory")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        part = Path(folder) / out.name
+        part.mkdir()
+        yield part
+        os.replace(part, out)
+
+
+# An example is (idx, targets, None), (1, T) each, as the capstone's training step takes it: in a
+# text every token is a target, in a .jsonl file the response and its end are, for -1 is ignored.
+def example(ids, first=1):
+    """The example that predicts ids[first:]."""
+    targets = np.array(ids[1:])
+    targets[: first - 1] = -1
+    return np.array(ids[:-1])[None], targets[None], None
+
+
+def read_answers(path, text, tokenizer, end, longest):
+    """Examples from lines {"prompt": ..., "response": ...}; ValueError names the damaged lines."""
+    examples, damaged, long = [], [], 0
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            prompt, response = entry["prompt"], entry["response"]
+            if not isinstance(prompt, str) or not isinstance(response, str):
+                raise TypeError("prompt and response must be texts")
+            start = [*tokenizer.encode(prompt, add_special_tokens=True)]
+            ids = [*start, *tokenizer.encode(response), *end]
+            if len(ids) > longest:
+                long += 1
+            else:
+                examples.append(example(ids, max(1, len(start))))
+        except BROKEN as error:
+            damaged.append(f"line {number} ({error!r:.100})")
+    if damaged:
+        found = f"{len(damaged)} damaged lines, such as {', '.join(damaged[:4])}"
+        raise ValueError(f'{path}: expected {{"prompt": "...", "response": "..."}} a line; {found}')
+    say(f"{long} examples are left out: they are longer than {longest} tokens.")
+    return examples
+
+
+def read_examples(path, gpt, model, tokenizer):
+    """(examples to learn from, the last tenth, held out); ValueError if either would be empty."""
+    text, T = "".join(gpt.stream_text(path)), model.config.block_size
+    if str(path).endswith(".jsonl"):
+        _, ends = gpt.bos_and_eos(model)
+        what = f"the token {ends[0]}" if ends else "a blank line, as the model has no end token"
+        say(f"Every response ends with {what}.")
+        end = ends[:1] or tokenizer.encode("\n\n")
+        found = read_answers(path, text, tokenizer, end, T + 1)
+        cut = min(len(found) - 1, math.ceil(0.9 * len(found)))
+        parts = found[:cut], found[cut:]
+    else:
+        cut = int(0.9 * len(text))
+        halves = [tokenizer.encode(half) for half in (text[:cut], text[cut:])]
+        parts = [[example(ids[i : i + T + 1]) for i in range(0, len(ids) - 1, T)] for ids in halves]
+    if not all(parts):
+        raise ValueError(f"{path}: expected at least two examples, one of them to be held out")
+    return parts
+
+
+def say(line):
+    """Print a line. Where nobody reads any more, training goes on and saves what it has learned."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        drop_unwritten()
+
+
+def adapt_command(args):
+    """Adapt a checkpoint to a text or to answers; save PEFT's two files or, with full, a model."""
+    with new_directory(args.out) as part:
+        gpt, model, tokenizer, matrices = open_checkpoint(args)
+        train, held = read_examples(args.data, gpt, model, tokenizer)
+        tuned, optimizer, began = model, gpt.AdamW(model.params), time.perf_counter()
+        if args.method != "full":
+            bases = {name: as_in_out(model.params, name).copy() for name in matrices}
+            layer = DoRALinear if args.method == "dora" else LoRALinear
+            rslora = args.method == "rslora"
+            plugs = apply_lora(bases, matrices, args.rank, args.alpha, args.seed, rslora, layer)
+            tuned = Plugged(model, plugs)
+            optimizer = gpt.AdamW(tuned)
+
+        def held_out():
+            counts = [(targets >= 0).sum() for _, targets, _ in held]
+            return np.average([model.loss(*example) for example in held], weights=counts)
+
+        before, rng = held_out(), np.random.default_rng(args.seed)
+        say(f"{len(train)} examples to learn from, {len(held)} held out. {args.method} trains")
+        say(f"{tuned.flat.size:,} numbers, the model has {model.flat.size:,}.")
+        say(f"held out before: {before:.3f} nats a token")
+        for step in range(args.steps):
+            batch = [train[i] for i in rng.integers(0, len(train), args.batch_size)]
+            rate = args.learning_rate
+            rate = gpt.warmup_cosine(step, rate, rate / 10, args.steps // 10, args.steps)
+            loss, _ = gpt.training_step(tuned, optimizer, batch, rate)
+            if tuned is not model:
+                tuned.write()
+            if (step + 1) % max(1, args.steps // 10) == 0:
+                seconds = time.perf_counter() - began
+                say(f"step {step + 1} of {args.steps}: {loss:.3f} nats a token, {seconds:.0f} s")
+        after = held_out()
+        say(f"held out after: {after:.3f} nats a token")
+        if not after < before:
+            say("That is no better: try fewer steps, another rate, or more examples.")
+        if tuned is model:
+            model.save_pretrained(part)
+        else:
+            save_adapter(part, plugs, args.base)
+    say(f"Saved in {args.out}.")
+
+
+def merge_command(args):
+    """Fold an adapter into its base: a checkpoint that the capstone and transformers open."""
+    with new_directory(args.out) as part:
+        _, model, _, _ = open_checkpoint(args)
+        Plugged(model, load_adapter(args.adapter, model.params)).write()
+        if not np.isfinite(model.flat).all():
+            raise ValueError(f"{args.adapter}: merged, it makes weights that are not finite")
+        model.save_pretrained(part)
+    say(f"Saved in {args.out}.")
+
+
 def drop_unwritten():
     """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
     try:
@@ -895,28 +1177,70 @@ def drop_unwritten():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line, whatever it is that they quote."""
+
+    def error(self, message):
+        line = " ".join(f"stage09_lora.py: error: {message}".split())
+        self.exit(2, f"{line:.400}\n")
+
+
+def build_parser():
+    """The command line: without a command the report, else adapt or merge."""
+    parser = Parser("stage09_lora.py", description="Adapt a GPT to a new voice in ten ways.")
+    parser.set_defaults(run=lambda args: report(args.fast, args.seed))
+    parser.add_argument("--fast", action="store_true", help="a smoke run in miniature")
+    parser.add_argument("--seed", type=int, default=0, help="fixes every random choice")
+    commands = parser.add_subparsers(title="commands for a model of your own")
+
+    def command(name, run, text):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        base = "a checkpoint of the capstone or of transformers (GPT-2 or Llama)"
+        sub.add_argument("--base", required=True, help=base)
+        sub.add_argument("--out", required=True, help="a new directory for the result")
+        sub.add_argument("--nf4", action="store_true", help="first round the base to four bits")
+        return sub.add_argument
+
+    add = command("merge", merge_command, "fold an adapter into its base")
+    add("--adapter", required=True, help="a directory with PEFT's two files")
+    add = command("adapt", adapt_command, "fine-tune on a text, or on prompts and responses")
+    add("--data", required=True, help="a text, or .jsonl: a prompt and a response a line")
+    add("--method", choices=["lora", "rslora", "dora", "full"], default="lora", help="[lora]")
+    add("--rank", type=int, default=8, help="the columns of A [8]")
+    add("--alpha", type=float, default=16.0, help="LoRA's scale times the rank [16]")
+    add("--steps", type=int, default=200, help="updates [200]")
+    add("--batch_size", type=int, default=8, help="examples an update [8]")
+    add("--learning_rate", type=float, default=1e-3, help="the highest; of full, try 3e-5 [1e-3]")
+    add("--seed", type=int, default=0, help="fixes every random choice [0]")
+    return parser
+
+
 def main(argv=None):
     """The command line; see --help."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
-    parser = argparse.ArgumentParser(description="Adapt a small GPT to a new voice in ten ways.")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
-    parser.add_argument("--fast", action="store_true", help="a smoke run in miniature")
-    parser.add_argument("--seed", type=int, default=0, help="fixes every random choice")
+    parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        check(args.seed >= 0, f"--seed must be at least 0, not {args.seed}")
-        report(args.fast, args.seed)
+        for name, value in vars(args).items():
+            lowest = 0 if name == "seed" else 1e-30
+            if type(value) in (int, float) and not lowest <= value < 2**63:
+                limits = f"at least {lowest:g} and below 2**63"
+                raise ValueError(f"--{name} must be {limits}, not {value}")
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
+            args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever was reading has seen enough
         drop_unwritten()
     except KeyboardInterrupt:
         drop_unwritten()
         parser.exit(130, "\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
+        advice = "; lower --learning_rate" if isinstance(error, FloatingPointError) else ""
         drop_unwritten()
-        parser.error(str(error))
+        parser.error(f"{error}{advice}")
 
 
 # %% Common mistakes
