@@ -1123,6 +1123,9 @@ def adapt_command(args):
         tuned, optimizer, began = model, gpt.AdamW(model.params), time.perf_counter()
         if args.method != "full":
             bases = {name: as_in_out(model.params, name).copy() for name in matrices}
+            narrowest = min(min(W.shape) for W in bases.values())
+            if args.rank > narrowest:
+                raise ValueError(f"--rank must be at most {narrowest} here, not {args.rank}")
             layer = DoRALinear if args.method == "dora" else LoRALinear
             rslora = args.method == "rslora"
             plugs = apply_lora(bases, matrices, args.rank, args.alpha, args.seed, rslora, layer)
