@@ -905,6 +905,8 @@ def dpo_command(args):
         tell(f"held out: loss {loss:.3f}, {right:.0f} % of pairs in the right order,")
         tell(f"rewards {chosen.mean():+.3f} and {rejected.mean():+.3f}, margin {gap:+.3f};")
         tell(f"KL from the base {kl:.3f} nats in an answer's first tokens, up to 32")
+        if chosen.mean() < 0:
+            tell("The chosen answers, too, have become less likely: try a lower --learning_rate.")
         part = Path(folder) / out.name
         model.save_pretrained(part)
         os.replace(part, out)
