@@ -720,23 +720,19 @@ def read_config(path):
     config = {"peft_type": None, "rank_pattern": {}, "alpha_pattern": {}, "target_modules": None}
     try:
         config |= json.loads(path.read_bytes())
-        ranks = {"r": config["r"], **config["rank_pattern"]}
-        alphas = {"lora_alpha": config["lora_alpha"], **config["alpha_pattern"]}
+        numbers = [("r", config["r"]), ("lora_alpha", config["lora_alpha"])]
+        numbers += [*config["rank_pattern"].items(), *config["alpha_pattern"].items()]
     except BROKEN as error:
         raise ValueError(f"{path}: expected PEFT's LoRA configuration ({error!r:.200})") from None
     for key, value in config.items():
         handled = [json.dumps(v) for v in CONFIG_VALUES.get(key, [None, False, "", [], {}])]
         if key not in CONFIG_READ + CONFIG_IDLE and json.dumps(value) not in handled:
             raise ValueError(f"{path}: {key} is {value!r:.60}; handled: {', '.join(handled)}")
-    for key, rank in ranks.items():
-        if type(rank) is not int or rank < 1:
-            raise ValueError(f"{path}: {key} is {rank!r:.60}; expected a rank of at least 1")
-    for key, alpha in alphas.items():
-        if type(alpha) not in (int, float) or not abs(alpha) < 1e30:
-            raise ValueError(f"{path}: {key} is {alpha!r:.60}; expected a finite number")
-    for key in (*ranks, *alphas):  # to PEFT, those of the patterns are regular expressions
+    for key, number in numbers:  # to PEFT, the keys of patterns are regular expressions
         if not key.replace(".", "").replace("_", "").isalnum():
             raise ValueError(f"{path}: the pattern {key!r:.60}; handled: names of modules")
+        if type(number) not in (int, float) or not abs(number) < 1e30:
+            raise ValueError(f"{path}: {key} is {number!r:.60}; expected a finite number")
     names = config["target_modules"]
     if names not in (None, "all-linear") and not isinstance(names, list):
         raise ValueError(f"{path}: target_modules is {names!r:.60}; handled: a list of names")
