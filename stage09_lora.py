@@ -70,7 +70,7 @@ def lora_step(x, wanted, W, A, B, learning_rate):
 # The forward returns its output and a cache; the backward turns dy = ∂L/∂y into dx = ∂L/∂x and the
 # gradients of its parameters by the chain rule, ∂L/∂xᵢ = Σⱼ ∂L/∂yⱼ · ∂yⱼ/∂xᵢ.
 def check(ok, message):
-    """x"""
+    """ValueError with this message unless ok; for section 7."""
     if not ok:
         raise ValueError(message)
 
@@ -406,7 +406,8 @@ class LoRALinear:
     """y = xW + s(xA)B over a frozen weight (in, out), s = alpha/rank or, with rslora, alpha/√rank.
 
     weight: a float matrix or its NF4 form, never modified. .params: {"A": (in, r), "B": (r, out)}.
-    ValueError for a weight that is no float matrix, rank < 1, alpha not a finite number.
+    ValueError for a weight that is no float32 or float64 matrix (float16 is too coarse for AdamW),
+    rank < 1, alpha not a finite number.
     """
 
     pair = lora_forward, lora_backward
@@ -414,7 +415,7 @@ class LoRALinear:
     def __init__(self, weight, rank, alpha, seed=0, rslora=False):
         self.base = weight if isinstance(weight, NF4) else np.asarray(weight)
         W = dense(self.base)
-        if W.ndim != 2 or not W.size or W.dtype.kind != "f":
+        if W.ndim != 2 or not W.size or W.dtype not in (np.float32, np.float64):
             raise ValueError(f"weight must be a float matrix (in, out), not {W.dtype} {W.shape}")
         self.rank = check_count(rank, "rank")
         check_number(alpha, "alpha")

@@ -477,6 +477,8 @@ def test_low_rank_pieces(rng):
         ((np.ones((3, 2)), 1, "8"), "not '8'"),
         ((np.ones(3), 1, 1), r"float matrix \(in, out\), not float64 \(3,\)"),
         ((np.ones((3, 2), int), 1, 1), "float matrix .* not int64"),
+        ((np.ones((3, 2), np.float16), 1, 1), "float matrix .* not float16"),
+        ((np.ones((3, 2)), 1, 10**400), "finite number, not 1000"),
         ((np.ones((0, 2)), 1, 1), "float matrix"),
     ],
 )
