@@ -13,14 +13,14 @@ each costs, what it learns, and what it makes the model forget. You should know 
 (stages 5 and 6) and the chain rule (stage 2).
 
   1 one update by hand   2 a small GPT with sockets   3 LoRA, rsLoRA   4 DoRA   5 a base in 4 bits
-  6 prompts, prefixes, scales   7 files   8 training   9 which method, where, which rank and alpha
+  6 prompts, scales, biases   7 files   8 training   9 which method, where, which rank and alpha
 
     python stage09_lora.py [--fast] [--seed N]     half a minute; --fast: a second
 
 Rests on: Hu et al. (2021), "LoRA"; Kalajdzievski (2023), rsLoRA; Liu et al. (2024), "DoRA";
-Dettmers et al. (2023), "QLoRA"; Li, Liang (2021), "Prefix-tuning"; Lester et al. (2021), prompt
-tuning; Ben Zaken et al. (2021), "BitFit"; Liu et al. (2022), (IA)³; Aghajanyan et al. (2020),
-"Intrinsic dimensionality explains the effectiveness of language model fine-tuning".
+Dettmers et al. (2023), "QLoRA"; Lester et al. (2021), prompt tuning; Ben Zaken et al. (2021),
+"BitFit"; Liu et al. (2022), (IA)³; Biderman et al. (2024), "LoRA learns less and forgets less";
+Aghajanyan et al. (2020), on intrinsic dimensions; Schulman et al. (2025), "LoRA without regret".
 """
 
 import argparse
@@ -167,20 +167,19 @@ def gelu_forward(x):
 # SOFTMAX, pⱼ = e^zⱼ / Σₘ e^zₘ, has the slopes ∂pⱼ/∂zₖ = pⱼ(1[j=k] - pₖ) by the quotient rule, so
 #     dzₖ = Σⱼ dpⱼ·pⱼ(1[j=k] - pₖ) = pₖ(dpₖ - Σⱼ pⱼdpⱼ).
 # ATTENTION. zᵢⱼ = qᵢ·kⱼ/√D where i may see j, p = softmax of each row, y = p·v. A product is linear
-# in both factors: dv = pᵀ·dy, dp = dy·vᵀ, and after the softmax dq = dz·k/√D, dk = dzᵀ·q/√D. With
-# more keys than queries (a prefix, section 6) the extra keys come first and everyone sees them.
+# in both factors: dv = pᵀ·dy, dp = dy·vᵀ, and after the softmax dq = dz·k/√D, dk = dzᵀ·q/√D.
 def attention_forward(q, k, v):
-    """Causal attention of q (B, H, Tq, D) over k, v (B, H, Tk, D), Tk ≥ Tq: y (B, H, Tq, D)."""
-    Tq, Tk = q.shape[2], k.shape[2]
-    z = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])  # (B, H, Tq, Tk)
-    z += np.triu(np.full((Tq, Tk), -np.inf, z.dtype), 1 + Tk - Tq)
+    """Causal attention of q over k and v, (B, H, T, D) each: y (B, H, T, D)."""
+    T, D = q.shape[2:]
+    z = q @ k.swapaxes(-1, -2) / math.sqrt(D)  # (B, H, T, T)
+    z += np.triu(np.full((T, T), -np.inf, z.dtype), 1)
     p = np.exp(z - z.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     return p @ v, (q, k, v, p)
 
 
 def attention_backward(dy, cache):
-    """dq (B, H, Tq, D), dk, dv (B, H, Tk, D)."""
+    """dq, dk, dv (B, H, T, D)."""
     q, k, v, p = cache
     check_shape(dy, q.shape, "dy")
     dp = dy @ v.swapaxes(-1, -2)
@@ -276,7 +275,7 @@ def gpt_forward(params, idx, n_head, adapters=None):
     for h in layers_of(params):
         qkv = run(f"{h}.attn.c_attn.weight", run(f"{h}.ln_1.weight", x))  # (B, T, 3C)
         qkv = qkv.reshape(*x.shape[:2], 3, H, C // H).transpose(2, 0, 3, 1, 4)
-        k, v = run(f"{h}.attn.kv", qkv[1:])  # (B, H, T, D) each, longer by a prefix if any
+        k, v = run(f"{h}.attn.kv", qkv[1:])  # (B, H, T, D) each
         y, cache[f"{h}.attn"] = attention_forward(qkv[0], k, v)  # (B, H, T, D)
         y = run(f"{h}.attn.c_proj.weight", y.transpose(0, 2, 1, 3).reshape(x.shape))
         x = x + run(f"{h}.attn.adapter", y)
@@ -562,41 +561,29 @@ def dense(W):
     return dequantize_nf4(W) if isinstance(W, NF4) else W
 
 
-# %% 6. Prompts, prefixes, scales
+# %% 6. Prompts, scales, biases
 # PROMPT TUNING (Lester et al. 2021) trains free vectors in front of the embedded text, which keeps
-# its positions. PREFIX TUNING (Li & Liang 2021) trains keys and values in front of every layer's
-# own: all that a prompt could bring about there, without the detour. Both start better from real
-# text than from noise (Lester et al., 3.2), and for a prompt that means text with its positions:
-# the model has never seen a vector without one, and with such a prompt it starts far worse than
-# alone. Both put in front, along time, something that the whole batch shares. So the backward cuts
-# dy in two, and sums the front piece over the batch.
+# its positions. Prompts start better from real text than from noise (Lester et al., 3.2). That
+# means text with its positions: the model has never seen a vector without one, and with a prompt of
+# such vectors it starts far worse than alone. The whole batch shares the prompt, so the backward
+# cuts dy in two, and sums the front piece over the batch. (Adapters, Houlsby et al. 2019, and
+# prefixes, Li & Liang 2021, are plugs of the same kind: exercises 5 and 6.)
 class PromptTuning:
     """Learned vectors before x (B, T, C): y (B, length + T, C). .params: {"prompt": (length, C)}"""
 
-    name, batch_axis = "prompt", 0
-
-    def __init__(self, length, width, seed=0, dtype=np.float32, before=()):
-        shape = (*before, check_count(length, f"{self.name} length"), check_count(width, "width"))
-        self.params = {self.name: np.random.default_rng(seed).normal(0, 0.02, shape).astype(dtype)}
+    def __init__(self, length, width, seed=0, dtype=np.float32):
+        shape = check_count(length, "length"), check_count(width, "width")
+        self.params = {"prompt": np.random.default_rng(seed).normal(0, 0.02, shape).astype(dtype)}
 
     def forward(self, x):
-        shared = np.stack([self.params[self.name]] * x.shape[self.batch_axis], self.batch_axis)
-        y = np.concatenate([shared, x], -2)
-        return y, (shared.shape[-2], y.shape)
+        prompt = self.params["prompt"]
+        y = np.concatenate([np.broadcast_to(prompt, (len(x), *prompt.shape)), x], 1)
+        return y, (len(prompt), y.shape)
 
     def backward(self, dy, cache):
         length, shape = cache
         check_shape(dy, shape, "dy")
-        return dy[..., length:, :], {self.name: dy[..., :length, :].sum(self.batch_axis)}
-
-
-class PrefixTuning(PromptTuning):
-    """Learned keys and values before (2, B, H, T, D). .params: {"prefix": (2, H, length, D)}."""
-
-    name, batch_axis = "prefix", 1
-
-    def __init__(self, length, n_head, head_size, seed=0, dtype=np.float32):
-        super().__init__(length, head_size, seed, dtype, (2, check_count(n_head, "n_head")))
+        return dy[:, length:], {"prompt": dy[:, :length].sum(0)}
 
 
 # (IA)³ (Liu et al. 2022): y = x·l on keys, values and the MLP's hidden units, with l = 1 at first.
@@ -816,7 +803,6 @@ METHODS = {
     "rsLoRA, rank 1": Recipe(0.016, LoRALinear, 1, rslora=True),
     "rsLoRA, rank 16": Recipe(0.004, LoRALinear, 16, rslora=True),
     "DoRA": Recipe(0.008, DoRALinear),
-    "prefix tuning": Recipe(0.256),
     "prompt tuning": Recipe(0.256),
     "BitFit": Recipe(0.032),
     "(IA)^3": Recipe(0.064),
@@ -855,11 +841,6 @@ def prepare(method, params, n_head, text, seed):
             params = params | {name: quantize_nf4(params[name]) for name in matrices}
         _, layer, rank, alpha, rslora, targets = recipe
         adapters = apply_lora(params, targets, rank, alpha, seed, rslora, layer)
-    elif method == "prefix tuning":  # the keys and values of the text's first eight characters
-        _, cache = gpt_forward(params, text[None, :8], n_head)
-        for h in layers:
-            adapters[f"{h}.attn.kv"] = prefix = PrefixTuning(8, n_head, C // n_head)
-            prefix.params["prefix"][...] = np.concatenate(cache[f"{h}.attn"][1:3])
     elif method == "prompt tuning":
         adapters["transformer.prompt"] = prompt = PromptTuning(8, C)
         prompt.params["prompt"][...] = wte[text[:8]] + wpe[:8]
@@ -1041,8 +1022,8 @@ def main(argv=None):
 #    only what is in `tuned`.
 # 5. A file's matrices transposed. Symptom: shapes that do not fit or, if square, nonsense without
 #    an error. `save_adapter` writes p.T; benchmarks/check_peft.py asks PEFT.
-# 6. A prefix behind the causal mask. Symptom: early queries ignore it. `attention_forward` shifts
-#    its triangle by Tk - Tq.
+# 6. A prompt that the model has never seen the like of. Symptom: it starts worse than the base.
+#    `prepare` starts it from text with its positions.
 # 7. Full fine-tuning at LoRA's rate, or the other way round. Symptom: one of them looks bad. Their
 #    best rates in METHODS lie far apart.
 
@@ -1051,14 +1032,14 @@ def main(argv=None):
 #  2. ★ (pencil) At which rank does LoRA on a (64, 256) matrix train as many numbers as it has?
 #  3. ★ (experiment) Predict, then run: B random and A zero. What do the first two steps change?
 #  4. ★★ (pencil) Derive dA = s·G·Bᵀ and dB = s·Aᵀ·G from L(W + sAB) alone, without x.
-#  5. ★★ (code) Houlsby et al. (2019) plug y = x + GELU(x·down)·up in at attn.adapter and
-#     mlp.adapter, with up = 0 at first. Write the class and its backward. Why can it not be merged?
-#  6. ★★ (experiment) LoRA+ (Hayou et al. 2024) gives B a larger rate than A. Find the best ratio.
-#  7. ★★ (measurement) Hold n constant in DoRA's backward, as its paper does: loss and seconds?
-#  8. ★★ (code) Quantise absmax too (QLoRA's double quantisation). Bits saved, error added?
-#  9. ★★ (experiment) Mix a tenth of stories into every batch of verses. What is forgotten now?
-# 10. ★★ (experiment) Merge two updates, verses and names, into one base (Ilharco et al. 2022). Who
-#     speaks?
+#  5. ★★ (code) Houlsby et al. plug y = x + GELU(x·down)·up in at attn.adapter and mlp.adapter; up
+#     is 0 at first. Write the class and its backward. Why can it not be merged?
+#  6. ★★ (code) Prefix tuning trains keys and values in front of every layer's own, at attn.kv. Write
+#     it. What must `attention_forward` change, so that everyone sees them?
+#  7. ★★ (experiment) LoRA+ (Hayou et al. 2024) gives B a larger rate than A. Find the best ratio.
+#  8. ★★ (measurement) Hold n constant in DoRA's backward, as its paper does: loss and seconds?
+#  9. ★★ (code) Quantise absmax too (QLoRA's double quantisation). Bits saved, error added?
+# 10. ★★ (experiment) Mix a tenth of stories into every batch of verses. What is forgotten now?
 # 11. ★★★ (code) Start A and B from W's first r singular vectors and freeze the rest (PiSSA, Meng
 #     et al. 2024). Is it faster, at its own best rate?
 # 12. ★★★ (research) Share out a budget of ranks among the matrices by their spectra (AdaLoRA, Zhang

@@ -33,7 +33,6 @@ ALPHAS = {  # beyond the report's methods
 }
 SLOWEST = {  # the first rate of a row of seven; LoRA and its variants begin at 0.001
     "full fine-tuning": 0.000125,
-    "prefix tuning": 0.016,
     "prompt tuning": 0.016,
     "BitFit": 0.004,
     "(IA)^3": 0.004,
