@@ -564,8 +564,8 @@ def dense(W):
 # %% 6. Prompts, scales, biases
 # PROMPT TUNING (Lester et al. 2021) trains free vectors in front of the embedded text, which keeps
 # its positions. Prompts start better from real text than from noise (Lester et al., 3.2). That
-# means text with its positions: the model has never seen a vector without one, and with a prompt of
-# such vectors it starts far worse than alone. The whole batch shares the prompt, so the backward
+# means text with its positions. A vector without one is a thing that the model has never seen, every
+# query looks at it all the same, and so training starts far worse than the base. The whole batch shares the prompt, so the backward
 # cuts dy in two, and sums the front piece over the batch. (Adapters, Houlsby et al. 2019, and
 # prefixes, Li & Liang 2021, are plugs of the same kind: exercises 5 and 6.)
 class PromptTuning:
@@ -817,15 +817,15 @@ def sizes(fast):
 def read_corpora(fast):
     """{name: (ids, first)}: ids[:first] to train on, the rest held out; and the vocabulary's size.
 
-    fast: only the last of the one and the first of the other."""
+    fast: only the last 4,000 of the one and the first 200 of the other."""
     folder = Path(__file__).resolve().parent / "data"
     texts = {name: (folder / f"{name}.txt").read_text("utf-8") for name in ("stories", "verses")}
-    letters = sorted(set(texts["stories"]))
+    place = {letter: i for i, letter in enumerate(sorted(set(texts["stories"])))}
     corpora = {}
     for name, text in texts.items():
-        ids, first = np.array([letters.index(letter) for letter in text]), int(0.9 * len(text))
+        ids, first = np.array([place[letter] for letter in text]), int(0.9 * len(text))
         corpora[name] = (ids[first - 4000 : first + 200], 4000) if fast else (ids, first)
-    return corpora, len(letters)
+    return corpora, len(place)
 
 
 def prepare(method, params, n_head, text, seed):
@@ -967,6 +967,11 @@ def report(fast, seed):
     print(f"\nThe base adapted to verses, {adapt_steps} steps each; held-out bits/char\n")
     results = compare(base, bits, run)
     report_methods(size, base, results)
+    _, plugs, _ = prepare("prompt tuning", params, H, verses, seed)
+    placed = bits(params, plugs, ["verses"])[0]
+    plugs["transformer.prompt"].params["prompt"] -= params["transformer.wpe.weight"][:8]
+    bare = bits(params, plugs, ["verses"])[0]
+    print(f"Untrained, a prompt is at {placed:.3f}, and without its positions at {bare:.3f}.")
     report_ranks(params, results["full fine-tuning"][0][0], bits)
     nats = base[0] * math.log(2)
     print(f"\nheld-out: {nats:.3f} nats/char | {base[0]:.3f} bits/char | perplexity", end=" ")
