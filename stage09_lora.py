@@ -1108,7 +1108,7 @@ class Plugged:
     def write(self):
         """Put the merged matrices into the model."""
         for name, plug in self.plugs.items():
-            as_in_out(self.model.params, name)[...] = getattr(plug, "combined", plug.merge)()
+            as_in_out(self.model.params, name)[...] = plug.merge()
 
 
 def open_checkpoint(args):
@@ -1207,8 +1207,9 @@ def adapt_command(args):
     with new_directory(args.out) as part:
         gpt, model, tokenizer, matrices = open_checkpoint(args)
         train, held = read_examples(args.data, gpt, model, tokenizer)
-        tuned, optimizer, began = model, gpt.AdamW(model.params), time.perf_counter()
-        if args.method != "full":
+        if args.method == "full":
+            tuned, optimizer = model, gpt.AdamW(model.params)
+        else:
             bases = {name: as_in_out(model.params, name).copy() for name in matrices}
             narrowest = min(min(W.shape) for W in bases.values())
             if args.rank > narrowest:
@@ -1223,15 +1224,15 @@ def adapt_command(args):
             counts = [(targets >= 0).sum() for _, targets, _ in held]
             return np.average([model.loss(*example) for example in held], weights=counts)
 
-        before, rng = held_out(), np.random.default_rng(args.seed)
+        before, began = held_out(), time.perf_counter()
+        rng, rate = np.random.default_rng(args.seed), args.learning_rate
         say(f"{len(train)} examples to learn from, {len(held)} held out. {args.method} trains")
         say(f"{tuned.flat.size:,} numbers, the model has {model.flat.size:,}.")
         say(f"held out before: {before:.3f} nats a token")
         for step in range(args.steps):
             batch = [train[i] for i in rng.integers(0, len(train), args.batch_size)]
-            rate = args.learning_rate
-            rate = gpt.warmup_cosine(step, rate, rate / 10, args.steps // 10, args.steps)
-            loss, _ = gpt.training_step(tuned, optimizer, batch, rate)
+            now = gpt.warmup_cosine(step, rate, rate / 10, args.steps // 10, args.steps)
+            loss, _ = gpt.training_step(tuned, optimizer, batch, now)
             if tuned is not model:
                 tuned.write()
             if (step + 1) % max(1, args.steps // 10) == 0:
@@ -1244,7 +1245,7 @@ def adapt_command(args):
         if tuned is model:
             model.save_pretrained(part)
         else:
-            save_adapter(part, plugs, args.base)
+            save_adapter(part, plugs, str(gpt.checkpoint_of(args.base)))
     say(f"Saved in {args.out}.")
 
 
@@ -1302,7 +1303,7 @@ def build_parser():
     add("--steps", type=int, default=200, help="updates [200]")
     add("--batch_size", type=int, default=8, help="examples an update [8]")
     add("--learning_rate", type=float, default=1e-3, help="the highest; of full, try 3e-5 [1e-3]")
-    add("--seed", type=int, default=0, help="fixes every random choice [0]")
+    add("--seed", type=int, default=argparse.SUPPRESS, help="fixes every random choice [0]")
     return parser
 
 
@@ -1330,7 +1331,7 @@ def main(argv=None):
     except (OSError, ValueError, FloatingPointError, MemoryError) as error:
         advice = "; lower --learning_rate" if isinstance(error, FloatingPointError) else ""
         drop_unwritten()
-        parser.error(f"{error}{advice}")
+        parser.error(f"{error}{advice}" if str(error) else "there is not enough memory")
 
 
 # %% What to take away

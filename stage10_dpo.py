@@ -883,16 +883,15 @@ def dpo_command(args):
         tell(f"{len(read) - len(pairs)} pairs are left out, longer than {T} tokens. {cut} are")
         tell(f"learned from, {len(pairs) - cut} are held out. The loss begins at log 2 = 0.693.")
         reference = answers_logprob(base, pairs)  # (N, 2)
-        optimizer = gpt.AdamW(model.params, weight_decay=0.0)
+        optimizer, rate = gpt.AdamW(model.params, weight_decay=0.0), args.learning_rate
         for step in range(args.steps):
             pick = rng.integers(0, cut, args.batch_size)
             loss, gradient = dpo_step(model, [pairs[i] for i in pick], reference[pick], args.beta)
             norm = math.sqrt(float(gradient @ gradient))
             if not math.isfinite(norm):
                 raise ValueError(f"the gradient has become {norm}: lower --learning_rate")
-            rate = args.learning_rate
-            rate = gpt.warmup_cosine(step, rate, rate / 10, args.steps // 10, args.steps)
-            optimizer.step(gradient, norm, rate)
+            now = gpt.warmup_cosine(step, rate, rate / 10, args.steps // 10, args.steps)
+            optimizer.step(gradient, norm, now)
             if (step + 1) % max(1, args.steps // 10) == 0:
                 tell(f"step {step + 1} of {args.steps}: loss {loss:.3f}")
         held = pairs[cut:]
@@ -949,7 +948,7 @@ def build_parser():
     add("--steps", type=int, default=100, help="updates [100]")
     add("--batch_size", type=int, default=8, help="pairs an update [8]")
     add("--learning_rate", type=float, default=1e-5, help="the highest [1e-5]")
-    add("--seed", type=int, default=0, help="fixes every random choice [0]")
+    add("--seed", type=int, default=argparse.SUPPRESS, help="fixes every random choice [0]")
     return parser
 
 
@@ -976,7 +975,7 @@ def main(argv=None):
         parser.exit(130, "\n")
     except (OSError, ValueError, MemoryError) as error:
         drop_unwritten()
-        parser.error(str(error))
+        parser.error(str(error) or "there is not enough memory")
 
 
 # %% Common mistakes

@@ -250,11 +250,15 @@ def test_the_rate_climbs_and_falls_and_batches_are_as_large_as_asked(
 
 
 def test_a_seed_repeats_a_run_and_another_does_not(base, answers, tmp_path):
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        words = ("--steps", "3", "--seed", seed, "--out", tmp_path / name)
-        run("adapt", "--base", base, "--data", answers, *words)
+    for name, first, last in (
+        ("a", [], []),
+        ("b", ["--seed", "1"], []),
+        ("c", [], ["--seed", "1"]),
+    ):
+        words = ("--steps", "3", *last, "--out", tmp_path / name)
+        run(*first, "adapt", "--base", base, "--data", answers, *words)
     a, b, c = ((tmp_path / n / "adapter_model.safetensors").read_bytes() for n in "abc")
-    assert a == b != c
+    assert a != b == c
 
 
 def test_a_base_in_four_bits_is_rounded_before_adapting_and_before_merging(
@@ -341,7 +345,7 @@ def test_too_little_to_learn_from(base, name, text, tmp_path, capsys):
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, OSError])
 def test_an_interrupted_run_leaves_nothing(error, base, answers, tmp_path, monkeypatch, capsys):
     def stop(*_):
-        raise error("stopped here")
+        raise error() if error is MemoryError else error("stopped here")
 
     monkeypatch.setattr(gpt, "training_step", stop)
     words = ["adapt", "--base", base, "--data", answers, "--out", tmp_path / "a"]
