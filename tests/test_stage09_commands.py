@@ -155,6 +155,8 @@ def test_adapt_learns_to_answer_and_merge_makes_a_model_of_it(
     first, last = held_out(printed)
     assert last < 0.4 * first and "no better" not in printed
     assert "36 examples to learn from, 4 held out" in printed
+    steps = [line.split(":")[0] for line in printed.splitlines() if line.startswith("step ")]
+    assert steps == [f"step {n} of 40" for n in range(4, 41, 4)]
     out = tmp_path / "new" / "one"
     assert files(tmp_path / "new") == ["one"], "nothing temporary is left"
     if method != "full":

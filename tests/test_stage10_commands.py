@@ -167,6 +167,8 @@ def test_dpo_learns_what_is_preferred(base, pairs, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "27 are\nlearned from, 3 are held out" in printed
     assert ("token 1023" if "llama" in str(base) else "blank line") in printed
+    steps = [line.split(":")[0] for line in printed.splitlines() if line.startswith("step ")]
+    assert steps == [f"step {n} of 20" for n in range(2, 21, 2)]
     assert files(tmp_path / "new") == ["model"] and files(out) == files(base)
     before, tokenizer, found, _ = loaded_pairs(base, pairs)
     after = gpt.GPT.from_pretrained(out)
