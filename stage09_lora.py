@@ -1127,14 +1127,13 @@ def open_checkpoint(args):
 
 @contextlib.contextmanager
 def new_directory(out):
-    """Within `with`, a directory that becomes `out` at its end, or vanishes if something fails."""
+    """Within `with`, a name for a directory that becomes `out` at its end, or else vanishes."""
     out = Path(out)
     if out.exists():
         raise ValueError(f"--out {out} exists already; expected the name of a new directory")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         part = Path(folder) / out.name
-        part.mkdir()
         yield part
         os.replace(part, out)
 

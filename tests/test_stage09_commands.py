@@ -50,7 +50,7 @@ def base(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param) / "base"
     if request.param == "gpt2":
         return save(directory, "gpt2", gpt.CharTokenizer(LETTERS), 100)
-    more = {"eos_token_id": 1023, "bos_token_id": 1023, "dtype": "float32", "use_cache": True}
+    more = {"eos_token_id": [1023, 0], "bos_token_id": 1023, "dtype": "float32", "use_cache": True}
     more |= {"architectures": ["LlamaForCausalLM"], "transformers_version": "5.24.0"}
     return save(directory, "llama", gpt.load_tokenizer(ROOT / "data" / "tokenizer"), 100, **more)
 

@@ -29,7 +29,7 @@ def base(request, tmp_path_factory):
         end, more = tokenizer.encode("\n\n"), {}
     else:
         tokenizer, fields = gpt.load_tokenizer(ROOT / "data" / "tokenizer"), {"n_kv_head": 1}
-        end, more = [1023], {"eos_token_id": [1023], "bos_token_id": 1023, "use_cache": True}
+        end, more = [1023], {"eos_token_id": [1023, 0], "bos_token_id": 1023, "use_cache": True}
         more |= {"architectures": ["LlamaForCausalLM"], "transformers_version": "5.24.0"}
     model = gpt.GPT(gpt.GPTConfig(request.param, tokenizer.vocab_size, **SIZES, **fields), 1)
     texts = [f"is it {c}? {word}." for c in COLOURS for word in ("yes", "no")]
