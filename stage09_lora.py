@@ -1289,7 +1289,8 @@ def build_parser():
         base = "a checkpoint of the capstone or of transformers (GPT-2 or Llama)"
         sub.add_argument("--base", required=True, help=base)
         sub.add_argument("--out", required=True, help="a new directory for the result")
-        sub.add_argument("--nf4", action="store_true", help="first round the base to four bits")
+        nf4 = "first round the base to four bits; merge needs it where adapt had it"
+        sub.add_argument("--nf4", action="store_true", help=nf4)
         return sub.add_argument
 
     add = command("merge", merge_command, "fold an adapter into its base")
