@@ -835,8 +835,8 @@ def answers_logprob(model, pairs):
 
 
 def drawn_kl(model, base, prompts, end, rng, longest=32):
-    """KL(π‖π_ref) in nats of π's answers to prompts (1, T), section 4's sum over at most `longest`
-    tokens of one answer to each, averaged."""
+    """KL(π‖π_ref) in nats of π's answers to prompts (1, T): one is drawn for each, and the exact KL
+    of its tokens' distributions summed, of at most `longest` tokens; the mean over the prompts."""
     kls = []
     for prompt in prompts:
         answer, room = [], model.config.block_size - prompt.shape[1]
