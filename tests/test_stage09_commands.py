@@ -163,6 +163,7 @@ def test_adapt_learns_to_answer_and_merge_makes_a_model_of_it(
         assert files(out) == ["adapter_config.json", "adapter_model.safetensors"]
         config = json.loads((out / "adapter_config.json").read_text())
         assert config["base_model_name_or_path"] == str(base) and config["lora_alpha"] == 16
+        assert config["lora_dropout"] == 0 and config["bias"] == "none"
         assert config["fan_in_fan_out"] == (before.config.arch == "gpt2")
         run("merge", "--base", base, "--adapter", out, "--out", tmp_path / "merged")
         out = tmp_path / "merged"
@@ -251,6 +252,27 @@ def test_the_rate_climbs_and_falls_and_batches_are_as_large_as_asked(
     assert seen == [(3, rate) for rate in expected]
 
 
+def test_one_step_by_hand(base, answers, tmp_path):
+    """B = 0 leaves A where it began, undecayed; B moves by the rate against its gradient."""
+    run("adapt", "--base", base, "--data", answers, "--steps", "1", "--batch_size", "3",
+        "--learning_rate", "0.01", "--seed", "4", "--out", tmp_path / "a")  # fmt: skip
+    model, tokenizer = gpt.load(base)
+    train, _ = s.read_examples(answers, gpt, model, tokenizer)
+    chosen = [train[i] for i in np.random.default_rng(4).integers(0, 36, 3)]
+    slopes = [model.loss_and_grads(idx, targets)[1] for idx, targets, _ in chosen]
+    moved = s.load_adapter(tmp_path / "a", model.params)
+    bases = {n: s.as_in_out(model.params, n) for n in model.params if n in moved}
+    fresh = s.apply_lora(bases, list(moved), 8, 16, 4)
+    dB = {n: sum(2 * fresh[n].params["A"].T @ s.as_in_out(g, n) / 3 for g in slopes) for n in moved}
+    norm = math.sqrt(sum((g * g).sum() for g in dB.values()))
+    for name, plug in moved.items():
+        assert np.array_equal(plug.params["A"], fresh[name].params["A"])
+        g = dB[name] * min(1, 1 / norm)
+        sure = np.abs(g) > 1e-5
+        assert sure.any()
+        assert np.allclose(plug.params["B"][sure], -0.01 * np.sign(g[sure]), rtol=1e-2)
+
+
 def test_a_seed_repeats_a_run_and_another_does_not(base, answers, tmp_path):
     for name, first, last in (
         ("a", [], []),
@@ -325,7 +347,7 @@ def test_long_examples_are_left_out_and_counted(base, tmp_path, capsys):
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     train, held = s.read_examples(path, gpt, model, tokenizer)
-    assert len(train) + len(held) == 2 and "1 examples are left out" in capsys.readouterr().out
+    assert len(train) + len(held) == 2 and "\n1 examples are left out" in capsys.readouterr().out
     assert train[0][0].shape == (1, 40)
 
 
