@@ -602,7 +602,7 @@ def test_bfloat16_is_read_as_float32(tmp_path):
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"\0" * 7, (2**63).to_bytes(8, "little"), (2**63).to_bytes(8, "little") + b"{}",
+        b"", b"\0" * 7, (3).to_bytes(8, "little") + b"{}", (2**63).to_bytes(8, "little"), (2**63).to_bytes(8, "little") + b"{}",
         (2**64 - 1).to_bytes(8, "little") + b"{}" * 9, (2).to_bytes(8, "little") + b"{}x",
         (4).to_bytes(8, "little") + b"null", (2).to_bytes(8, "little") + b"\xff\xff",
     ],
@@ -634,6 +634,15 @@ def test_saving_needs_memory_for_one_array_and_loading_for_one_copy(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 36e6
     tracemalloc.stop()
     assert all(np.array_equal(back[name], t) for name, t in tensors.items())
+
+
+@pytest.mark.parametrize("name", ["x" * n for n in range(8)])
+def test_arrays_begin_on_a_multiple_of_eight_bytes(name, tmp_path):
+    s.save_safetensors(tmp_path / "x", {name: np.arange(3.0)})
+    raw = (tmp_path / "x").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    assert length % 8 == 0 and raw[8 + length :] == np.arange(3.0).tobytes()
+    assert len(json.dumps(json.loads(raw[8 : 8 + length]))) > length - 8
 
 
 def test_a_file_is_whole_or_the_old_one(tmp_path):
