@@ -771,9 +771,7 @@ def load_adapter(directory, params):
             raise ValueError(f"adapter for {module!r}, which this model does not have")
         named = not isinstance(names, list) or first_match(names, module)
         if not named or not module.endswith(GPT2_MATRICES + LLAMA_MATRICES):
-            raise ValueError(
-                f"adapter for {module!r}: not in target_modules, or no matrix of a block"
-            )
+            raise ValueError(f"adapter for {module!r}: no target_modules, or no matrix of a block")
         W = as_in_out(params, f"{module}.weight")
         rank = ranks.get(first_match(ranks, module), config["r"])
         alpha = alphas.get(first_match(alphas, module), config["lora_alpha"])
