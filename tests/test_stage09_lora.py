@@ -732,11 +732,13 @@ def test_adapting_lowers_the_verses_and_says_what_it_trained():
 
 
 def test_the_report_trains_on_training_parts_only(monkeypatch, capsys):
-    calls, fit = [], s.fit
+    calls, bases, fit = [], [], s.fit
 
     def record(params, ids, *rest):
+        seconds = fit(params, ids, *rest)
         calls.append((ids, rest))
-        return fit(params, ids, *rest)
+        bases.append({name: p.copy() for name, p in params.items() if not bases})
+        return seconds
 
     monkeypatch.setattr(s, "fit", record)
     s.report(True, 3)
@@ -752,6 +754,58 @@ def test_the_report_trains_on_training_parts_only(monkeypatch, capsys):
         parts = [1] if "," in method else [1 / 8, 1 / 3, 1]
         expected += [part * recipe.rate for part in parts]
     assert rates[1:] == expected
+    assert calls[0][1][5:] == (list(bases[0]), 16) and all(len(call[1]) == 6 for call in calls[1:])
+    bits = s.score(bases[0], *corpora["stories"], size[2]) / math.log(2)
+    assert check_held_out_line(capsys.readouterr().out) == pytest.approx(bits, abs=6e-4)
+
+
+def sweep_tables():
+    """{method: cells after it} of each of the three tables that the sweep left."""
+    text = (ROOT / "benchmarks" / "results" / "stage09_sweep.md").read_text(encoding="utf-8")
+    for table in text.split("\n## ")[1:]:
+        rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")]
+        yield {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows[1:]}
+
+
+def test_rates_and_sizes_are_those_of_the_sweep():
+    chosen, held_out, _ = sweep_tables()
+    base = s.init_params(50, 32, 1, 64)
+    for method, recipe in s.METHODS.items():
+        assert float(chosen[method][0]) == float(held_out[method][1]) == recipe.rate
+        made = s.prepare(method, base, 4, np.arange(40), 0)
+        trained = sum(p.size for p in s.tuned_arrays(*made).values())
+        assert method == "full fine-tuning" or f"{trained:,}" == held_out[method][0]
+    assert float(chosen["the base itself"][0]) == 0.008
+    for _, tried in chosen.values():
+        bits = [float(found) for found in re.findall(r": (\d\.\d+)", tried)]
+        assert 0 < np.argmin(bits) < len(bits) - 1, "a best rate at the edge of its row"
+
+
+def test_section_nine_quotes_the_sweep():
+    chosen, held_out, lost = sweep_tables()
+    section = (ROOT / "stage09_lora.py").read_text(encoding="utf-8").split("\n# %% 9. ")[1]
+    said = " ".join(section.split("# %% Demonstration")[0].replace("#", " ").split())
+
+    def share(method):
+        return held_out[method][3].split("%")[0] + " %"
+
+    ranks = [share(method) for method in ("LoRA, rank 1", "LoRA", "LoRA, rank 16")]
+    alphas = ("LoRA, alpha 2", "LoRA", "LoRA, alpha 32")
+    for quoted in (
+        f"it has lost {lost['full fine-tuning'][1][:5]} bits on stories",
+        f"bits on stories, LoRA {lost['LoRA'][1][:5]}",
+        f"LoRA makes {share('LoRA')} of that gain with 7 % of the numbers, DoRA {share('DoRA')}",
+        f"LoRA over NF4 {share('LoRA on NF4 base')}",
+        f"BitFit makes {share('BitFit')}, (IA)³ {share('(IA)^3')}, with about 1 %",
+        f"A prompt makes {share('prompt tuning')}.",
+        f"attention alone make {share('LoRA, attention')}, in the MLP alone {share('LoRA, MLP')}",
+        "1, 4 and 16 make {}, {} and {}.".format(*ranks),
+        "2, 8 and 32 LoRA makes {}, {} and {},".format(*map(share, alphas)),
+        "at rates of {}, {} and {}.".format(*(chosen[name][0] for name in alphas)),
+        f"from {chosen['LoRA, rank 1'][0]} to {chosen['LoRA, rank 16'][0]} under α/r",
+        f"and to {chosen['rsLoRA, rank 16'][0]} under α/√r",
+    ):
+        assert quoted in said
 
 
 def test_forgetting_is_read_from_the_line_between_finished_runs():
@@ -806,7 +860,7 @@ def test_what_a_low_rank_is_worth_is_said_of_the_numbers(useful, capsys):
     s.report_ranks(params, full, bits)
     said = capsys.readouterr().out
     assert "0.0%    1.6%    3.1%    6.2%   12.5%   25.0%   50.0%  100.0%" in said
-    assert ("So ΔW is not of low rank" in said) == (useful == 1)
+    assert ("a lower rank than ΔW itself" in said) == (useful == 1)
     assert ("as high a rank as ΔW" in said) == (useful == 60)
     assert f"take rank 64, nine tenths of the gain take rank {1 if useful == 1 else 64}." in said
 
