@@ -154,8 +154,8 @@ def layernorm_backward(dy, cache):
     return dx, rows(dy * xhat).sum(0), rows(dy).sum(0)
 
 
-# GELU, GPT-2's form: y = ½x(1 + tanh q), q = √(2/π)·(x + 0.044715x³). As tanh′ = 1 - tanh²,
-#     y′ = ½(1 + tanh q) + ½x(1 - tanh² q)·q′,    q′ = √(2/π)·(1 + 3·0.044715x²).
+# GELU, GPT-2's form: y = ½x(1 + tanh f), f = √(2/π)·(x + 0.044715x³). As tanh′ = 1 - tanh²,
+#     y′ = ½(1 + tanh f) + ½x(1 - tanh² f)·f′,    f′ = √(2/π)·(1 + 3·0.044715x²).
 def gelu_forward(x):
     """GELU of x; the cache is its slope y′, so the backward is dy times the cache."""
     root, square = math.sqrt(2 / math.pi), 0.044715 * x * x
@@ -164,31 +164,31 @@ def gelu_forward(x):
     return 0.5 * x * (1 + tanh), slope
 
 
-# SOFTMAX, pⱼ = e^zⱼ / Σₘ e^zₘ, has the slopes ∂pⱼ/∂zₖ = pⱼ(1[j=k] - pₖ) by the quotient rule, so
-#     dzₖ = Σⱼ dpⱼ·pⱼ(1[j=k] - pₖ) = pₖ(dpₖ - Σⱼ pⱼdpⱼ).
-# ATTENTION. zᵢⱼ = qᵢ·kⱼ/√D where i may see j, p = softmax of each row, y = p·v. A product is linear
-# in both factors: dv = pᵀ·dy, dp = dy·vᵀ, and after the softmax dq = dz·k/√D, dk = dzᵀ·q/√D.
+# SOFTMAX, Pⱼ = e^zⱼ / Σₘ e^zₘ, has the slopes ∂Pⱼ/∂zᵢ = Pⱼ(1[i=j] - Pᵢ) by the quotient rule, so
+#     dzᵢ = Σⱼ dPⱼ·Pⱼ(1[i=j] - Pᵢ) = Pᵢ(dPᵢ - Σⱼ PⱼdPⱼ).
+# ATTENTION. zᵢⱼ = qᵢ·kⱼ/√D where i may see j, P = softmax of each row, y = P·v. A product is linear
+# in both factors: dv = Pᵀ·dy, dP = dy·vᵀ, and after the softmax dq = dz·k/√D, dk = dzᵀ·q/√D.
 def attention_forward(q, k, v):
     """Causal attention of q over k and v, (B, H, T, D) each: y (B, H, T, D)."""
     T, D = q.shape[2:]
     z = q @ k.swapaxes(-1, -2) / math.sqrt(D)  # (B, H, T, T)
     z += np.triu(np.full((T, T), -np.inf, z.dtype), 1)
-    p = np.exp(z - z.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    return p @ v, (q, k, v, p)
+    P = np.exp(z - z.max(-1, keepdims=True))
+    P /= P.sum(-1, keepdims=True)
+    return P @ v, (q, k, v, P)
 
 
 def attention_backward(dy, cache):
     """dq, dk, dv (B, H, T, D)."""
-    q, k, v, p = cache
+    q, k, v, P = cache
     check_shape(dy, q.shape, "dy")
-    dp = dy @ v.swapaxes(-1, -2)
-    dz = p * (dp - (p * dp).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
-    return dz @ k, dz.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy
+    dP = dy @ v.swapaxes(-1, -2)
+    dz = P * (dP - (P * dP).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
+    return dz @ k, dz.swapaxes(-1, -2) @ q, P.swapaxes(-1, -2) @ dy
 
 
-# CROSS-ENTROPY. A token's loss is -log p[target] = log Σₘ e^zₘ - z[target]. Its slope in zⱼ is
-# pⱼ - 1[j = target], for a mean divided by the count.
+# CROSS-ENTROPY. A token's loss is -log P[target] = log Σₘ e^zₘ - z[target]. Its slope in zⱼ is
+# Pⱼ - 1[j = target], for a mean divided by the count.
 def cross_entropy(logits, targets):
     """Mean loss in nats of targets (B, T), -1 to ignore, and dlogits (B, T, V). ValueError if all
     are to be ignored, or one is no id."""
@@ -350,10 +350,10 @@ def gpt_backward(dlogits, cache, trainable=()):
 # random subspace of a few hundred dimensions, and large models still learned their tasks nearly as
 # well. So few directions suffice. Hu et al. (2021) took a step further, as a hypothesis: the update
 # ΔW of each matrix can be close to a matrix of low rank. "Close" has an exact meaning. The singular
-# value decomposition writes ΔW = Σᵢ σᵢEᵢ with σ₁ ≥ σ₂ ≥ ... ≥ 0 and matrices Eᵢ of rank one and
+# value decomposition writes ΔW = Σᵢ σᵢMᵢ with σ₁ ≥ σ₂ ≥ ... ≥ 0 and matrices Mᵢ of rank one and
 # length one, perpendicular to each other. So ‖ΔW‖² = Σᵢ σᵢ² by Pythagoras, and the nearest matrix
-# of rank k keeps the first k (Eckart & Young 1936), a share Σᵢ≤ₖ σᵢ² / Σᵢ σᵢ². The report cuts a
-# real ΔW like this, and scores the model again: near in length is one thing, as good another.
+# of rank r keeps the first r (Eckart & Young 1936), a share Σᵢ≤ᵣ σᵢ² / Σᵢ σᵢ². The report cuts a
+# real ΔW like this and scores the model again: what is near in length may be far in use.
 def low_rank(matrix, rank):
     """The nearest matrix of that rank or less, and the share of ‖matrix‖² it keeps (1 for zeros)"""
     left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
@@ -449,11 +449,14 @@ def apply_lora(params, targets, rank, alpha, seed=0, rslora=False, layer=LoRALin
         raise ValueError("targets is empty; expected names such as 'attn.c_attn'")
     for target in targets:
         ending = f".{target.removesuffix('.weight')}.weight"
-        found = {n for n in params if f".{n}".endswith(ending) and len(params[n].shape) == 2}
+        found = {name for name in params if f".{name}".endswith(ending)}
+        found = {name for name in found if len(params[name].shape) == 2}
         if not found:
             raise ValueError(f"{target!r} matches no matrix; expected one such as 'attn.c_attn'")
         chosen |= found
-    return {n: layer(params[n], rank, alpha, rng, rslora) for n in params if n in chosen}
+    return {
+        name: layer(params[name], rank, alpha, rng, rslora) for name in params if name in chosen
+    }
 
 
 # %% 4. DoRA: direction and magnitude apart
@@ -515,10 +518,10 @@ class DoRALinear(LoRALinear):
 # A weight's error is at most its block's largest |w| times half the widest gap. A and B stay in
 # full precision and learn around it.
 BELOW, ABOVE = (  # 7 and 8 quantiles, at probabilities in even steps from 0.5 to the tail
-    [NormalDist().inv_cdf(p) for p in np.linspace(0.5, 1 - (1 / 32 + 1 / 30) / 2, count + 1)[1:]]
+    [NormalDist().inv_cdf(x) for x in np.linspace(0.5, 1 - (1 / 32 + 1 / 30) / 2, count + 1)[1:]]
     for count in (7, 8)
 )
-LEVELS = np.array([*(-q for q in reversed(BELOW)), 0, *ABOVE]) / ABOVE[-1]
+LEVELS = np.array([*np.negative(BELOW[::-1]), 0, *ABOVE]) / ABOVE[-1]
 # packed: uint8 (⌈numbers/2⌉,), the earlier code in the high half; absmax: a scale per block
 NF4 = namedtuple("NF4", "packed absmax shape block_size")
 
@@ -892,7 +895,7 @@ def adapt(method, params, n_head, text, steps, seed, factor=1.0):
 def forgetting(curve, gain):
     """The rise of the old text's bits where the new text's have fallen by `gain`; nan if they never
     did. curve: a (gain, rise) of every finished run; between them, and from (0, 0), a line."""
-    gains, rises = zip((0.0, 0.0), *sorted(curve))
+    gains, rises = zip(*sorted([(0.0, 0.0), *curve]))
     return float(np.interp(gain, gains, rises)) if gain <= gains[-1] else math.nan
 
 
@@ -943,7 +946,8 @@ def report_methods(size, base, results):
 
 def report_ranks(params, full, bits):
     """Is the update that full fine-tuning found low-rank? Cut it and see."""
-    updates = {n: full[n] - params[n] for n in params if ".c_" in n and n.endswith("weight")}
+    matrices = [name for name in params if ".c_" in name and name.endswith("weight")]
+    updates = {name: full[name] - params[name] for name in matrices}
     ranks, kept, scores = (0, 1, 2, 4, 8, 16, 32, 64), [], []
     print("\nThe full update ΔW of every matrix cut to a rank, all else as tuned")
     for rank in ranks:

@@ -814,6 +814,7 @@ def test_forgetting_is_read_from_the_line_between_finished_runs():
         assert s.forgetting(curve, gain) == pytest.approx(rise)
     assert math.isnan(s.forgetting(curve, 0.21))
     assert math.isnan(s.forgetting([(-0.1, 0.3)], 0.01))
+    assert s.forgetting([(-0.1, 0.3), (0.2, 0.1)], 0.1) == pytest.approx(0.05)
 
 
 def test_gains_and_losses_are_counted_from_the_base():
