@@ -798,7 +798,8 @@ def test_section_nine_quotes_the_sweep():
         f"LoRA over NF4 {share('LoRA on NF4 base')}",
         f"BitFit makes {share('BitFit')}, (IA)³ {share('(IA)^3')}, with about 1 %",
         f"A prompt makes {share('prompt tuning')}.",
-        f"attention alone make {share('LoRA, attention')}, in the MLP alone {share('LoRA, MLP')}",
+        f"in attention alone it makes {share('LoRA, attention')},",
+        f"in the MLP alone {share('LoRA, MLP')}.",
         "1, 4 and 16 make {}, {} and {}.".format(*ranks),
         "2, 8 and 32 LoRA makes {}, {} and {},".format(*map(share, alphas)),
         "at rates of {}, {} and {}.".format(*(chosen[name][0] for name in alphas)),
@@ -828,8 +829,9 @@ def test_gains_and_losses_are_counted_from_the_base():
 @pytest.mark.parametrize("turned", [False, True])
 def test_what_the_methods_show_is_said_of_the_numbers(turned, capsys):
     results = {}
-    for i, method in enumerate(s.METHODS):
-        results[method] = (None, 10, 0.1, [(0.1, 0.0), (0.2 - 0.001 * i, 0.1)])
+    for method in s.METHODS:
+        results[method] = (None, 10, 0.1, [(0.1, 0.0), (0.195, 0.1)])
+    results["DoRA"][3][1] = (0.19, 0.1)
     results["full fine-tuning"][3][:] = [(0.1, 0.5 if turned else 0.0), (0.4, 0.8)]
     results["LoRA"][3][:] = [(0.1, 0.0), (0.2, 0.2)]
     s.report_methods(1000, (2.0, 3.0), results)
