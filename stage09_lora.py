@@ -1033,9 +1033,8 @@ def main(argv=None):
 # %% What to take away
 # LoRA: y = xW + s(xA)B with s = α/r or α/√r, B = 0 at first; dB = s·Aᵀ·G, dA = s·G·Bᵀ with W's own
 # gradient G; and W + sAB is one matrix again. DoRA learns the columns' lengths beside it, QLoRA
-# keeps W in 4.5 bits a number. Plugs save memory and files; here they did not
-# save from forgetting. Every method has its own best learning rate: at one rate for all, nothing is
-# compared.
+# keeps W in 4.5 bits a number. Plugs save memory and files; here they did not save from forgetting.
+# Every method has its own best learning rate: at one rate for all, nothing is compared.
 
 # %% Common mistakes
 # 1. B not zero at first. Symptom: the loss is worse than the base's before any training.
