@@ -443,13 +443,13 @@ def apply_lora(params, targets, rank, alpha, seed=0, rslora=False, layer=LoRALin
 
     They match like PEFT's target_modules. ValueError for one that fits no matrix, and from `layer`.
     """
-    targets = [targets] if isinstance(targets, str) else list(targets or ())
-    if not targets:
-        raise ValueError("targets is empty; expected names such as 'attn.c_attn'")
+    targets = [targets] if isinstance(targets, str) else targets
+    if not isinstance(targets, (list, tuple, set)) or not targets:
+        raise ValueError(f"targets must be names such as 'attn.c_attn', not {targets!r:.60}")
     matrices = [name for name in params if len(params[name].shape) == 2]
     chosen, rng = set(), np.random.default_rng(seed)
     for target in targets:
-        ending = f".{target.removesuffix('.weight')}.weight"
+        ending = f".{target}".removesuffix(".weight") + ".weight"
         found = [name for name in matrices if f".{name}".endswith(ending)]
         if not found:
             raise ValueError(f"{target!r} matches no matrix; expected one such as 'attn.c_attn'")

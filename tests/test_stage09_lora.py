@@ -483,7 +483,9 @@ def test_shapes_that_do_not_match(wrong, shape, rng):
         (lambda p: s.apply_lora(p, ["c_attn"], 1, math.inf), "alpha"),
         (lambda p: s.apply_lora(p, ["attn"], 1, 1), "'attn' matches no matrix"),
         (lambda p: s.apply_lora(p, ["ln_1"], 1, 1), "'ln_1' matches no matrix"),
-        (lambda p: s.apply_lora(p, [], 1, 1), "targets is empty"),
+        (lambda p: s.apply_lora(p, [], 1, 1), r"targets must be names .* not \[\]"),
+        (lambda p: s.apply_lora(p, 5, 1, 1), "targets must be names .* not 5"),
+        (lambda p: s.apply_lora(p, [5], 1, 1), "5 matches no matrix"),
         (lambda p: s.gpt_forward(p, np.zeros((1, 7), int), H), r"T in 1\.\.6"),
         (lambda p: s.gpt_forward(p, np.zeros((1, 0), int), H), r"T in 1\.\.6"),
         (lambda p: s.gpt_forward(p, np.zeros((1, 2)), H), "integers"),
@@ -1010,7 +1012,7 @@ def test_wrong_numbers_are_named(rng):
         (lambda: fit(batch=0), "batch .* not 0"),
         (lambda: s.score(params, ids, "a", 2), "first .* not 'a'"),
         (lambda: s.LoRALinear(W, 1, True), "alpha .* not True"),
-        (lambda: s.apply_lora(params, None, 1, 1), "targets is empty"),
+        (lambda: s.apply_lora(params, None, 1, 1), "targets must be names .* not None"),
         (lambda: s.prepare("LORA!", params, 2, ids, 0), "method .* not 'LORA!'"),
     ):
         with pytest.raises(ValueError, match=said):
