@@ -785,8 +785,11 @@ def test_rates_and_sizes_are_those_of_the_sweep():
 
 def test_section_nine_quotes_the_sweep():
     chosen, held_out, lost = sweep_tables()
-    section = (ROOT / "stage09_lora.py").read_text(encoding="utf-8").split("\n# %% 9. ")[1]
-    said = " ".join(section.split("# %% Demonstration")[0].replace("#", " ").split())
+    text = (ROOT / "stage09_lora.py").read_text(encoding="utf-8")
+    if "# %%" not in text:
+        pytest.skip("a copy without comments")
+    section = text.split("\n# %% 9. ")[1].split("\n# %% Demonstration")[0]
+    said = " ".join(section.replace("#", " ").split())
 
     def share(method):
         return held_out[method][3].split("%")[0] + " %"
