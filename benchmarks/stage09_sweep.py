@@ -1,6 +1,6 @@
 """The rates of stage 9's report: swept by factors of two, for every method and variant alike.
 
-    python benchmarks/stage09_sweep.py [--seeds 3] [--fast]      about fifteen minutes of one core
+    python benchmarks/stage09_sweep.py [--seeds 3] [--fast]      about eight minutes of one core
 
 Choosing. A run trains as the report does, but on the verses' training part without its last tenth,
 the development piece, and is scored on that piece, in bits per character. The rate of a row is the

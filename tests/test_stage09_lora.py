@@ -483,7 +483,9 @@ def test_shapes_that_do_not_match(wrong, shape, rng):
         (lambda p: s.apply_lora(p, ["c_attn"], 1, math.inf), "alpha"),
         (lambda p: s.apply_lora(p, ["attn"], 1, 1), "'attn' matches no matrix"),
         (lambda p: s.apply_lora(p, ["ln_1"], 1, 1), "'ln_1' matches no matrix"),
-        (lambda p: s.apply_lora(p, [], 1, 1), "targets is empty"),
+        (lambda p: s.apply_lora(p, [], 1, 1), r"targets must be names .* not \[\]"),
+        (lambda p: s.apply_lora(p, 5, 1, 1), "targets must be names .* not 5"),
+        (lambda p: s.apply_lora(p, [5], 1, 1), "5 matches no matrix"),
         (lambda p: s.gpt_forward(p, np.zeros((1, 7), int), H), r"T in 1\.\.6"),
         (lambda p: s.gpt_forward(p, np.zeros((1, 0), int), H), r"T in 1\.\.6"),
         (lambda p: s.gpt_forward(p, np.zeros((1, 2)), H), "integers"),
@@ -732,11 +734,13 @@ def test_adapting_lowers_the_verses_and_says_what_it_trained():
 
 
 def test_the_report_trains_on_training_parts_only(monkeypatch, capsys):
-    calls, fit = [], s.fit
+    calls, bases, fit = [], [], s.fit
 
     def record(params, ids, *rest):
+        seconds = fit(params, ids, *rest)
         calls.append((ids, rest))
-        return fit(params, ids, *rest)
+        bases.append({name: p.copy() for name, p in params.items() if not bases})
+        return seconds
 
     monkeypatch.setattr(s, "fit", record)
     s.report(True, 3)
@@ -752,6 +756,62 @@ def test_the_report_trains_on_training_parts_only(monkeypatch, capsys):
         parts = [1] if "," in method else [1 / 8, 1 / 3, 1]
         expected += [part * recipe.rate for part in parts]
     assert rates[1:] == expected
+    assert calls[0][1][5:] == (list(bases[0]), 16) and all(len(call[1]) == 6 for call in calls[1:])
+    bits = s.score(bases[0], *corpora["stories"], size[2]) / math.log(2)
+    assert check_held_out_line(capsys.readouterr().out) == pytest.approx(bits, abs=6e-4)
+
+
+def sweep_tables():
+    """{method: cells after it} of each of the three tables that the sweep left."""
+    text = (ROOT / "benchmarks" / "results" / "stage09_sweep.md").read_text(encoding="utf-8")
+    for table in text.split("\n## ")[1:]:
+        rows = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| ")]
+        yield {name.strip(): [cell.strip() for cell in cells] for name, *cells in rows[1:]}
+
+
+def test_rates_and_sizes_are_those_of_the_sweep():
+    chosen, held_out, _ = sweep_tables()
+    base = s.init_params(50, 32, 1, 64)
+    for method, recipe in s.METHODS.items():
+        assert float(chosen[method][0]) == float(held_out[method][1]) == recipe.rate
+        made = s.prepare(method, base, 4, np.arange(40), 0)
+        trained = sum(p.size for p in s.tuned_arrays(*made).values())
+        assert method == "full fine-tuning" or f"{trained:,}" == held_out[method][0]
+    assert float(chosen["the base itself"][0]) == 0.008
+    for _, tried in chosen.values():
+        bits = [float(found) for found in re.findall(r": (\d\.\d+)", tried)]
+        assert 0 < np.argmin(bits) < len(bits) - 1, "a best rate at the edge of its row"
+
+
+def test_section_nine_quotes_the_sweep():
+    chosen, held_out, lost = sweep_tables()
+    text = (ROOT / "stage09_lora.py").read_text(encoding="utf-8")
+    if "# %%" not in text:
+        pytest.skip("a copy without comments")
+    section = text.split("\n# %% 9. ")[1].split("\n# %% Demonstration")[0]
+    said = " ".join(section.replace("#", " ").split())
+
+    def share(method):
+        return held_out[method][3].split("%")[0] + " %"
+
+    ranks = [share(method) for method in ("LoRA, rank 1", "LoRA", "LoRA, rank 16")]
+    alphas = ("LoRA, alpha 2", "LoRA", "LoRA, alpha 32")
+    for quoted in (
+        f"it has lost {lost['full fine-tuning'][1][:5]} bits on stories",
+        f"bits on stories, LoRA {lost['LoRA'][1][:5]}",
+        f"LoRA makes {share('LoRA')} of that gain with 7 % of the numbers, DoRA {share('DoRA')}",
+        f"LoRA over NF4 {share('LoRA on NF4 base')}",
+        f"BitFit makes {share('BitFit')}, (IA)³ {share('(IA)^3')}, with about 1 %",
+        f"A prompt makes {share('prompt tuning')}.",
+        f"in attention alone it makes {share('LoRA, attention')},",
+        f"in the MLP alone {share('LoRA, MLP')}.",
+        "1, 4 and 16 make {}, {} and {}.".format(*ranks),
+        "2, 8 and 32 LoRA makes {}, {} and {},".format(*map(share, alphas)),
+        "at rates of {}, {} and {}.".format(*(chosen[name][0] for name in alphas)),
+        f"from {chosen['LoRA, rank 1'][0]} to {chosen['LoRA, rank 16'][0]} under α/r",
+        f"and to {chosen['rsLoRA, rank 16'][0]} under α/√r",
+    ):
+        assert quoted in said
 
 
 def test_forgetting_is_read_from_the_line_between_finished_runs():
@@ -760,6 +820,7 @@ def test_forgetting_is_read_from_the_line_between_finished_runs():
         assert s.forgetting(curve, gain) == pytest.approx(rise)
     assert math.isnan(s.forgetting(curve, 0.21))
     assert math.isnan(s.forgetting([(-0.1, 0.3)], 0.01))
+    assert s.forgetting([(-0.1, 0.3), (0.2, 0.1)], 0.1) == pytest.approx(0.05)
 
 
 def test_gains_and_losses_are_counted_from_the_base():
@@ -773,8 +834,9 @@ def test_gains_and_losses_are_counted_from_the_base():
 @pytest.mark.parametrize("turned", [False, True])
 def test_what_the_methods_show_is_said_of_the_numbers(turned, capsys):
     results = {}
-    for i, method in enumerate(s.METHODS):
-        results[method] = (None, 10, 0.1, [(0.1, 0.0), (0.2 - 0.001 * i, 0.1)])
+    for method in s.METHODS:
+        results[method] = (None, 10, 0.1, [(0.1, 0.0), (0.195, 0.1)])
+    results["DoRA"][3][1] = (0.19, 0.1)
     results["full fine-tuning"][3][:] = [(0.1, 0.5 if turned else 0.0), (0.4, 0.8)]
     results["LoRA"][3][:] = [(0.1, 0.0), (0.2, 0.2)]
     s.report_methods(1000, (2.0, 3.0), results)
@@ -806,7 +868,7 @@ def test_what_a_low_rank_is_worth_is_said_of_the_numbers(useful, capsys):
     s.report_ranks(params, full, bits)
     said = capsys.readouterr().out
     assert "0.0%    1.6%    3.1%    6.2%   12.5%   25.0%   50.0%  100.0%" in said
-    assert ("So ΔW is not of low rank" in said) == (useful == 1)
+    assert ("a lower rank than ΔW itself" in said) == (useful == 1)
     assert ("as high a rank as ΔW" in said) == (useful == 60)
     assert f"take rank 64, nine tenths of the gain take rank {1 if useful == 1 else 64}." in said
 
@@ -953,7 +1015,7 @@ def test_wrong_numbers_are_named(rng):
         (lambda: fit(batch=0), "batch .* not 0"),
         (lambda: s.score(params, ids, "a", 2), "first .* not 'a'"),
         (lambda: s.LoRALinear(W, 1, True), "alpha .* not True"),
-        (lambda: s.apply_lora(params, None, 1, 1), "targets is empty"),
+        (lambda: s.apply_lora(params, None, 1, 1), "targets must be names .* not None"),
         (lambda: s.prepare("LORA!", params, 2, ids, 0), "method .* not 'LORA!'"),
     ):
         with pytest.raises(ValueError, match=said):
