@@ -602,7 +602,8 @@ def test_bfloat16_is_read_as_float32(tmp_path):
 @pytest.mark.parametrize(
     "raw",
     [
-        b"", b"\0" * 7, (3).to_bytes(8, "little") + b"{}", (2**63).to_bytes(8, "little"), (2**63).to_bytes(8, "little") + b"{}",
+        b"", b"\0" * 7, (3).to_bytes(8, "little") + b"{}",
+        (2**63).to_bytes(8, "little"), (2**63).to_bytes(8, "little") + b"{}",
         (2**64 - 1).to_bytes(8, "little") + b"{}" * 9, (2).to_bytes(8, "little") + b"{}x",
         (4).to_bytes(8, "little") + b"null", (2).to_bytes(8, "little") + b"\xff\xff",
     ],
