@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 import tracemalloc
 
 import numpy as np
@@ -169,6 +170,8 @@ def test_layer_gradients(rng):
     norm = lambda: s.layernorm_forward(x, w, b)  # noqa: E731
     assert_gradients(lambda: norm()[0], [x, w, b], lambda dy: s.layernorm_backward(dy, norm()[1]))
     assert_gradients(lambda: s.gelu_forward(x)[0], [x], lambda dy: [dy * s.gelu_forward(x)[1]])
+    tiny = s.layernorm_forward(np.array([-0.001, 0.001]), np.ones(2), np.zeros(2))[0]
+    np.testing.assert_allclose(tiny, [-1e-3 / 1.1e-5**0.5, 1e-3 / 1.1e-5**0.5])  # var 1e-6, ε 1e-5
     huge = np.array([[[1e4, 0.0, -1e4]]])
     assert (
         s.cross_entropy(huge, np.array([[2]]))[0] == 2e4
@@ -722,7 +725,9 @@ def test_adapting_lowers_the_verses_and_says_what_it_trained():
     ids, first = corpora["verses"]
     params, _ = s.pretrain(corpora, vocab_size, (1, 16, 2, 16), 40, 0)
     before = s.score(params, ids, first, 2)
-    tuned, trained, _ = s.adapt("rsLoRA", params, 2, ids[:first], 40, 0)
+    began = time.perf_counter()
+    tuned, trained, seconds = s.adapt("rsLoRA", params, 2, ids[:first], 40, 0)
+    assert 0 < seconds <= time.perf_counter() - began
     assert s.score(tuned[0], ids, first, 2, tuned[1]) < before - 0.01
     assert trained == 4 * (16 + 48 + 16 + 16 + 16 + 64 + 64 + 16)
     slower, _, _ = s.adapt("rsLoRA", params, 2, ids[:first], 40, 0, 1 / 16)
