@@ -65,7 +65,7 @@ def one_pair(z, log_reference, winner, loser, beta):
 #     step   h      loss    dz                    probabilities
 #     0      0      0.693   -0.25    0   0.25     0.200  0.300  0.500
 #     1      0.5    0.576   -0.219   0   0.219    0.271  0.317  0.412
-#     2      0.938  0.486   -0.192   0   0.192    0.336  0.315  0.349
+#     2      0.938  0.486   -0.192   0   0.192    0.343  0.322  0.335
 #
 # The pull weakens as the policy comes to agree. Where does it end? The first wins 88.1 % of the
 # time and loses the rest; the pulls of both balance at βh = 2, the difference of the rewards.
@@ -450,7 +450,8 @@ def imitate_best(reference, reward, prompts, n, steps, rng, learning_rate=2e-3):
     best = reward(drawn).reshape(-1, n).argmax(1) + n * np.arange(len(prompts))  # rows of `drawn`
     policy = {name: p.copy() for name, p in reference.items()}
     policy = imitate(policy, drawn[best], steps, rng, learning_rate)
-    return policy, int((drawn[:, 1:] != END).sum()) + len(drawn)  # each with its end
+    ends = drawn[:, -1] == END  # all but those cut at LONGEST
+    return policy, int((drawn[:, 1:] != END).sum() + ends.sum())
 
 
 # %% 9. Policy gradient, baseline, advantage
@@ -507,7 +508,7 @@ def gae(rewards, values, gamma, lam):
 def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
     """Clipped PPO objective over tokens: (loss, dlogp, clipped share), arrays of one shape. mask
     marks the tokens that count, or weighs them; what stands in the others is not looked at."""
-    mask = np.ones(np.shape(logp)) if mask is None else np.asarray(mask)
+    (mask,) = checked(mask=np.ones(np.shape(logp)) if mask is None else mask)
     given = {"logp": logp, "old_logp": old_logp, "advantages": advantages}
     for name, array in given.items():
         if np.shape(array) != mask.shape:
