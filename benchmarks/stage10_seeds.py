@@ -117,22 +117,6 @@ def one_seed(seed, size):
     world.size = size
 
     extra = {}
-    for name, reward in (("learned", learned), ("true", s10.true_rewards)):
-        seen = []
-
-        def watch(iteration, policy, seen=seen):
-            if iteration % max(1, size["iterations"] // 8) == 0:
-                seen.append(s10.judge(policy, world, rng))
-
-        s10.train_rl(
-            "ppo", world.reference, reward, world.prompts, 0.0, size["iterations"], rng,
-            watch=watch,
-        )  # fmt: skip
-        truths = [row[0] for row in seen]
-        extra[f"PPO at β = 0 on the {name} reward: true reward at first"] = truths[0]
-        extra[f"PPO at β = 0 on the {name} reward: highest"] = max(truths)
-        extra[f"PPO at β = 0 on the {name} reward: last"] = truths[-1]
-        extra[f"PPO at β = 0 on the {name} reward: gain believed at last"] = seen[-1][1]
     for beta in (0.1, 0.4, 2.0):
         policy, _ = s10.train_rl(
             "ppo", world.reference, learned, world.prompts, beta, size["iterations"], rng,
