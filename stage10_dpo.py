@@ -204,8 +204,8 @@ def sequence_logprob(logits, tokens, mask=None, per_token=False):
     logits, tokens = np.asarray(logits), np.asarray(tokens)
     mask = np.ones(tokens.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
     if logits.ndim != 3 or not logits.shape[:2] == tokens.shape == mask.shape:
-        shapes = f"{logits.shape}, {tokens.shape}, {mask.shape}"
-        raise ValueError(f"logits, tokens, mask {shapes}: expected (B, T, V), (B, T), (B, T)")
+        shapes = f"logits {logits.shape}, tokens {tokens.shape}, mask {mask.shape}"
+        raise ValueError(f"{shapes}: expected (B, T, V), (B, T), (B, T)")
     if tokens.dtype.kind not in "iu" or (tokens < 0).any() or (tokens >= logits.shape[2]).any():
         raise ValueError(f"tokens are {tokens.dtype}: expected integers 0 to {logits.shape[2] - 1}")
     if not np.isfinite(logits.max(-1)).all():  # a row of nothing but -inf has no softmax either
@@ -483,8 +483,7 @@ def gae(rewards, values, gamma, lam):
     if values.shape == rewards.shape and rewards.ndim:
         values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
     if not rewards.ndim or values.shape != (*rewards.shape[:-1], rewards.shape[-1] + 1):
-        shapes = f"rewards {rewards.shape}, values {values.shape}"
-        raise ValueError(f"{shapes}: expected (..., T) and (..., T) or (..., T + 1)")
+        raise ValueError(f"rewards {rewards.shape}, values {values.shape}: expected T or T + 1")
     delta = rewards + gamma * values[..., 1:] - values[..., :-1]
     advantages, following = np.empty_like(delta), 0.0
     for t in reversed(range(delta.shape[-1])):
@@ -565,8 +564,8 @@ def train_rl(
     """Raise a reward by "ppo" or "grpo", KL priced at beta: (policy, number of tokens drawn).
 
     reward maps tokens (B, 1 + n) to (B,). An iteration draws 16 responses to each of 16 prompts and
-    passes over them twice. kl_in_loss: GRPO's k3 instead of a price in the rewards; by_response:
-    its mean within responses; target_kl (nats): beta adapts."""
+    passes over them twice. kl_in_loss: k3 instead of a price in the rewards; by_response: the mean
+    within responses; target_kl (nats): beta adapts."""
     if kind not in ("ppo", "grpo"):
         raise ValueError(f"kind = {kind!r}: expected 'ppo' or 'grpo'")
     check_range("beta", beta, 0)
@@ -629,6 +628,7 @@ def train_rl(
 #   sigmoid  ℓ = -log σ(βh)           ℓ' = -β σ(-βh)
 # σ(-βh) is the probability that the policy's implicit reward gives to the *wrong* order: pairs
 # ranked wrongly pull with up to β, pairs ranked rightly by a margin hardly at all.
+#
 # Where a pair is always chosen the same way, -log σ has no minimum: h → ∞, whatever β. IPO (Azar et
 # al. 2024) asks for a finite margin. Let the reward of an answer be the probability p that it is
 # preferred. Then section 7 makes the best margin h = (p_w - p_l)/β. We do not know p, but least
@@ -640,6 +640,7 @@ def train_rl(
 #   hinge    ℓ = max(0, 1 - βh)       ℓ' = -β [βh < 1]        content with any βh > 1
 # TRL divides log π by the length for IPO; the paper, and we, do not. The hinge on margins against a
 # reference is RSO's (Liu et al. 2024); SLiC (Zhao et al. 2023) has it without one.
+#
 # Label smoothing: if a share ε of the labels is flipped, the expected loss is (1-ε) ℓ(h) + ε ℓ(-h),
 # with slope (1-ε) ℓ'(h) - ε ℓ'(-h). For sigmoid this is conservative DPO (Mitchell 2023), whose
 # minimum is finite, σ(βh) = 1-ε.
@@ -763,17 +764,17 @@ def train_on_pairs(loss, reference, chosen, rejected, steps, rng, learning_rate=
 say = functools.partial(print, flush=True)  # the report grows as it is computed
 FULL = {"pretrain": 400, "pairs": 2000, "steps": 160, "iterations": 40, "bank": 2048, "judge": 4000}
 FAST = {"pretrain": 60, "pairs": 200, "steps": 4, "iterations": 3, "bank": 64, "judge": 100}
-METHODS = {  # name: values of β (of n), options
+METHODS = {  # name: values of β (of n), options (the learning rate is 2e-3 unless it stands here)
     "imitate best": ((4, 8, 32), {}),
-    "PPO": ((0.7, 0.5, 0.35, 0), {"kind": "ppo"}),
-    "GRPO, k3 loss": ((0.7, 0.5, 0.45), {"kind": "grpo", "kl_in_loss": True}),
-    "GRPO, KL paid": ((0.8, 0.5, 0.35), {"kind": "grpo"}),
-    "DPO": ((0.8, 0.5, 0.2), {"loss": dpo_loss}),
-    "IPO": ((0.14, 0.085, 0.04), {"loss": dpo_loss, "kind": "ipo"}),
+    "PPO": ((0.7, 0.5, 0.35, 0), {"kind": "ppo", "learning_rate": 1e-3}),
+    "GRPO, k3": ((0.7, 0.42, 0.35), {"kind": "grpo", "kl_in_loss": True, "learning_rate": 5e-4}),
+    "GRPO, KL paid": ((0.7, 0.5, 0.35), {"kind": "grpo", "learning_rate": 1e-3}),
+    "DPO": ((1, 0.5, 0.25), {"loss": dpo_loss}),
+    "IPO": ((0.14, 0.1, 0.05), {"loss": dpo_loss, "kind": "ipo"}),
     "KTO": ((1.8, 0.7, 0.27), {"loss": kto_loss}),
-    "ORPO": ((3, 11, 45), {"loss": orpo_loss}),
-    "SimPO": ((4, 2, 1), {"loss": simpo_loss, "gamma": 0.5, "learning_rate": 5e-4}),
-    "PPO, verified": ((1, 0.7, 0.35, 0), {"kind": "ppo"}),
+    "ORPO": ((4, 8, 64), {"loss": orpo_loss}),
+    "SimPO": ((4, 0.5, 0.25), {"loss": simpo_loss, "gamma": 0.5, "learning_rate": 5e-4}),
+    "PPO, verified": ((1, 0.7, 0.35, 0), {"kind": "ppo", "learning_rate": 4e-3}),
 }
 
 
@@ -867,7 +868,7 @@ def report_methods(world, rng, fast):
     say("\nMean shares on this seed:")
     for one, other, question in (
         ("DPO", "PPO", "Is it worth while to fit a reward first?"),
-        ("GRPO, k3 loss", "GRPO, KL paid", "May the price of KL stand in the loss?"),
+        ("GRPO, k3", "GRPO, KL paid", "May the price of KL stand in the loss?"),
         ("imitate best", "best-of-n", "Can the choice among n be learned?"),
         ("PPO", "PPO, verified", "What does it cost to guess the reward?"),
     ):

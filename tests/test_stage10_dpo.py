@@ -3,6 +3,7 @@
 import copy
 import functools
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -182,6 +183,15 @@ def test_orpo_is_nll_plus_odds_ratio(rng):
     odds = [np.exp(m) / (1 - np.exp(m)) for m in (m_w, m_l)]
     expected = -m_w.mean() - 0.3 * np.log(s.sigmoid(np.log(odds[0] / odds[1]))).mean()
     assert s.orpo_loss(m_w, m_l, 0.3)[0] == pytest.approx(expected)
+
+
+def test_defaults_are_those_of_the_papers(rng):
+    a, b, c, d = logprobs(rng, 4)
+    assert s.orpo_loss(a, b)[0] == s.orpo_loss(a, b, 0.1)[0]
+    assert s.simpo_loss(a, b)[0] == s.simpo_loss(a, b, 2.0, 0.5)[0]
+    assert s.ppo_loss(a, b, c)[0] == s.ppo_loss(a, b, c, 0.2, np.ones(4))[0]
+    assert s.dpo_loss(a, b, c, d, 0.3)[0] == s.dpo_loss(a, b, c, d, 0.3, 0.0, "sigmoid")[0]
+    assert s.kto_loss(a, b, c, d, 0.3)[0] == s.kto_loss(a, b, c, d, 0.3, None, (1, 1))[0]
 
 
 def test_simpo_margin_is_met_at_loss_log_2():
@@ -719,7 +729,7 @@ def world():
 
 
 def test_kl_falls_as_the_price_rises_and_verified_rewards_rise(world):
-    for method in ("PPO", "GRPO, k3 loss", "DPO", "PPO, verified"):
+    for method in ("PPO", "GRPO, k3", "DPO", "PPO, verified"):
         found = []
         for beta in (0.1, 3.0):
             policy, _, _ = s.train(method, beta, world, np.random.default_rng(0))
@@ -817,9 +827,10 @@ def test_the_table_shows_what_was_judged_and_says_who_is_ahead(world, monkeypatc
         "90",
         *"12345 6.7 one two three".split(),
     )
+    assert "METHODS  judged by the true reward" in out and "Share: of the gain possible" in out
     assert "DPO (90 %) is ahead of PPO (70 %)" in out
     assert "PPO (70 %) is level with PPO, verified (71 %)" in out
-    assert "GRPO, k3 loss (50 %) is level with GRPO, KL paid (50 %)" in out
+    assert "GRPO, k3 (50 %) is level with GRPO, KL paid (50 %)" in out
     best = [line for line in out.splitlines() if line.startswith("best-of-n")]
     for line, n in zip(best, (4, 16, 64)):
         true, kl = s.best_of_n(world.learned, world.truth, n)
@@ -831,11 +842,11 @@ def test_the_table_shows_what_was_judged_and_says_who_is_ahead(world, monkeypatc
 
 
 def test_the_table_says_the_opposite_when_the_numbers_do(world, monkeypatch, capsys):
-    shares = {"DPO": 0.6, "PPO": 0.9, "PPO, verified": 0.8, "GRPO, k3 loss": 0.6}
+    shares = {"DPO": 0.6, "PPO": 0.9, "PPO, verified": 0.8, "GRPO, k3": 0.6}
     out = told(world, monkeypatch, capsys, shares)
     assert "DPO (60 %) is behind PPO (90 %)" in out
     assert "PPO (90 %) is ahead of PPO, verified (80 %)" in out
-    assert "GRPO, k3 loss (60 %) is ahead of GRPO, KL paid (50 %)" in out
+    assert "GRPO, k3 (60 %) is ahead of GRPO, KL paid (50 %)" in out
     ceiling = s.share_of(world.reachable, world.start + 0.6, 1.0, world)
     assert math.isfinite(ceiling)
 
@@ -892,6 +903,27 @@ def test_seconds_and_tokens_are_those_of_the_method(world, monkeypatch):
         guesses = "loss" not in s.METHODS[method][1] and method != "PPO, verified"
         assert seconds == (102 if guesses else 2), method
         assert (drawn == 0) == ("loss" in s.METHODS[method][1]), method
+
+
+@pytest.mark.parametrize("model", ["knows nothing", "knows the truth"])
+def test_the_report_scores_the_reference_and_the_reward_model(world, monkeypatch, capsys, model):
+    def learned_rewards(params, tokens):
+        return s.true_rewards(tokens) if model == "knows the truth" else np.zeros(len(tokens))
+
+    monkeypatch.setattr(s, "make_world", lambda tokens, size, rng: world)
+    monkeypatch.setattr(s, "learned_rewards", learned_rewards)
+    monkeypatch.setattr(s, "report_methods", lambda *_: None)
+    s.main(["--seed", "3"])
+    out = " ".join(capsys.readouterr().out.split())
+    logp, mask, _ = s.policy_forward(world.reference, world.held)
+    assert f"The reference has {-logp.sum() / mask.sum():.2f} nats a held-out token." in out
+    assert f"names of true reward {world.start:.2f}, such as" in out
+    found = re.search(
+        r"After 600 choices it predicts (\S+) % of others; the truth itself, (\S+) %", out
+    )
+    right, truth = map(float, found.groups())
+    assert 60 < truth < 90
+    assert right == (50 if model == "knows nothing" else pytest.approx(truth, abs=4))
 
 
 def test_twenty_equal_names_make_a_report(tmp_path, capsys):
