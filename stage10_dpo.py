@@ -327,6 +327,7 @@ def check_range(name, value, low, high=math.inf, above=False):
     """ValueError unless value is a number, low <= value <= high (low < value when above)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise ValueError(f"{name} = {value!r}: expected a number")
+    value = float(value) if isinstance(value, np.floating) else value
     fits = low < value if above else low <= value
     if not (fits and value <= high and value < 1e38):
         bounds = f"{'>' if above else '>='} {low}" + (f" and <= {high}" if high < math.inf else "")
@@ -391,7 +392,7 @@ def kl_divergence(logp, logq, kind="exact"):
         return (np.exp(logp) * (logp - logq)).sum(-1)
     d = logq - logp
     kinds = {"k1": -d, "k2": d * d / 2, "k3": np.expm1(d) - d}
-    if kind not in kinds:
+    if kind not in list(kinds):
         raise ValueError(f"kind = {kind!r}: expected 'exact', 'k1', 'k2' or 'k3'")
     return kinds[kind]
 
@@ -410,6 +411,9 @@ def frontier(rewards, measured, prompt_weights, betas):
     """π* for rewards (P, M), M samples for each of P prompts: a row (KL, mean of `measured`, which
     is (P, M) too) for each beta. The means over prompts use prompt_weights (P,)."""
     rewards, measured = checked(rewards=rewards, measured=measured)
+    if rewards.ndim != 2 or np.shape(prompt_weights) != rewards.shape[:1]:
+        shapes = f"rewards {rewards.shape}, prompt_weights {np.shape(prompt_weights)}"
+        raise ValueError(f"{shapes}: expected (P, M) and (P,)")
     rows = []
     for beta in betas:
         check_range("beta", beta, 0, above=True)
@@ -514,7 +518,8 @@ def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
     check_range("clip", clip, 0, above=True)
     check_range("smallest weight in mask", mask.min(), 0)
     check_range("sum of mask", mask.sum(), 0, above=True)
-    check_range("largest log π/π_old", (logp - old).max(), -math.inf, 80)  # e⁸⁰ fits a float32
+    largest = int(0.9 * math.log(np.finfo(logp.dtype).max))  # e⁷⁹ fits a float32
+    check_range("largest log π/π_old", (logp - old).max(), -math.inf, largest)
     weight = (mask / mask.sum()).astype(logp.dtype)
     ratio = np.exp(logp - old)
     free = ratio * A
@@ -891,13 +896,11 @@ def report(args):
     check_range("--seed", args.seed, 0)
     check_range(f"number of names in {args.names}", len(tokens), 20)
     rng = np.random.default_rng(args.seed)
+    say(f"THE WORLD  {len(tokens)} names. Training a reference and a reward model ...")
     world = make_world(tokens, FAST if args.fast else FULL, rng)
     logp, mask, _ = policy_forward(world.reference, world.held)
     names = decode(sample(world.reference, world.judged[:6], rng))
-    say(
-        f"THE WORLD  The reference has {-logp.sum() / mask.sum():.2f} nats a held-out token.",
-        end="",
-    )
+    say(f"The reference has {-logp.sum() / mask.sum():.2f} nats a held-out token.", end="")
     say(f" It writes names of true reward {world.start:.2f}, such as")
     say("   " + "   ".join(f"{name} {true_reward(name):+.1f}" for name in names))
     chosen, rejected = prefer(world.reference, rng.choice(world.prompts, 2000), rng)
