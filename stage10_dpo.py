@@ -158,7 +158,7 @@ def new_network(rng, n_out, dtype=np.float32):
 
 
 def network_forward(params, contexts):
-    """contexts (N, CONTEXT) of tokens -> (z (N, n_out), x (N, wide), h (N, HIDDEN))."""
+    """Places' contexts (places, CONTEXT) -> (z (places, n_out), x before the layer, h after it)."""
     x = params["E"][contexts].reshape(len(contexts), CONTEXT * EMBEDDING)
     h = np.tanh(x @ params["W1"] + params["b1"])
     return h @ params["W2"] + params["b2"], x, h
@@ -184,9 +184,9 @@ def places_forward(params, tokens):
 def places_backward(dz, cache):
     """dz (B, T, n_out) -> gradients by parameter name."""
     params, mask, contexts, x, h = cache
-    dz = dz[mask].astype(h.dtype)  # (N, n_out), N places
-    da = (dz @ params["W2"].T) * (1 - h * h)  # (N, HIDDEN)
-    dx = (da @ params["W1"].T).reshape(-1, EMBEDDING)  # (N·CONTEXT, EMBEDDING)
+    dz = dz[mask].astype(h.dtype)  # (places, n_out)
+    da = (dz @ params["W2"].T) * (1 - h * h)  # (places, HIDDEN)
+    dx = (da @ params["W1"].T).reshape(-1, EMBEDDING)  # (places·CONTEXT, EMBEDDING)
     one_hot = (np.arange(VOCABULARY)[:, None] == contexts.reshape(-1)).astype(dx.dtype)
     return {"E": one_hot @ dx, "W1": x.T @ da, "b1": da.sum(0), "W2": h.T @ dz, "b2": dz.sum(0)}
 
@@ -858,8 +858,9 @@ def report_methods(world, rng, fast):
         share = 100 * share_of(world.best, true, kl, world)
         star = "*" if share_of(world.reachable, true, kl, world) >= 1 else " "
         rows.setdefault(method, []).append((setting, true, believed, share))
-        say(f"{method:14s}{setting:7g}{true:7.2f}{believed:+9.2f}{kl:6.2f} {share:5.0f} %", end="")
-        say(f"{star}{tokens:8.0f}{seconds:9.1f}  {names}")
+        shown = f"{share:5.0f} %{star}" if math.isfinite(share) else "     -  "
+        say(f"{method:14s}{setting:7g}{true:7.2f}{believed:+9.2f}{kl:6.2f} {shown}", end="")
+        say(f"{tokens:8.0f}{seconds:9.1f}  {names}")
 
     for n in (4, 16, 64):
         true, kl = best_of_n(world.learned, world.truth, n)
@@ -880,7 +881,8 @@ def report_methods(world, rng, fast):
         finite = ([row[3] for row in rows[m] if math.isfinite(row[3])] for m in (one, other))
         a, b = (np.mean(shares or math.nan) for shares in finite)
         verdict = "is ahead of" if a > b + 2 else "is behind" if a < b - 2 else "is level with"
-        say(f"{question} {one} ({a:.0f} %) {verdict} {other} ({b:.0f} %).")
+        if math.isfinite(a + b):
+            say(f"{question} {one} ({a:.0f} %) {verdict} {other} ({b:.0f} %).")
     beta, true, believed, _ = rows["PPO"][-1]
     top, at = max((row[1], row[0]) for row in rows["PPO"])
     say(f"At β = {beta:g} PPO believes in a gain of {believed:.1f}; the truth goes from", end="")

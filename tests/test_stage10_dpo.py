@@ -931,7 +931,21 @@ def test_twenty_equal_names_make_a_report(tmp_path, capsys):
     path.write_text("anna\n" * 20)
     with np.errstate(all="raise", under="ignore"):
         s.main(["--fast", "--names", str(path)])
-    assert "With the truth as reward it goes to" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "With the truth as reward it goes to" in out and "nan %" not in out
+
+
+def test_where_nothing_can_be_gained_no_share_is_shown(world, monkeypatch, capsys):
+    """A reference that writes one name only: no percentages, and nobody is ahead."""
+    monkeypatch.setattr(world, "truth", np.full_like(world.truth, 4.5))
+    for name in ("best", "reachable"):
+        curve = np.array([[0.0, 4.5], [5.0, 4.5]])
+        monkeypatch.setattr(world, name, curve)
+    monkeypatch.setattr(world, "start", 4.5)
+    out = told(world, monkeypatch, capsys, {})
+    table = [line for line in out.splitlines() if "one two" in line or line.startswith("best-of")]
+    assert all(" -  " in line and "%" not in line for line in table)
+    assert "ahead" not in out and "level" not in out and "nan" not in out
 
 
 # ---------------------------------------------------------------------------------- bad input
