@@ -636,10 +636,11 @@ def train_rl(
 #
 # Where a pair is always chosen the same way, -log σ has no minimum: h → ∞, whatever β. IPO (Azar et
 # al. 2024) asks for a finite margin. Let the reward of an answer be the probability p that it is
-# preferred. Then section 7 makes the best margin h = (p_w - p_l)/β. We do not know p, but least
-# squares can aim at a noisy target whose mean is right. Show each pair in both orders. In the order
-# (winner, loser) the label is 1, the margin h, and the error h - 1/β. In the order (loser, winner)
-# the label is 0, the margin -h, and the error -h - 0. Half the sum of their squares is
+# preferred. Then section 7 makes the best margin h = (p_w - p_l)/β. We do not know p. But over random
+# pairs the mean of h·label is that of h·(p - p′), for every h that is a difference u - u′, and least
+# squares needs no more. Show each pair in both orders. In the order (winner, loser) the label is 1,
+# the margin h, and the error h - 1/β. In the order (loser, winner) the label is 0, the margin -h,
+# and the error -h - 0. Half the sum of their squares is
 #   ½(h - 1/β)² + ½h² = h² - h/β + 1/(2β²) = (h - 1/(2β))² + constant.
 #   ipo      ℓ = (h - 1/(2β))²        ℓ' = 2(h - 1/(2β))      pulls back when h > 1/(2β)
 #   hinge    ℓ = max(0, 1 - βh)       ℓ' = -β [βh < 1]        content with any βh > 1
@@ -909,8 +910,9 @@ def report(args):
     gap = learned_rewards(world.model, chosen) - learned_rewards(world.model, rejected)
     right = 50 + 50 * np.sign(gap).mean()  # a tie counts half
     bayes = 100 * sigmoid(np.abs(true_rewards(chosen) - true_rewards(rejected))).mean()
-    say(f"\nREWARD MODEL  After {len(world.pairs[0])} choices it predicts {right:.1f} %", end="")
-    say(f" of others; the truth itself, {bayes:.1f} %.")
+    drawn = sum(policy_forward(world.reference, side)[1].sum() for side in world.pairs)
+    say(f"\nREWARD MODEL  After {len(world.pairs[0])} choices ({drawn} tokens) it predicts", end="")
+    say(f" {right:.1f} % of others; the truth itself, {bayes:.1f} %.")
     report_methods(world, rng, args.fast)
 
 
@@ -960,7 +962,7 @@ def main(argv=None):
 # 4. Sums in ORPO and SimPO: 1 - P rounds to 1 and short responses win. `length` divides them.
 # 5. Judging by the learned reward: it rises while the text decays. `judge` asks the truth.
 # 6. old_logp renewed after each update: ρ is 1, nothing is clipped. `train_rl` computes it once.
-# 7. One β for all: it means different things. Compare at equal KL, as `used_share` does.
+# 7. One β for all: it means different things. Compare at equal KL, as `share_of` does.
 
 # %% Exercises
 #  1. ★ Read: which line makes the reward model's verdict arrive with the last token?
@@ -972,7 +974,7 @@ def main(argv=None):
 #  7. ★★ Measure the policy gradient's noise without baseline, with the batch mean, with a critic.
 #  8. ★★ Make the verifier wrong in 10 % of its verdicts. At β = 0, does the truth still rise?
 #  9. ★★ Fit reward models to 250, 1000, 4000 pairs: at which KL does the true reward peak in each?
-# 10. ★★★ Sample new pairs from the DPO policy, label, train again. How far above ':' is that?
+# 10. ★★★ Sample new pairs from the DPO policy, label, train again. What share does that reach?
 # 11. ★★★ Average the rewards of five reward models. Does it delay over-optimisation?
 # 12. ★★★ Estimate, from pairs alone, the KL at which the true reward is about to fall.
 

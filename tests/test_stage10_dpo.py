@@ -137,6 +137,15 @@ def test_conservative_dpo_is_the_expected_loss_under_flips(rng):
     assert abs(s.dpo_loss(np.array([h]), zero, zero, zero, 0.5, 0.1)[1][0]) < 1e-15
 
 
+def test_a_label_may_stand_for_the_difference_of_preferences_in_ipo(rng):
+    """Over random pairs h·label has the mean of h·(p - p′), if h is a difference: enumerated."""
+    u, reward = rng.normal(size=(2, 5))
+    wins = s.sigmoid(reward[:, None] - reward)  # (y, y′)
+    p = wins.mean(1)
+    h = u[:, None] - u
+    np.testing.assert_allclose((h * wins).mean(), (h * (p[:, None] - p)).mean(), rtol=1e-12)
+
+
 def test_ipo_rests_at_its_target_gap():
     zero = np.zeros(3)
     loss, dchosen, _, _, _ = s.dpo_loss(zero + 1 / (2 * 0.25), zero, zero, zero, 0.25, kind="ipo")
@@ -919,7 +928,7 @@ def test_the_report_scores_the_reference_and_the_reward_model(world, monkeypatch
     assert f"The reference has {-logp.sum() / mask.sum():.2f} nats a held-out token." in out
     assert f"names of true reward {world.start:.2f}, such as" in out
     found = re.search(
-        r"After 600 choices it predicts (\S+) % of others; the truth itself, (\S+) %", out
+        r"600 choices \(\d+ tokens\) it predicts (\S+) % of others; the truth itself, (\S+) %", out
     )
     right, truth = map(float, found.groups())
     assert 60 < truth < 90
