@@ -636,11 +636,11 @@ def train_rl(
 #
 # Where a pair is always chosen the same way, -log σ has no minimum: h → ∞, whatever β. IPO (Azar et
 # al. 2024) asks for a finite margin. Let the reward of an answer be the probability p that it is
-# preferred. Then section 7 makes the best margin h = (p_w - p_l)/β. We do not know p. But over random
-# pairs the mean of h·label is that of h·(p - p′), for every h that is a difference u - u′, and least
-# squares needs no more. Show each pair in both orders. In the order (winner, loser) the label is 1,
-# the margin h, and the error h - 1/β. In the order (loser, winner) the label is 0, the margin -h,
-# and the error -h - 0. Half the sum of their squares is
+# preferred. Then section 7 makes the best margin h = (p_w - p_l)/β. We do not know p. But over
+# random pairs h·label has the same mean as h·(p - p′), for every h that is a difference u - u′, and
+# least squares needs no more. Show each pair in both orders. In the order (winner, loser) the label
+# is 1, the margin h, and the error h - 1/β. In the order (loser, winner) the label is 0, the margin
+# -h, and the error -h - 0. Half the sum of their squares is
 #   ½(h - 1/β)² + ½h² = h² - h/β + 1/(2β²) = (h - 1/(2β))² + constant.
 #   ipo      ℓ = (h - 1/(2β))²        ℓ' = 2(h - 1/(2β))      pulls back when h > 1/(2β)
 #   hinge    ℓ = max(0, 1 - βh)       ℓ' = -β [βh < 1]        content with any βh > 1
