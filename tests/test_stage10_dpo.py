@@ -1096,6 +1096,8 @@ def test_logarithms_of_zero_and_of_nothing_else():
     logits = np.array([[[0.0, -math.inf], [-math.inf, 3.0]]])
     np.testing.assert_array_equal(s.sequence_logprob(logits, [[0, 1]], None, True), [[0, 0]])
     assert s.sequence_logprob(logits, [[1, 1]]) == -math.inf
+    never = np.array([[[0.0, -math.inf], [5.0, -math.inf]]])  # a token that is nowhere possible
+    assert s.sequence_logprob(never, [[0, 0]]) == 0
     for impossible in (-math.inf, math.inf, math.nan):
         logits[0, 1] = impossible
         with pytest.raises(ValueError, match="a row of logits is nan"):
