@@ -592,6 +592,7 @@ def test_reinforcement_takes_the_slopes_that_the_file_derives(
     assert (policy_optimizer.learning_rate, policy_optimizer.steps) == (0.01, 24)
     assert len(critic_optimizer.seen) == (12 if kind == "ppo" else 0)
     assert (policies[0]["W1"] == reference["W1"]).all()
+    assert (critic_optimizer.learning_rate, critic_optimizer.steps) == (0.01, 24)
     masks = [s.policy_forward(reference, tokens)[1] for tokens in drawn]
     assert count == sum(mask.sum() for mask in masks)
     for i in (0, 1):  # the KL seen in the batches before
@@ -774,6 +775,28 @@ def test_a_world_is_split_before_anything_is_learned(monkeypatch):
     assert (np.diff(world.best[:, 0]) > 0).all() and (np.diff(world.best[:, 1]) > 0).all()
     reached = np.interp(world.reachable[:, 0], *world.best.T)
     assert (world.reachable[1:-1, 1] <= reached[1:-1] + 1e-9).all()
+
+
+def test_the_methods_run_with_what_the_sweep_chose():
+    """Rates and settings are those of the kept table: the rate in bold, and its settings."""
+    table = (ROOT / "benchmarks" / "results" / "stage10_sweep.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    rows = [row for row in rows if len(row) == 9]
+    rates = rows[0][1:7]
+    assert {row[0] for row in rows[2:]} == set(s.METHODS)
+    for method, *scores, chosen, _ in rows[2:]:
+        settings, options = s.METHODS[method]
+        (best,) = (float(rate) for rate, cell in zip(rates, scores) if cell.startswith("**"))
+        assert options.get("learning_rate", 2e-3) == best, method
+        np.testing.assert_allclose(
+            [a for a in settings if a], [float(a) for a in chosen.split(", ")]
+        )
+
+
+def test_an_answer_has_as_many_tokens_as_samples_show(world):
+    tokens = s.sample(world.reference, world.judged, np.random.default_rng(0))
+    mask = s.policy_forward(world.reference, tokens)[1]
+    assert world.answer == pytest.approx(mask.sum(1).mean(), abs=0.3)
 
 
 def test_the_judge_asks_the_truth(world):
