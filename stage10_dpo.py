@@ -779,9 +779,9 @@ METHODS = {  # name: values of β (of n), options (the learning rate is 2e-3 unl
     "DPO": ((1, 0.5, 0.25), {"loss": dpo_loss}),
     "IPO": ((0.14, 0.1, 0.05), {"loss": dpo_loss, "kind": "ipo"}),
     "KTO": ((1.8, 0.7, 0.27), {"loss": kto_loss}),
-    "ORPO": ((4, 8, 64), {"loss": orpo_loss}),
+    "ORPO": ((2, 8, 32), {"loss": orpo_loss, "learning_rate": 4e-3}),
     "SimPO": ((4, 0.5, 0.25), {"loss": simpo_loss, "gamma": 0.5, "learning_rate": 5e-4}),
-    "PPO, verified": ((1, 0.7, 0.35, 0), {"kind": "ppo", "learning_rate": 4e-3}),
+    "PPO, verified": ((1, 0.5, 0.35, 0), {"kind": "ppo"}),
 }
 
 
