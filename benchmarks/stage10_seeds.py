@@ -130,7 +130,7 @@ def one_seed(seed, size):
     extra["letters in a name: reference"] = world.answer
     for by_response in (True, False):
         lengths = []
-        for _ in range(2):  # one run is noisy
+        for _ in range(8):  # one run is noisy
             policy, _ = s10.train_rl(
                 "grpo", world.reference, ends_in_vowel, world.prompts, 0.0, size["iterations"],
                 rng, by_response=by_response,
