@@ -538,9 +538,9 @@ def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
 # answers with A = -1 have 2 and 8 tokens: each token of the first is pushed down by 1/2, of the
 # second by 1/8. Long is the mildest way to be wrong and short, by the same sum, the best way to be
 # right. A mean over all tokens of the batch (DAPO, Yu et al. 2025) or a division by a constant (Dr.
-# GRPO) treats tokens alike. We do the former; `by_response` is the paper's mean. In our world, whose
-# answers are short, it hardly shows: asked for a vowel at the end and nothing else, names of 5.8
-# letters end with 4.8 and 4.7 (24 runs each; benchmarks/stage10_seeds.py).
+# GRPO) treats tokens alike. We do the former; `by_response` is the paper's mean. In our world the
+# bias does not show: asked for a vowel at the end and nothing else, names of 5.8 letters end with
+# 4.8 under the paper's mean and 4.7 under ours (24 runs each; benchmarks/stage10_seeds.py).
 # The price of KL. PPO pays through its rewards: each token costs β log(π_old/π_ref) on the spot,
 # the verdict comes with the last (Ouyang et al. 2022). GRPO adds β·mean k3 to the loss. By section
 # 6, ∂k3/∂log π = 1 - π_ref/π. A catch: averaged over samples of π this is
