@@ -62,7 +62,7 @@ def prose(path):
     section, parts = "", defaultdict(list)
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if title := re.match(r"# %% (?:(\d+)\. )?(.+)$", token.string):
-            section = f"§{title[1]}" if title[1] else title[2].split()[-1].lower()
+            section = f"§{title[1]}" if title[1] else title[2].lower()
         elif token.type == tokenize.COMMENT:
             parts[section].append(token.string.lstrip("#:").strip())
         elif token.type == tokenize.STRING and token.string.endswith('"""'):
