@@ -30,9 +30,11 @@ Hong et al. 2024, ORPO; Meng et al. 2024, SimPO; Shao et al. 2024, DeepSeekMath 
 
 import argparse
 import functools
+import json
 import math
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -772,6 +774,144 @@ def report(args):
         train_rl("ppo", reference, model, prompts, beta, n_rl, rng, watch)
 
 
+# %% Your own preferences
+# The command `dpo` trains a checkpoint that the capstone trained or transformers wrote on pairs of
+# answers. The capstone gives the mean of -log π over an answer's tokens, and its gradient in all
+# weights. No more is needed, because DPO's gradient is a weighted sum of such gradients,
+#   ∂L/∂θ = Σ over pairs of (∂L/∂log π(y_w)) ∇log π(y_w) + (∂L/∂log π(y_l)) ∇log π(y_l),
+# and dpo_loss computes the weights.
+def read_pairs(path, text, tokenizer, end):
+    """[(chosen, rejected)] from lines {"prompt": ..., "chosen": ..., "rejected": ...}, where each
+    answer is (idx, targets), (1, T), -1 for what is ignored; ValueError names the damaged lines."""
+    pairs, damaged = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            prompt, *answers = (entry[field] for field in ("prompt", "chosen", "rejected"))
+            if not all(isinstance(text, str) for text in (prompt, *answers)):
+                raise TypeError("prompt, chosen and rejected must be texts")
+            if answers[0] == answers[1]:
+                raise ValueError("chosen and rejected are the same")
+            start, pair = [*tokenizer.encode(prompt, add_special_tokens=True)], []
+            for answer in answers:
+                ids = np.array([*start, *tokenizer.encode(answer), *end])
+                targets = ids[1:].copy()
+                targets[: max(0, len(start) - 1)] = -1
+                pair.append((ids[None, :-1], targets[None]))
+            pairs.append(pair)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            damaged.append(f"line {number} ({error!r:.100})")
+    if damaged:
+        found = f"{len(damaged)} damaged lines, such as {', '.join(damaged[:4])}"
+        raise ValueError(f"{path}: expected prompt, chosen and rejected in every line; {found}")
+    return pairs
+
+
+def dpo_step(model, pairs, reference, beta):
+    """The mean DPO loss of pairs, given log π_ref (N, 2), and its gradient, like model.flat."""
+    total, gradient = 0.0, np.zeros_like(model.flat)
+    for pair, ref in zip(pairs, reference):
+        logps, slopes = [], []
+        for idx, targets in pair:
+            length = (targets >= 0).sum()
+            loss, grads = model.loss_and_grads(idx, targets, scale=-length)
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss has become {loss}: lower --learning_rate")
+            logps.append([-loss * length])  # log π(y|x), and ∇log π(y|x)
+            slopes.append(grads.flat)
+        loss, *weights, _, _ = dpo_loss(*logps, *ref[:, None], beta)
+        total += loss / len(pairs)
+        for weight, slope in zip(weights, slopes):
+            gradient += float(weight[0]) / len(pairs) * slope
+    return total, gradient
+
+
+def answers_logprob(model, pairs):
+    """log π(y|x) of every answer, (N, 2)."""
+    both = [[-model.loss(*answer) * (answer[1] >= 0).sum() for answer in pair] for pair in pairs]
+    return np.array(both)
+
+
+def drawn_kl(model, base, prompts, end, rng, longest=32):
+    """KL(π‖π_ref) in nats of π's answers to prompts (1, T): one is drawn for each, and the exact KL
+    of its tokens' distributions summed, of at most `longest` tokens; the mean over the prompts."""
+    kls = []
+    for prompt in prompts:
+        answer, room = [], model.config.block_size - prompt.shape[1]
+        for token in model.stream(prompt, min(longest, room + 1), seed=rng):
+            answer.append(int(token[0]))
+            if answer[-len(end) :] == end:
+                break
+        idx = np.concatenate([prompt, [answer[:-1]]], 1).astype(np.int64)
+        logits, base_logits = (m.logits(idx)[0, prompt.shape[1] - 1 :] for m in (model, base))
+        kls.append(kl_divergence(logits, base_logits).sum())
+    return float(np.mean(kls))
+
+
+def tell(line):
+    """Print a line. Where nobody reads any more, training goes on and saves what it has learned."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        drop_unwritten()
+
+
+def dpo_command(args):
+    """Train a checkpoint on preference pairs and save it."""
+    try:
+        import capstone_gpt as gpt
+    except ImportError:
+        raise ValueError("dpo needs capstone_gpt.py beside this file") from None
+    out, rng = Path(args.out), np.random.default_rng(args.seed)
+    if out.exists():
+        raise ValueError(f"--out {out} exists already; expected the name of a new directory")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
+        (base, tokenizer), (model, _) = (gpt.load(gpt.checkpoint_of(args.base)) for _ in range(2))
+        _, ends = gpt.bos_and_eos(base)
+        end = [*(ends[:1] or tokenizer.encode("\n\n"))]
+        read = read_pairs(args.pairs, "".join(gpt.stream_text(args.pairs)), tokenizer, end)
+        T = base.config.block_size
+        pairs = [pair for pair in read if max(idx.shape[1] for idx, _ in pair) <= T]
+        cut = min(len(pairs) - 1, math.ceil(0.9 * len(pairs)))
+        if cut < 1:
+            raise ValueError(f"{args.pairs}: expected two pairs or more that fit, one held out")
+        what = f"the token {ends[0]}" if ends else "a blank line, as the model has no end token"
+        tell(f"Every answer ends with {what}.")
+        tell(f"{len(read) - len(pairs)} pairs are left out, longer than {T} tokens. {cut} are")
+        tell(f"learned from, {len(pairs) - cut} are held out. The loss begins at log 2 = 0.693.")
+        reference = answers_logprob(base, pairs)  # (N, 2)
+        optimizer, rate = gpt.AdamW(model.params, weight_decay=0.0), args.learning_rate
+        for step in range(args.steps):
+            pick = rng.integers(0, cut, args.batch_size)
+            loss, gradient = dpo_step(model, [pairs[i] for i in pick], reference[pick], args.beta)
+            norm = math.sqrt(float(gradient @ gradient))
+            if not math.isfinite(norm):
+                raise ValueError(f"the gradient has become {norm}: lower --learning_rate")
+            now = gpt.warmup_cosine(step, rate, rate / 10, args.steps // 10, args.steps)
+            optimizer.step(gradient, norm, now)
+            if (step + 1) % max(1, args.steps // 10) == 0:
+                tell(f"step {step + 1} of {args.steps}: loss {loss:.3f}")
+        held = pairs[cut:]
+        logps = answers_logprob(model, held)
+        loss, _, _, chosen, rejected = dpo_loss(*logps.T, *reference[cut:].T, args.beta)
+        right = 50 + 50 * np.sign(chosen - rejected).mean()  # a tie counts half
+        prompts = [pair[0][0][:, : (pair[0][1] < 0).sum() + 1] for pair in held[:16]]
+        kl = drawn_kl(model, base, prompts, end, rng)
+        gap = np.mean(chosen - rejected)
+        tell(f"held out: loss {loss:.3f}, {right:.0f} % of pairs in the right order,")
+        tell(f"rewards {chosen.mean():+.3f} and {rejected.mean():+.3f}, margin {gap:+.3f};")
+        tell(f"KL from the base {kl:.3f} nats in an answer's first tokens, up to 32")
+        if chosen.mean() < 0:
+            tell("The chosen answers, too, have become less likely: try a lower --learning_rate.")
+        part = Path(folder) / out.name
+        model.save_pretrained(part)
+        os.replace(part, out)
+    tell(f"Saved in {out}.")
+
+
 def drop_unwritten():
     """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
     try:
@@ -780,29 +920,62 @@ def drop_unwritten():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are one line, whatever it is that they quote."""
+
+    def error(self, message):
+        line = " ".join(f"stage10_dpo.py: error: {message}".split())
+        self.exit(2, f"{line:.400}\n")
+
+
+def build_parser():
+    """The command line: without a command the report, else dpo."""
+    parser = Parser("stage10_dpo.py", description="Stage 10: from preferences to policies.")
+    parser.set_defaults(run=report)
+    parser.add_argument("--fast", action="store_true", help="a smoke run of every part, 2 s")
+    parser.add_argument("--seed", type=int, default=0, help="fixes every random choice [0]")
+    data = Path(__file__).resolve().parent / "data" / "names.txt"
+    parser.add_argument("--names", default=data, help="a file of lower-case names, one a line")
+    commands = parser.add_subparsers(title="a command for a model of your own")
+    text = "train a model on pairs of answers, one chosen and one rejected"
+    dpo = commands.add_parser("dpo", help=text, description=text)
+    dpo.set_defaults(run=dpo_command)
+    add = dpo.add_argument
+    add("--base", required=True, help="a checkpoint of the capstone or transformers (GPT-2, Llama)")
+    add("--pairs", required=True, help=".jsonl with prompt, chosen and rejected in every line")
+    add("--out", required=True, help="a new directory for the trained model")
+    add("--beta", type=float, default=0.1, help="the price of distance from the base [0.1]")
+    add("--steps", type=int, default=100, help="updates [100]")
+    add("--batch_size", type=int, default=8, help="pairs an update [8]")
+    add("--learning_rate", type=float, default=1e-5, help="the highest [1e-5]")
+    add("--seed", type=int, default=argparse.SUPPRESS, help="fixes every random choice [0]")
+    return parser
+
+
 def main(argv=None):
-    """Run the report; see the module docstring."""
+    """Run the report or the command; see --help."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if it was closed before the start
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter stops nothing
-    parser = argparse.ArgumentParser(description="Stage 10: from preferences to policies.")
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message}\n")
-    parser.add_argument("--fast", action="store_true", help="a smoke run of every part, 2 s")
-    parser.add_argument("--seed", type=int, default=0, help="fixes every random choice (default 0)")
-    data = Path(__file__).resolve().parent / "data" / "names.txt"
-    parser.add_argument("--names", default=data, help="a file of lower-case names, one a line")
+    parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        report(args)
+        for name, value in vars(args).items():
+            lowest = 0 if name == "seed" else 1e-30
+            if type(value) in (int, float) and not lowest <= value < 2**63:
+                limits = f"at least {lowest:g} and below 2**63"
+                raise ValueError(f"--{name} must be {limits}, not {value}")
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
+            args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever was reading has seen enough
         drop_unwritten()
     except KeyboardInterrupt:
         drop_unwritten()
         parser.exit(130, "\n")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:
         drop_unwritten()
-        parser.error(str(error))
+        parser.error(str(error) or "there is not enough memory")
 
 
 # %% Common mistakes
