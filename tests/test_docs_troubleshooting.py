@@ -10,9 +10,10 @@ FILES = {path.stem.split("_")[0]: path for path in sorted(ROOT.glob("stage*.py")
 FILES["capstone"] = ROOT / "capstone_gpt.py"
 TROUBLE, CHOOSING = ROOT / "docs/troubleshooting.md", ROOT / "docs/choosing.md"
 DOCS = [TROUBLE, CHOOSING]
-# A place is written [stage05 §2], [stage05 mistake 3] or [finding leak]. The last lines of a document
-# say where each leads and what stands there, so that what has moved since is noticed.
+# A place is written [stage05 §2], [stage05 mistake 3] or [finding leak]. The last lines of a
+# document say where each leads and what stands there, so that what has moved since is noticed.
 PLACE = re.compile(r"\[((?:stage\d\d|capstone) (?:§|mistake )\d+|finding [a-z-][a-z -]*)\]")
+WRITE = "write an entry for the symptom, or name it in a cause of one"
 DEFINITION = re.compile(rf"^{PLACE.pattern}: .*\n?", re.M)
 
 
@@ -66,10 +67,18 @@ def used(doc):
     return set(PLACE.findall(body(doc)))
 
 
+def definitions(doc):
+    """The lines that should be the last of the document."""
+    wanted = [item for item in PLACES.items() if item[0] in used(doc)]
+    return [f'[{place}]: ../{file} "{words}"' for place, (file, words) in wanted]
+
+
 def entries():
     """(symptom, text) of every entry of troubleshooting.md."""
     parts = re.split(r"^### (.+)\n", body(TROUBLE), flags=re.M)[1:]
-    return [(title, re.split(r"^## ", text, flags=re.M)[0]) for title, text in zip(*[iter(parts)] * 2)]
+    return [
+        (title, re.split(r"^## ", text, flags=re.M)[0]) for title, text in zip(*[iter(parts)] * 2)
+    ]
 
 
 def items(text, bullet):
@@ -87,37 +96,37 @@ def test_every_place_exists(doc):
             hint = "the file has fewer common mistakes; find the one that is meant"
         else:
             hint = "the file has no section of this number; find the one that is meant"
-        assert place in PLACES, f"{doc.name} refers to [{place}]: {hint}"
+        if place not in PLACES:
+            pytest.fail(f"{doc.name} refers to [{place}]: {hint}")
 
 
 @pytest.mark.parametrize("doc", DOCS, ids=lambda doc: doc.stem)
 def test_the_last_lines_say_what_stands_at_every_place(doc):
-    lines = [
-        f'[{place}]: ../{file} "{words}"'
-        for place, (file, words) in PLACES.items()
-        if place in used(doc)
-    ]
     there = [match[0].rstrip() for match in DEFINITION.finditer(doc.read_text(encoding="utf-8"))]
-    moved = sorted(set(there) ^ set(lines))
-    message = (
-        f"in {doc.name} these definitions differ from the files: {moved}. If a section or a mistake "
-        "has moved, first correct the places in the text; then let the last lines be\n"
-    )
-    assert there == lines, message + "\n".join(lines)
+    due = definitions(doc)
+    if there != due:
+        wrong = [line for line in there if line not in due]
+        missing = [line for line in due if line not in there]
+        pytest.fail(
+            f"the last lines of {doc.name} do not say what stands in the files.\n"
+            + "\n".join(["wrong:", *wrong, "missing:", *missing])
+            + "\nIf a section or a mistake has moved, first correct its places in the text; then "
+            "python tests/test_docs_troubleshooting.py writes the last lines anew."
+        )
 
 
 def test_every_common_mistake_has_a_symptom():
-    for place, (file, words) in PLACES.items():
-        if " mistake " in place:
-            hint = f"docs/troubleshooting.md lacks [{place}] ({words} ..., in {file}): write an entry "
-            assert place in used(TROUBLE), hint + "for its symptom, or add it to a cause of one"
+    found = {place for place in PLACES if " mistake " in place}
+    assert len(found) >= 60, "the common mistakes could not be read from the files"
+    lacking = [f"[{place}] ({PLACES[place][1]})" for place in sorted(found - used(TROUBLE))]
+    assert not lacking, f"docs/troubleshooting.md lacks {lacking}: {WRITE}"
 
 
 def test_every_finding_of_stage_8_has_a_symptom():
-    assert len(findings()) >= 20, "the findings of diagnose could not be read from stage 8"
-    for name, where in findings().items():
-        hint = f"docs/troubleshooting.md lacks [finding {name}] ({where} of stage 8): write an entry "
-        assert f"finding {name}" in used(TROUBLE), hint + "for its symptom, or add it to a cause"
+    found = {place for place in PLACES if place.startswith("finding ")}
+    assert len(found) >= 20, "the findings of diagnose could not be read from stage 8"
+    lacking = [f"[{place}]" for place in sorted(found - used(TROUBLE))]
+    assert not lacking, f"docs/troubleshooting.md lacks {lacking}: {WRITE}"
 
 
 def test_every_entry_tells_how_to_tell_and_every_cause_where():
@@ -135,7 +144,7 @@ def test_every_entry_tells_how_to_tell_and_every_cause_where():
 
 
 def test_no_advice_without_its_ground():
-    """Each item of choosing.md names a place in the files, kept results, or a paper with its year."""
+    """Each item of choosing.md names a place in the files, kept results or a paper and its year."""
     advice = items(body(CHOOSING), "-")
     assert len(advice) >= 40
     for item in advice:
@@ -151,7 +160,9 @@ def test_copied_rows_are_still_in_the_results():
         rows = (ROOT / name).read_text(encoding="utf-8").splitlines()
         for row in table.splitlines()[2:]:
             label, *cells = (cell.strip(" *") for cell in row.strip("|").split("|"))
-            theirs = [r for r in rows if [c.strip(" *") for c in r.strip("|").split("|")][0] == label]
+            theirs = [
+                r for r in rows if [c.strip(" *") for c in r.strip("|").split("|")][0] == label
+            ]
             numbers = {number for r in theirs for number in re.findall(r"\d[\d.,]*", r)}
             for cell in cells:
                 for number in re.findall(r"\d[\d.,]*", cell):
@@ -172,3 +183,8 @@ def test_form(doc):
     }
     for anchor in re.findall(r"\]\(#([^)]+)\)", text):
         assert anchor in anchors, f"{doc.name} links to #{anchor}, which is no heading"
+
+
+if __name__ == "__main__":  # write the last lines of both documents anew
+    for document in DOCS:
+        document.write_text("\n".join([body(document), *definitions(document), ""]), "utf-8")
