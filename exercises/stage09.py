@@ -7,8 +7,8 @@ import numpy as np
 import stage09_lora as stage
 
 # %% 1. ★ (by hand) Two steps with a plug
-# As on the first page: y = xW + (xA)B, one step down on ½‖y - wanted‖² at a time. Here W is the
-# unit matrix [[1, 0], [0, 1]], x = [1, 2], wanted = [3, 2], the learning rate is 1/6, and A = [1, 1]
+# As on the first page: y = xW + (xA)B, one step down on ½‖y - wanted‖² at a time. W is the unit
+# matrix [[1, 0], [0, 1]], x = [1, 2], wanted = [3, 2], the learning rate is 1/6, and A = [1, 1]
 # (a column), B = [0, 0] (a row) at first. Do two steps on paper.
 # ANSWER_1:  B after the first step, a list of two numbers.
 # ANSWER_1B: A after the second step, a list of two numbers, to three digits.
