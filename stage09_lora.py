@@ -1375,22 +1375,20 @@ def main(argv=None):
 #    best rates in METHODS lie far apart.
 
 # %% Exercises
-#  1. ★ (reading) Which arrays does `lora_backward` use that `linear_backward` does not?
-#  2. ★ (pencil) At which rank does LoRA on a (64, 256) matrix train as many numbers as it has?
-#  3. ★ (experiment) Predict, then run: B random and A zero. What do the first two steps change?
-#  4. ★★ (pencil) Derive dA = s·G·Bᵀ and dB = s·Aᵀ·G from L(W + sAB) alone, without x.
-#  5. ★★ (code) Houlsby et al. plug y = x + GELU(x·down)·up in at attn.adapter and mlp.adapter; up
-#     is 0 at first. Write the class and its backward. Why can it not be merged?
-#  6. ★★ (code) Prefix tuning trains keys and values in front of every layer's own, at attn.kv.
-#     Write it. What must `attention_forward` change, so that everyone sees them?
-#  7. ★★ (experiment) LoRA+ (Hayou et al. 2024) gives B a larger rate than A. Find the best ratio.
-#  8. ★★ (measurement) Hold n constant in DoRA's backward, as its paper does: loss and seconds?
-#  9. ★★ (code) Quantise absmax too (QLoRA's double quantisation). Bits saved, error added?
-# 10. ★★ (experiment) Mix a tenth of stories into every batch of verses. What is forgotten now?
-# 11. ★★★ (code) Start A and B from W's first r singular vectors and freeze the rest (PiSSA, Meng
-#     et al. 2024). Is it faster, at its own best rate?
-# 12. ★★★ (research) Share out a budget of ranks among the matrices by their spectra (AdaLoRA, Zhang
-#     et al. 2023). Does it pay at this size, and how would you know before training?
+# They are in exercises/stage09.py, and `python exercises` checks them.
+#  1. ★ (by hand) Two steps with a plug
+#  2. ★ (by hand) When LoRA saves nothing
+#  3. ★ (explain) The other way round
+#  4. ★★ (derive) Two shadows of one gradient
+#  5. ★★ (find the bug) It trains, and the check complains
+#  6. ★★ (implement) A layer that cannot be merged
+#  7. ★★ (derive) Four bits and a little more
+#  8. ★★ (implement) Eight bits, row by row
+#  9. ★★ (measure) Blocks of 64, or of 512
+# 10. ★★★ (implement) Two voices in one adapter
+# 11. ★★★ (derive) Starting from W's own directions
+# 12. ★★ (research) A tenth of the old text
+# 13. ★★★ (project) A voice in a thousand numbers
 
 # %% Where this leads
 # An adapter teaches a model a text's manner; nobody has said yet which of two answers is *better*.

@@ -1139,18 +1139,20 @@ def main(argv=None):
 # 7. One β for all: it means different things. Compare at equal KL, as `share_of` does.
 
 # %% Exercises
-#  1. ★ Read: which line makes the reward model's verdict arrive with the last token?
-#  2. ★ By hand: dpo_loss where log π = log π_ref in all pairs. Why is it log 2 whatever β?
-#  3. ★ Show that adding any c(x) to the reward changes neither reward_loss nor π*.
-#  4. ★★ Check `ppo_loss` and the hinge against central differences; where does that fail, and why?
-#  5. ★★ Print σ(-βh) for every training pair after DPO. Which still pull? Are their labels wrong?
-#  6. ★★ Flip 30 % of the labels. Compare label_smoothing 0 and 0.3, DPO and IPO, by true reward.
-#  7. ★★ Measure the policy gradient's noise without baseline, with the batch mean, with a critic.
-#  8. ★★ Make the verifier wrong in 10 % of its verdicts. At β = 0, does the truth still rise?
-#  9. ★★ Fit reward models to 250, 1000, 4000 pairs: at which KL does the true reward peak in each?
-# 10. ★★★ Sample new pairs from the DPO policy, label, train again. What share does that reach?
-# 11. ★★★ Average the rewards of five reward models. Does it delay over-optimisation?
-# 12. ★★★ Estimate, from pairs alone, the KL at which the true reward is about to fall.
+# They are in exercises/stage10.py, and `python exercises` checks them.
+#  1. ★ (by hand) What a majority says
+#  2. ★ (by hand) Who deserves the reward?
+#  3. ★ (explain) No brake, and no accident
+#  4. ★★ (derive) The best policy that stays near
+#  5. ★★ (implement) DPO
+#  6. ★★ (find the bug) Clipped on the wrong side, too
+#  7. ★★ (derive) When some labels are wrong
+#  8. ★★ (derive) Best of sixteen
+#  9. ★★ (measure) Three ways to estimate a distance
+# 10. ★★★ (implement) A token's say
+# 11. ★★★ (derive) The calmest baseline
+# 12. ★★ (research) A verifier that errs
+# 13. ★★★ (project) Without the truth
 
 # %% Where this leads
 # These losses align the models in daily use: InstructGPT's heirs with PPO, many open models with
