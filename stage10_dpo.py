@@ -20,7 +20,6 @@ against distance from the start can be computed, and every method judged by it.
 
     python stage10_dpo.py [--fast] [--seed N] [--names FILE]              the report, half a minute
     python stage10_dpo.py dpo --base DIR --pairs pairs.jsonl --out DIR    your own preferences
-
 A line of pairs.jsonl: {"prompt": ..., "chosen": ..., "rejected": ...}, the answers without the
 prompt. `dpo` needs capstone_gpt.py beside this file.
 
@@ -223,8 +222,6 @@ def sequence_logprob(logits, tokens, mask=None, per_token=False):
     if logits.ndim != 3 or not logits.shape[:2] == tokens.shape == mask.shape:
         shapes = f"logits {logits.shape}, tokens {tokens.shape}, mask {mask.shape}"
         raise ValueError(f"{shapes}: expected (B, T, V), (B, T), (B, T)")
-    if not np.isfinite(logits.max(-1)).all():  # a row of nothing but -inf has no softmax either
-        raise ValueError("a row of logits is nan, inf or all -inf: expected finite numbers")
     terms = np.take_along_axis(log_softmax(logits), tokens[..., None], axis=-1)[..., 0]
     return np.where(mask, terms, 0) if per_token else np.where(mask, terms, 0).sum(-1)
 
@@ -265,8 +262,9 @@ class Adam:
     """Adam with weight decay and clipping (stage 4); 20 steps of warmup, then a fall to 0."""
 
     def __init__(self, params, learning_rate, steps, weight_decay=0.0):
+        check_number("steps", steps, 1, kind=numbers.Integral)
         self.params, self.learning_rate = params, learning_rate
-        self.steps, self.weight_decay = check_count("steps", steps), weight_decay
+        self.steps, self.weight_decay = steps, weight_decay
         self.t = 0
         self.m = dict.fromkeys(params, 0.0)
         self.v = dict.fromkeys(params, 0.0)
@@ -335,21 +333,15 @@ def checked(**arrays):
     return [array * 1.0 for array in arrays.values()]
 
 
-def check_range(name, value, low, high=1e38, above=False):
-    """ValueError unless value is a number, low <= value <= high (low < value when above)."""
+def check_number(name, value, low, high=1e38, above=False, kind=numbers.Real):
+    """ValueError unless value is a number of that kind in [low, high] (in (low, high] if above)."""
     if isinstance(value, np.floating):
         value = float(value)
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high or (above and value == low):
+    right_kind = isinstance(value, kind) and not isinstance(value, bool)
+    if not right_kind or not low <= value <= high or (above and value == low):
+        what = "a number" if kind == numbers.Real else "a whole number"
         bounds = f"{'>' if above else '>='} {low:g} and <= {high:g}"
-        raise ValueError(f"{name} = {value!r:.20}: expected a number {bounds}")
-
-
-def check_count(name, value):
-    """value as an int; ValueError unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} = {value!r:.20}: expected a whole number >= 1")
-    return int(value)
+        raise ValueError(f"{name} = {value!r:.20}: expected {what} {bounds}")
 
 
 def reward_loss(chosen_rewards, rejected_rewards):
@@ -410,16 +402,16 @@ def kl_divergence(logp, logq):
 # cannot sum over all y, but M samples of π_ref stand for π_ref with 1/M each, and π* gives them the
 # weights w = softmax(r/β). Then its mean reward is Σ w_i r_i, and KL(π*‖π_ref) = Σ w_i log(M w_i).
 # Sweeping β draws the frontier: a policy above it would beat J's optimum at that β.
-def frontier(rewards, measured, prompt_weights, betas):
-    """π* for rewards (P, M), M samples for each of P prompts: a row (KL, mean of `measured`, which
-    is (P, M) too) for each beta. The means over prompts use prompt_weights (P,)."""
-    rewards, measured = checked(rewards=rewards, measured=measured)
+def frontier(rewards, prompt_weights, betas):
+    """π* for rewards (P, M), M samples for each of P prompts: a row (KL, mean reward) for each
+    beta. The means over prompts use prompt_weights (P,)."""
+    (rewards,) = checked(rewards=rewards)
     rows = []
     for beta in betas:
-        check_range("beta", beta, 0, above=True)
+        check_number("beta", beta, 0, above=True)
         logw = log_softmax(rewards / beta)  # (P, M)
         kl = (np.exp(logw) * (logw + math.log(rewards.shape[-1]))).sum(-1)
-        mean = (np.exp(logw) * measured).sum(-1)
+        mean = (np.exp(logw) * rewards).sum(-1)
         rows.append((kl @ prompt_weights, mean @ prompt_weights))
     return np.array(rows)
 
@@ -435,11 +427,12 @@ def frontier(rewards, measured, prompt_weights, betas):
 def best_of_n(rewards, measured, n):
     """Keep the best by `rewards` of each n among (P, M) samples (M mod n are left over): (mean of
     `measured` over those kept (P,), the bound on KL)."""
-    n = check_count("n", n)
+    check_number("n", n, 1, kind=numbers.Integral)
     rewards, measured = checked(rewards=rewards, measured=measured)
     if rewards.ndim != 2 or rewards.shape[1] < n:
         raise ValueError(f"rewards have shape {rewards.shape}: expected (P, M) with M >= n = {n}")
     P, M = rewards.shape
+    n = int(n)
     rewards, measured = (a[:, : M - M % n].reshape(P, -1, n) for a in (rewards, measured))
     kept = np.take_along_axis(measured, rewards.argmax(-1)[..., None], -1)  # (P, M/n, 1)
     return kept.mean((1, 2)), math.log(n) - (n - 1) / n
@@ -481,8 +474,8 @@ def imitate_best(reference, reward, prompts, n, steps, rng, learning_rate=2e-3):
 def gae(rewards, values, gamma, lam):
     """Generalised advantage estimation: (advantages, returns = advantages + values), (..., T) each,
     of rewards (..., T) and values (..., T); after the end the value is 0."""
-    check_range("gamma", gamma, 0, 1)
-    check_range("lam", lam, 0, 1)
+    check_number("gamma", gamma, 0, 1)
+    check_number("lam", lam, 0, 1)
     rewards, values = checked(rewards=np.atleast_1d(rewards), values=np.atleast_1d(values))
     delta = rewards - values
     delta[..., :-1] += gamma * values[..., 1:]
@@ -509,11 +502,11 @@ def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
     mask = np.ones(np.shape(logp)) if mask is None else np.asarray(mask)
     logp, old, A = (np.where(mask, array, 0) for array in (logp, old_logp, advantages))
     mask, logp, old, A = checked(mask=mask, logp=logp, old_logp=old, advantages=A)
-    check_range("clip", clip, 0, above=True)
-    check_range("smallest weight in mask", mask.min(), 0)
-    check_range("sum of mask", mask.sum(), 0, above=True)
+    check_number("clip", clip, 0, above=True)
+    check_number("smallest weight in mask", mask.min(), 0)
+    check_number("sum of mask", mask.sum(), 0, above=True)
     largest = int(0.9 * math.log(np.finfo(logp.dtype).max))  # e⁷⁹ fits a float32
-    check_range("largest log π/π_old", (logp - old).max(), -math.inf, largest)
+    check_number("largest log π/π_old", (logp - old).max(), -math.inf, largest)
     weight = (mask / mask.sum()).astype(logp.dtype)
     ratio = np.exp(logp - old)
     free = ratio * A
@@ -568,8 +561,8 @@ def train_rl(
     within responses; target_kl (nats): beta adapts."""
     if kind not in ("ppo", "grpo"):
         raise ValueError(f"kind = {kind!r}: expected 'ppo' or 'grpo'")
-    check_range("beta", beta, 0)
-    iterations = check_count("iterations", iterations)
+    check_number("beta", beta, 0)
+    check_number("iterations", iterations, 1, kind=numbers.Integral)
     policy = {name: p.copy() for name, p in reference.items()}
     critic = new_network(rng, 1)
     steps = 8 * iterations  # four an iteration, so the rate falls to a half, not to zero
@@ -626,10 +619,7 @@ def train_rl(
 #   h = u_w - u_l,      u = log π(y|x) - log π_ref(y|x).
 # So fit the policy by maximum likelihood, L = mean ℓ(h) with ℓ = -log σ(βh): no reward model, no
 # sampling, no critic (Rafailov et al. 2023). h has slope ±1 in the two log π, so all we need is ℓ':
-#   sigmoid  ℓ = -log σ(βh)           ℓ' = -β σ(-βh)
-# σ(-βh) is the probability that the policy's implicit reward gives to the *wrong* order: pairs
-# ranked wrongly pull with up to β, pairs ranked rightly by a margin hardly at all.
-#
+#   sigmoid  ℓ = -log σ(βh)           ℓ' = -β σ(-βh), β times the probability of the wrong order
 # Where a pair is always chosen the same way, -log σ has no minimum: h → ∞, whatever β. IPO (Azar et
 # al. 2024) asks for a finite margin. Let the reward of an answer be the probability p that it is
 # preferred. Then section 7 makes the best margin h = (p_w - p_l)/β. We do not know p. But over
@@ -651,7 +641,7 @@ def dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta, kin
     u_w = np.subtract(*checked(policy_chosen=policy_chosen, ref_chosen=ref_chosen))
     u_l = np.subtract(*checked(policy_rejected=policy_rejected, ref_rejected=ref_rejected))
     checked(policy_chosen=u_w, policy_rejected=u_l)
-    check_range("beta", beta, 0, above=True)
+    check_number("beta", beta, 0, above=True)
     h = u_w - u_l
     if kind == "sigmoid":
         loss, slope = -log_sigmoid(beta * h), -beta * sigmoid(-beta * h)
@@ -679,14 +669,14 @@ def kto_loss(
     (rejected) may differ in number. kl is z in nats (None: from the batch), weights (w_D, w_U)."""
     good = np.subtract(*checked(policy_chosen=policy_chosen, ref_chosen=ref_chosen))
     bad = np.subtract(*checked(policy_rejected=policy_rejected, ref_rejected=ref_rejected))
-    check_range("beta", beta, 0, above=True)
+    check_number("beta", beta, 0, above=True)
     n = good.size + bad.size
     z = max(0.0, float(good.sum() + bad.sum()) / n) if kl is None else kl
-    check_range("kl", z, 0)
+    check_number("kl", z, 0)
     if np.shape(weights) != (2,):
         raise ValueError(f"weights = {weights!r}: expected two numbers, for good and for bad")
     for weight in weights:
-        check_range("a weight", weight, 0)
+        check_number("a weight", weight, 0)
     w_D, w_U = weights
     s_good, s_bad = sigmoid(beta * (good - z)), sigmoid(beta * (z - bad))
     loss = float(w_D * (1 - s_good).sum() + w_U * (1 - s_bad).sum()) / n
@@ -704,7 +694,7 @@ def kto_loss(
 def orpo_loss(chosen_mean, rejected_mean, beta=0.1):
     """ORPO on means per token, log π(y|x)/|y| < 0, (B,); returns as dpo_loss, slopes in means."""
     m_w, m_l = checked(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
-    check_range("beta", beta, 0, above=True)
+    check_number("beta", beta, 0, above=True)
     if (top := max(m_w.max(), m_l.max())) >= 0:
         raise ValueError(f"chosen_mean, rejected_mean reach {top}: expected log-probabilities < 0")
     rest_w, rest_l = -np.expm1(m_w), -np.expm1(m_l)  # 1 - P
@@ -721,8 +711,8 @@ def orpo_loss(chosen_mean, rejected_mean, beta=0.1):
 def simpo_loss(chosen_mean, rejected_mean, beta=2.0, gamma=0.5):
     """SimPO on means per token, log π(y|x)/|y|, (B,); returns as dpo_loss, slopes in the means."""
     m_w, m_l = checked(chosen_mean=chosen_mean, rejected_mean=rejected_mean)
-    check_range("beta", beta, 0, above=True)
-    check_range("gamma", gamma, 0)
+    check_number("beta", beta, 0, above=True)
+    check_number("gamma", gamma, 0)
     g = beta * m_w - beta * m_l - gamma
     dm = -beta * sigmoid(-g) / g.size
     return float(-log_sigmoid(g).mean()), dm, -dm, beta * m_w, beta * m_l
@@ -786,17 +776,17 @@ def make_world(tokens, size, rng):
     return SimpleNamespace(
         size=size, held=held, prompts=prompts, reference=reference, pairs=pairs, model=model,
         seconds=seconds, weights=weights, truth=truth, learned=learned,
-        best=frontier(truth, truth, weights, np.geomspace(20, 0.2, 60)),
+        best=frontier(truth, weights, np.geomspace(20, 0.2, 60)),
         start=truth.mean(1) @ weights, start_learned=learned.mean(1) @ weights,
         judged=rng.choice(prompts, size["judge"]),
     )  # fmt: skip
 
 
-def share_of(curve, true, kl, world):
-    """The gain in true reward as a share of what a frontier's curve gains at that KL; nan beyond
-    the curve, or where nothing can be gained."""
-    possible = np.interp(kl, *curve.T) - world.start
-    if kl > curve[-1, 0] or possible <= 0:
+def share_of(true, kl, world):
+    """The gain in true reward as a share of what is possible at that KL; nan beyond the frontier's
+    end, or where nothing can be gained."""
+    possible = np.interp(kl, *world.best.T) - world.start
+    if kl > world.best[-1, 0] or possible <= 0:
         return math.nan
     return (true - world.start) / possible
 
@@ -842,7 +832,7 @@ def report_methods(world, rng, fast):
         for setting in settings[-1:] if fast else settings:
             policy, tokens, seconds = train(method, setting, world, rng)
             true, believed, kl, names = judge(policy, world, rng)
-            share = 100 * share_of(world.best, true, kl, world)
+            share = 100 * share_of(true, kl, world)
             rows[method].append((setting, true, believed, share))
             shown = f"{share:5.0f} %" if math.isfinite(share) else "      -"
             say(f"{method:14s}{setting:7g}{true:7.2f}{believed:+9.2f}{kl:6.2f} {shown}", end="")
@@ -870,7 +860,7 @@ def report_methods(world, rng, fast):
 def report(args):
     """The world and its reward model, then every method."""
     tokens = encode(Path(args.names).read_text(encoding="utf-8").split())
-    check_range(f"number of names in {args.names}", len(tokens), 20)
+    check_number(f"number of names in {args.names}", len(tokens), 20)
     rng = np.random.default_rng(args.seed)
     say(f"THE WORLD  {len(tokens)} names. Training a reference and a reward model ...")
     world = make_world(tokens, FAST if args.fast else FULL, rng)
@@ -890,12 +880,10 @@ def report(args):
 
 
 # %% Your own preferences
-# The command `dpo` trains a checkpoint that the capstone trained or transformers wrote on pairs of
-# answers. The capstone gives the mean of -log π over an answer's tokens, and its gradient in all
-# weights. No more is needed, because DPO's gradient is a weighted sum of such gradients,
-#   ∂L/∂θ = Σ over pairs of (∂L/∂log π(y_w)) ∇log π(y_w) + (∂L/∂log π(y_l)) ∇log π(y_l),
-# and dpo_loss computes the weights. One answer at a time goes through the model, twice: first for
-# log π, then for its gradient, as the weights need both answers' log π.
+# The command `dpo` trains a checkpoint on pairs of answers. The capstone gives the mean of -log π
+# over an answer's tokens, and its gradient in all weights. No more is needed: DPO's gradient is a
+# weighted sum of such gradients, and its weights are the slopes that dpo_loss returns,
+#   ∂L/∂θ = Σ over pairs of (∂L/∂log π(y_w)) ∇log π(y_w) + (∂L/∂log π(y_l)) ∇log π(y_l).
 def read_pairs(path, text, tokenizer, end):
     """[(chosen, rejected)] from lines {"prompt": ..., "chosen": ..., "rejected": ...}, where each
     answer is (idx, targets), (1, T), -1 for what is ignored; ValueError names the damaged lines."""
@@ -970,6 +958,21 @@ def tell(line):
         drop_unwritten()
 
 
+def tell_held_out(model, base, pairs, reference, beta, end, rng):
+    """Rewards, accuracy and KL on pairs that were not learned from."""
+    logps = answers_logprob(model, pairs)
+    loss, _, _, chosen, rejected = dpo_loss(*logps.T, *reference.T, beta)
+    margins = chosen - rejected
+    right = 50 + 50 * np.sign(margins).mean()  # a tie counts half
+    prompts = [idx[:, : (targets < 0).sum() + 1] for (idx, targets), _ in pairs[:16]]
+    kl = drawn_kl(model, base, prompts, end, rng)
+    tell(f"held out: loss {loss:.3f}, {right:.0f} % of pairs in the right order,")
+    tell(f"rewards {chosen.mean():+.3f} and {rejected.mean():+.3f}, margin {margins.mean():+.3f};")
+    tell(f"KL from the base {kl:.3f} nats in an answer's first tokens, up to 32")
+    if chosen.mean() < 0:
+        tell("The chosen answers, too, have become less likely: try a lower --learning_rate.")
+
+
 def dpo_command(args):
     """Train a checkpoint on preference pairs and save it."""
     try:
@@ -1003,18 +1006,7 @@ def dpo_command(args):
             optimizer.step(gradient, float(np.linalg.norm(gradient)), now)
             if (step + 1) % max(1, args.steps // 10) == 0:
                 tell(f"step {step + 1} of {args.steps}: loss {loss:.3f}")
-        held = pairs[cut:]
-        logps = answers_logprob(model, held)
-        loss, _, _, chosen, rejected = dpo_loss(*logps.T, *reference[cut:].T, args.beta)
-        gap = chosen - rejected
-        right = 50 + 50 * np.sign(gap).mean()  # a tie counts half
-        prompts = [pair[0][0][:, : (pair[0][1] < 0).sum() + 1] for pair in held[:16]]
-        kl = drawn_kl(model, base, prompts, end, rng)
-        tell(f"held out: loss {loss:.3f}, {right:.0f} % of pairs in the right order,")
-        tell(f"rewards {chosen.mean():+.3f} and {rejected.mean():+.3f}, margin {gap.mean():+.3f};")
-        tell(f"KL from the base {kl:.3f} nats in an answer's first tokens, up to 32")
-        if chosen.mean() < 0:
-            tell("The chosen answers, too, have become less likely: try a lower --learning_rate.")
+        tell_held_out(model, base, pairs[cut:], reference[cut:], args.beta, end, rng)
         part = Path(folder) / out.name
         model.save_pretrained(part)
         os.replace(part, out)
@@ -1071,7 +1063,7 @@ def main(argv=None):
     try:
         for name, value in vars(args).items():
             if type(value) in (int, float):
-                check_range(f"--{name}", value, 0, 2**63 - 1, above=name != "seed")
+                check_number(f"--{name}", value, 0, 2**63 - 1, above=name != "seed")
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
             args.run(args)
         sys.stdout.flush()

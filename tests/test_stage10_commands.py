@@ -322,7 +322,7 @@ def test_without_the_capstone_there_is_one_sentence(base, pairs, tmp_path, monke
 )  # fmt: skip
 def test_numbers_out_of_range_are_named(flag, value, base, pairs, tmp_path, capsys):
     words = ("--base", base, "--pairs", pairs, "--out", tmp_path / "a")
-    assert f"--{flag} must be at least" in refused(capsys, "dpo", *words, f"--{flag}", value)
+    assert f"--{flag} = " in refused(capsys, "dpo", *words, f"--{flag}", value)
     assert files(tmp_path) == ["pairs.jsonl"]
 
 
@@ -331,7 +331,7 @@ def test_numbers_out_of_range_are_named(flag, value, base, pairs, tmp_path, caps
     [
         (["--seed", "9" * 400], "--seed"),
         (["--seed", "9" * 5000], "--seed"),
-        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--seed", "-1"], "--seed = -1: expected a number >= 0"),
         (["--non\nsense"], "non sense"),
         (["--names", "no\nfile"], "no"),
         (["ppo"], "ppo"),
