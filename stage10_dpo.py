@@ -340,7 +340,7 @@ def check_number(name, value, low, high=1e38, above=False, kind=numbers.Real):
     right_kind = isinstance(value, kind) and not isinstance(value, bool)
     if not right_kind or not low <= value <= high or (above and value == low):
         what = "a number" if kind == numbers.Real else "a whole number"
-        bounds = f"{'>' if above else '>='} {low:g} and <= {high:g}"
+        bounds = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < 1e38 else "")
         raise ValueError(f"{name} = {value!r:.20}: expected {what} {bounds}")
 
 
@@ -536,9 +536,7 @@ def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
 # asks for something else than section 7's optimum, and the report shows what that costs.
 def grpo_advantages(rewards, normalize=True, eps=1e-8):
     """Rewards (..., G), a group per row -> advantages of mean 0 and, if normalize, deviation 1."""
-    (rewards,) = checked(rewards=rewards)
-    if rewards.ndim == 0:
-        raise ValueError(f"rewards = {rewards}: expected groups (..., G)")
+    (rewards,) = checked(rewards=np.atleast_1d(rewards))
     centred = np.float64(rewards) - rewards[..., :1]  # equal rewards are exactly 0, in any dtype
     centred = centred - centred.mean(-1, keepdims=True)
     if normalize:
@@ -899,10 +897,12 @@ def read_pairs(path, text, tokenizer, end):
             if answers[0] == answers[1]:
                 raise ValueError("chosen and rejected are the same")
             start, pair = [*tokenizer.encode(prompt, add_special_tokens=True)], []
+            if not start:
+                raise ValueError("the prompt is empty, and the model has no token to begin with")
             for answer in answers:
                 ids = np.array([*start, *tokenizer.encode(answer), *end])
                 targets = ids[1:].copy()
-                targets[: max(0, len(start) - 1)] = -1
+                targets[: len(start) - 1] = -1
                 pair.append((ids[None, :-1], targets[None]))
             pairs.append(pair)
         except (ValueError, KeyError, TypeError, RecursionError) as error:
