@@ -228,9 +228,8 @@ def sequence_logprob(logits, tokens, mask=None, per_token=False):
 
 def policy_forward(policy, tokens):
     """Tokens (B, 1 + n) -> (log π of every response token (B, T), mask (B, T), cache)."""
-    tokens = check_tokens(tokens)
     logits, mask, inner = places_forward(policy, tokens)
-    targets = tokens[:, 1 : 1 + mask.shape[1]]
+    targets = np.asarray(tokens)[:, 1 : 1 + mask.shape[1]]
     logp = sequence_logprob(logits, targets, mask, per_token=True)
     return logp, mask, (logits, targets, inner)
 
@@ -632,7 +631,7 @@ def train_rl(
 # TRL divides log π by the length for IPO; the paper, and we, do not. Another ℓ, the hinge
 # max(0, 1 - βh), is RSO's (Liu et al. 2024); SLiC (Zhao et al. 2023) has it without a reference.
 def dpo_loss(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta, kind="sigmoid"):
-    """DPO and IPO: (mean loss, dchosen, drejected, chosen_rewards, rejected_rewards).
+    """DPO or IPO: (mean loss, dchosen, drejected, chosen_rewards, rejected_rewards).
 
     The four inputs (B,) are log π(y|x) summed over tokens, in nats; rewards are β u; kind is
     "sigmoid" or "ipo"."""
@@ -675,7 +674,7 @@ def kto_loss(
         raise ValueError(f"weights = {weights!r}: expected two numbers, for good and for bad")
     for weight in weights:
         check_number("a weight", weight, 0)
-    w_D, w_U = weights
+    w_D, w_U = map(float, weights)
     s_good, s_bad = sigmoid(beta * (good - z)), sigmoid(beta * (z - bad))
     loss = float(w_D * (1 - s_good).sum() + w_U * (1 - s_bad).sum()) / n
     dchosen = -w_D * beta * s_good * (1 - s_good) / n
@@ -757,7 +756,7 @@ METHODS = {  # name: values of β (of n), options (the learning rate is 2e-3 unl
 
 
 def make_world(tokens, size, rng):
-    """Reference, choices, reward model and frontiers, from names: tokens (N, 1 + LONGEST)."""
+    """Reference, choices, reward model and frontier, from names: tokens (N, 1 + LONGEST)."""
     train, held = np.split(rng.permutation(tokens), [int(0.9 * len(tokens))])
     reference = pretrain(train, size["pretrain"], rng)
     prompts = train[:, 0]

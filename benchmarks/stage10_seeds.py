@@ -11,8 +11,8 @@ two of each. The best rate and its settings are what METHODS in stage10_dpo.py s
 results/stage10_sweep.md.
 
 Without --sweep: the table of the report for seeds 0, 1, 2 with means and spread, what the methods
-cost, and what the report has no time for: a price that adapts, PPO with four times the iterations,
-and the length bias of GRPO's mean within responses. Kept in results/stage10_seeds.md.
+cost, and what the report leaves out: best-of-n, a price that adapts, PPO with four times the
+iterations, and the length bias of GRPO's mean within responses. Kept in results/stage10_seeds.md.
 """
 
 import argparse

@@ -213,6 +213,8 @@ def test_dtype_follows_the_inputs(dtype, rng):
     inputs = [x.astype(dtype) for x in logprobs(rng, 3)]
     for name, loss in LOSSES.items():
         assert {g.dtype for g in loss(*inputs)[1:]} == {np.dtype(dtype)}, name
+    found = s.kto_loss(*inputs, 0.3, weights=np.array([1.0, 0.5]))[1:]
+    assert {g.dtype for g in found} == {np.dtype(dtype)}
 
 
 # ---------------------------------------------------------------------------------- KL, optimum
