@@ -1101,7 +1101,7 @@ def main(argv=None):
 #  6. ★★ (find the bug) Clipped on the wrong side, too
 #  7. ★★ (derive) When some labels are wrong
 #  8. ★★ (derive) Best of sixteen
-#  9. ★★ (measure) Three ways to estimate a distance
+#  9. ★★ (measure) Two ways to estimate a distance
 # 10. ★★★ (implement) A token's say
 # 11. ★★★ (derive) The calmest baseline
 # 12. ★★ (research) A verifier that errs
