@@ -57,6 +57,10 @@ def descend(rate, steps=4, w=4.0):
 #     rate 3        8, 32, 128, 512, 2048           too high: every step overshoots twice as far
 #     rate -0.5     8, 18, 40.5, 91.1, 205          somebody wrote + for -: it walks up the slope
 #     rate 2        8, 8, 8, 8, 8                   too high: from 4 to -4 and back, for ever
+# Why is 2 the limit? A step multiplies w by 1 - rate. Were the curvature λ, so that L = λw²/2, it
+# would be 1 - rate·λ: descent shrinks w only below the rate 2/λ. Networks come to that edge by
+# themselves: in full-batch descent their sharpest curvature rises to 2/rate (Cohen et al. 2021).
+#
 # A diagnosis from the losses alone takes three lines. Where is it wrong?
 
 
@@ -274,7 +278,7 @@ def schedule(rate, steps, warmup, decay=True):
 #   unigram   The best without a look at the input. If the targets have the frequencies qc, a
 #             constant p has the loss -Σ qc ln pc = H(q) + KL(q‖p) ≥ H(q) = -Σ qc ln qc (Gibbs).
 #             Biases alone get there. Above it, nothing has been learned from the input.
-# A gallery; parts 5 and 6 of the report draw real ones. Each shape has several causes, which is
+# A gallery; parts 3 and 4 of the report draw real ones. Each shape has several causes, which is
 # why this file does not stop here.
 #   \__     falls, then flattens     as it should, or too soon (compare H(q))
 #   ----    flat from the start      rate too low; units all dead or all equal; nothing moves
@@ -396,6 +400,10 @@ def slope_check(model, x, y, rng, epsilon=1e-6):
     return errors
 
 
+# Range test (Smith 2017), for a rate to begin with. Run `training` once, at rates that grow from
+# harmless to absurd (np.geomspace(1e-6, 10, 150)). The smoothed loss is flat, falls, then explodes.
+# Take a third of the rate at which nearly all of the fall was done: curvature will grow.
+#
 # One batch. A model with more parameters than a small batch has characters can learn it by heart.
 # If it cannot, suspect model, loss or optimiser, not the data. The cheapest test there is.
 def overfit_one_batch(model, x, y, learning_rate=0.01, steps=300, target=0.1):
@@ -406,11 +414,6 @@ def overfit_one_batch(model, x, y, learning_rate=0.01, steps=300, target=0.1):
         if loss < target or not math.isfinite(loss):
             break
     return losses[-1] < target, losses
-
-
-# Range test (Smith 2017), for a rate to begin with. Let the rate grow geometrically from harmless
-# to absurd in one short run: the smoothed loss is flat, falls, turns, explodes. Take a third of the
-# rate at which nearly all of the fall was done: curvature grows during training, and needs room.
 
 
 # %% 6. History and Monitor
@@ -509,31 +512,20 @@ def compare_data(train, held_out, vocab_size, seed=0):
     return {"shared": float(shared), "natural": float(natural), "foreign": foreign}
 
 
-def flat(arrays):
-    """All arrays of a dict in one float64 vector."""
-    return np.concatenate([np.ravel(a) for a in arrays.values()]).astype(np.float64)
-
-
 def step_readings(before, after, grads):
     """(ratio, cosine, shrink, {name: ratio}) of one step from dicts of arrays; nan for 0/0.
 
     An array without a gradient counts as one whose gradient is 0."""
-
-    def root(a, b):
-        return float(np.sqrt(a) / np.sqrt(b)) if b > 0 else math.nan
-
     arrays, sums = {}, np.zeros(5)
     for k, old in before.items():
-        new, g = after[k], grads.get(k, np.zeros_like(old))
-        dtype = np.result_type(np.asarray(old).dtype, np.float32)
-        old, new, g = (np.asarray(a, dtype).ravel() for a in (old, new, g))
+        g = grads.get(k, np.zeros_like(old))
+        old, new, g = (np.ravel(a) * 1.0 for a in (old, after[k], g))  # integers become floats
         move = new - old
-        products = np.array([move @ move, old @ old, g @ g, -(move @ g), -(move @ old)], float)
-        arrays[k] = root(products[0], products[1])
-        sums += products
-    move2, old2, g2, down, inward = sums
-    cosine, shrink = root(1, move2) * root(1, g2) * down, root(1, move2) * root(1, old2) * inward
-    return root(move2, old2), float(cosine), float(shrink), arrays
+        arrays[k] = float(np.sqrt(move @ move) / np.sqrt(old @ old or math.nan))
+        sums += [move @ move, old @ old, g @ g, -(move @ g), -(move @ old)]
+    length, size, slope = np.sqrt([square or math.nan for square in sums[:3]])
+    ratio = np.sqrt(sums[0]) / size
+    return float(ratio), float(sums[3] / length / slope), float(sums[4] / length / size), arrays
 
 
 EACH = {"": 0.0}  # a number for each name
@@ -652,7 +644,8 @@ class Monitor:
         after = {k: w.copy() for k, w in self.model.params.items()}
         with np.errstate(all="ignore"):
             readings = step_readings(self.before, after, grads)
-            self.history.record(step, loss, lr, np.linalg.norm(flat(grads)), *readings)
+            norm = math.hypot(*(np.linalg.norm(g) for g in grads.values()))
+            self.history.record(step, loss, lr, norm, *readings)
         self.before = after
         if len(self.history.step) % self.every == 0:
             self.probe(step)
@@ -1031,7 +1024,7 @@ ACCIDENTS = {
     "batches paired wrongly": ("shuffled labels",),
     "loss divided by 8": (),
 }
-SMALL = {"adam": np.geomspace(1e-4, 1e-3), "sgd": np.geomspace(1e-3, 1e-2)}
+SMALL = {"adam": np.geomspace(1e-4, 6e-4), "sgd": np.geomspace(1e-3, 6e-3)}
 PEAK = {"adam": np.geomspace(0.05, 0.1), "sgd": np.geomspace(0.4, 0.8), "decay": [False]}
 NEEDS = {**DISEASES, "steps too small": SMALL, "rate kept at its peak": PEAK}
 
@@ -1148,7 +1141,7 @@ def clinic_run(name, seed, copy=0, steps=None):
             ys = rng.permutation(ys)
         with np.errstate(all="ignore"):
             loss, grads = model.loss_and_grads(x[order[t]], ys)
-            norm = np.linalg.norm(flat(grads))
+            norm = math.hypot(*(np.linalg.norm(g) for g in grads.values()))
             for k, g in grads.items():
                 if name == "clipping at 0.0001":
                     grads[k] = g * min(1, 1e-4 / norm)
@@ -1315,13 +1308,12 @@ def main(argv=None):
 # %% Common mistakes
 # 1. Judging a run by its falling loss: biases alone fall to the unigram line. (`unigram_entropy`)
 # 2. Smoothing without bias correction: the curve starts near 0 and seems to rise. (`smooth`)
-# 3. A gradient check in float32, or at a ReLU's kink: "bugs" that are none. (`gradient_check`)
+# 3. A gradient check in float32, or at a ReLU's kink: "bugs" that are none. (`slope_check`)
 # 4. Calling a ReLU dead after one example; it must be 0 on all of a good sample. (`dead_units`)
 # 5. Keeping the last weights, not the best: overfitting looks like a bad model. (`early_stop`)
 # 6. A lower rate for an early spike that warmup cures: slow for ever. (`step_findings`)
-# 7. Taking a large negative λ for sharpness: it bounds no rate. (`top_hessian_eigenvalue`)
-# 8. Thresholds set on the runs that are reported: perfect tables, wrong diagnoses. (section 9)
-# 9. Taking a reading that was not made for 0: "the weights did not move". (`History.record`)
+# 7. Thresholds set on the runs that are reported: perfect tables, wrong diagnoses. (section 7)
+# 8. Taking a reading that was not made for 0: "the weights did not move". (`History.record`)
 
 # %% Exercises
 #  1. ★ Predict the four losses of `descend(1.9)` on paper. What do `guess` and `judge` say of it?
