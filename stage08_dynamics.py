@@ -528,8 +528,10 @@ def step_readings(before, after, grads):
     return float(ratio), float(sums[3] / length / slope), float(sums[4] / length / size), arrays
 
 
+# A saved History is built like SHAPE. There, 0.0 stands for a number, a list with one entry for a
+# list of such entries, and a dict with the one key "" for a dict of such entries under any names.
 EACH = {"": 0.0}  # a number for each name
-SHAPE = {  # of a saved History: [s] is a list of such, {"": s} a dict of such, 0.0 a number
+SHAPE = {
     **{name: [0.0] for name in ("step", "losses", "lr", "norms", "ratios", "cosines", "shrinks")},
     "arrays": {"": [0.0]},
     "probes": [
@@ -719,7 +721,7 @@ REMEDIES = {  # all causes that are known here, in the order of the checklist
     "underfitting": "a wider or deeper model; less weight decay or dropout",
 }
 # Thresholds stand between the values (beside them) of runs at seeds 100 to 119 and 200 to 219;
-# the report's seeds are others. First those that are used more than once.
+# the report's seeds are others. These are used more than once, the rest stand in their rules:
 INFORMED = 0.02  # share of y: shuffled labels 0.003 at most, a noisy text 0.05
 COPY = 0.65  # share of y: the last character of a text fixes 0.1 to 0.25, a copy 0.8 and more
 LONG = 0.1  # of the weights: a long step
@@ -840,7 +842,7 @@ def step_findings(r):
     if r.cosine < -0.1:  # working optimizers 0.02 and more, ascent -0.4 and less
         found["uphill"] = f"cos(step, -gradient) is {r.cosine:.2f}"
     still = [k for k, ratios in r.arrays.items() if len(ratios) and not np.greater(ratios, 0).any()]
-    if still and r.steps >= 10:
+    if still and r.steps >= 10:  # fewer steps say nothing
         found["frozen weights"] = f"{', '.join(still)} never moved"
     if r.shrink > 0.5:  # in the first steps: working runs 0.1, weight decay of 10 0.97
         found["weight decay"] = f"steps lead to 0: cosine {r.shrink:.2f}"
@@ -866,14 +868,14 @@ def step_findings(r):
     thrown_off = (jumped or (units_died and r.end > DEAF * r.unigram)) and not overflow
     ends_above = r.end - r.unigram > ABOVE
     curable = LONG < r.longest <= 1 and not ends_above and (jumped or not r.peak_last)
-    erased = ends_above and r.path > 5
+    erased = ends_above and r.path > 5  # so long a way leaves nothing of the start
     steps = "not measured" if math.isnan(r.longest) else f"the longest {r.longest:.2g} of ‖θ‖"
     story = f"loss {r.start:.2f}, then {r.peak:.3g}, {r.end:.2f} in the end; steps: {steps}"
     if thrown_off and curable and r.peak_first:
         found["no warmup"] = story + ", at full rate from the first"
-    elif (thrown_off and not r.longest <= LONG) or erased:
+    elif erased or (thrown_off and not r.longest <= LONG):  # long steps, or not measured ones
         found["rate too high"] = story
-    if r.path < 0.1 and not thrown_off:
+    if r.path < 0.1 and not thrown_off:  # no weight can have changed much
         found["rate too low"] = f"{r.story}; all steps together {r.path:.1g} of ‖θ‖"
     return found
 
@@ -901,11 +903,13 @@ def outcome_findings(r):
         found["shuffled labels"] = f"{story}: at the unigram line {r.unigram:.2f}"
     above = (train + r.end) / 2 - r.column
     restless = r.late > 0.0125  # of the weights in a middling late step: working runs 0.012
-    if r.peak_last and r.path > 2.5 and (restless or above > LEVEL):
+    if r.peak_last and r.path > 2.5 and (restless or above > LEVEL):  # learning needs less than 2.5
         found["rate kept up"] = f"{r.story}; to the end a step is {r.late:.1%} of ‖θ‖"
         return found
     is_level = len(r.train) >= 4 and r.train[-3] - r.train[-1] < above / 4  # will not get there
-    if above > LEVEL and is_level and r.use > USED and r.path > 0.5:
+    was_better = r.train[-1] - measured(r.train).min() > LEVEL  # so it is not too small
+    far_from_start = r.path > 0.5
+    if above > LEVEL and is_level and not was_better and r.use > USED and far_from_start:
         found["underfitting"] = f"{r.story}, level; one column gives {r.column:.2f}"
     return found
 
@@ -1024,9 +1028,12 @@ ACCIDENTS = {
     "batches paired wrongly": ("shuffled labels",),
     "loss divided by 8": (),
 }
-SMALL = {"adam": np.geomspace(1e-4, 6e-4), "sgd": np.geomspace(1e-3, 6e-3)}
-PEAK = {"adam": np.geomspace(0.05, 0.1), "sgd": np.geomspace(0.4, 0.8), "decay": [False]}
-NEEDS = {**DISEASES, "steps too small": SMALL, "rate kept at its peak": PEAK}
+NEEDS = {
+    **DISEASES,
+    "steps too small": {"adam": np.geomspace(1e-4, 4e-4), "sgd": np.geomspace(5e-4, 4e-3)},
+    "rate kept at its peak": {"adam": np.geomspace(0.05, 0.1), "sgd": np.geomspace(0.4, 0.8),
+                              "decay": [False]},
+}  # fmt: skip
 
 
 @lru_cache

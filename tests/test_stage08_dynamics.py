@@ -660,6 +660,8 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
      all_of(LEVEL_RATE, with_column("ratios", [0.09] * 2 + HALF_LATE[:-2]))),
     ("underfitting", all_of(TOO_SMALL, with_probe(1, train=2.3)),
      all_of(TOO_SMALL, with_probe(1, 3, train=2.3))),
+    ("underfitting", all_of(with_audit(column=2), with_probe(1, train=2.09)),
+     all_of(with_audit(column=2), with_probe(1, train=2.11))),
     ("underfitting",
      all_of(TOO_SMALL, with_column("ratios", [0.49 / 60] * 60)),
      all_of(TOO_SMALL, with_column("ratios", [0.51 / 60] * 60))),
