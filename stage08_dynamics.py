@@ -761,6 +761,8 @@ class Readings:
         # the probes
         self.probes = history.probes or [{}]
         self.first, self.last = self.probes[0], self.probes[-1]
+        place_of = {step: place for place, step in enumerate(history.step)}
+        self.places = [place_of.get(probe.get("step")) for probe in self.probes]  # in the columns
         self.train = [probe.get("train", math.nan) for probe in self.probes]
         self.held_out = [probe.get("held_out", math.nan) for probe in self.probes]
         self.use = self.last.get("mixed", math.nan) - self.train[-1]  # nats that the inputs help
@@ -778,11 +780,11 @@ class Readings:
         self.peak_first, self.peak_last = rates[[0, -1]] >= 0.99 * rates.max()
         # the gradient: the norm that the optimizer was given, over that of the training sample
         self.norms = np.asarray(history.norms, float)
-        norm_at, given = dict(zip(history.step, self.norms)), []
-        for probe in self.probes:
+        given = []
+        for probe, place in zip(self.probes, self.places):
             sample = math.hypot(*probe.get("gradients", {}).values())
-            if sample > 0:
-                given.append(norm_at.get(probe.get("step"), math.nan) / sample)
+            if place is not None and sample > 0:
+                given.append(self.norms[place] / sample)
         self.given = np.median(measured(given))
 
 
@@ -830,7 +832,7 @@ def start_findings(r):
     # 1.2¹⁰ = 6.2, and over 60 steps 1.2⁶⁰ = 56,000. Three layers of a sane start may reach 2.5.
     if growth > 1.2 and reach > 3:
         found["exploding recurrence"] = f"the gradient grows {growth:.2f}-fold a step back"
-    if reach < 0.01:  # sane starts 0.04 and more, too small ones 0.004 and less
+    if reach < 0.02:  # sane starts 0.03 and more, too small ones 0.012 and less
         story = f"the first state gets {reach:.0e} of the last one's gradient, {growth:.2f} a step"
         found["vanishing gradients"] = story
     return found
@@ -884,9 +886,9 @@ def outcome_findings(r):
     """Part 5: the machinery works; what has become of the model?"""
     found = {}
     gaps = []
-    for probe, train in zip(r.probes[2:], r.train[2:]):
-        step = int(probe.get("step", 0))
-        gaps.append(abs(train - np.median(r.losses[max(0, step - 4) : step + 5])))
+    for train, place in zip(r.train[2:], r.places[2:]):
+        if place is not None:
+            gaps.append(abs(train - np.median(r.losses[max(0, place - 4) : place + 5])))
     gap = measured(gaps).max()
     if 0.45 < gap < math.inf:  # random batches 0.25 at most
         found["batches differ"] = f"{r.story}; once {gap:.2f} nats from batches to training sample"
@@ -947,8 +949,8 @@ def diagnose(history):
     history.check()
     if len(history.losses) == 0:
         raise ValueError("expected a history of at least one step, got none")
-    r = Readings(history)
     with np.errstate(all="ignore"):
+        r = Readings(history)
         found = [*data_findings(r).items(), *start_findings(r).items(), *step_findings(r).items()]
         doubts = measuring_doubts(r)
         if not doubts:

@@ -592,7 +592,7 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
      with_probe(0, growth=1.21, reach=9)),
     ("exploding recurrence", with_probe(0, growth=1.5, reach=2.9),
      with_probe(0, growth=1.5, reach=3.1)),
-    ("vanishing gradients", with_probe(0, reach=0.0101), with_probe(0, reach=0.0099)),
+    ("vanishing gradients", with_probe(0, reach=0.0201), with_probe(0, reach=0.0199)),
     ("uphill", with_column("cosines", [-0.09] * 60), with_column("cosines", [-0.11] * 60)),
     ("frozen weights", lambda h: h.arrays.update(W=[0.0] * 59 + [1e-9]),
      lambda h: h.arrays.update(W=[math.nan] + [0.0] * 59)),
@@ -949,3 +949,16 @@ def test_units_that_died_are_seen_beside_a_reading_that_is_missing():
 def test_every_clinic_run_has_all_that_healthy_ones_are_drawn_from():
     assert all(needs.keys() <= s.HEALTHY.keys() for needs in s.NEEDS.values())
     assert s.NEEDS.keys() <= {*s.DISEASES, *s.ACCIDENTS}
+
+
+def test_probes_find_their_place_among_steps_that_are_not_counted_from_0():
+    history = complete()
+    history.step = [1000 + 10 * step for step in history.step]
+    for probe in history.probes[1:]:
+        probe["step"] = 1000 + 10 * probe["step"]
+    with_probe(0, step=math.nan)(history)
+    assert names(history) == [s.NOTHING]
+    with_probe(2, train=9.0)(history)
+    assert names(history)[0] == "batches differ"
+    with_probe(2, step=7)(history)  # no such step: not measured
+    assert names(history) == [s.NOTHING]
