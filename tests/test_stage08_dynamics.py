@@ -962,3 +962,11 @@ def test_probes_find_their_place_among_steps_that_are_not_counted_from_0():
     assert names(history)[0] == "batches differ"
     with_probe(2, step=7)(history)  # no such step: not measured
     assert names(history) == [s.NOTHING]
+
+
+def test_probes_after_the_run_has_broken_do_not_hide_the_cause():
+    history = complete()
+    with_probe(0, errors={"W": 0.5, "b": math.nan})(history)
+    with_probe(1, 2, 3, errors={"W": math.nan, "b": math.nan})(history)
+    finding = s.diagnose(history)[0]
+    assert finding.name == "backward bug" and "along W" in finding.evidence
