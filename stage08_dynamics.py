@@ -825,7 +825,7 @@ def start_findings(r):
     if share > 0.5:
         found["saturating init"] = f"{share:.0%} of {where} start at ±1"
     worst = [extreme(probe.get("errors")) for probe in r.probes]
-    worst = sorted(error_and_name for error_and_name in worst if error_and_name[1])  # measured ones
+    worst = sorted((error, where) for error, where in worst if where)  # those that were measured
     error, where = worst[len(worst) // 2] if worst else (math.nan, "")  # luck can hide it: median
     if error > 1e-3:  # rounding leaves 1e-7, a wrong line 1e-2
         found["backward bug"] = f"the slope along {where} is off {error:.1%}"
