@@ -1,0 +1,278 @@
+"""Checks of the exercises of stage 8."""
+
+import math
+
+import judge
+import numpy as np
+import pytest
+
+import stage08_dynamics as stage
+
+
+def test_1(answers):
+    losses, _ = stage.descend(1.9)
+    mistakes = {
+        "that is the loss after three steps": losses[-2],
+        "that is w, not the loss": 4 * 0.9**4,
+        "the loss is w²/2: it shrinks by the square of what w shrinks by": 8 * 0.9**4,
+        "half of w² was asked for": 2 * losses[-1],
+    }
+    judge.number(answers, "ANSWER_1", losses[-1], mistakes=mistakes)
+    low, high = 1.9, 2.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if stage.guess(stage.descend(middle)[0]) == "rate too low":
+            high = middle
+        else:
+            low = middle
+    mistakes = {
+        "w shrinks by |1 - rate| a step, but the loss by its square": 1 + 0.9 ** (1 / 4),
+        "there are four steps": 1 + 0.9 ** (1 / 2),
+        "that is the other border: guess is right there, the rate is too low": 2 - low,
+        "there are four steps, and the loss is a square": 1.9,
+    }
+    judge.number(answers, "ANSWER_1B", low, 4, mistakes=mistakes)
+
+
+def test_2(answers):
+    right = 4 * (1 - 0.9**10)
+    mistakes = {
+        "that is what is missing to 4": 4 * 0.9**10,
+        "that is the corrected average; nobody divided": 4.0,
+        "that is s₉": 4 * (1 - 0.9**9),
+        "that is s₁₁": 4 * (1 - 0.9**11),
+        "the new loss counts 1 - β, the old average β": 4 * (1 - 0.1**10),
+    }
+    judge.number(answers, "ANSWER_2", right, mistakes=mistakes)
+    first = next(t for t in range(1, 1000) if 0.9**t <= 0.01)
+    mistakes = {
+        "at this step a little more than one per cent is still missing": first - 1,
+        "one step earlier is enough": first + 1,
+        "that is when it is right to ten per cent": 22,
+        "1/(1-β) is how far it looks back, not when it is right": 10,
+        "a whole number was asked for, the first step that suits": math.log(0.01) / math.log(0.9),
+    }
+    judge.number(answers, "ANSWER_2B", first, 4, mistakes=mistakes)
+
+
+def test_3(answers):
+    remarks = {
+        "a": "measure it: tr Σ is not larger after training than before",
+        "b": "look at how the two are estimated",
+        "c": "no sum here comes near the largest float; and the other samples gave numbers",
+        "d": "the loss ends above 1.2 nats: nothing is known by heart",
+    }
+    judge.choice(answers, "ANSWER_3", 3, "73a84b7e708c", remarks)
+
+
+def test_4(answers, rng):
+    model = stage.LanguageModel(7, 3, width=5, embed=4, seed=1)
+    for rows in (1, 2, 6):
+        x, y = rng.integers(7, size=(rows, 3)), rng.integers(7, size=rows)
+        grads = [model.loss_and_grads(x[i : i + 1], y[i : i + 1])[1] for i in range(rows)]
+        vectors = np.array([stage.flat(g) for g in grads])
+        right = np.linalg.norm(vectors, axis=1)
+        mistakes = {
+            "these are squares of the lengths": right**2,
+            "the mean over the batch divides each gradient by B": right / rows,
+            "each row is the whole batch's gradient": np.full(
+                rows, np.linalg.norm(vectors.mean(0))
+            ),
+            "lengths of the arrays do not add up; squares do": [
+                sum(np.linalg.norm(a) for a in g.values()) for g in grads
+            ],
+            "these are sums of absolute values, not lengths": np.abs(vectors).sum(1),
+            "these are the single losses": [
+                model.loss_and_grads(x[i : i + 1], y[i : i + 1])[0] for i in range(rows)
+            ],
+        }
+        for name in model.params:
+            told = f"that is the gradient in {name} alone; all parameters count"
+            mistakes[told] = [np.linalg.norm(g[name]) for g in grads]
+        found = judge.call(answers, "pulls", model, x.copy(), y.copy())
+        judge.array("pulls", found, right, mistakes=mistakes)
+
+
+def test_5(answers, rng):
+    for B, K, C in ((1, 1, 1), (4, 3, 2), (2, 5, 6)):
+        x, w, b = rng.normal(size=(B, K)), rng.normal(size=(K, C)), rng.normal(size=C)
+        result = judge.call(answers, "silu_forward", x, w, b)
+        if not isinstance(result, tuple) or len(result) != 2:
+            judge.wrong("silu_forward: expected (h, cache)")
+        z = x @ w + b
+        gate = 1 / (1 + np.exp(-z))
+        h = z * gate
+        at_h = 1 / (1 + np.exp(-h))
+        mistakes = {
+            "that is σ(z); SiLU is z·σ(z)": gate,
+            "σ has e⁻ᶻ below, not eᶻ": z * (1 - gate),
+            "the bias is missing": (x @ w) / (1 + np.exp(-(x @ w))),
+        }
+        judge.array("silu_forward's h", result[0], h, 1e-9, mistakes=mistakes)
+        upstream = rng.normal(size=(B, C))
+        found = judge.call(answers, "silu_backward", upstream.copy(), result[1])
+        if not isinstance(found, tuple) or len(found) != 3:
+            judge.wrong("silu_backward: expected (dx, dW, db)")
+        slopes = {
+            "the slope has two terms (product rule); only σ is there": gate,
+            "the slope has two terms (product rule); only z·σ′ is there": z * gate * (1 - gate),
+            "the slope of σ is not that of tanh, 1 - σ²": gate + z * (1 - gate**2),
+            "φ′ is missing": np.ones_like(z),
+            "the slope was taken at h instead of z": at_h + h * at_h * (1 - at_h),
+        }
+
+        def layer(slope, x=x, w=w, upstream=upstream):
+            dz = upstream * slope
+            return dz @ w.T, x.T @ dz, dz.sum(0)
+
+        for n, name in enumerate(("dx", "dW", "db")):
+            told = {sentence: layer(slope)[n] for sentence, slope in slopes.items()}
+            right = layer(gate + z * gate * (1 - gate))[n]
+            if name == "db":
+                told["the examples' gradients add up; this is their mean"] = right / B
+            judge.array(f"silu_backward's {name}", found[n], right, 1e-9, mistakes=told)
+
+
+def test_6(answers, rng):
+    judge.answer(answers, "sharpness")
+    for values in ([2.0, 1.0, 0.5], [-3.0, 1.0, 0.2], [-4.0, -1.5, 2.5, 1.0], [-2.0, -1.0, -0.3]):
+        q = np.linalg.qr(rng.normal(size=(len(values), len(values))))[0]
+        H = q @ np.diag(values) @ q.T
+        theta = rng.normal(size=len(values))
+        with np.errstate(all="ignore"):
+            found = judge.call(answers, "sharpness", lambda t, H=H: H @ t, theta)
+        size = max(values, key=abs)
+        mistakes = {
+            "this is the eigenvalue that is most negative": min(values),
+            "this is the size of the largest |λ|, with its sign lost": abs(size),
+            "this is λ_max with the shift still taken off": max(values) - min(values),
+            "this is λ_max with the shift still added": max(values) + min(values),
+        }
+        told = f"sharpness, for eigenvalues {values}"
+        judge.array(told, found, max(values), 1e-4, mistakes=mistakes)
+
+
+def test_7(answers, rng):
+    for beta, t in ((0.9, 1), (0.9, 2), (0.9, 17), (0.5, 3), (0.99, 40), (0.9, 400)):
+        weights = (1 - beta) * beta ** np.arange(t) / (1 - beta**t)
+        right = float(np.sqrt((weights**2).sum()))
+        mistakes = {
+            "that is the mean square; the root is missing": right**2,
+            "that is the limit for many steps": math.sqrt((1 - beta) / (1 + beta)),
+            "that is m alone, not divided by 1 - βᵗ": right * (1 - beta**t),
+            "the weights' squares add up, not the weights: the gradients are independent": 1.0,
+            "that is step t - 1: the first step has t = 1": float(
+                np.sqrt((beta ** (2 * np.arange(t - 1))).sum())
+                * (1 - beta)
+                / (1 - beta ** max(t - 1, 1))
+            ),
+        }
+        found = judge.call(answers, "step_length", beta, t)
+        judge.array(f"step_length({beta}, {t})", found, right, 1e-9, mistakes=mistakes)
+
+
+def test_8(answers, rng):
+    names = ["B/𝓑", "steps"]
+    for excess in [2.0, *rng.uniform(1.05, 6, 6)]:
+        low, high = 1e-6, 1e6  # search on the formula of the section itself
+        for _ in range(200):
+            middle = math.sqrt(low * high)
+            examples = middle * (1 + 1 / middle)  # over 𝓑, the fewest
+            low, high = (middle, high) if examples < excess else (low, middle)
+        steps = 1 + 1 / low
+        mistakes = {
+            names[0]: {
+                "the fewest examples are 𝓑 in these units, for B → 0": excess,
+                "that is 𝓑/B": 1 / low,
+                "steps were given; examples are steps times B": 1 / (excess - 1),
+            },
+            names[1]: {
+                "steps go like 1 + 𝓑/B, not 1 + B/𝓑": 1 + low,
+                "at B → ∞ the number of steps is 1 in these units, not 0": 1 / low,
+                "that is how many examples there are": excess,
+            },
+        }
+        found = judge.call(answers, "bargain", float(excess))
+        judge.entries("bargain", found, names, [low, steps], 6, mistakes)
+
+
+def test_9(answers):
+    judge.answer(answers, "ANSWER_9")
+    x, y, size = stage.corpus("stories", 8)
+    for name, activation in (("ANSWER_9", "relu"), ("ANSWER_9B", "tanh")):
+        model = stage.LanguageModel(
+            size, 8, 32, embed=8, activation=activation, recurrent=True, gain=3, seed=0
+        )
+        h, dh = model.probe(x[:256], y[:256])["h1"]
+        lengths = np.linalg.norm(dh, axis=(0, 2))
+        reach = lengths[0] / lengths[-1]
+        states = np.linalg.norm(h, axis=(0, 2))
+        mistakes = {
+            "eight times have seven steps between them": reach ** (1 / 8),
+            "that is how much it grows over all steps; γ is for one": reach,
+            "that is upside down: the first over the last": reach ** (-1 / 7),
+            "those are the states h; the gradients are the second of the pair": (
+                states[0] / states[-1]
+            )
+            ** (1 / 7),
+        }
+        judge.number(answers, name, reach ** (1 / 7), mistakes=mistakes)
+    share = stage.saturated_units(h)
+    last = stage.saturated_units(h[:, -1])
+    mistakes = {
+        "that is the share of entries above the threshold; a unit counts or not": float(
+            np.mean(np.abs(h) > 0.97)
+        ),
+        "all times count, not the last alone": last,
+        "those are the units that are not saturated": 1 - share,
+    }
+    judge.number(answers, "ANSWER_9C", share, 2, mistakes=mistakes)
+
+
+def test_10(answers, rng):
+    for V, T, hidden, noise in ((5, 4, (0, 2), 0.1), (7, 3, (1, 2), 0.4), (2, 2, (0, 1), 0.0)):
+        x = rng.integers(V, size=(3000, T))
+        y = x[:, list(hidden)].sum(1) % V
+        drawn = rng.random(len(y)) < noise
+        y[drawn] = rng.integers(V, size=drawn.sum())
+        found = judge.call(answers, "pair_leak", x.copy(), y.copy(), V, rng)
+        if not isinstance(found, (tuple, list)) or len(found) != 3:
+            judge.wrong(f"pair_leak returned {found!r:.60}; expected (i, j, share)")
+        *pair, share = found
+        if sorted(pair) == list(hidden) and list(pair) != list(hidden):
+            judge.wrong(f"pair_leak returned the columns {tuple(pair)}; expected i < j")
+        if list(pair) != list(hidden):
+            judge.wrong(f"pair_leak names the columns {tuple(pair)!r:.40}; y comes from others")
+        entropy = stage.unigram_entropy(y)
+        i, j = hidden
+        joint = x[:, i] * V + x[:, j]
+        known = stage.information(joint, y, V)
+        chance = np.mean([stage.information(joint, rng.permutation(y), V) for _ in range(9)])
+        right = (known - chance) / (entropy - chance)
+        mistakes = {
+            "that is I, in nats; the share was asked for": known,
+            "that is I/H: what chance shows is not taken off": known / entropy,
+            "I₀ is to be taken off H, too": (known - chance) / entropy,
+        }
+        judge.array("pair_leak's share", float(share), right, 0.006, mistakes=mistakes)
+
+
+@pytest.mark.project
+def test_12(answers):
+    with np.errstate(all="ignore"):
+        result = judge.call(answers, "heal")
+    if not isinstance(result, tuple) or len(result) != 2:
+        judge.wrong("heal: expected (model, history)")
+    model, history = result
+    if not isinstance(model, stage.LanguageModel) or not isinstance(history, stage.History):
+        judge.wrong("heal: expected a LanguageModel and its Monitor's History")
+    if len(history.step) < 100 or len(history.probes) < 3:
+        judge.wrong("heal: the history has too few readings; is the Monitor called at every step?")
+    first = stage.diagnose(history)[0]
+    if first.name != stage.NOTHING:
+        judge.wrong(f"diagnose says: {first.name} ({first.evidence})")
+    x, y, _ = stage.corpus("stories", 8)
+    split = int(0.9 * (len(y) + 8))
+    nats = model.loss_and_grads(x[split:], y[split:])[0]
+    if not nats < 1.9:
+        judge.wrong(f"diagnose finds nothing, but the held-out tenth costs {nats:.2f} nats")
