@@ -67,7 +67,7 @@ def test_3(answers):
 
 def test_4(answers, rng):
     model = stage.LanguageModel(7, 3, width=5, embed=4, seed=1)
-    for rows in (1, 2, 6):
+    for rows in (6, 2, 1):
         x, y = rng.integers(7, size=(rows, 3)), rng.integers(7, size=rows)
         grads = [model.loss_and_grads(x[i : i + 1], y[i : i + 1])[1] for i in range(rows)]
         vectors = np.array([stage.flat(g) for g in grads])
@@ -94,7 +94,7 @@ def test_4(answers, rng):
 
 
 def test_5(answers, rng):
-    for B, K, C in ((1, 1, 1), (4, 3, 2), (2, 5, 6)):
+    for B, K, C in ((4, 3, 2), (2, 5, 6), (1, 1, 1)):
         x, w, b = rng.normal(size=(B, K)), rng.normal(size=(K, C)), rng.normal(size=C)
         result = judge.call(answers, "silu_forward", x, w, b)
         if not isinstance(result, tuple) or len(result) != 2:
@@ -105,6 +105,7 @@ def test_5(answers, rng):
         at_h = 1 / (1 + np.exp(-h))
         mistakes = {
             "that is σ(z); SiLU is z·σ(z)": gate,
+            "that is z alone; SiLU is z·σ(z)": z,
             "σ has e⁻ᶻ below, not eᶻ": z * (1 - gate),
             "the bias is missing": (x @ w) / (1 + np.exp(-(x @ w))),
         }
@@ -189,6 +190,7 @@ def test_8(answers, rng):
             names[1]: {
                 "steps go like 1 + 𝓑/B, not 1 + B/𝓑": 1 + low,
                 "at B → ∞ the number of steps is 1 in these units, not 0": 1 / low,
+                "that is upside down: steps are at least the fewest": 1 / steps,
                 "that is how many examples there are": excess,
             },
         }
@@ -210,7 +212,7 @@ def test_9(answers):
         mistakes = {
             "eight times have seven steps between them": reach ** (1 / 8),
             "that is how much it grows over all steps; γ is for one": reach,
-            "that is upside down: the first over the last": reach ** (-1 / 7),
+            "that is upside down: γ leads from the last time back to the first": reach ** (-1 / 7),
             "those are the states h; the gradients are the second of the pair": (
                 states[0] / states[-1]
             )
@@ -231,7 +233,7 @@ def test_9(answers):
 
 def test_10(answers, rng):
     for V, T, hidden, noise in ((5, 4, (0, 2), 0.1), (7, 3, (1, 2), 0.4), (2, 2, (0, 1), 0.0)):
-        x = rng.integers(V, size=(3000, T))
+        x = rng.integers(V, size=(1000, T))
         y = x[:, list(hidden)].sum(1) % V
         drawn = rng.random(len(y)) < noise
         y[drawn] = rng.integers(V, size=drawn.sum())
@@ -254,7 +256,7 @@ def test_10(answers, rng):
             "that is I/H: what chance shows is not taken off": known / entropy,
             "I₀ is to be taken off H, too": (known - chance) / entropy,
         }
-        judge.array("pair_leak's share", float(share), right, 0.006, mistakes=mistakes)
+        judge.array("pair_leak's share", float(share), right, 0.025, mistakes=mistakes)
 
 
 @pytest.mark.project
