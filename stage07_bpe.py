@@ -1882,7 +1882,7 @@ def main(argv=None):
 # %% Exercises
 # They are in exercises/stage07.py, and `python exercises` checks them.
 #  1. ★ (by hand) A hug, a pug, two hugs
-#  2. ★ (by hand) What a dash looks like in GPT-2's file
+#  2. ★ (by hand) One character, three signs
 #  3. ★ (by hand) Who is surprised less?
 #  4. ★ (explain) A longer step that does not pay
 #  5. ★★ (implement) A thousand ways to write banana

@@ -16,7 +16,7 @@ import stage07_bpe as stage
 ANSWER_1 = None
 
 
-# %% 2. ★ (by hand) What a dash looks like in GPT-2's file
+# %% 2. ★ (by hand) One character, three signs
 # The section on bytes says how GPT-2's alphabet writes a byte as a character. Do it on paper, there
 # and back.
 # ANSWER_2:  字 is the bytes E5 AD 97. Give the numbers (code points) of its three characters in
@@ -60,9 +60,10 @@ def count_cuts(word, pieces):
 
 
 # %% 6. ★★ (implement) 1|234|567
-# Llama 3 cuts 1234567 into 123|456|7, and 34567 into 345|67: the 3 of 34 thousand looks different
-# each time. Write a regex for Python's `re` that cuts digits into threes *from the right*. (Use \d;
-# a lookahead (?=...) demands what follows without taking it, and (?!...) forbids it.)
+# Llama 3 cuts 1234567 into 123|456|7 and 234567 into 234|567: the same last digits, in groups that
+# depend on how many stand before them. Write a regex for Python's `re` that cuts into threes *from
+# the right*. (Use \d; a lookahead (?=...) demands what follows without taking it, (?!...) forbids
+# it.)
 def threes():
     """The regex: re.findall(threes(), text) gives the groups of all numbers in a text, in order."""
     raise NotImplementedError

@@ -24,7 +24,7 @@ HINTS_1 = [
     "Equals are compared by their left id; only if these are equal, too, by their right one.",
 ]
 
-# %% 2. ★ (by hand) What a dash looks like in GPT-2's file
+# %% 2. ★ (by hand) One character, three signs
 # The section on bytes says how GPT-2's alphabet writes a byte as a character. Do it on paper, there
 # and back.
 # ANSWER_2:  字 is the bytes E5 AD 97. Give the numbers (code points) of its three characters in
@@ -68,7 +68,8 @@ HINTS_3 = [
 ANSWER_4 = "b"
 # > Bits per character already divide by the length, so (a) is no reason. 82 % of the rows were seen
 # > less than ten times, against 50 %. A count of 3 is a poor estimate, and a token that is split in
-# > two can borrow from all the words in which its halves stand. With more text, 4,096 would win.
+# > two can borrow from all the words in which its halves stand. With more text the best size
+# > rises.
 HINTS_4 = [
     "The measure is bits per character: what does it no longer depend on?",
     "Look at the column that rises from 26 % to 82 %. What does it cost a model that counts?",
@@ -101,9 +102,10 @@ HINTS_5 = [
 
 
 # %% 6. ★★ (implement) 1|234|567
-# Llama 3 cuts 1234567 into 123|456|7, and 34567 into 345|67: the 3 of 34 thousand looks different
-# each time. Write a regex for Python's `re` that cuts digits into threes *from the right*. (Use \d;
-# a lookahead (?=...) demands what follows without taking it, and (?!...) forbids it.)
+# Llama 3 cuts 1234567 into 123|456|7 and 234567 into 234|567: the same last digits, in groups that
+# depend on how many stand before them. Write a regex for Python's `re` that cuts into threes *from
+# the right*. (Use \d; a lookahead (?=...) demands what follows without taking it, (?!...) forbids
+# it.)
 def threes():
     """The regex: re.findall(threes(), text) gives the groups of all numbers in a text, in order."""
     return r"\d{1,3}(?=(?:\d{3})*(?!\d))"
