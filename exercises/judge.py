@@ -59,19 +59,22 @@ def call(answers, name, *args, **kwargs):
 
 
 # What a wrong number or array may be, compared with the right one. n: how many things were added or
-# averaged. Each entry: the sentence, and what would have been found then.
-def usual_mistakes(expected, n=None):
+# averaged; unit: "bits" or "nats", if it has one of them. Each entry: the sentence, and what would
+# have been found then.
+def usual_mistakes(expected, n=None, unit=None):
     """[(sentence, value that this mistake gives)]."""
-    ln2 = math.log(2)
     mistakes = [
         ("the sign is the other way round", -expected),
         ("this is twice what it should be: was something counted twice?", 2 * expected),
         ("this is half of what it should be: a factor of 2 is lost", expected / 2),
-        ("this is in nats; bits were asked for", expected * ln2),
-        ("this is in bits; nats were asked for", expected / ln2),
-        ("this is the base-10 logarithm's unit; expected nats or bits", expected / math.log(10)),
         ("this is 100 times as much: a share was asked for, not a percentage", 100 * expected),
     ]
+    if unit == "bits":
+        mistakes.append(("this is in nats; bits were asked for", expected * math.log(2)))
+        mistakes.append(("that is the logarithm to base 10", expected * math.log10(2)))
+    elif unit == "nats":
+        mistakes.append(("this is in bits; nats were asked for", expected / math.log(2)))
+        mistakes.append(("that is the logarithm to base 10", expected / math.log(10)))
     if n is not None and n > 2:
         mistakes.append(("this is the sum; the mean was asked for", expected * n))
         mistakes.append(("this is the mean; the sum was asked for", expected / n))
@@ -87,9 +90,9 @@ def same(found, expected, tolerance):
     return bool(np.all(np.abs(np.asarray(found) - expected) <= tolerance * scale))
 
 
-def explain(what, found, expected, tolerance, n=None, mistakes=()):
+def explain(what, found, expected, tolerance, n=None, mistakes=(), unit=None):
     """Fail with the sentence of the first mistake that gives what was found."""
-    for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected, n)]:
+    for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected, n, unit)]:
         if same(found, value, tolerance) and not same(value, expected, tolerance):
             wrong(f"{what}: {sentence}")
     if same(found, expected, max(2 * tolerance, 0.02)):
@@ -97,7 +100,7 @@ def explain(what, found, expected, tolerance, n=None, mistakes=()):
     wrong(f"{what}: not right yet")
 
 
-def number(answers, name, expected, digits=3, n=None, mistakes=()):
+def number(answers, name, expected, digits=3, n=None, mistakes=(), unit=None):
     """ANSWER `name` is `expected`, to so many significant digits (half a unit of the last one)."""
     found = answer(answers, name)
     real = isinstance(found, (int, float, np.integer, np.floating)) and not isinstance(found, bool)
@@ -106,7 +109,7 @@ def number(answers, name, expected, digits=3, n=None, mistakes=()):
     expected, tolerance = float(expected), 0.6 * 10.0 ** (1 - digits)
     if same(found, expected, tolerance):
         return
-    explain(name, float(found), expected, tolerance, n, mistakes)
+    explain(name, float(found), expected, tolerance, n, mistakes, unit)
 
 
 def seal(stage, number, choice):
@@ -195,14 +198,14 @@ def entries(what, found, names, expected, digits=3, mistakes=None):
             explain(f"{what}, {name}", value, float(right), tolerance, mistakes=known)
 
 
-def measured(answers, name, expected, tolerance, mistakes=()):
+def measured(answers, name, expected, tolerance, mistakes=(), unit=None):
     """ANSWER `name` was measured, with chance in it: expected, give or take this share of it."""
     found = answer(answers, name)
     if isinstance(found, bool) or not isinstance(found, (int, float, np.integer, np.floating)):
         wrong(f"{name} is {found!r:.60}; expected a number")
     if same(found, expected, tolerance):
         return
-    for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected)]:
+    for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected, unit=unit)]:
         if same(found, value, tolerance) and not same(value, expected, tolerance):
             wrong(f"{name}: {sentence}")
     off = "more" if found > expected else "less"

@@ -27,7 +27,7 @@ def test_2(answers):
     bits = -np.log2([1 / 2, 1 / 4, 1 / 8, 1 / 2])
     mistakes = {"the mean of the probabilities has no meaning here; average the surprises": 11 / 32}
     mistakes["surprise is the logarithm of 1/p, and there are four of them"] = np.log2(32 / 11)
-    judge.number(answers, "ANSWER_2", bits.mean(), n=4, mistakes=mistakes)
+    judge.number(answers, "ANSWER_2", bits.mean(), n=4, mistakes=mistakes, unit="bits")
     mistakes = {
         "the surprise is in bits, so raise 2, not e": np.exp(bits.mean()),
         "perplexity is for each letter, not for the word": 2 ** bits.sum(),
@@ -146,7 +146,7 @@ def test_9(answers):
     for n in (50_000, 100_000):
         chain = stage.MarkovChain(5, len(symbols), discount=0.8).fit(ids[:n])
         bits.append(np.log2(chain.perplexity(ids[-20_000:])))
-    judge.number(answers, "ANSWER_9", bits[0] - bits[1], digits=2)
+    judge.number(answers, "ANSWER_9", bits[0] - bits[1], digits=2, unit="bits")
 
 
 def test_10(answers):

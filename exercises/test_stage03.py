@@ -49,7 +49,7 @@ def test_1(answers):
         "that is the mean over the rows; the mean over the pairs was asked for": math.log(4) / 3,
         "that is -ln of the mean probability; the mean of -ln was asked for": -math.log(p.mean()),
     }
-    judge.number(answers, "ANSWER_1B", -np.log(p).mean(), mistakes=mistakes)
+    judge.number(answers, "ANSWER_1B", -np.log(p).mean(), mistakes=mistakes, unit="nats")
 
 
 def test_2(answers):
@@ -193,7 +193,7 @@ def test_7(answers):
         "that is the third place; the last one is X[:, 3]": third,
         "that is what shuffling all four places costs": every,
     }
-    judge.measured(answers, "ANSWER_7", last, 0.06, mistakes)
+    judge.measured(answers, "ANSWER_7", last, 0.06, mistakes, "bits")
 
 
 def lowest(loss):
