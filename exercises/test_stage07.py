@@ -100,13 +100,12 @@ def test_3(answers):
         "the number of tokens has nothing to do with it": 3.1 / math.log(50_000),
         "to come from nats to bits, divide by ln 2": 3.1 / 4.4 * math.log(2),
     }
-    judge.number(answers, "ANSWER_3", right, mistakes=mistakes)
+    judge.number(answers, "ANSWER_3", right, mistakes=mistakes, unit="bits")
     mistakes = {
         "that is a loss per character; how many characters has a token?": 1.05,
-        "nats a token were asked for, not bits": 1.05 * 4.4 / math.log(2),
         "a token has more characters than one: multiply": 1.05 / 4.4,
     }
-    judge.number(answers, "ANSWER_3B", 1.05 * 4.4, mistakes=mistakes)
+    judge.number(answers, "ANSWER_3B", 1.05 * 4.4, mistakes=mistakes, unit="nats")
 
 
 def test_4(answers):
@@ -346,7 +345,7 @@ def test_9(answers):
         "that is how many bits there are with None": per_char[1],
         "these are bits of the whole rest": (per_char[1] - per_char[0]) * len(rest),
     }
-    judge.number(answers, "ANSWER_9B", per_char[1] - per_char[0], 2, mistakes=mistakes)
+    judge.number(answers, "ANSWER_9B", per_char[1] - per_char[0], 2, mistakes=mistakes, unit="bits")
 
 
 def test_10(answers, rng):
@@ -363,6 +362,7 @@ def test_10(answers, rng):
         mistakes = {
             "P(s|x) is P(s, x) divided by P(x): log P(x) is missing": right
             - math.log2(joint.sum()),
+            "this is in nats; bits were asked for": right * math.log(2),
             "that is the entropy of the pieces, not of the cuts of this word": -(
                 p * np.log2(p)
             ).sum(),

@@ -33,7 +33,7 @@ ANSWER_3 = 4.47
 # %% 3. this is in nats
 ANSWER_3 = 0.705
 
-# %% 3. not bits
+# %% 3. this is in bits
 ANSWER_3B = 6.67
 
 # %% 3. that is a loss per character
