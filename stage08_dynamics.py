@@ -1538,12 +1538,12 @@ def main(argv=None):
 # They are in exercises/stage08.py, and `python exercises` checks them.
 #  1. ★ (by hand) Just below two
 #  2. ★ (by hand) The average that begins with nothing
-#  3. ★ (explain) A critical batch of infinite size
+#  3. ★ (explain) A gradient that does not shrink
 #  4. ★ (implement) Whose fault is the needle?
 #  5. ★★ (implement) A slope that cannot be read back
-#  6. ★★ (find the bug) Sharp on bowls, wrong on saddles
+#  6. ★★ (find the bug) The check that trusts nobody
 #  7. ★★ (derive) Four times as long, and for how many steps?
-#  8. ★★ (derive) Time against examples
+#  8. ★★ (derive) What a leak is worth
 #  9. ★★ (measure) The explosion that saturates
 # 10. ★★★ (implement) A leak in two halves
 # 11. ★★★ (research) After a tenth of the run

@@ -107,8 +107,8 @@ ANSWER_9B = None
 
 # %% 10. ★★★ (derive) How undecided is a word?
 # Under a unigram model the cut s of a word x has the probability P(s|x). Its entropy,
-# H = -Σ_s P(s|x)·log P(s|x), says how undecided the cut is. There are 2ⁿ⁻¹ cuts; find a formula
-# that needs only what `expected_counts` returns.
+# H = -Σ_s P(s|x)·log P(s|x), says how undecided the cut is. There are 2ⁿ⁻¹ cuts; find a recursion
+# over the length of the beginning, as for α, that needs only what `forward` returns.
 def undecided(word, score):
     """H in bits, for word (bytes) and score {piece: log p}. Words may have 60 letters."""
     raise NotImplementedError

@@ -359,7 +359,10 @@ def test_10(answers, rng):
         p = np.exp([*score.values()])
         best = stage.viterbi(word, score, len(word))[0]
         uses = [sum(cut.count(piece) for cut in cuts(word, score)) for piece in pieces]
+        alpha, arcs = stage.forward(word, score, len(word))
+        last = np.exp([alpha[i] + log_p - alpha[-1] for i, _, log_p in arcs[-1]])
         mistakes = {
+            "that is the surprise of the last piece alone": -(last * np.log2(last)).sum(),
             "P(s|x) is P(s, x) divided by P(x): log P(x) is missing": right
             - math.log2(joint.sum()),
             "this is in nats; bits were asked for": right * math.log(2),

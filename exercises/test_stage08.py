@@ -57,10 +57,10 @@ def test_2(answers):
 
 def test_3(answers):
     remarks = {
-        "a": "measure it: tr Σ is not larger after training than before",
-        "b": "look at how the two are estimated",
-        "c": "no sum here comes near the largest float; and the other samples gave numbers",
-        "d": "the loss ends above 1.2 nats: nothing is known by heart",
+        "a": "then a higher rate at the end would bring the loss down; try it",
+        "b": "look at the report again",
+        "c": "nothing clips in this run, and |g| is above 1 at times",
+        "d": "|g| stayed near 1 while the weights still moved, from step 1,666 to 4,000",
     }
     judge.choice(answers, "ANSWER_3", 3, "73a84b7e708c", remarks)
 
@@ -70,7 +70,7 @@ def test_4(answers, rng):
     for rows in (6, 2, 1):
         x, y = rng.integers(7, size=(rows, 3)), rng.integers(7, size=rows)
         grads = [model.loss_and_grads(x[i : i + 1], y[i : i + 1])[1] for i in range(rows)]
-        vectors = np.array([stage.flat(g) for g in grads])
+        vectors = np.array([np.concatenate([a.ravel() for a in g.values()]) for g in grads])
         right = np.linalg.norm(vectors, axis=1)
         mistakes = {
             "these are squares of the lengths": right**2,
@@ -134,23 +134,39 @@ def test_5(answers, rng):
             judge.array(f"silu_backward's {name}", found[n], right, 1e-9, mistakes=told)
 
 
+class Wrong(stage.LanguageModel):
+    """A model whose gradient in one parameter is `factor` times what it should be."""
+
+    name, factor = "W1", 1.0
+
+    def loss_and_grads(self, x, y):
+        """(mean nats, gradients, one of them wrong)."""
+        loss, grads = super().loss_and_grads(x, y)
+        grads[self.name] = grads[self.name] * self.factor
+        return loss, grads
+
+
 def test_6(answers, rng):
-    judge.answer(answers, "sharpness")
-    for values in ([2.0, 1.0, 0.5], [-3.0, 1.0, 0.2], [-4.0, -1.5, 2.5, 1.0], [-2.0, -1.0, -0.3]):
-        q = np.linalg.qr(rng.normal(size=(len(values), len(values))))[0]
-        H = q @ np.diag(values) @ q.T
-        theta = rng.normal(size=len(values))
-        with np.errstate(all="ignore"):
-            found = judge.call(answers, "sharpness", lambda t, H=H: H @ t, theta)
-        size = max(values, key=abs)
-        mistakes = {
-            "this is the eigenvalue that is most negative": min(values),
-            "this is the size of the largest |λ|, with its sign lost": abs(size),
-            "this is λ_max with the shift still taken off": max(values) - min(values),
-            "this is λ_max with the shift still added": max(values) + min(values),
-        }
-        told = f"sharpness, for eigenvalues {values}"
-        judge.array(told, found, max(values), 1e-4, mistakes=mistakes)
+    judge.answer(answers, "slope_errors")
+    for name, factor in (("Wo", 1.0), ("W1", 1.5), ("b2", 0.9), ("E", -1.0), ("bo", 0.0)):
+        model = Wrong(6, 3, width=5, depth=2, embed=4, seed=2)
+        model.name, model.factor = name, factor
+        before = {k: w.copy() for k, w in model.params.items()}
+        x, y = rng.integers(6, size=(9, 3)), rng.integers(6, size=9)
+        found = judge.call(answers, "slope_errors", model, x, y, rng)
+        if not isinstance(found, dict) or found.keys() != before.keys():
+            judge.wrong(f"slope_errors returned {found!r:.60}; expected a dict of all parameters")
+        if all(0.49 < error < 0.51 for k, error in found.items() if k != name):
+            judge.wrong("slope_errors: all right gradients seem off by half: print the two losses")
+        right = dict.fromkeys(before, 0.0)
+        right[name] = abs(1 - factor) / max(1, abs(factor))
+        for k, w in model.params.items():
+            if not np.allclose(w, before[k], rtol=0, atol=1e-9):
+                judge.wrong(f"slope_errors: after it {k} is not what it was before")
+            error = judge.numeric(f"the error of {k}", found[k], "a number")
+            if error.shape != () or not abs(error - right[k]) < 1e-4:
+                told = f"whose gradient is {factor} times the right one" if k == name else "right"
+                judge.wrong(f"slope_errors says {float(np.ravel(error)[0]):.2g} of {k}, {told}")
 
 
 def test_7(answers, rng):
@@ -173,29 +189,32 @@ def test_7(answers, rng):
 
 
 def test_8(answers, rng):
-    names = ["B/𝓑", "steps"]
-    for excess in [2.0, *rng.uniform(1.05, 6, 6)]:
-        low, high = 1e-6, 1e6  # search on the formula of the section itself
-        for _ in range(200):
-            middle = math.sqrt(low * high)
-            examples = middle * (1 + 1 / middle)  # over 𝓑, the fewest
-            low, high = (middle, high) if examples < excess else (low, middle)
-        steps = 1 + 1 / low
+    names = ["Var(W)", "rms"]
+    z = (np.arange(200_000) + 0.5) / 25_000  # 0 to 8, in standard deviations
+    density = np.exp(-z * z / 2) / 25_000 / math.sqrt(2 * math.pi)
+    half = float((z * z * density).sum())  # E[z²] of the half above 0
+    for a, K, layers in ((0.0, 64, 1), (0.2, 50, 8), (rng.uniform(0.3, 0.9), 9, 5)):
+        kept = half + float((a * z) @ (a * z * density))
         mistakes = {
             names[0]: {
-                "the fewest examples are 𝓑 in these units, for B → 0": excess,
-                "that is 𝓑/B": 1 / low,
-                "steps were given; examples are steps times B": 1 / (excess - 1),
+                "that is for ReLU; the leak lets something through": 2 / K,
+                "that keeps a layer without φ": 1 / K,
+                "below 0 the *square* counts: a², not a": 2 / ((1 + a) * K),
+                "φ makes the signal smaller, so W must be larger": kept / K,
+                "that is the standard deviation": math.sqrt(1 / (kept * K)),
+                "that is for a single input; a sum of K terms is K times as large": 1 / kept,
+                "half of the z are above 0": 1 / ((1 + a * a) * K),
             },
             names[1]: {
-                "steps go like 1 + 𝓑/B, not 1 + B/𝓑": 1 + low,
-                "at B → ∞ the number of steps is 1 in these units, not 0": 1 / low,
-                "that is upside down: steps are at least the fewest": 1 / steps,
-                "that is how many examples there are": excess,
+                "that is the mean square; rms is its root": kept**layers,
+                "that is one layer": math.sqrt(kept),
+                "below 0 the *square* counts: a², not a": ((1 + a) / 2) ** (layers / 2),
+                "that is upside down: the signal shrinks": kept ** (-layers / 2),
             },
         }
-        found = judge.call(answers, "bargain", float(excess))
-        judge.entries("bargain", found, names, [low, steps], 6, mistakes)
+        found = judge.call(answers, "leaky", float(a), K, layers)
+        right = [1 / (kept * K), kept ** (layers / 2)]
+        judge.entries(f"leaky({a:.3g}, {K}, {layers})", found, names, right, 5, mistakes)
 
 
 def test_9(answers):

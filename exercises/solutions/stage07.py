@@ -189,22 +189,29 @@ HINTS_9 = [
 
 # %% 10. ★★★ (derive) How undecided is a word?
 # Under a unigram model the cut s of a word x has the probability P(s|x). Its entropy,
-# H = -Σ_s P(s|x)·log P(s|x), says how undecided the cut is. There are 2ⁿ⁻¹ cuts; find a formula
-# that needs only what `expected_counts` returns.
+# H = -Σ_s P(s|x)·log P(s|x), says how undecided the cut is. There are 2ⁿ⁻¹ cuts; find a recursion
+# over the length of the beginning, as for α, that needs only what `forward` returns.
 def undecided(word, score):
     """H in bits, for word (bytes) and score {piece: log p}. Words may have 60 letters."""
-    counts, log_likelihood = stage.expected_counts({word: 1}, score, len(word))
-    nats = log_likelihood - sum(c * score[piece] for piece, c in counts.items())
-    return nats / math.log(2)
+    alpha, arcs = stage.forward(word, score, len(word))
+    entropy = [0.0]  # of the cut of each beginning, in nats
+    for j in range(1, len(word) + 1):
+        total = 0.0
+        for i, _, log_p in arcs[j]:
+            log_share = alpha[i] + log_p - alpha[j]  # log P(i | j)
+            total += math.exp(log_share) * (entropy[i] - log_share)
+        entropy.append(total)
+    return entropy[-1] / math.log(2)
 
 
-# > log P(s|x) = Σ_{t∈s} log p(t) - log P(x). Averaged over P(s|x), the first sum counts each t as
-# > often as it is expected to be used, Σ_t c(t)·log p(t), and so H = log P(x) - Σ_t c(t)·log p(t).
-# > Where one cut has nearly everything, H is near 0, and Viterbi's one cut is nearly all of P(x).
+# > A cut of x[:j] is its last piece x[i:j], drawn with P(i|j), and a cut of x[:i]. Its log
+# > probability is the sum of both, so on average H_j = Σ_i P(i|j)·(H_i - log P(i|j)), with H_0 = 0:
+# > the surprise of the last piece, and then that of what stands before. A word whose cut is clear
+# > has H near 0, and Viterbi's one cut is nearly all of P(x).
 HINTS_10 = [
-    "P(s|x) = P(s, x)/P(x), and P(s, x) is a product over the pieces of s. Take its logarithm.",
-    "The mean over s of Σ_{t∈s} log p(t): how often is t expected to be in s?",
-    "expected_counts({word: 1}, ...) has c(t) and log P(x). Mind the units.",
+    "By (★), from the end: first the last piece is drawn, then the cut of what stands before it.",
+    "Let H_j be the entropy of the cut of x[:j]. If the last piece begins at i, H_i is left.",
+    "H_j is a mean over i, with P(i|j), of two things: the surprise -log P(i|j), and ...",
 ]
 
 # %% 11. ★★ (research) What WordPiece might have been

@@ -148,17 +148,32 @@ ANSWER_9B = 0.227
 
 # %% 10. log P(x) is missing
 def undecided(word, score):
-    counts, _ = stage.expected_counts({word: 1}, score, len(word))
-    return -sum(c * score[piece] for piece, c in counts.items()) / math.log(2)
+    alpha, arcs = stage.forward(word, score, len(word))
+    total = [0.0]
+    for j in range(1, len(word) + 1):
+        shares = [(i, math.exp(alpha[i] + log_p - alpha[j]), log_p) for i, _, log_p in arcs[j]]
+        total.append(sum(share * (total[i] - log_p) for i, share, log_p in shares))
+    return total[-1] / math.log(2)
 
 
 # %% 10. this is in nats
 def undecided(word, score):
-    counts, log_likelihood = stage.expected_counts({word: 1}, score, len(word))
-    return log_likelihood - sum(c * score[piece] for piece, c in counts.items())
+    alpha, arcs = stage.forward(word, score, len(word))
+    total = [0.0]
+    for j in range(1, len(word) + 1):
+        logs = [(i, alpha[i] + log_p - alpha[j]) for i, _, log_p in arcs[j]]
+        total.append(sum(math.exp(log) * (total[i] - log) for i, log in logs))
+    return total[-1]
+
+
+# %% 10. the last piece alone
+def undecided(word, score):
+    alpha, arcs = stage.forward(word, score, len(word))
+    logs = [alpha[i] + log_p - alpha[-1] for i, _, log_p in arcs[-1]]
+    return -sum(math.exp(log) * log for log in logs) / math.log(2)
 
 
 # %% 10. how improbable the best cut is
 def undecided(word, score):
-    _, log_likelihood = stage.expected_counts({word: 1}, score, len(word))
-    return (log_likelihood - stage.viterbi(word, score, len(word))[0]) / math.log(2)
+    alpha, _ = stage.forward(word, score, len(word))
+    return (alpha[-1] - stage.viterbi(word, score, len(word))[0]) / math.log(2)
