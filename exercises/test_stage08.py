@@ -165,12 +165,13 @@ def test_6(answers, rng):
                 judge.wrong(f"slope_errors: after it {k} is not what it was before")
             error = judge.numeric(f"the error of {k}", found[k], "a number")
             if error.shape != () or not abs(error - right[k]) < 1e-4:
-                told = f"whose gradient is {factor} times the right one" if k == name else "right"
-                judge.wrong(f"slope_errors says {float(np.ravel(error)[0]):.2g} of {k}, {told}")
+                told = f"{factor} times the right one" if k == name else "right"
+                said = float(np.ravel(error)[0])
+                judge.wrong(f"slope_errors: {said:.2g} for {k}, whose gradient is {told}")
 
 
 def test_7(answers, rng):
-    for beta, t in ((0.9, 1), (0.9, 2), (0.9, 17), (0.5, 3), (0.99, 40), (0.9, 400)):
+    for beta, t in ((0.9, 17), (0.9, 2), (0.9, 1), (0.5, 3), (0.99, 40), (0.9, 400)):
         weights = (1 - beta) * beta ** np.arange(t) / (1 - beta**t)
         right = float(np.sqrt((weights**2).sum()))
         mistakes = {
@@ -178,6 +179,8 @@ def test_7(answers, rng):
             "that is the limit for many steps": math.sqrt((1 - beta) / (1 + beta)),
             "that is m alone, not divided by 1 - βᵗ": right * (1 - beta**t),
             "the weights' squares add up, not the weights: the gradients are independent": 1.0,
+            "that is the sum of the weights; squares add up, since noise is independent": 1
+            - beta**t,
             "that is step t - 1: the first step has t = 1": float(
                 np.sqrt((beta ** (2 * np.arange(t - 1))).sum())
                 * (1 - beta)
@@ -193,7 +196,7 @@ def test_8(answers, rng):
     z = (np.arange(200_000) + 0.5) / 25_000  # 0 to 8, in standard deviations
     density = np.exp(-z * z / 2) / 25_000 / math.sqrt(2 * math.pi)
     half = float((z * z * density).sum())  # E[z²] of the half above 0
-    for a, K, layers in ((0.0, 64, 1), (0.2, 50, 8), (rng.uniform(0.3, 0.9), 9, 5)):
+    for a, K, layers in ((rng.uniform(0.3, 0.9), 9, 5), (0.2, 50, 8), (0.0, 64, 1)):
         kept = half + float((a * z) @ (a * z * density))
         mistakes = {
             names[0]: {
