@@ -46,7 +46,7 @@ def pulls(model, x, y):
 
 
 # %% 5. ★★ (implement) A slope that cannot be read back
-# For tanh and ReLU the layer of this stage reads the slope of φ from h. SiLU (Elfwing et al. 2018),
+# For tanh and ReLU the layer of this stage reads the slope of φ from h. SiLU, which Llama uses,
 # φ(z) = z·σ(z) with σ(z) = 1/(1 + e⁻ᶻ), falls and then rises: one h belongs to two z. Write the
 # layer with it, in the form of layer_forward and layer_backward; the cache is what you need.
 def silu_forward(x, w, b):
