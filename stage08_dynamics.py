@@ -1326,20 +1326,19 @@ def main(argv=None):
 # 8. Taking a reading that was not made for 0: "the weights did not move". (`History.record`)
 
 # %% Exercises
-#  1. ★ Predict the four losses of `descend(1.9)` on paper. What do `guess` and `judge` say of it?
-#  2. ★ Show that the bias-corrected average of a constant sequence is that constant everywhere.
-#  3. ★ Predict the first loss at gain 100 in part 1 from s²/2. Why is the true one different?
-#  4. ★ Which rules of `diagnose` still work if only losses and rates were recorded? Try it.
-#  5. ★★ Add a GELU to layer_forward and layer_backward; let `gradient_check` find your mistakes.
-#  6. ★★ Derive the 0.23 of section 4: the rms of m/√v when gradients are independent noise.
-#  7. ★★ Clip the gradient norm at 1 in `training`. Which diseases does it cure, which does it hide?
-#  8. ★★ With tanh, "exploding recurrence" turns into saturation. Plot growth against gain; say why.
-#  9. ★★ With heavy-ball momentum β the bound of section 7 is 2(1+β)/lr. Derive it, then measure λ.
-# 10. ★★ Add "batch too small" to the accidents. Which reading names it? (section 6)
-# 11. ★★★ Make the leak indirect: the sum of two columns. Which reading would find it?
-# 12. ★★★ "One layer frozen" looks healthy without `arrays`. Find it from the probes alone.
-# 13. ★★★ Learn a decision tree from readings at seeds 100 to 199. Better than the rules elsewhere?
-# 14. ★★★ Diagnose from the first tenth of a run. Which causes can be named that early?
+# They are in exercises/stage08.py, and `python exercises` checks them.
+#  1. ★ (by hand) Just below two
+#  2. ★ (by hand) The average that begins with nothing
+#  3. ★ (explain) A gradient that does not shrink
+#  4. ★ (implement) Whose fault is the needle?
+#  5. ★★ (implement) A slope that cannot be read back
+#  6. ★★ (find the bug) The check that trusts nobody
+#  7. ★★ (derive) Four times as long, and for how many steps?
+#  8. ★★ (derive) What a leak is worth
+#  9. ★★ (measure) The explosion that saturates
+# 10. ★★★ (implement) A leak in two halves
+# 11. ★★★ (research) After a tenth of the run
+# 12. ★★★ (project) Heal the run
 
 # %% Where this leads
 # Stage 9 takes a healthy trained model and adapts it with a thousandth of its parameters; stage 10
