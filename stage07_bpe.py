@@ -139,10 +139,8 @@ def to_alphabet(data):
 
 
 def from_alphabet(token):
-    """The bytes behind a token of a vocabulary file; ValueError outside the alphabet."""
-    if not set(token) <= CHAR_TO_BYTE.keys():
-        raise ValueError(f"token {token!r}: expected characters of GPT-2's byte alphabet")
-    return bytes(map(CHAR_TO_BYTE.get, token))
+    """The bytes behind a token of a vocabulary file."""
+    return bytes(CHAR_TO_BYTE[char] for char in token)
 
 
 def check_text(text):
@@ -198,24 +196,20 @@ PATTERNS = {
 
 # %% 4. Regular expressions that know Unicode
 # Python's re has no \p, and its \s also takes U+001C..U+001F. So such a class is spelled out as
-# ranges of code points. Python knows the general categories, but no scripts; of those, only Han,
-# the Chinese characters, is listed here.
+# ranges of code points. Python knows the general categories, but no scripts such as \p{Han}.
 BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
 BLANKS += "".join(map(chr, range(0x2000, 0x200B)))
-HAN = "\u2e80-\u2e99\u2e9b-\u2ef3\u2f00-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf"
-HAN += "\u4e00-\u9fff\uf900-\ufa6d\ufa70-\ufad9\U00016fe2-\U00016fe3\U00016ff0-\U00016ff1"
-HAN += "\U00020000-\U0002a6df\U0002a700-\U0002ee5d\U0002f800-\U0002fa1d\U00030000-\U000323af"
 
 
 @functools.cache
 def classes(limit):
-    """{"L", "Lu", ..., "s" or "Han": its code points below the limit, for use inside [...]}."""
+    """{"L", "Lu", ..., or "s": its code points below the limit, for use inside [...]}."""
     ranges = defaultdict(str)
     for kind, group in groupby(range(limit), lambda code: unicodedata.category(chr(code))):
         codes = list(group)
         for name in (kind, kind[0]):
             ranges[name] += rf"\U{codes[0]:08x}-\U{codes[-1]:08x}"
-    return {**ranges, "s": BLANKS, "d": ranges["Nd"], "Han": HAN}
+    return {**ranges, "s": BLANKS, "d": ranges["Nd"]}
 
 
 PART = re.compile(
@@ -272,7 +266,7 @@ def compile_regex(regex, limit=0x110000):
 #     Isolated  a|-|-|b     MergedWithPrevious  a-|-|b     Contiguous  a|--|b
 #     Removed   a|b         MergedWithNext      a|-|-b
 # With invert, the rest and the matches change roles.
-BEHAVIORS = ["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
+BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 
 
 def split(text, regex, behavior="Isolated", invert=False):
@@ -742,90 +736,98 @@ def learn_unigram(words, size):
 #
 # Other people's files hold whatever the tokenizers library can do, and a part passed over would
 # give ids that look right and are not. So here are the kinds of steps that are handled, with their
-# keys (? where a file may leave it out), then what each key may be: a type, or all its values. A
-# key that is not in the tables must be null, false or empty.
-BYTES = "add_prefix_space? trim_offsets? use_regex?"
-SPACES = "replacement prepend_scheme? split? add_prefix_space?"
+# keys. A type, as in "prepend": str, says that the key must be there; a tuple lists all values that
+# it may have, the default first; anything else is a default, and says the type. A key that is not
+# in the table must be null, false or empty.
+BYTES = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+SCHEMES = (None, "always", "first", "never")
+SPACES = {"replacement": str, "prepend_scheme": SCHEMES, "split": True, "add_prefix_space": True}
+REPLACE = {"pattern": dict, "content": str}
 HANDLED = {
     "normalizer": {
-        "Sequence": "normalizers", "NFC": "", "NFD": "", "NFKC": "", "NFKD": "",
-        "Prepend": "prepend", "Replace": "pattern content",
+        "Sequence": {"normalizers": list},
+        "NFC": {}, "NFD": {}, "NFKC": {}, "NFKD": {},
+        "Prepend": {"prepend": str}, "Replace": REPLACE,
     },
     "pre_tokenizer": {
-        "Sequence": "pretokenizers", "Split": "pattern behavior invert",
-        "Digits": "individual_digits", "ByteLevel": BYTES, "Metaspace": SPACES,
+        "Sequence": {"pretokenizers": list},
+        "Split": {"pattern": dict, "behavior": BEHAVIORS, "invert": bool},
+        "Digits": {"individual_digits": bool}, "ByteLevel": BYTES, "Metaspace": SPACES,
     },
     "model": {
-        "BPE": "vocab merges ignore_merges? dropout? unk_token? fuse_unk? byte_fallback?"
-        " continuing_subword_prefix? end_of_word_suffix?",
-        "WordPiece": "vocab max_input_chars_per_word unk_token? continuing_subword_prefix?",
-        "Unigram": "vocab unk_id? byte_fallback?",
+        "BPE": {
+            "vocab": dict, "merges": list, "ignore_merges": False, "dropout": (None, 0),
+            "unk_token": "", "fuse_unk": False, "byte_fallback": False,
+            "continuing_subword_prefix": "", "end_of_word_suffix": "",
+        },
+        "WordPiece": {
+            "vocab": dict, "unk_token": "", "continuing_subword_prefix": "",
+            "max_input_chars_per_word": int,
+        },
+        "Unigram": {"vocab": list, "unk_id": -1, "byte_fallback": False},
     },
     "post_processor": {
-        "Sequence": "processors", "ByteLevel": BYTES,
-        "TemplateProcessing": "single special_tokens pair?",
+        "Sequence": {"processors": list}, "ByteLevel": BYTES,
+        "TemplateProcessing": {"single": list, "special_tokens": dict, "pair": []},
     },
     "decoder": {
-        "Sequence": "decoders", "ByteLevel": BYTES, "Metaspace": SPACES, "ByteFallback": "",
-        "Replace": "pattern content", "WordPiece": "prefix", "BPEDecoder": "suffix", "Fuse": "",
-        "Strip": "content start stop?",
+        "Sequence": {"decoders": list},
+        "ByteLevel": BYTES, "Metaspace": SPACES, "Replace": REPLACE, "ByteFallback": {}, "Fuse": {},
+        "WordPiece": {"prefix": str}, "BPEDecoder": {"suffix": str},
+        "Strip": {"content": str, "start": int, "stop": (0,)},
     },
 }  # fmt: skip
-FLAGS = ["single_word", "lstrip", "rstrip", "normalized", "special"]  # of an added token
-MAY_BE = {"version": ["1.0"], "behavior": BEHAVIORS, "stop": [0], "dropout": [0]}
-MAY_BE["prepend_scheme"] = ["always", "first", "never"]
-for kind, keys in (
-    (str, "type content prepend replacement prefix suffix unk_token continuing_subword_prefix"),
-    (str, "end_of_word_suffix"),
-    (int, "id start max_input_chars_per_word unk_id"),
-    (bool, "add_prefix_space trim_offsets use_regex individual_digits invert split"),
-    (bool, "ignore_merges fuse_unk byte_fallback single_word lstrip rstrip normalized special"),
-    (list, "normalizers pretokenizers processors decoders merges single pair added_tokens"),
-    (dict, "pattern special_tokens normalizer pre_tokenizer model post_processor decoder"),
-    (object, "vocab"),  # anything, which read_vocab looks into
-):
-    MAY_BE |= dict.fromkeys(keys.split(), kind)
+FLAGS = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized", "special"], False)
+ADDED = {"id": int, "content": str, **FLAGS}
+FILE = {"version": ("1.0",), "added_tokens": [], "model": dict, "normalizer": {}}
+FILE |= {"pre_tokenizer": {}, "post_processor": {}, "decoder": {}}
 
 
 def check_object(where, found, keys):
-    """ValueError unless found is a JSON object in which all is handled, and no key is missing."""
+    """The JSON object found, with its defaults; ValueError unless all that it says is handled."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is {found!r:.60}: expected an object")
-    missing = [key for key in keys if not key.endswith("?") and found.get(key) is None]
-    if missing:
-        raise ValueError(f"{where} has no {missing}, which it needs")
-    keys = [key.rstrip("?") for key in keys]
-    for key, value in found.items():
-        if value is None or value is False or value in ("", [], {}):
-            continue
-        expected = MAY_BE[key] if key in keys else []
-        if isinstance(expected, list):
+    known = {}
+    for key, expected in keys.items():
+        value = found.get(key)
+        if isinstance(expected, tuple):
+            value = expected[0] if value is None else value
             fits = value in expected
+        elif isinstance(expected, type):
+            fits = type(value) is expected
         else:
-            fits = expected is object or type(value) is expected
+            value = expected if value is None else value
+            expected = type(expected)
+            fits = type(value) is expected
         if not fits:
-            handled = getattr(expected, "__name__", expected) or "null, false or empty"
-            raise ValueError(f"{where}: {key!r:.40} is {value!r:.60}; handled here: {handled}")
+            handled = getattr(expected, "__name__", expected)
+            raise ValueError(f"{where}: {key!r} is {value!r:.60}; handled here: {handled}")
+        known[key] = value
+    for key, value in found.items():
+        if key not in keys and value not in (None, False, "", [], {}):
+            raise ValueError(f"{where}: {key!r:.40} is {value!r:.60}; handled here: null or empty")
+    return known
 
 
 def read_steps(where, part):
     """The steps of a part of the file as a list, with every Sequence unrolled."""
-    if part is None:
+    if part in (None, {}):
         return []
     kind = part.get("type") if isinstance(part, dict) else part
     if not isinstance(kind, str) or kind not in HANDLED[where]:
         raise ValueError(f"{where} {kind!r:.60}; handled here: {', '.join(HANDLED[where])}")
-    keys = HANDLED[where][kind].split()
-    check_object(f"{where} {kind}", part, ["type", *keys])
+    step = check_object(f"{where} {kind}", part, {"type": str, **HANDLED[where][kind]})
     if kind == "Sequence":
-        return [step for some in part[keys[0]] for step in read_steps(where, some)]
-    if "pattern" in part:
-        compile_regex(regex_of(part))  # says what it cannot do
-    if len(part.get("replacement", "▁")) != 1 or (kind == "Strip" and len(part["content"]) != 1):
+        _, inner = step.values()
+        return [step for some in inner for step in read_steps(where, some)]
+    if "pattern" in step:
+        compile_regex(regex_of(step))  # says what it cannot do
+    one = step["content"] if kind == "Strip" else step.get("replacement", "▁")
+    if len(one) != 1:
         raise ValueError(f"{where} {part!r:.80}: expected one character to replace or strip")
-    scheme = "always" if part.get("add_prefix_space", True) else "never"  # in older files
-    defaults = dict(prepend_scheme=scheme, split=True, use_regex=True, add_prefix_space=False)
-    return [defaults | {key: value for key, value in part.items() if value is not None}]
+    if kind == "Metaspace" and step["prepend_scheme"] is None:  # in older files
+        step["prepend_scheme"] = "always" if step["add_prefix_space"] else "never"
+    return [step]
 
 
 def read_vocab(model):
@@ -850,7 +852,7 @@ def read_vocab(model):
 
 def read_merges(model, vocab):
     """{(left id, right id): (rank, id of both)} of a BPE model."""
-    ranks, prefix = {}, model.get("continuing_subword_prefix") or ""
+    ranks, prefix = {}, model["continuing_subword_prefix"]
     for rank, merge in enumerate(model["merges"]):
         try:
             left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -864,7 +866,7 @@ def read_added(entries, vocab):
     """{text: entry} of the added tokens; their ids must be those that the library would give."""
     added, n = {}, len(vocab)
     for entry in entries:
-        check_object("added_tokens", entry, ["id", "content", *(f"{flag}?" for flag in FLAGS)])
+        entry = check_object("added_tokens", entry, ADDED)
         text = entry["content"]
         check_text(text)
         expected = vocab.get(text, n)
@@ -873,7 +875,7 @@ def read_added(entries, vocab):
         if not text or text in added or entry["id"] != expected or taken:
             found = f"{text!r:.60} with id {entry['id']!r:.40}"
             raise ValueError(f"added_tokens: {found}: expected one of each text, here {expected}")
-        added[text] = {"id": expected, **{flag: bool(entry.get(flag)) for flag in FLAGS}}
+        added[text] = entry
     return added
 
 
@@ -962,22 +964,21 @@ class Tokenizer:
     model_type = None  # the subclasses open one type each
 
     def __init__(self, parts):
-        keys = ["version?", "added_tokens?", "normalizer?", "pre_tokenizer?", "model"]
-        check_object("tokenizer.json", parts, [*keys, "post_processor?", "decoder?"])
         self.parts = parts
         self._prepare()
 
     def _prepare(self):
         """Make everything from the parts, and forget what was encoded before."""
-        steps = {where: read_steps(where, self.parts.get(where)) for where in HANDLED}
-        (self.model,) = steps["model"]
-        self.normalizer, self.decoder = steps["normalizer"], steps["decoder"]
-        self.pre_tokenizer = steps["pre_tokenizer"]
+        parts = check_object("tokenizer.json", self.parts, FILE)
+        (self.model,) = read_steps("model", parts["model"] or None)
+        self.normalizer = read_steps("normalizer", parts["normalizer"])
+        self.pre_tokenizer = read_steps("pre_tokenizer", parts["pre_tokenizer"])
+        self.decoder = read_steps("decoder", parts["decoder"])
+        self.bos, self.eos = read_template(read_steps("post_processor", parts["post_processor"]))
         if self.model_type not in (None, self.model["type"]):
             raise ValueError(f"model {self.model['type']!r}: expected {self.model_type!r}")
         vocab = read_vocab(self.model)
-        self.bos, self.eos = read_template(steps["post_processor"])
-        self.added = read_added(self.parts.get("added_tokens") or [], vocab)
+        self.added = read_added(parts["added_tokens"], vocab)
         self.special_tokens = {text: e["id"] for text, e in self.added.items() if e["special"]}
         self.token_ids = vocab | {text: entry["id"] for text, entry in self.added.items()}
         self.tokens = {i: token for token, i in self.token_ids.items()}
@@ -987,13 +988,13 @@ class Tokenizer:
         self.pieces = {text: i for text, i in vocab.items() if text not in self.special_tokens}
         self.longest = max(map(len, self.pieces), default=1)
         self.unknown = vocab.get(self.model.get("unk_token"))
-        self.prefix = self.model.get("continuing_subword_prefix") or ""
-        self.suffix = self.model.get("end_of_word_suffix") or ""
+        self.prefix = self.model.get("continuing_subword_prefix", "")
+        self.suffix = self.model.get("end_of_word_suffix", "")
         if self.model["type"] == "BPE":
             self.ranks = read_merges(self.model, vocab)
             self.merges = {pair: new for pair, (_, new) in self.ranks.items()}
         if self.model["type"] == "Unigram":
-            self.unknown = self.model.get("unk_id")
+            self.unknown = None if self.model["unk_id"] < 0 else self.model["unk_id"]
             self.score = {piece: p for piece, p in self.model["vocab"] if piece in self.pieces}
             self.unknown_score = min(p for _, p in self.model["vocab"]) - 10  # as SentencePiece
         self.byte_level = any(step["type"] == "ByteLevel" for step in self.pre_tokenizer)
@@ -1001,7 +1002,7 @@ class Tokenizer:
         other = self.byte_level or self.prefix or self.suffix or self.model.get("ignore_merges")
         if self.model["type"] == "BPE" and not other:
             self.inside = {a + b for token in vocab for a, b in zip(token, token[1:])}
-        given = self.parts.get("pre_tokenizer")
+        given = parts["pre_tokenizer"]
         self.pattern = next((name for name in PATTERNS if given == byte_level_steps(name)), None)
         self._check_together()
         self.vocab = {i: self._token_bytes(i, first=False) for i in sorted(self.tokens)}
@@ -1015,7 +1016,7 @@ class Tokenizer:
         if "ByteLevel" in kinds[:-1]:
             raise ValueError(f"pre_tokenizer {kinds}; handled here: ByteLevel as the last step")
         deletes = any(step.get("content") == "" for step in self.normalizer)
-        schemes = [step["prepend_scheme"] for step in self.pre_tokenizer]
+        schemes = [step.get("prepend_scheme") for step in self.pre_tokenizer]
         if "first" in schemes[1:] or ("first" in schemes and deletes):
             raise ValueError("prepend_scheme 'first' is not handled behind what cuts or deletes")
         for text, entry in self.added.items():
@@ -1129,7 +1130,7 @@ class Tokenizer:
         """The ids of a piece that comes from the pre_tokenizer. random: see sample."""
         word = to_alphabet(piece.encode()) if self.byte_level else piece
         if self.model["type"] == "BPE":
-            if self.model.get("ignore_merges") and not random and word in self.pieces:
+            if self.model["ignore_merges"] and not random and word in self.pieces:
                 return [self.pieces[word]]
             return merge_symbols(self._letters(word), self.ranks, **random)
         if self.model["type"] == "WordPiece":
@@ -1173,7 +1174,7 @@ class Tokenizer:
                 waiting = []
             elif (found := self._unknown_ids(name)) != [self.unknown]:  # its bytes
                 ids += found
-            elif waiting and not self.model.get("fuse_unk"):
+            elif waiting and not self.model["fuse_unk"]:
                 ids += found
             else:
                 waiting = found
@@ -1297,7 +1298,7 @@ def byte_level_parts(model, pattern, special_tokens):
     parts["pre_tokenizer"] = byte_level_steps(pattern)
     parts["decoder"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     parts["model"] = model
-    flags = dict.fromkeys(FLAGS, False) | {"special": True}
+    flags = FLAGS | {"special": True}
     parts["added_tokens"] = [{"id": i, "content": t, **flags} for t, i in special_tokens.items()]
     return parts
 
