@@ -16,12 +16,13 @@ You should know what a language model predicts (stage 1); section 7 uses logarit
   Theory: 1 the idea on one page   2 bytes   3 pre-tokens   5 BPE   6 WordPiece   7 Unigram
   Use:    4 regular expressions   8 the five steps, and files   9 comparing, choosing a vocabulary
 
-Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or a command: train,
-encode or decode (--help). Rests on: Gage (1994), "A new algorithm for data compression"; Sennrich
-et al. (2016), "Neural machine translation of rare words with subword units"; Schuster, Nakajima
-(2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Radford et al.
-(2019), "Language models are unsupervised multitask learners" (GPT-2); Provilkov et al. (2020),
-"BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
+Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or `python
+stage07_bpe.py train` to learn a vocabulary (--help says more). Rests on: Gage (1994), "A new
+algorithm for data compression"; Sennrich et al. (2016), "Neural machine translation of rare words
+with subword units"; Schuster, Nakajima (2012), "Japanese and Korean voice search"; Kudo (2018),
+"Subword regularization"; Radford et al. (2019), "Language models are unsupervised multitask
+learners" (GPT-2); Provilkov et al. (2020), "BPE-dropout"; Petrov et al. (2023), "Language model
+tokenizers introduce unfairness".
 """
 
 import argparse
@@ -745,12 +746,10 @@ SPACES = {"replacement": str, "prepend_scheme": SCHEMES, "split": True, "add_pre
 REPLACE = {"pattern": dict, "content": str}
 HANDLED = {
     "normalizer": {
-        "Sequence": {"normalizers": list},
         "NFC": {}, "NFD": {}, "NFKC": {}, "NFKD": {},
         "Prepend": {"prepend": str}, "Replace": REPLACE,
     },
     "pre_tokenizer": {
-        "Sequence": {"pretokenizers": list},
         "Split": {"pattern": dict, "behavior": BEHAVIORS, "invert": bool},
         "Digits": {"individual_digits": bool}, "ByteLevel": BYTES, "Metaspace": SPACES,
     },
@@ -767,11 +766,10 @@ HANDLED = {
         "Unigram": {"vocab": list, "unk_id": -1, "byte_fallback": False},
     },
     "post_processor": {
-        "Sequence": {"processors": list}, "ByteLevel": BYTES,
+        "ByteLevel": BYTES,
         "TemplateProcessing": {"single": list, "special_tokens": dict, "pair": []},
     },
     "decoder": {
-        "Sequence": {"decoders": list},
         "ByteLevel": BYTES, "Metaspace": SPACES, "Replace": REPLACE, "ByteFallback": {}, "Fuse": {},
         "WordPiece": {"prefix": str}, "BPEDecoder": {"suffix": str},
         "Strip": {"content": str, "start": int, "stop": (0,)},
@@ -790,17 +788,12 @@ def check_object(where, found, keys):
     known = {}
     for key, expected in keys.items():
         value = found.get(key)
-        if isinstance(expected, tuple):
-            value = expected[0] if value is None else value
-            fits = value in expected
-        elif isinstance(expected, type):
-            fits = type(value) is expected
-        else:
-            value = expected if value is None else value
-            expected = type(expected)
-            fits = type(value) is expected
+        kind = expected if isinstance(expected, type) else type(expected)
+        if value is None and kind is not expected:
+            value = expected[0] if kind is tuple else expected  # the default
+        fits = value in expected if kind is tuple else type(value) is kind
         if not fits:
-            handled = getattr(expected, "__name__", expected)
+            handled = expected if kind is tuple else kind.__name__
             raise ValueError(f"{where}: {key!r} is {value!r:.60}; handled here: {handled}")
         known[key] = value
     for key, value in found.items():
@@ -814,14 +807,18 @@ def read_steps(where, part):
     if part in (None, {}):
         return []
     kind = part.get("type") if isinstance(part, dict) else part
+    if kind == "Sequence":
+        (inner,) = [value for key, value in part.items() if key != "type"]
+        return [step for some in inner for step in read_steps(where, some)]
     if not isinstance(kind, str) or kind not in HANDLED[where]:
         raise ValueError(f"{where} {kind!r:.60}; handled here: {', '.join(HANDLED[where])}")
     step = check_object(f"{where} {kind}", part, {"type": str, **HANDLED[where][kind]})
-    if kind == "Sequence":
-        _, inner = step.values()
-        return [step for some in inner for step in read_steps(where, some)]
     if "pattern" in step:
-        compile_regex(regex_of(step))  # says what it cannot do
+        ((how, pattern),) = step["pattern"].items()
+        if how not in ("Regex", "String") or not isinstance(pattern, str) or not pattern:
+            raise ValueError(f"pattern {step['pattern']!r:.60}; handled here: Regex or String")
+        step["regex"] = pattern if how == "Regex" else re.escape(pattern)
+        compile_regex(step["regex"])  # says what it cannot do
     one = step["content"] if kind == "Strip" else step.get("replacement", "▁")
     if len(one) != 1:
         raise ValueError(f"{where} {part!r:.80}: expected one character to replace or strip")
@@ -839,13 +836,11 @@ def read_vocab(model):
             if not isinstance(piece, str) or not number:
                 raise ValueError(f"vocab: {[piece, score]!r:.60}: expected a piece and its score")
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
-        if len(vocab) < len(model["vocab"]):
-            raise ValueError("vocab: a piece stands there twice")
     for token, i in vocab.items():
         if type(i) is not int or not 0 <= i < 2**32:
             raise ValueError(f"vocab: {token!r:.60} has the id {i!r:.40}: expected 0 to 2³² - 1")
-    if len(set(vocab.values())) < max(len(vocab), 1):
-        raise ValueError("vocab: expected at least one token, and no id twice")
+    if len(set(vocab.values())) < max(len(model["vocab"]), 1):
+        raise ValueError("vocab: expected at least one token, and no token or id twice")
     check_text("".join(vocab))
     return vocab
 
@@ -896,17 +891,9 @@ def read_template(steps):
     return sides
 
 
-def regex_of(step):
-    """The regex of a Split or Replace, whose pattern is {"Regex": regex} or {"String": text}."""
-    ((kind, pattern),) = step["pattern"].items()
-    if kind not in ("Regex", "String") or not isinstance(pattern, str) or not pattern:
-        raise ValueError(f"pattern {step['pattern']!r:.60}; handled here: Regex or String")
-    return pattern if kind == "Regex" else re.escape(pattern)
-
-
 def replace(text, step):
     """The text after a Replace."""
-    return compile_regex(regex_of(step)).sub(lambda _: step["content"], text)
+    return compile_regex(step["regex"]).sub(lambda _: step["content"], text)
 
 
 def normalize(text, steps, begins=True):
@@ -925,7 +912,7 @@ def cut(text, step, begins):
     """The pieces of text after a step of a pre_tokenizer. begins: whether the text begins here."""
     kind = step["type"]
     if kind == "Split":
-        return split(text, regex_of(step), step["behavior"], step["invert"])
+        return split(text, step["regex"], step["behavior"], step["invert"])
     if kind == "Digits":
         return split(text, r"\p{N}", "Isolated" if step["individual_digits"] else "Contiguous")
     if kind == "ByteLevel":
@@ -997,11 +984,14 @@ class Tokenizer:
             self.unknown = None if self.model["unk_id"] < 0 else self.model["unk_id"]
             self.score = {piece: p for piece, p in self.model["vocab"] if piece in self.pieces}
             self.unknown_score = min(p for _, p in self.model["vocab"]) - 10  # as SentencePiece
+        # SentencePiece's BPE has no pre-tokens: a book would be one piece. But no merge joins two
+        # letters that stand side by side in no token; so cut before ▁ wherever that is the case.
+        self.word_end = None
         self.byte_level = any(step["type"] == "ByteLevel" for step in self.pre_tokenizer)
-        self.inside = None  # of BPE on letters: the pairs that stand side by side in tokens
         other = self.byte_level or self.prefix or self.suffix or self.model.get("ignore_merges")
-        if self.model["type"] == "BPE" and not other:
-            self.inside = {a + b for token in vocab for a, b in zip(token, token[1:])}
+        if self.model["type"] == "BPE" and "▁" in self.pieces and not other:
+            joined = {a for token in vocab for a, b in zip(token, token[1:]) if b == "▁"} | {"▁"}
+            self.word_end = re.compile(f"(?<=[^{re.escape(''.join(joined))}])(?=▁)")
         given = parts["pre_tokenizer"]
         self.pattern = next((name for name in PATTERNS if given == byte_level_steps(name)), None)
         self._check_together()
@@ -1063,7 +1053,9 @@ class Tokenizer:
         for pieces, i in self._cut(text, allowed, begins):
             if i is not None:
                 ids.append(i)
-            for piece in pieces if self.inside is None else self._shorter(pieces):
+            if self.word_end:
+                pieces = [word for piece in pieces for word in self.word_end.split(piece)]
+            for piece in pieces:
                 if (found := cache.get(piece)) is None:
                     found = self.encode_piece(piece, **random)
                     if len(piece) <= 100 and len(cache) < 200_000 and not random:
@@ -1074,13 +1066,13 @@ class Tokenizer:
     def _allowed(self, allowed_special):
         """The special tokens that allowed_special names, as a frozenset."""
         names = [*self.special_tokens]
-        if isinstance(allowed_special, str) and allowed_special in ("none", "all"):
-            return frozenset(names if allowed_special == "all" else [])
-        several = isinstance(allowed_special, (set, frozenset, list, tuple))
-        if not several or not all(name in names for name in allowed_special):
+        allowed = [] if allowed_special == "none" else allowed_special
+        allowed = names if allowed_special == "all" else allowed
+        several = isinstance(allowed, (set, frozenset, list, tuple))
+        if not several or not all(name in names for name in allowed):
             expected = f'expected "none", "all" or a set out of {names!r:.200}'
             raise ValueError(f"allowed_special {allowed_special!r:.80}: {expected}")
-        return frozenset(allowed_special)
+        return frozenset(allowed)
 
     def encode(self, text, allowed_special="none", add_special_tokens=False):
         """The ids of text. allowed_special: "none" (they are plain text), "all" or a set.
@@ -1180,20 +1172,6 @@ class Tokenizer:
                 waiting = found
         return ids + waiting
 
-    def _shorter(self, pieces):
-        """The pieces cut between letters that stand side by side in no token: no merge joins them.
-
-        For SentencePiece's BPE, which has no pre-tokens: a book would be one piece."""
-        for piece in pieces:
-            start = 0
-            for end in range(1, len(piece)):
-                left, right = piece[end - 1], piece[end]
-                both_known = left in self.pieces and right in self.pieces  # else one <unk>, perhaps
-                if both_known and left + right not in self.inside:
-                    yield piece[start:end]
-                    start = end
-            yield piece[start:]
-
     # From ids to text
 
     def _token_bytes(self, i, first):
@@ -1273,13 +1251,13 @@ class Tokenizer:
             return cls(read_files(Path(path), pattern, special_tokens))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        except (OSError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            raise ValueError(f"{path}: damaged, or no tokenizer: {error!r:.200}") from None
         except RecursionError:
             raise ValueError(f"{path}: brackets too deep inside one another") from None
+        except (OSError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"{path}: damaged, or no tokenizer: {error!r:.200}") from None
 
 
-# FILES. Our own four kinds differ in what they learn. All write bytes in GPT-2's alphabet, so that
+# FILES. Our own three kinds differ in what they learn. All write bytes in GPT-2's alphabet, so that
 # there is no unknown text, and give the special tokens the last ids.
 def byte_level_steps(pattern):
     """The pre_tokenizer of a byte-level tokenizer with a pattern of PATTERNS."""
@@ -1304,7 +1282,7 @@ def byte_level_parts(model, pattern, special_tokens):
 
 
 class ByteLevelTokenizer(Tokenizer):
-    """What our four kinds share. An untrained one knows the 256 bytes."""
+    """What our three kinds share. An untrained one knows the 256 bytes."""
 
     def __init__(self, parts=None):
         super().__init__(parts or byte_level_parts(self.learn({}, 256), "gpt2", {}))
@@ -1320,7 +1298,6 @@ class ByteLevelTokenizer(Tokenizer):
             raise ValueError(f"special_tokens {names!r}: expected distinct non-empty strings")
         for name in names:
             check_text(name)
-        check_pattern(pattern)
         size = check_count("vocab_size", vocab_size, 256 + len(names)) - len(names)
         if isinstance(text, bytes) or not hasattr(text, "__iter__"):
             raise ValueError(f"text is {type(text).__name__}: expected str or an iterable of str")
@@ -1335,11 +1312,6 @@ class ByteLevelTokenizer(Tokenizer):
         return cls(byte_level_parts(model, pattern, specials))
 
 
-def numbered(tokens):
-    """{token in GPT-2's alphabet: id} of tokens as bytes, in order."""
-    return {to_alphabet(token): i for i, token in enumerate(tokens)}
-
-
 class BPETokenizer(ByteLevelTokenizer):
     """Byte-level BPE, as GPT-2's."""
 
@@ -1349,37 +1321,23 @@ class BPETokenizer(ByteLevelTokenizer):
     def learn(words, size):
         """The model of a tokenizer.json for {word: count}."""
         pairs = [pair for pair, _ in learn_merges(words, size - 256)]
-        vocab = numbered(spellings(pairs))
-        names = [*vocab]
-        return {"type": "BPE", "vocab": vocab, "merges": [[names[a], names[b]] for a, b in pairs]}
+        names = [to_alphabet(token) for token in spellings(pairs)]
+        merges = [[names[a], names[b]] for a, b in pairs]
+        return {"type": "BPE", "vocab": {t: i for i, t in enumerate(names)}, "merges": merges}
 
 
 class WordPieceTokenizer(ByteLevelTokenizer):
     """WordPiece: tokens chosen by likelihood ratio, text encoded by the longest match."""
 
     model_type = "WordPiece"
-    learned_tokens = staticmethod(learn_wordpiece)
-
-    @classmethod
-    def learn(cls, words, size):
-        """The model of a tokenizer.json for {word: count}."""
-        vocab = numbered(spellings([]) + cls.learned_tokens(words, size))
-        model = {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]"}
-        return model | {"continuing_subword_prefix": "", "max_input_chars_per_word": 10**9}
-
-
-class CharTokenizer(WordPieceTokenizer):
-    """One token per character (no UTF-8 begins another's); beyond vocab_size, its bytes."""
 
     @staticmethod
-    def learned_tokens(words, size):
-        """The commonest characters that are not ASCII."""
-        counts = Counter()
-        for word, times in words.items():
-            for char in word.decode():
-                counts[char] += times
-        rare = sorted((-n, char) for char, n in counts.items() if not char.isascii())
-        return [char.encode() for _, char in rare[: size - 256]]
+    def learn(words, size):
+        """The model of a tokenizer.json for {word: count}."""
+        tokens = spellings([]) + learn_wordpiece(words, size)
+        vocab = {to_alphabet(token): i for i, token in enumerate(tokens)}
+        model = {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]"}
+        return model | {"continuing_subword_prefix": "", "max_input_chars_per_word": 10**9}
 
 
 class UnigramTokenizer(ByteLevelTokenizer):
@@ -1420,7 +1378,7 @@ def read_tiktoken(path, pattern, special_tokens):
     """The parts of a tokenizer.json for a file of ranks."""
     check_pattern(pattern)
     if pattern is None:
-        raise ValueError(f"the file does not name its pattern: expected pattern=, {[*PATTERNS]}")
+        raise ValueError(f"the file does not name its pattern: expected one of {[*PATTERNS]}")
     ranks, merges = {}, []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
@@ -1579,10 +1537,10 @@ def report_cuts(made, size, rng):
         if name.endswith(("characters", f" {size}")):
             ids = tokenizer.encode("Grandmother untied the foxes.")
             print(f"   {name:16}{show(tokenizer, ids)}")
-    for kind, how in (("Unigram", {"temperature": 3.0}), ("BPE", {"dropout": 0.5})):
+    for kind, knob, value in (("Unigram", "temperature", 3.0), ("BPE", "dropout", 0.5)):
         tokenizer = made[f"{kind} {size}"]
-        cuts = [show(tokenizer, tokenizer.sample(" gardening", rng, **how)) for _ in range(4)]
-        print(f"   {kind}, {how}: " + "   ".join(cuts))
+        ids = [tokenizer.sample(" gardening", rng, **{knob: value}) for _ in range(3)]
+        print(f"   {kind}, {knob} {value}   " + "   ".join(show(tokenizer, cut) for cut in ids))
 
 
 def report_zipf(made, train):
@@ -1618,7 +1576,7 @@ def report(fast, seed):
     n = int(0.9 * len(text))
     train, held_out = text[:n], text[n:]
     report_merges(train)
-    kinds = {"characters": (CharTokenizer, 256)}
+    kinds = {"characters": (BPETokenizer, 256)}  # the 256 bytes: these stories are ASCII
     kinds |= {f"BPE {size}": (BPETokenizer, size) for size in sizes}
     kinds[f"WordPiece {sizes[1]}"] = WordPieceTokenizer, sizes[1]
     kinds[f"Unigram {sizes[1]}"] = UnigramTokenizer, sizes[1]
@@ -1643,12 +1601,11 @@ class CommandLine(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line[:300]}\n")
 
 
-KINDS = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer}
-KINDS |= {"unigram": UnigramTokenizer, "chars": CharTokenizer}
+KINDS = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": UnigramTokenizer}
 
 
 def build_parser():
-    """The command line: the report, or one of the commands train, encode and decode."""
+    """The command line: the report, or the command train."""
     what = "Without a command: the report on data/stories.txt."
     parser = CommandLine(prog="stage07_bpe.py", description=what)
     parser.add_argument("--fast", action="store_true", help="a smoke run of the report [no]")
@@ -1658,8 +1615,7 @@ def build_parser():
     train = commands.add_parser("train", help=what, description=what)
     train.add_argument("file", metavar="FILE", help="a UTF-8 text; \\r\\n is read as \\n")
     train.add_argument("--out", required=True, metavar="DIR", help="made if need be; required")
-    about = "how tokens are learned; chars takes the commonest characters as they are [bpe]"
-    train.add_argument("--kind", choices=KINDS, default="bpe", help=about)
+    train.add_argument("--kind", choices=KINDS, default="bpe", help="of tokenizer [bpe]")
     about = "tokens, counting the 256 bytes and special tokens; fewer if no more are found [1024]"
     train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help=about)
     about = "learn from the first int(X * characters) characters of the text, 0 < X <= 1 [1]"
@@ -1669,14 +1625,6 @@ def build_parser():
     about = "where the text is cut before learning; none is nowhere [gpt2]"
     names = [str(name).lower() for name in PATTERNS]
     train.add_argument("--pattern", choices=names, default="gpt2", help=about)
-    for name, metavar, what in (
-        ("encode", "TEXT", "print the ids of a text"),
-        ("decode", "ID", "print the text of ids"),
-    ):
-        command = commands.add_parser(name, help=what, description=what)
-        about = "a tokenizer.json, or a directory with it or with vocab.json and merges.txt"
-        command.add_argument("path", metavar="PATH", help=about)
-        command.add_argument("given", nargs="+", metavar=metavar, help="joined by spaces")
     return parser
 
 
@@ -1684,8 +1632,6 @@ def train_command(args):
     """Learn a vocabulary from the beginning of a text file and save it."""
     if not 0 < args.fraction <= 1:
         raise ValueError(f"--fraction {args.fraction}: expected more than 0 and at most 1")
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise ValueError(f"--out {args.out}: exists and is not a directory")
     try:
         text = Path(args.file).read_bytes().decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -1699,18 +1645,6 @@ def train_command(args):
     print(f"Learned from {len(part):,} of {len(text):,} characters")
     fewer = "; no more are found" if tokenizer.vocab_size < args.vocab_size else ""
     print(f"{tokenizer.vocab_size:,} tokens -> {Path(args.out) / 'tokenizer.json'}{fewer}")
-
-
-def run(args):
-    """What the command line asks for."""
-    if args.command is None:
-        report(args.fast, check_count("--seed", args.seed, 0))
-    elif args.command == "train":
-        train_command(args)
-    elif args.command == "encode":
-        print(*Tokenizer.load(args.path).encode(" ".join(args.given)))
-    else:
-        print(Tokenizer.load(args.path).decode(map(int, args.given)))
 
 
 def drop_unwritten():
@@ -1729,7 +1663,10 @@ def main(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        run(args)
+        if args.command == "train":
+            train_command(args)
+        else:
+            report(args.fast, check_count("--seed", args.seed, 0))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever was reading has seen enough
         drop_unwritten()
