@@ -263,19 +263,23 @@ def compile_regex(regex, limit=0x110000):
 
 
 # A tokenizer.json may cut differently. Its Split looks for matches of a regex, and its behavior
-# says what becomes of them. "a--b" with the regex "-":
-#     Isolated  a|-|-|b     MergedWithPrevious  a-|-|b     Contiguous  a|--|b
-#     Removed   a|b         MergedWithNext      a|-|-b
-# With invert, the rest and the matches change roles.
-BEHAVIORS = ("Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+# says what becomes of them. The table says which piece is glued to the one before: (False, True) is
+# a match behind what is none. With invert, the matches and the rest change roles.
+GLUED = {  # "a--b" with the regex "-" becomes
+    "Isolated": (),  # a|-|-|b
+    "Removed": (),  # a|b
+    "MergedWithPrevious": ((False, True),),  # a-|-|b
+    "MergedWithNext": ((True, False),),  # a|-|-b
+    "Contiguous": ((True, True), (False, False)),  # a|--|b
+}
 
 
 def split(text, regex, behavior="Isolated", invert=False):
     """The pieces of text, none of them empty."""
     pattern = compile_regex(regex, 128 if text.isascii() else 0x110000)
-    if behavior == "Isolated" or (behavior == "Removed" and invert):  # fast, and often enough
+    if behavior == "Isolated":
         found = pattern.findall(text)
-        if behavior == "Removed" or sum(map(len, found)) == len(text):
+        if sum(map(len, found)) == len(text):  # fast, and often enough
             return [piece for piece in found if piece]
     pieces, end = [], 0  # [(piece, whether it has the role of a match)]
     for match in pattern.finditer(text):
@@ -286,12 +290,7 @@ def split(text, regex, behavior="Isolated", invert=False):
     for piece, role in pieces:
         if not piece or (role and behavior == "Removed"):
             continue
-        glued = out and (
-            (behavior == "Contiguous" and role == before)
-            or (behavior == "MergedWithPrevious" and role and not before)
-            or (behavior == "MergedWithNext" and before and not role)
-        )
-        if glued:
+        if (before, role) in GLUED[behavior]:
             out[-1] += piece
         else:
             out.append(piece)
@@ -345,11 +344,10 @@ def count_words(text, pattern="gpt2", specials=()):
 # another merge; one look at the symbols there shows it. In a run such as a a a a the pair that is
 # "lost" can be (a, a) itself; but none of it is left after the merge, so its count is set to 0.
 #
-# The best pair comes from a heap of (−score, pair). With counts alone a score rises only when one
-# of the pair's symbols is created; then the pair is pushed. Later it only falls, so that an entry
-# may promise too much, never too little; popped out of date, it is pushed again with its true
-# score. Any other score may change when count(a) and count(b) do: all pairs with a, b or X in them
-# are scored anew.
+# The best pair comes from a heap of (−score, pair). When a pair's score changes it is pushed again;
+# an entry that no longer has the pair's score is passed over. A count changes only where a merge
+# is made. Any other score may change when count(a) and count(b) do: then all pairs with a, b or X
+# in them are scored anew.
 def learn_merges(words, n_merges, score=None):
     """{word: count} -> [((left id, right id), score)], the best pair first; new ids from 256 on.
 
@@ -363,7 +361,7 @@ def learn_merges(words, n_merges, score=None):
     total, pairs = Counter(), Counter()  # how often each symbol and each pair stands there
     places = defaultdict(list)  # pair -> where, stale places included
     pairs_with = defaultdict(set)  # symbol -> the pairs it is in
-    promised = {}  # pair -> the score in its latest entry in the heap
+    latest = {}  # pair -> the score with which it was last pushed
     heap, merges = [], []
 
     def score_of(pair):
@@ -371,28 +369,20 @@ def learn_merges(words, n_merges, score=None):
             return pairs[pair]
         return score(pairs[pair], total[pair[0]], total[pair[1]])
 
-    def push(pair):
-        now = score_of(pair)
-        if promised.get(pair) != now:
-            promised[pair] = now
-            heapq.heappush(heap, (-now, pair))
-
     for i, pair in enumerate(zip(ids, ids[1:])):
         total[ids[i]] += weight[i]
         if -1 not in pair:
             pairs[pair] += weight[i]
             places[pair].append(i)
     for pair in pairs:
-        push(pair)
+        heap.append((-score_of(pair), pair))
         for symbol in pair:
             pairs_with[symbol].add(pair)
+    heapq.heapify(heap)
     while heap and len(merges) < n_merges:
         minus_score, pair = heapq.heappop(heap)
-        if not pairs[pair] or promised[pair] != -minus_score:
-            continue  # none is left, or a later entry counts
-        if score_of(pair) != -minus_score:  # it fell since
-            push(pair)
-            continue
+        if not pairs[pair] or score_of(pair) != -minus_score:
+            continue  # none is left, or another entry counts
         a, b = pair
         new = 256 + len(merges)
         merges.append((pair, -minus_score))
@@ -412,7 +402,7 @@ def learn_merges(words, n_merges, score=None):
                     pairs[lost] -= w
                     pairs[gained] += w
                     places[gained].append(place)
-                    changed.add(gained)
+                    changed |= {lost, gained}
         total[a] -= total[new]
         total[b] -= total[new]
         pairs[pair] = 0
@@ -423,7 +413,9 @@ def learn_merges(words, n_merges, score=None):
             changed = pairs_with[a] | pairs_with[b] | pairs_with[new]
         for near in changed:
             if pairs[near]:
-                push(near)
+                if latest.get(near) != score_of(near):
+                    latest[near] = score_of(near)
+                    heapq.heappush(heap, (-latest[near], near))
             else:
                 for symbol in near:
                     pairs_with[symbol].discard(near)
@@ -737,12 +729,12 @@ def learn_unigram(words, size):
 #
 # Other people's files hold whatever the tokenizers library can do, and a part passed over would
 # give ids that look right and are not. So here are the kinds of steps that are handled, with their
-# keys. A type, as in "prepend": str, says that the key must be there; a tuple lists all values that
-# it may have, the default first; anything else is a default, and says the type. A key that is not
-# in the table must be null, false or empty.
+# keys. A type, as in "prepend": str, says that the key must be there; a tuple lists the values that
+# it may have (None: it may be missing); anything else is a default, and says the type. A key that
+# is not in the table must be null, false or empty.
 BYTES = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-SCHEMES = (None, "always", "first", "never")
-SPACES = {"replacement": str, "prepend_scheme": SCHEMES, "split": True, "add_prefix_space": True}
+SPACES = {"replacement": str, "split": True, "add_prefix_space": True}
+SPACES["prepend_scheme"] = (None, "always", "first", "never")
 REPLACE = {"pattern": dict, "content": str}
 HANDLED = {
     "normalizer": {
@@ -750,7 +742,7 @@ HANDLED = {
         "Prepend": {"prepend": str}, "Replace": REPLACE,
     },
     "pre_tokenizer": {
-        "Split": {"pattern": dict, "behavior": BEHAVIORS, "invert": bool},
+        "Split": {"pattern": dict, "behavior": (*GLUED,), "invert": bool},
         "Digits": {"individual_digits": bool}, "ByteLevel": BYTES, "Metaspace": SPACES,
     },
     "model": {
@@ -772,12 +764,12 @@ HANDLED = {
     "decoder": {
         "ByteLevel": BYTES, "Metaspace": SPACES, "Replace": REPLACE, "ByteFallback": {}, "Fuse": {},
         "WordPiece": {"prefix": str}, "BPEDecoder": {"suffix": str},
-        "Strip": {"content": str, "start": int, "stop": (0,)},
+        "Strip": {"content": str, "start": int, "stop": (None, 0)},
     },
 }  # fmt: skip
 FLAGS = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized", "special"], False)
 ADDED = {"id": int, "content": str, **FLAGS}
-FILE = {"version": ("1.0",), "added_tokens": [], "model": dict, "normalizer": {}}
+FILE = {"version": (None, "1.0"), "added_tokens": [], "model": dict, "normalizer": {}}
 FILE |= {"pre_tokenizer": {}, "post_processor": {}, "decoder": {}}
 
 
@@ -789,8 +781,8 @@ def check_object(where, found, keys):
     for key, expected in keys.items():
         value = found.get(key)
         kind = expected if isinstance(expected, type) else type(expected)
-        if value is None and kind is not expected:
-            value = expected[0] if kind is tuple else expected  # the default
+        if value is None and kind not in (tuple, expected):
+            value = expected  # the default
         fits = value in expected if kind is tuple else type(value) is kind
         if not fits:
             handled = expected if kind is tuple else kind.__name__
@@ -804,7 +796,7 @@ def check_object(where, found, keys):
 
 def read_steps(where, part):
     """The steps of a part of the file as a list, with every Sequence unrolled."""
-    if part in (None, {}):
+    if not part and where != "model":
         return []
     kind = part.get("type") if isinstance(part, dict) else part
     if kind == "Sequence":
@@ -957,7 +949,7 @@ class Tokenizer:
     def _prepare(self):
         """Make everything from the parts, and forget what was encoded before."""
         parts = check_object("tokenizer.json", self.parts, FILE)
-        (self.model,) = read_steps("model", parts["model"] or None)
+        (self.model,) = read_steps("model", parts["model"])
         self.normalizer = read_steps("normalizer", parts["normalizer"])
         self.pre_tokenizer = read_steps("pre_tokenizer", parts["pre_tokenizer"])
         self.decoder = read_steps("decoder", parts["decoder"])

@@ -722,6 +722,11 @@ def test_damaged_files_are_one_sentence(content, tmp_path):
         ("pre_tokenizer", {"type": "Metaspace"}, "replacement"),
         ("pre_tokenizer", {"type": "Digits", "individual_digits": None}, "individual_digits"),
         ("decoder", {"type": "BPEDecoder"}, "suffix"),
+        (
+            "pre_tokenizer",
+            {"type": "Split", "pattern": {"String": "a"}, "invert": False},
+            "behavior",
+        ),
         ("model", {"type": "BPE", "merges": []}, "vocab"),
         ("model", {"type": "BPE", "vocab": {"a": 0}}, "merges"),
         ("model", {**WORDPIECE, "max_input_chars_per_word": None}, "max_input_chars_per_word"),
@@ -993,6 +998,8 @@ def test_ranks_of_tiktoken(tmp_path):
         (lambda: Tokenizer(None), "tokenizer.json is None: expected an object"),
         (lambda: Tokenizer({}), "'model' is None; handled here: dict"),
         (lambda: BPETokenizer({"model": None}), "'model' is None; handled here: dict"),
+        (lambda: Tokenizer({"model": {}}), "model None; handled here: BPE, WordPiece, Unigram"),
+        (lambda: UnigramTokenizer(LLAMA), "model 'BPE': expected 'Unigram'"),
         (lambda: BPETokenizer({"model": {"type": ["BPE"]}}), r"model \['BPE'\]"),
     ],
 )
