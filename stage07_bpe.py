@@ -1286,10 +1286,11 @@ class ByteLevelTokenizer(Tokenizer):
         text: a str or an iterable of str. ValueError for a bad argument and a lone surrogate.
         """
         names = [special_tokens] if isinstance(special_tokens, str) else special_tokens
-        if not isinstance(names, (list, tuple)) or len(set(names)) < len(names) or "" in names:
+        strings = isinstance(names, (list, tuple)) and all(isinstance(s, str) for s in names)
+        if not strings or "" in names or len(set(names)) < len(names):
             raise ValueError(f"special_tokens {names!r}: expected distinct non-empty strings")
-        for name in names:
-            check_text(name)
+        check_text("".join(names))
+        check_pattern(pattern)
         size = check_count("vocab_size", vocab_size, 256 + len(names)) - len(names)
         if isinstance(text, bytes) or not hasattr(text, "__iter__"):
             raise ValueError(f"text is {type(text).__name__}: expected str or an iterable of str")
@@ -1529,7 +1530,7 @@ def report_cuts(made, size, rng):
         if name.endswith(("characters", f" {size}")):
             ids = tokenizer.encode("Grandmother untied the foxes.")
             print(f"   {name:16}{show(tokenizer, ids)}")
-    for kind, knob, value in (("Unigram", "temperature", 3.0), ("BPE", "dropout", 0.5)):
+    for kind, knob, value in (("Unigram", "temperature", 9.0), ("BPE", "dropout", 0.5)):
         tokenizer = made[f"{kind} {size}"]
         ids = [tokenizer.sample(" gardening", rng, **{knob: value}) for _ in range(3)]
         print(f"   {kind}, {knob} {value}   " + "   ".join(show(tokenizer, cut) for cut in ids))

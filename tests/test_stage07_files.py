@@ -904,6 +904,13 @@ def test_dropout_and_sampling_are_reached(rng):
 
 
 def test_long_texts_without_pre_tokens_are_cut_where_no_token_reaches_across(rng):
+    across = bpe("<unk> ▁ a b a▁ ▁▁ a▁b", "▁+▁ a+▁ a▁+b", unk_token="<unk>", fuse_unk=True)
+    across = Tokenizer(file_of(across, normalizer=TO_MARK))
+    assert across.word_end.split("a▁b▁▁a▁x▁") == ["a▁b", "▁▁a▁x", "▁"]
+    for _ in range(200):
+        word = "".join(rng.choice([*"ab▁▁xy"], 30))
+        ids = stage.merge_symbols(across._letters(word), across.ranks)
+        assert across.encode(word) == ids
     tokenizer = Tokenizer(LLAMA)
     text = "".join(rng.choice([*"ab ", "é", "狐"], 5000))
     word = stage.normalize(text, tokenizer.normalizer)
@@ -989,6 +996,8 @@ def test_ranks_of_tiktoken(tmp_path):
         (lambda: stage.pretokenize("a", ["gpt2"]), "pattern .*gpt2"),
         (lambda: stage.pretokenize(None, "gpt2"), "expected str"),
         (lambda: BPETokenizer.train("a", special_tokens=None), "special_tokens None"),
+        (lambda: BPETokenizer.train("a", special_tokens=[[1]]), r"special_tokens \[\[1\]\]"),
+        (lambda: BPETokenizer.train([], pattern="gpt3"), "pattern 'gpt3'"),
         (lambda: BPETokenizer.train("a", pattern="gpt3"), "pattern 'gpt3'"),
         (lambda: BPETokenizer.train("a", True), "vocab_size True"),
         (lambda: stage.compare([1], "a"), "expected"),
