@@ -851,15 +851,16 @@ def read_merges(model, vocab):
 
 def read_added(entries, vocab):
     """{text: entry} of the added tokens; their ids must be those that the library would give."""
-    added, n = {}, len(vocab)
+    added, taken, n = {}, set(vocab.values()), len(vocab)
     for entry in entries:
         entry = check_object("added_tokens", entry, ADDED)
         text = entry["content"]
         check_text(text)
-        expected = vocab.get(text, n)
-        n += text not in vocab
-        taken = text not in vocab and expected in vocab.values()
-        if not text or text in added or entry["id"] != expected or taken:
+        is_new = text not in vocab
+        expected = n if is_new else vocab[text]
+        n += is_new
+        clash = text in added or (is_new and expected in taken)
+        if not text or clash or entry["id"] != expected:
             found = f"{text!r:.60} with id {entry['id']!r:.40}"
             raise ValueError(f"added_tokens: {found}: expected one of each text, here {expected}")
         added[text] = entry
@@ -877,7 +878,8 @@ def read_template(steps):
             texts += 1
         else:
             name = part["SpecialToken"]["id"]
-            sides[texts > 0].extend(templates[0]["special_tokens"][name]["ids"])
+            side = sides[1] if texts else sides[0]
+            side += templates[0]["special_tokens"][name]["ids"]
     if len(templates) > 1 or texts != 1:
         raise ValueError(f"post_processor {templates!r:.80}; handled here: tokens around one text")
     return sides
@@ -1640,14 +1642,6 @@ def train_command(args):
     print(f"{tokenizer.vocab_size:,} tokens -> {Path(args.out) / 'tokenizer.json'}{fewer}")
 
 
-def drop_unwritten():
-    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # a closed pipe, a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def main(argv=None):
     """Run the command line; bad input ends it with one line and exit status 2."""
     sys.stdout = sys.stdout or open(os.devnull, "w")  # None if the caller has closed it
@@ -1661,14 +1655,15 @@ def main(argv=None):
         else:
             report(args.fast, check_count("--seed", args.seed, 0))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever was reading has seen enough
-        drop_unwritten()
-    except KeyboardInterrupt:
-        drop_unwritten()
-        parser.exit(130, "\n")
-    except (ValueError, LookupError, OSError) as error:
-        drop_unwritten()
-        parser.error(str(error))
+    except (KeyboardInterrupt, ValueError, LookupError, OSError) as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a closed pipe, a full disk: Python's own flush must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, KeyboardInterrupt):
+            parser.exit(130, "\n")
+        if not isinstance(error, BrokenPipeError):  # then whoever was reading has seen enough
+            parser.error(str(error))
 
 
 # %% What to take away
