@@ -16,18 +16,18 @@ You should know what a language model predicts (stage 1); section 7 uses logarit
   Theory: 1 the idea on one page   2 bytes   3 pre-tokens   5 BPE   6 WordPiece   7 Unigram
   Use:    4 regular expressions   8 the five steps, and files   9 comparing, choosing a vocabulary
 
-Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or a command: train,
-encode or decode (--help). Rests on: Gage (1994), "A new algorithm for data compression"; Sennrich
-et al. (2016), "Neural machine translation of rare words with subword units"; Schuster, Nakajima
-(2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Radford et al.
-(2019), "Language models are unsupervised multitask learners" (GPT-2); Provilkov et al. (2020),
-"BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
+Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or `python
+stage07_bpe.py train` to learn a vocabulary (--help says more). Rests on: Gage (1994), "A new
+algorithm for data compression"; Sennrich et al. (2016), "Neural machine translation of rare words
+with subword units"; Schuster, Nakajima (2012), "Japanese and Korean voice search"; Kudo (2018),
+"Subword regularization"; Radford et al. (2019), "Language models are unsupervised multitask
+learners" (GPT-2); Provilkov et al. (2020), "BPE-dropout"; Petrov et al. (2023), "Language model
+tokenizers introduce unfairness".
 """
 
 import argparse
 import base64
 import codecs
-import contextlib
 import functools
 import heapq
 import json
@@ -35,7 +35,6 @@ import math
 import os
 import re
 import sys
-import time
 import unicodedata
 from collections import Counter, defaultdict
 from itertools import groupby
@@ -141,10 +140,8 @@ def to_alphabet(data):
 
 
 def from_alphabet(token):
-    """The bytes behind a token of a vocabulary file; ValueError outside the alphabet."""
-    if not set(token) <= CHAR_TO_BYTE.keys():
-        raise ValueError(f"token {token!r}: expected characters of GPT-2's byte alphabet")
-    return bytes(map(CHAR_TO_BYTE.get, token))
+    """The bytes behind a token of a vocabulary file."""
+    return bytes(CHAR_TO_BYTE[char] for char in token)
 
 
 def check_text(text):
@@ -165,17 +162,16 @@ def check_count(name, value, lowest=1):
     return int(value)  # NumPy's own integers would wrap
 
 
-def check_ids(name, ids):
-    """ids as a list of int; ValueError for anything that is no integer, True and 1.0 included."""
-    if hasattr(ids, "tolist"):  # of NumPy or of torch
-        ids = ids.tolist()
+def checked_ids(name, ids, known, expected):
+    """Yield the ids of a list, an array, a tensor; ValueError for what is not among the known."""
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids
     if not hasattr(ids, "__iter__"):
-        raise ValueError(f"{name} {ids!r:.40} is not iterable: expected integers")
-    ids = list(ids)
+        raise ValueError(f"{name}: {ids!r:.40} is not iterable: expected integers {expected}")
     for i in ids:
-        if isinstance(i, (bool, np.bool_)) or not isinstance(i, (int, np.integer)):
-            raise ValueError(f"{name}: {i!r}: expected integers")
-    return list(map(int, ids))
+        whole = isinstance(i, (int, np.integer)) and not isinstance(i, bool)  # True is no id
+        if not whole or int(i) not in known:
+            raise ValueError(f"{name}: {i!r:.40}: expected integers {expected}")
+        yield int(i)
 
 
 # %% 3. Pre-tokens: what no merge reaches across
@@ -201,24 +197,20 @@ PATTERNS = {
 
 # %% 4. Regular expressions that know Unicode
 # Python's re has no \p, and its \s also takes U+001C..U+001F. So such a class is spelled out as
-# ranges of code points. Python knows the general categories, but no scripts; of those, only Han,
-# the Chinese characters, is listed here.
+# ranges of code points. Python knows the general categories, but no scripts such as \p{Han}.
 BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
 BLANKS += "".join(map(chr, range(0x2000, 0x200B)))
-HAN = "\u2e80-\u2e99\u2e9b-\u2ef3\u2f00-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf"
-HAN += "\u4e00-\u9fff\uf900-\ufa6d\ufa70-\ufad9\U00016fe2-\U00016fe3\U00016ff0-\U00016ff1"
-HAN += "\U00020000-\U0002a6df\U0002a700-\U0002ee5d\U0002f800-\U0002fa1d\U00030000-\U000323af"
 
 
 @functools.cache
 def classes(limit):
-    """{"L", "Lu", ..., "s" or "Han": its code points below the limit, for use inside [...]}."""
+    """{"L", "Lu", ..., or "s": its code points below the limit, for use inside [...]}."""
     ranges = defaultdict(str)
     for kind, group in groupby(range(limit), lambda code: unicodedata.category(chr(code))):
         codes = list(group)
         for name in (kind, kind[0]):
             ranges[name] += rf"\U{codes[0]:08x}-\U{codes[-1]:08x}"
-    return {**ranges, "s": BLANKS, "d": ranges["Nd"], "Han": HAN}
+    return {**ranges, "s": BLANKS, "d": ranges["Nd"]}
 
 
 PART = re.compile(
@@ -271,19 +263,23 @@ def compile_regex(regex, limit=0x110000):
 
 
 # A tokenizer.json may cut differently. Its Split looks for matches of a regex, and its behavior
-# says what becomes of them. "a--b" with the regex "-":
-#     Isolated  a|-|-|b     MergedWithPrevious  a-|-|b     Contiguous  a|--|b
-#     Removed   a|b         MergedWithNext      a|-|-b
-# With invert, the rest and the matches change roles.
-BEHAVIORS = ["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
+# says what becomes of them. The table says which piece is glued to the one before: (False, True) is
+# a match behind what is none. With invert, the matches and the rest change roles.
+GLUED = {  # "a--b" with the regex "-" becomes
+    "Isolated": (),  # a|-|-|b
+    "Removed": (),  # a|b
+    "MergedWithPrevious": ((False, True),),  # a-|-|b
+    "MergedWithNext": ((True, False),),  # a|-|-b
+    "Contiguous": ((True, True), (False, False)),  # a|--|b
+}
 
 
 def split(text, regex, behavior="Isolated", invert=False):
     """The pieces of text, none of them empty."""
     pattern = compile_regex(regex, 128 if text.isascii() else 0x110000)
-    if behavior == "Isolated" or (behavior == "Removed" and invert):  # fast, and often enough
+    if behavior == "Isolated":
         found = pattern.findall(text)
-        if behavior == "Removed" or sum(map(len, found)) == len(text):
+        if sum(map(len, found)) == len(text):  # fast, and often enough
             return [piece for piece in found if piece]
     pieces, end = [], 0  # [(piece, whether it has the role of a match)]
     for match in pattern.finditer(text):
@@ -294,12 +290,7 @@ def split(text, regex, behavior="Isolated", invert=False):
     for piece, role in pieces:
         if not piece or (role and behavior == "Removed"):
             continue
-        glued = out and (
-            (behavior == "Contiguous" and role == before)
-            or (behavior == "MergedWithPrevious" and role and not before)
-            or (behavior == "MergedWithNext" and before and not role)
-        )
-        if glued:
+        if (before, role) in GLUED[behavior]:
             out[-1] += piece
         else:
             out.append(piece)
@@ -317,7 +308,9 @@ def pretokenize(text, pattern="gpt2"):
     """The pre-tokens of text; joined they are the text. pattern: "gpt2", "gpt4", "gpt4o", None."""
     check_text(text)
     check_pattern(pattern)
-    return split(text, PATTERNS[pattern]) if pattern else [text] if text else []
+    if pattern is None:
+        return [text] if text else []
+    return split(text, PATTERNS[pattern])
 
 
 def finder(texts):
@@ -351,11 +344,10 @@ def count_words(text, pattern="gpt2", specials=()):
 # another merge; one look at the symbols there shows it. In a run such as a a a a the pair that is
 # "lost" can be (a, a) itself; but none of it is left after the merge, so its count is set to 0.
 #
-# The best pair comes from a heap of (−score, pair). With counts alone a score rises only when one
-# of the pair's symbols is created; then the pair is pushed. Later it only falls, so that an entry
-# may promise too much, never too little; popped out of date, it is pushed again with its true
-# score. Any other score may change when count(a) and count(b) do: all pairs with a, b or X in them
-# are scored anew.
+# The best pair comes from a heap of (−score, pair). When a pair's score changes it is pushed again;
+# an entry that no longer has the pair's score is passed over. A count changes only where a merge
+# is made. Any other score may change when count(a) and count(b) do: then all pairs with a, b or X
+# in them are scored anew.
 def learn_merges(words, n_merges, score=None):
     """{word: count} -> [((left id, right id), score)], the best pair first; new ids from 256 on.
 
@@ -369,7 +361,7 @@ def learn_merges(words, n_merges, score=None):
     total, pairs = Counter(), Counter()  # how often each symbol and each pair stands there
     places = defaultdict(list)  # pair -> where, stale places included
     pairs_with = defaultdict(set)  # symbol -> the pairs it is in
-    promised = {}  # pair -> the score in its latest entry in the heap
+    latest = {}  # pair -> the score with which it was last pushed
     heap, merges = [], []
 
     def score_of(pair):
@@ -377,28 +369,20 @@ def learn_merges(words, n_merges, score=None):
             return pairs[pair]
         return score(pairs[pair], total[pair[0]], total[pair[1]])
 
-    def push(pair):
-        now = score_of(pair)
-        if promised.get(pair) != now:
-            promised[pair] = now
-            heapq.heappush(heap, (-now, pair))
-
     for i, pair in enumerate(zip(ids, ids[1:])):
         total[ids[i]] += weight[i]
         if -1 not in pair:
             pairs[pair] += weight[i]
             places[pair].append(i)
     for pair in pairs:
-        push(pair)
+        heap.append((-score_of(pair), pair))
         for symbol in pair:
             pairs_with[symbol].add(pair)
+    heapq.heapify(heap)
     while heap and len(merges) < n_merges:
         minus_score, pair = heapq.heappop(heap)
-        if not pairs[pair] or promised[pair] != -minus_score:
-            continue  # none is left, or a later entry counts
-        if score_of(pair) != -minus_score:  # it fell since
-            push(pair)
-            continue
+        if not pairs[pair] or score_of(pair) != -minus_score:
+            continue  # none is left, or another entry counts
         a, b = pair
         new = 256 + len(merges)
         merges.append((pair, -minus_score))
@@ -418,7 +402,7 @@ def learn_merges(words, n_merges, score=None):
                     pairs[lost] -= w
                     pairs[gained] += w
                     places[gained].append(place)
-                    changed.add(gained)
+                    changed |= {lost, gained}
         total[a] -= total[new]
         total[b] -= total[new]
         pairs[pair] = 0
@@ -429,7 +413,9 @@ def learn_merges(words, n_merges, score=None):
             changed = pairs_with[a] | pairs_with[b] | pairs_with[new]
         for near in changed:
             if pairs[near]:
-                push(near)
+                if latest.get(near) != score_of(near):
+                    latest[near] = score_of(near)
+                    heapq.heappush(heap, (-latest[near], near))
             else:
                 for symbol in near:
                     pairs_with[symbol].discard(near)
@@ -459,7 +445,8 @@ def merge_symbols(symbols, ranks, dropout=0.0, rng=None):
     """The symbols after all merges. ranks: {(a, b): (rank, new symbol)}; symbols are hashable.
 
     With dropout > 0 each possible merge is left out with that probability (rng: a Generator)."""
-    if dropout and (rng is None or not 0 <= dropout <= 1):
+    is_number = isinstance(dropout, (int, float)) and 0 <= dropout <= 1
+    if not is_number or (dropout and rng is None):
         raise ValueError(f"dropout {dropout!r}, rng {rng!r}: expected 0 to 1, and a Generator")
     symbols = [*symbols, GONE]
     before, after = list(range(-1, len(symbols) - 1)), list(range(1, len(symbols) + 1))
@@ -592,23 +579,6 @@ def forward(word, score, longest, total=log_sum, temperature=1.0):
     return alpha, arcs
 
 
-def expected_counts(words, score, longest):
-    """The E step: ({piece: c(piece)}, Σ count(x)·log P(x)) for {piece: log p} in score."""
-    counts, log_likelihood = dict.fromkeys(score, 0.0), 0.0
-    for word, times in words.items():
-        alpha, arcs = forward(word, score, longest)
-        log_likelihood += int(times) * alpha[-1]
-        gamma = [0.0] * len(word) + [1.0]
-        for j in range(len(word), 0, -1):
-            if gamma[j] == 0:  # no cut has a boundary here
-                continue
-            for i, piece, log_p in arcs[j]:
-                share = gamma[j] * math.exp(alpha[i] + log_p - alpha[j])
-                counts[piece] += int(times) * share
-                gamma[i] += share
-    return counts, log_likelihood
-
-
 def viterbi(word, score, longest):
     """(log P, pieces) of the best cut; among equals the one whose last piece is longest."""
     best, arcs = forward(word, score, longest, total=max)
@@ -621,10 +591,9 @@ def viterbi(word, score, longest):
 
 def sample_cut(word, score, longest, temperature, rng):
     """The pieces of a random cut s, with probability ∝ P(s, word)^(1/temperature)."""
-    real = isinstance(temperature, (int, float, np.integer, np.floating))
-    if not real or isinstance(temperature, bool) or not 0 < temperature < math.inf:
+    if not isinstance(temperature, (int, float)) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature {temperature!r}: expected a positive number")
-    alpha, arcs = forward(word, score, longest, temperature=float(temperature))
+    alpha, arcs = forward(word, score, longest, temperature=temperature)
     pieces, j = [], len(word)
     while j:
         p = np.exp([alpha[i] + log_p - alpha[j] for i, _, log_p in arcs[j]])  # (★)
@@ -707,9 +676,7 @@ def learn_unigram(words, size):
         for i in range(0, len(word), MAX_WORD):
             chunks[word[i : i + MAX_WORD]] += times
     places = [(word, i) for word in words for i in range(len(word))]
-    for n in range(
-        1, MAX_PIECE + 1
-    ):  # what is there once is in no longer piece that is there twice
+    for n in range(1, MAX_PIECE + 1):  # what is there once is in nothing longer that is twice
         found = Counter()
         for word, i in places:
             found[word[i : i + n]] += words[word]
@@ -761,84 +728,95 @@ def learn_unigram(words, size):
 # encode takes them for plain characters unless told otherwise.
 #
 # Other people's files hold whatever the tokenizers library can do, and a part passed over would
-# give ids that look right and are not. Here are the kinds of steps that are handled, with their
-# keys, then the type of each key or all of its values. Any other key must be null, false or empty.
-BYTES = "add_prefix_space trim_offsets use_regex"
-SPACES = "replacement prepend_scheme split add_prefix_space"
+# give ids that look right and are not. So here are the kinds of steps that are handled, with their
+# keys. A type, as in "prepend": str, says that the key must be there; a tuple lists the values that
+# it may have (None: it may be missing); anything else is a default, and says the type. A key that
+# is not in the table must be null, false or empty.
+BYTES = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+SPACES = {"replacement": str, "split": True, "add_prefix_space": True}
+SPACES["prepend_scheme"] = (None, "always", "first", "never")
+REPLACE = {"pattern": dict, "content": str}
 HANDLED = {
     "normalizer": {
-        "NFC": "", "NFD": "", "NFKC": "", "NFKD": "", "Prepend": "prepend",
-        "Replace": "pattern content",
+        "NFC": {}, "NFD": {}, "NFKC": {}, "NFKD": {},
+        "Prepend": {"prepend": str}, "Replace": REPLACE,
     },
     "pre_tokenizer": {
-        "Split": "pattern behavior invert", "Digits": "individual_digits", "ByteLevel": BYTES,
-        "Metaspace": SPACES,
+        "Split": {"pattern": dict, "behavior": (*GLUED,), "invert": bool},
+        "Digits": {"individual_digits": bool}, "ByteLevel": BYTES, "Metaspace": SPACES,
     },
     "model": {
-        "BPE": "vocab merges ignore_merges dropout unk_token fuse_unk byte_fallback"
-        " continuing_subword_prefix end_of_word_suffix",
-        "WordPiece": "vocab unk_token continuing_subword_prefix max_input_chars_per_word",
-        "Unigram": "vocab unk_id byte_fallback",
+        "BPE": {
+            "vocab": dict, "merges": list, "ignore_merges": False, "dropout": (None, 0),
+            "unk_token": "", "fuse_unk": False, "byte_fallback": False,
+            "continuing_subword_prefix": "", "end_of_word_suffix": "",
+        },
+        "WordPiece": {
+            "vocab": dict, "unk_token": "", "continuing_subword_prefix": "",
+            "max_input_chars_per_word": int,
+        },
+        "Unigram": {"vocab": list, "unk_id": -1, "byte_fallback": False},
     },
-    "post_processor": {"ByteLevel": BYTES, "TemplateProcessing": "single pair special_tokens"},
+    "post_processor": {
+        "ByteLevel": BYTES,
+        "TemplateProcessing": {"single": list, "special_tokens": dict, "pair": []},
+    },
     "decoder": {
-        "ByteLevel": BYTES, "Metaspace": SPACES, "Replace": "pattern content", "ByteFallback": "",
-        "WordPiece": "prefix", "BPEDecoder": "suffix", "Fuse": "", "Strip": "content start stop",
+        "ByteLevel": BYTES, "Metaspace": SPACES, "Replace": REPLACE, "ByteFallback": {}, "Fuse": {},
+        "WordPiece": {"prefix": str}, "BPEDecoder": {"suffix": str},
+        "Strip": {"content": str, "start": int, "stop": (None, 0)},
     },
 }  # fmt: skip
-NEEDED = "pattern content prepend replacement behavior invert individual_digits prefix suffix start"
-NEEDED = f"{NEEDED} single special_tokens vocab merges max_input_chars_per_word".split()
-FLAGS = "single_word lstrip rstrip normalized special".split()
-TYPES = dict.fromkeys(["type", "content", "prepend", "replacement", "prefix", "suffix"], str)
-TYPES |= dict.fromkeys(["unk_token", "continuing_subword_prefix", "end_of_word_suffix"], str)
-TYPES |= dict.fromkeys(["id", "start", "max_input_chars_per_word", "unk_id"], int)
-TYPES |= dict.fromkeys([*FLAGS, *BYTES.split(), "individual_digits", "invert", "split"], bool)
-TYPES |= dict.fromkeys(["ignore_merges", "fuse_unk", "byte_fallback"], bool)
-TYPES |= dict.fromkeys(["merges", "single", "added_tokens"], list)
-TYPES |= dict.fromkeys(["pattern", "special_tokens", *HANDLED], dict)
-TYPES |= {"vocab": object, "pair": object, "version": ["1.0"], "behavior": BEHAVIORS}
-TYPES |= {"stop": [0], "dropout": [0, 0.0], "prepend_scheme": ["always", "first", "never"]}
+FLAGS = dict.fromkeys(["single_word", "lstrip", "rstrip", "normalized", "special"], False)
+ADDED = {"id": int, "content": str, **FLAGS}
+FILE = {"version": (None, "1.0"), "added_tokens": [], "model": dict, "normalizer": {}}
+FILE |= {"pre_tokenizer": {}, "post_processor": {}, "decoder": {}}
 
 
 def check_object(where, found, keys):
-    """ValueError unless found is a JSON object of which every key and value is handled."""
+    """The JSON object found, with its defaults; ValueError unless all that it says is handled."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is {found!r:.60}: expected an object")
-    for key, value in found.items():
-        if value is None or value is False or value in ("", [], {}):
-            continue
-        expected = TYPES[key] if key in keys else []
-        if isinstance(expected, list):
-            fits = any(type(value) is type(one) and value == one for one in expected)
-        else:
-            fits = expected is object or type(value) is expected
+    known = {}
+    for key, expected in keys.items():
+        value = found.get(key)
+        kind = expected if isinstance(expected, type) else type(expected)
+        if value is None and kind not in (tuple, expected):
+            value = expected  # the default
+        fits = value in expected if kind is tuple else type(value) is kind
         if not fits:
-            handled = getattr(expected, "__name__", expected) or "null, false or empty"
-            raise ValueError(f"{where}: {key!r:.40} is {value!r:.60}; handled here: {handled}")
+            handled = expected if kind is tuple else kind.__name__
+            raise ValueError(f"{where}: {key!r} is {value!r:.60}; handled here: {handled}")
+        known[key] = value
+    for key, value in found.items():
+        if key not in keys and value not in (None, False, "", [], {}):
+            raise ValueError(f"{where}: {key!r:.40} is {value!r:.60}; handled here: null or empty")
+    return known
 
 
 def read_steps(where, part):
     """The steps of a part of the file as a list, with every Sequence unrolled."""
-    if part is None:
+    if not part and where != "model":
         return []
     kind = part.get("type") if isinstance(part, dict) else part
-    inner = {"post_processor": "processors"}.get(where, where.replace("_", "") + "s")
-    if kind == "Sequence" and part.keys() == {"type", inner}:
-        return [step for some in part[inner] for step in read_steps(where, some)]
+    if kind == "Sequence":
+        (inner,) = [value for key, value in part.items() if key != "type"]
+        return [step for some in inner for step in read_steps(where, some)]
     if not isinstance(kind, str) or kind not in HANDLED[where]:
         raise ValueError(f"{where} {kind!r:.60}; handled here: {', '.join(HANDLED[where])}")
-    keys = HANDLED[where][kind].split()
-    check_object(f"{where} {kind}", part, ["type", *keys])
-    missing = [key for key in keys if part.get(key) is None and key in NEEDED]
-    if missing:
-        raise ValueError(f"{where} {kind} has no {missing}, which it needs")
-    if "pattern" in part:
-        compile_regex(regex_of(part))  # says what it cannot do
-    if len(part.get("replacement", "▁")) != 1 or (kind == "Strip" and len(part["content"]) != 1):
+    step = check_object(f"{where} {kind}", part, {"type": str, **HANDLED[where][kind]})
+    if "pattern" in step:
+        ((how, pattern),) = step["pattern"].items()
+        if how not in ("Regex", "String") or not isinstance(pattern, str) or not pattern:
+            raise ValueError(f"pattern {step['pattern']!r:.60}; handled here: Regex or String")
+        step["regex"] = pattern if how == "Regex" else re.escape(pattern)
+        compile_regex(step["regex"])  # says what it cannot do
+    one = step["content"] if kind == "Strip" else step.get("replacement", "▁")
+    if len(one) != 1:
         raise ValueError(f"{where} {part!r:.80}: expected one character to replace or strip")
-    scheme = "always" if part.get("add_prefix_space", True) else "never"  # in older files
-    defaults = dict(prepend_scheme=scheme, split=True, use_regex=True, add_prefix_space=False)
-    return [defaults | {key: value for key, value in part.items() if value is not None}]
+    if kind == "Metaspace" and step["prepend_scheme"] is None:  # in older files
+        step["prepend_scheme"] = "always" if step["add_prefix_space"] else "never"
+    return [step]
 
 
 def read_vocab(model):
@@ -846,30 +824,26 @@ def read_vocab(model):
     vocab = model["vocab"]
     if model["type"] == "Unigram":
         for piece, score in vocab:
-            if not isinstance(piece, str) or type(score) not in (int, float):
+            number = type(score) in (int, float) and math.isfinite(score)
+            if not isinstance(piece, str) or not number:
                 raise ValueError(f"vocab: {[piece, score]!r:.60}: expected a piece and its score")
-            if not math.isfinite(score):
-                raise ValueError(f"vocab: {piece!r:.60} has the score {score}: expected a number")
         vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
-        if len(vocab) < len(model["vocab"]):
-            raise ValueError("vocab: a piece stands there twice")
     for token, i in vocab.items():
         if type(i) is not int or not 0 <= i < 2**32:
             raise ValueError(f"vocab: {token!r:.60} has the id {i!r:.40}: expected 0 to 2³² - 1")
-    if len(set(vocab.values())) < max(len(vocab), 1):
-        raise ValueError("vocab: expected at least one token, and no id twice")
+    if len(set(vocab.values())) < max(len(model["vocab"]), 1):
+        raise ValueError("vocab: expected at least one token, and no token or id twice")
     check_text("".join(vocab))
     return vocab
 
 
 def read_merges(model, vocab):
     """{(left id, right id): (rank, id of both)} of a BPE model."""
-    ranks, prefix = {}, len(model.get("continuing_subword_prefix") or "")
+    ranks, prefix = {}, model["continuing_subword_prefix"]
     for rank, merge in enumerate(model["merges"]):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
         try:
-            left, right = pair
-            ranks[vocab[left], vocab[right]] = rank, vocab[left + right[prefix:]]
+            left, right = merge.split(" ") if isinstance(merge, str) else merge
+            ranks[vocab[left], vocab[right]] = rank, vocab[left + right[len(prefix) :]]
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"merges: {merge!r:.60}: expected two tokens ({error!r})") from None
     return ranks
@@ -877,18 +851,19 @@ def read_merges(model, vocab):
 
 def read_added(entries, vocab):
     """{text: entry} of the added tokens; their ids must be those that the library would give."""
-    added, new, ids = {}, 0, set(vocab.values())
-    for entry in entries or []:
-        check_object("added_tokens", entry, ["id", "content", *FLAGS])
+    added, taken, n = {}, set(vocab.values()), len(vocab)
+    for entry in entries:
+        entry = check_object("added_tokens", entry, ADDED)
         text = entry["content"]
-        expected = vocab.get(text, len(vocab) + new)
-        new += text not in vocab
-        taken = text not in vocab and expected in ids
-        if not text or text in added or entry["id"] != expected or taken:
+        check_text(text)
+        is_new = text not in vocab
+        expected = n if is_new else vocab[text]
+        n += is_new
+        clash = text in added or (is_new and expected in taken)
+        if not text or clash or entry["id"] != expected:
             found = f"{text!r:.60} with id {entry['id']!r:.40}"
             raise ValueError(f"added_tokens: {found}: expected one of each text, here {expected}")
-        check_text(text)
-        added[text] = {flag: entry[flag] for flag in ["id", *FLAGS]}
+        added[text] = entry
     return added
 
 
@@ -897,29 +872,22 @@ def read_template(steps):
     templates = [step for step in steps if step["type"] == "TemplateProcessing"]
     if not templates:
         return [], []
-    parts = templates[0]["single"]
-    texts = [n for n, part in enumerate(parts) if "Sequence" in part]
-    if len(templates) > 1 or len(texts) != 1:
-        raise ValueError(f"post_processor: {parts!r:.80}; handled here: tokens around one text")
-    sides = [[], []]
-    for n, part in enumerate(parts):
-        if n != texts[0]:
+    sides, texts = ([], []), 0
+    for part in templates[0]["single"]:
+        if "Sequence" in part:
+            texts += 1
+        else:
             name = part["SpecialToken"]["id"]
-            sides[n > texts[0]] += templates[0]["special_tokens"][name]["ids"]
+            side = sides[1] if texts else sides[0]
+            side += templates[0]["special_tokens"][name]["ids"]
+    if len(templates) > 1 or texts != 1:
+        raise ValueError(f"post_processor {templates!r:.80}; handled here: tokens around one text")
     return sides
-
-
-def regex_of(step):
-    """The regex of a Split or Replace, whose pattern is {"Regex": regex} or {"String": text}."""
-    ((kind, pattern),) = step["pattern"].items()
-    if kind not in ("Regex", "String") or not isinstance(pattern, str) or not pattern:
-        raise ValueError(f"pattern {step['pattern']!r:.60}; handled here: Regex or String")
-    return pattern if kind == "Regex" else re.escape(pattern)
 
 
 def replace(text, step):
     """The text after a Replace."""
-    return compile_regex(regex_of(step)).sub(lambda _: step["content"], text)
+    return compile_regex(step["regex"]).sub(lambda _: step["content"], text)
 
 
 def normalize(text, steps, begins=True):
@@ -927,10 +895,10 @@ def normalize(text, steps, begins=True):
     for step in steps:
         if step["type"] == "Replace":
             text = replace(text, step)
-        elif step["type"] == "Prepend":
-            text = step["prepend"] + text if text and begins else text
-        elif not text.isascii():
+        elif step["type"] != "Prepend":
             text = unicodedata.normalize(step["type"], text)
+        elif text and begins:
+            text = step["prepend"] + text
     return text
 
 
@@ -938,7 +906,7 @@ def cut(text, step, begins):
     """The pieces of text after a step of a pre_tokenizer. begins: whether the text begins here."""
     kind = step["type"]
     if kind == "Split":
-        return split(text, regex_of(step), step["behavior"], step["invert"])
+        return split(text, step["regex"], step["behavior"], step["invert"])
     if kind == "Digits":
         return split(text, r"\p{N}", "Isolated" if step["individual_digits"] else "Contiguous")
     if kind == "ByteLevel":
@@ -977,25 +945,21 @@ class Tokenizer:
     model_type = None  # the subclasses open one type each
 
     def __init__(self, parts):
-        check_object("tokenizer.json", parts, ["version", "added_tokens", *HANDLED])
-        kinds = [self.model_type] if self.model_type else [*HANDLED["model"]]
-        kind = (parts.get("model") or {}).get("type")
-        if kind not in kinds:
-            raise ValueError(f"model {kind!r:.60}: expected one of {kinds}")
         self.parts = parts
         self._prepare()
 
     def _prepare(self):
         """Make everything from the parts, and forget what was encoded before."""
-        parts = self.parts
+        parts = check_object("tokenizer.json", self.parts, FILE)
         (self.model,) = read_steps("model", parts["model"])
-        self.normalizer = read_steps("normalizer", parts.get("normalizer"))
-        self.pre_tokenizer = read_steps("pre_tokenizer", parts.get("pre_tokenizer"))
-        self.decoder = read_steps("decoder", parts.get("decoder"))
-        post_processor = read_steps("post_processor", parts.get("post_processor"))
-        self.bos, self.eos = read_template(post_processor)
+        self.normalizer = read_steps("normalizer", parts["normalizer"])
+        self.pre_tokenizer = read_steps("pre_tokenizer", parts["pre_tokenizer"])
+        self.decoder = read_steps("decoder", parts["decoder"])
+        self.bos, self.eos = read_template(read_steps("post_processor", parts["post_processor"]))
+        if self.model_type not in (None, self.model["type"]):
+            raise ValueError(f"model {self.model['type']!r}: expected {self.model_type!r}")
         vocab = read_vocab(self.model)
-        self.added = read_added(parts.get("added_tokens"), vocab)
+        self.added = read_added(parts["added_tokens"], vocab)
         self.special_tokens = {text: e["id"] for text, e in self.added.items() if e["special"]}
         self.token_ids = vocab | {text: entry["id"] for text, entry in self.added.items()}
         self.tokens = {i: token for token, i in self.token_ids.items()}
@@ -1005,18 +969,25 @@ class Tokenizer:
         self.pieces = {text: i for text, i in vocab.items() if text not in self.special_tokens}
         self.longest = max(map(len, self.pieces), default=1)
         self.unknown = vocab.get(self.model.get("unk_token"))
-        self.prefix = self.model.get("continuing_subword_prefix") or ""
-        self.suffix = self.model.get("end_of_word_suffix") or ""
+        self.prefix = self.model.get("continuing_subword_prefix", "")
+        self.suffix = self.model.get("end_of_word_suffix", "")
         if self.model["type"] == "BPE":
             self.ranks = read_merges(self.model, vocab)
             self.merges = {pair: new for pair, (_, new) in self.ranks.items()}
         if self.model["type"] == "Unigram":
-            self.unknown = self.model.get("unk_id")
+            self.unknown = None if self.model["unk_id"] < 0 else self.model["unk_id"]
             self.score = {piece: p for piece, p in self.model["vocab"] if piece in self.pieces}
             self.unknown_score = min(p for _, p in self.model["vocab"]) - 10  # as SentencePiece
+        # SentencePiece's BPE has no pre-tokens: a book would be one piece. But no merge joins two
+        # letters that stand side by side in no token; so cut before ▁ wherever that is the case.
+        self.word_end = None
         self.byte_level = any(step["type"] == "ByteLevel" for step in self.pre_tokenizer)
-        names = [name for name in PATTERNS if parts.get("pre_tokenizer") == byte_level_steps(name)]
-        self.pattern = names[0] if names else None
+        other = self.byte_level or self.prefix or self.suffix or self.model.get("ignore_merges")
+        if self.model["type"] == "BPE" and "▁" in self.pieces and not other:
+            joined = {a for token in vocab for a, b in zip(token, token[1:]) if b == "▁"} | {"▁"}
+            self.word_end = re.compile(f"(?<=[^{re.escape(''.join(joined))}])(?=▁)")
+        given = parts["pre_tokenizer"]
+        self.pattern = next((name for name in PATTERNS if given == byte_level_steps(name)), None)
         self._check_together()
         self.vocab = {i: self._token_bytes(i, first=False) for i in sorted(self.tokens)}
         special = set(self.special_tokens.values())
@@ -1029,7 +1000,7 @@ class Tokenizer:
         if "ByteLevel" in kinds[:-1]:
             raise ValueError(f"pre_tokenizer {kinds}; handled here: ByteLevel as the last step")
         deletes = any(step.get("content") == "" for step in self.normalizer)
-        schemes = [step["prepend_scheme"] for step in self.pre_tokenizer]
+        schemes = [step.get("prepend_scheme") for step in self.pre_tokenizer]
         if "first" in schemes[1:] or ("first" in schemes and deletes):
             raise ValueError("prepend_scheme 'first' is not handled behind what cuts or deletes")
         for text, entry in self.added.items():
@@ -1076,8 +1047,8 @@ class Tokenizer:
         for pieces, i in self._cut(text, allowed, begins):
             if i is not None:
                 ids.append(i)
-            if self.joined is not None:
-                pieces = self._shorter(pieces)
+            if self.word_end:
+                pieces = [word for piece in pieces for word in self.word_end.split(piece)]
             for piece in pieces:
                 if (found := cache.get(piece)) is None:
                     found = self.encode_piece(piece, **random)
@@ -1088,14 +1059,12 @@ class Tokenizer:
 
     def _allowed(self, allowed_special):
         """The special tokens that allowed_special names, as a frozenset."""
-        allowed = allowed_special
-        if isinstance(allowed, str):
-            allowed = {"none": [], "all": [*self.special_tokens]}.get(allowed)
-        known = isinstance(allowed, (set, frozenset, list, tuple)) and all(
-            isinstance(name, str) and name in self.special_tokens for name in allowed
-        )
-        if not known:
-            expected = f'expected "none", "all" or a set out of {[*self.special_tokens]!r:.200}'
+        names = [*self.special_tokens]
+        allowed = [] if allowed_special == "none" else allowed_special
+        allowed = names if allowed_special == "all" else allowed
+        several = isinstance(allowed, (set, frozenset, list, tuple))
+        if not several or not all(name in names for name in allowed):
+            expected = f'expected "none", "all" or a set out of {names!r:.200}'
             raise ValueError(f"allowed_special {allowed_special!r:.80}: {expected}")
         return frozenset(allowed)
 
@@ -1115,8 +1084,6 @@ class Tokenizer:
         given = {"BPE": {"dropout": dropout}, "Unigram": {"temperature": temperature}}
         if self.model["type"] not in given:
             raise ValueError(f"a {self.model['type']} model has no random cuts: BPE and Unigram do")
-        if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
-            raise ValueError(f"dropout {dropout!r}: expected a number from 0 to 1")
         return self._encode(text, frozenset(), rng=rng, **given[self.model["type"]])
 
     def encode_iterable(self, texts, allowed_special="none", window=1 << 14):
@@ -1149,26 +1116,26 @@ class Tokenizer:
         """The ids of a piece that comes from the pre_tokenizer. random: see sample."""
         word = to_alphabet(piece.encode()) if self.byte_level else piece
         if self.model["type"] == "BPE":
-            if self.model.get("ignore_merges") and not random and word in self.pieces:
+            if self.model["ignore_merges"] and not random and word in self.pieces:
                 return [self.pieces[word]]
             return merge_symbols(self._letters(word), self.ranks, **random)
         if self.model["type"] == "WordPiece":
             names = None
             if len(word) <= self.model["max_input_chars_per_word"]:
                 names = longest_match(word, self.pieces, self.longest, self.prefix)
-            if names is None:
-                return self._unknown_ids(word)
-            return [self.pieces[name] for name in names]
+            return self._unknown_ids(word) if names is None else [self.pieces[t] for t in names]
         for letter in word:  # an unknown one costs more than any piece
             self.score.setdefault(letter, self.unknown_score)
         if random:
             names = sample_cut(word, self.score, self.longest, **random)
         else:
-            _, names = viterbi(word, self.score, self.longest)
+            names = viterbi(word, self.score, self.longest)[1]
         ids = []
         for known, run in groupby(names, self.pieces.__contains__):
-            for name in list(run) if known else ["".join(run)]:  # unknown neighbours are one
-                ids += [self.pieces[name]] if name in self.pieces else self._unknown_ids(name)
+            if known:
+                ids += [self.pieces[name] for name in run]
+            else:
+                ids += self._unknown_ids("".join(run))  # unknown neighbours are one
         return ids
 
     def _unknown_ids(self, text):
@@ -1193,41 +1160,11 @@ class Tokenizer:
                 waiting = []
             elif (found := self._unknown_ids(name)) != [self.unknown]:  # its bytes
                 ids += found
-            elif waiting and not self.model.get("fuse_unk"):
+            elif waiting and not self.model["fuse_unk"]:
                 ids += found
             else:
                 waiting = found
         return ids + waiting
-
-    @functools.cached_property
-    def joined(self):
-        """The pairs of letters side by side in some token; None if that is of no use."""
-        model, cuts = self.model, [step.get("use_regex") for step in self.pre_tokenizer]
-        if model["type"] != "BPE" or model.get("ignore_merges") or self.prefix or self.suffix:
-            return None
-        if (self.byte_level and cuts != [False]) or any(
-            "<0x" in "".join(m) for m in model["merges"]
-        ):
-            return None
-        return {pair for token in self.pieces for pair in zip(token, token[1:])}
-
-    def _shorter(self, pieces):
-        """The pieces, long ones cut where no merge can reach across.
-
-        Without pre-tokens, as in SentencePiece's BPE, a book is one piece. But a merge makes a
-        token, so it never joins two letters that stand side by side in no token.
-        """
-        for piece in pieces:
-            start, ends = 0, [piece]
-            if len(piece) > 100:
-                ends = [to_alphabet(c.encode()) for c in piece] if self.byte_level else piece
-            for end, (left, right) in enumerate(zip(ends, ends[1:]), start=1):
-                pair = left[-1], right[0]
-                known = pair[0] in self.pieces or pair[1] in self.pieces  # else: one unk?
-                if known and pair not in self.joined:
-                    yield piece[start:end]
-                    start = end
-            yield piece[start:]
 
     # From ids to text
 
@@ -1258,12 +1195,9 @@ class Tokenizer:
         content = steps["Strip"]["content"].encode() if "Strip" in steps else b""
         to_strip = steps["Strip"]["start"] if content else 0
         suffix, held = steps["BPEDecoder"]["suffix"] if "BPEDecoder" in steps else "", b""
-        for n, i in enumerate(ids):
-            integer = isinstance(i, (int, np.integer)) and not isinstance(i, (bool, np.bool_))
-            if not integer or i not in self.tokens:
-                holes = f", {self.holes} of them without a token" if self.holes else ""
-                expected = f"expected integers 0..{self.vocab_size - 1}{holes}"
-                raise ValueError(f"ids: {i!r}: {expected}")
+        holes = f", {self.holes} of them without a token" if self.holes else ""
+        known = checked_ids("ids", ids, self.tokens, f"0..{self.vocab_size - 1}{holes}")
+        for n, i in enumerate(known):
             data = held + (self.vocab[i] if n > 0 else self._token_bytes(i, first=True))
             held = b""
             while data and to_strip:
@@ -1284,28 +1218,21 @@ class Tokenizer:
 
     def decode_bytes(self, ids):
         """The bytes of the ids: a list, an array, a tensor. ValueError if one has no token."""
-        ids = ids.tolist() if hasattr(ids, "tolist") else ids
-        if not hasattr(ids, "__iter__"):
-            raise ValueError(f"ids: {ids!r:.60} is not iterable: expected integers")
         return b"".join(self._stream(ids))
 
     def decode(self, ids):
         """The text of the ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def save(self, directory, names=None):
-        """Write the files (or those named) into a directory; each appears whole or not at all."""
-        directory, files = Path(directory), to_files(self)
-        for name in files if names is None else names:
-            if name not in files:
-                raise ValueError(f"names: {name!r}: expected some of {list(files)}")
-            directory.mkdir(parents=True, exist_ok=True)
-            temporary = directory / f".{name}.part"
-            with open(temporary, "wb") as file:
-                file.write(files[name].encode())
-                file.flush()
-                os.fsync(file.fileno())  # on the disk before it takes the old one's place
-            os.replace(temporary, directory / name)
+    def save(self, directory):
+        """Write tokenizer.json into a directory; it appears whole or not at all."""
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        temporary = Path(directory) / ".tokenizer.json.part"
+        with open(temporary, "wb") as file:
+            file.write(json.dumps(self.parts, ensure_ascii=False, indent=1).encode())
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the old one's place
+        os.replace(temporary, Path(directory) / "tokenizer.json")
 
     @classmethod
     def load(cls, path, pattern=None, special_tokens=None):
@@ -1318,13 +1245,13 @@ class Tokenizer:
             return cls(read_files(Path(path), pattern, special_tokens))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        except (OSError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            raise ValueError(f"{path}: damaged, or no tokenizer: {error!r:.200}") from None
         except RecursionError:
             raise ValueError(f"{path}: brackets too deep inside one another") from None
+        except (OSError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"{path}: damaged, or no tokenizer: {error!r:.200}") from None
 
 
-# FILES. Our own four kinds differ in what they learn. All write bytes in GPT-2's alphabet, so that
+# FILES. Our own three kinds differ in what they learn. All write bytes in GPT-2's alphabet, so that
 # there is no unknown text, and give the special tokens the last ids.
 def byte_level_steps(pattern):
     """The pre_tokenizer of a byte-level tokenizer with a pattern of PATTERNS."""
@@ -1343,30 +1270,27 @@ def byte_level_parts(model, pattern, special_tokens):
     parts["pre_tokenizer"] = byte_level_steps(pattern)
     parts["decoder"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     parts["model"] = model
-    flags = dict.fromkeys(FLAGS, False) | {"special": True}
+    flags = FLAGS | {"special": True}
     parts["added_tokens"] = [{"id": i, "content": t, **flags} for t, i in special_tokens.items()]
     return parts
 
 
 class ByteLevelTokenizer(Tokenizer):
-    """What our four kinds share. An untrained one knows the 256 bytes."""
+    """What our three kinds share. An untrained one knows the 256 bytes."""
 
     def __init__(self, parts=None):
-        if parts is None:
-            parts = byte_level_parts(self.learn({}, 256), "gpt2", {})
-        super().__init__(parts)
+        super().__init__(parts or byte_level_parts(self.learn({}, 256), "gpt2", {}))
 
     @classmethod
     def train(cls, text, vocab_size=1 << 21, pattern="gpt2", special_tokens=()):
-        """Learn up to vocab_size tokens (bytes and specials count) from a str or iterable of str.
+        """The tokenizer with up to vocab_size tokens (bytes and specials count) learned from text.
 
-        Returns the tokenizer. ValueError for a bad argument and for a lone surrogate.
+        text: a str or an iterable of str. ValueError for a bad argument and a lone surrogate.
         """
-        if not isinstance(special_tokens, (str, list, tuple)):
-            raise ValueError(f"special_tokens {special_tokens!r}: expected a str or a list of str")
-        names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
-        if not all(isinstance(s, str) and s for s in names) or len(set(names)) < len(names):
-            raise ValueError(f"special_tokens {names}: expected distinct non-empty strings")
+        names = [special_tokens] if isinstance(special_tokens, str) else special_tokens
+        strings = isinstance(names, (list, tuple)) and all(isinstance(s, str) for s in names)
+        if not strings or "" in names or len(set(names)) < len(names):
+            raise ValueError(f"special_tokens {names!r}: expected distinct non-empty strings")
         check_text("".join(names))
         check_pattern(pattern)
         size = check_count("vocab_size", vocab_size, 256 + len(names)) - len(names)
@@ -1383,11 +1307,6 @@ class ByteLevelTokenizer(Tokenizer):
         return cls(byte_level_parts(model, pattern, specials))
 
 
-def numbered(tokens):
-    """{token in GPT-2's alphabet: id} of tokens as bytes, in order."""
-    return {to_alphabet(token): i for i, token in enumerate(tokens)}
-
-
 class BPETokenizer(ByteLevelTokenizer):
     """Byte-level BPE, as GPT-2's."""
 
@@ -1396,12 +1315,10 @@ class BPETokenizer(ByteLevelTokenizer):
     @staticmethod
     def learn(words, size):
         """The model of a tokenizer.json for {word: count}."""
-        tokens = [bytes([byte]) for byte in range(256)]
-        merges = []
-        for (a, b), _ in learn_merges(words, size - 256):
-            merges.append([to_alphabet(tokens[a]), to_alphabet(tokens[b])])
-            tokens.append(tokens[a] + tokens[b])
-        return {"type": "BPE", "vocab": numbered(tokens), "merges": merges}
+        pairs = [pair for pair, _ in learn_merges(words, size - 256)]
+        names = [to_alphabet(token) for token in spellings(pairs)]
+        merges = [[names[a], names[b]] for a, b in pairs]
+        return {"type": "BPE", "vocab": {t: i for i, t in enumerate(names)}, "merges": merges}
 
 
 class WordPieceTokenizer(ByteLevelTokenizer):
@@ -1410,30 +1327,12 @@ class WordPieceTokenizer(ByteLevelTokenizer):
     model_type = "WordPiece"
 
     @staticmethod
-    def learned_tokens(words, size):
-        """The tokens beyond the 256 bytes."""
-        return learn_wordpiece(words, size)
-
-    @classmethod
-    def learn(cls, words, size):
+    def learn(words, size):
         """The model of a tokenizer.json for {word: count}."""
-        tokens = [bytes([byte]) for byte in range(256)] + cls.learned_tokens(words, size)
-        model = {"type": "WordPiece", "vocab": numbered(tokens), "unk_token": "[UNK]"}
+        tokens = spellings([]) + learn_wordpiece(words, size)
+        vocab = {to_alphabet(token): i for i, token in enumerate(tokens)}
+        model = {"type": "WordPiece", "vocab": vocab, "unk_token": "[UNK]"}
         return model | {"continuing_subword_prefix": "", "max_input_chars_per_word": 10**9}
-
-
-class CharTokenizer(WordPieceTokenizer):
-    """One token per character (no UTF-8 begins another's); beyond vocab_size, its bytes."""
-
-    @staticmethod
-    def learned_tokens(words, size):
-        """The commonest characters that are not ASCII."""
-        counts = Counter()
-        for word, times in words.items():
-            for char in word.decode():
-                counts[char] += times
-        rare = sorted((-n, char) for char, n in counts.items() if not char.isascii())
-        return [char.encode() for _, char in rare[: size - 256]]
 
 
 class UnigramTokenizer(ByteLevelTokenizer):
@@ -1449,29 +1348,16 @@ class UnigramTokenizer(ByteLevelTokenizer):
         return {"type": "Unigram", "vocab": vocab, "unk_id": None, "byte_fallback": False}
 
 
-def to_files(tokenizer):
-    """{file name: content}: tokenizer.json and, where they can say it all, GPT-2's two."""
-    parts, files = tokenizer.parts, {}
-    if parts == byte_level_parts(parts["model"], "gpt2", tokenizer.special_tokens):
-        if tokenizer.model_type == "BPE" and not parts["model"].get("ignore_merges"):
-            merges = [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]]
-            files["vocab.json"] = json.dumps(parts["model"]["vocab"], ensure_ascii=False)
-            files["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
-    files["tokenizer.json"] = json.dumps(parts, ensure_ascii=False, indent=1)
-    return files
-
-
-def read_files(path, pattern=None, special_tokens=None):
+def read_files(path, pattern, special_tokens):
     """The parts of a tokenizer.json, from whichever files are there."""
     if path.suffix == ".tiktoken":
-        return read_tiktoken(path, pattern, special_tokens)
+        return read_tiktoken(path, pattern, special_tokens or {})
     if pattern is not None or special_tokens is not None:
-        raise ValueError(
-            "pattern and special_tokens are for *.tiktoken files: other files say them"
-        )
-    if (path / "tokenizer.json").exists() or not path.is_dir():
-        path = path / "tokenizer.json" if path.is_dir() else path
+        raise ValueError("pattern and special_tokens are for *.tiktoken files: others say them")
+    if not path.is_dir():
         return json.loads(path.read_bytes())
+    if (path / "tokenizer.json").exists() or not (path / "vocab.json").exists():
+        return json.loads((path / "tokenizer.json").read_bytes())
     vocab = json.loads((path / "vocab.json").read_bytes())
     lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
@@ -1487,9 +1373,7 @@ def read_tiktoken(path, pattern, special_tokens):
     """The parts of a tokenizer.json for a file of ranks."""
     check_pattern(pattern)
     if pattern is None:
-        raise ValueError(
-            f"a file of ranks does not name its pattern: expected pattern=, {[*PATTERNS]}"
-        )
+        raise ValueError(f"the file does not name its pattern: expected one of {[*PATTERNS]}")
     ranks, merges = {}, []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
@@ -1497,19 +1381,16 @@ def read_tiktoken(path, pattern, special_tokens):
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except ValueError as error:
             raise ValueError(f"line {number} is {line!r:.60}: {error}") from None
-    for token, rank in ranks.items():
-        for i in range(1, len(token)):
-            left, right = token[:i], token[i:]
-            if left in ranks and right in ranks:
-                merge = [to_alphabet(left), to_alphabet(right)]
-                merges.append((rank, ranks[left], ranks[right], merge))
-    specials = dict(special_tokens or {})
+    for token in sorted(ranks, key=ranks.get):
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        known = [cut for cut in cuts if cut[0] in ranks and cut[1] in ranks]
+        known.sort(key=lambda cut: (ranks[cut[0]], ranks[cut[1]]))
+        merges += [[to_alphabet(left), to_alphabet(right)] for left, right in known]
     vocab = {to_alphabet(token): rank for token, rank in ranks.items()}
-    if clash := specials.keys() & vocab:
+    if clash := special_tokens.keys() & vocab:
         raise ValueError(f"special_tokens {clash}: expected texts that are no tokens yet")
-    model = {"type": "BPE", "vocab": vocab | specials, "ignore_merges": True}
-    model["merges"] = [merge for *_, merge in sorted(merges)]
-    return byte_level_parts(model, pattern, specials)
+    model = {"type": "BPE", "vocab": vocab | special_tokens, "ignore_merges": True}
+    return byte_level_parts(model | {"merges": merges}, pattern, special_tokens)
 
 
 # %% 9. Comparing tokenizers, and choosing a vocabulary
@@ -1518,11 +1399,8 @@ def read_tiktoken(path, pattern, special_tokens):
 # in training: Petrov et al. (2023) found translations that cost up to 15 times the English one.
 def compare(tokenizers, text):
     """{name: measures on text} for a dict name -> tokenizer; a list's names are 0, 1, ..."""
-    check_text(text)
     if not text:
         raise ValueError("text '' is empty: expected at least one character to compare on")
-    if not isinstance(tokenizers, (dict, list, tuple)):
-        raise ValueError(f"tokenizers {tokenizers!r:.40}: expected a dict or a list of them")
     named = tokenizers if isinstance(tokenizers, dict) else dict(enumerate(tokenizers))
     rows = {}
     for name, tokenizer in named.items():
@@ -1559,13 +1437,11 @@ def kneser_ney_nats(train, test, vocab_size, order):
     """−log P(test) in nats, every token predicted once from the order − 1 before it.
 
     train, test: lists or arrays of ids below vocab_size. ValueError if train has no order − 1."""
-    train, test = check_ids("train", train), check_ids("test", test)
     order, vocab_size = check_count("order", order), check_count("vocab_size", vocab_size)
+    known = range(vocab_size), f"0..{vocab_size - 1}"
+    train, test = (list(checked_ids("ids", ids, *known)) for ids in (train, test))
     if len(train) < order - 1:
         raise ValueError(f"train has {len(train)} ids: expected at least order - 1 = {order - 1}")
-    if train + test and not 0 <= min(train + test) <= max(train + test) < vocab_size:
-        found = f"ids {min(train + test)}..{max(train + test)}"
-        raise ValueError(f"{found}: expected 0..{vocab_size - 1}")
     n, total, kinds = {}, Counter(), Counter()  # n(h, w) by h + w; n(h); kinds of w after h
     D = {}  # for each number of tokens in h and w
     counts = Counter(zip(*(train[i:] for i in range(order))))
@@ -1611,68 +1487,55 @@ def spell(pieces):
     return "|".join(p.decode(errors="backslashreplace") for p in pieces).replace(" ", "·")
 
 
-def show(tokenizer, text):
-    """The tokens of text for the eye."""
-    return spell(tokenizer.decode_bytes([i]) for i in tokenizer.encode(text))
+def show(tokenizer, ids):
+    """The tokens of ids for the eye."""
+    return spell(tokenizer.decode_bytes([i]) for i in ids)
 
 
-def report_merges(train, words):
-    """Part 1: the first merges on the stories, and the textbook against the fast way."""
+def report_merges(train):
+    """Part 1: the first merges on the stories."""
     print("\n1. The first merges of BPE, and how often the pair stood there (· is a space)")
-    merges = learn_merges(words, 20)
+    merges = learn_merges(count_words(train), 20)
     spelled = spellings(pair for pair, _ in merges)
     for new, (_, times) in enumerate(merges, start=256):
         print(f"   {new} {spell([spelled[new]]):5}{times:6}", end="\n" if new % 5 == 0 else "")
-    start = time.perf_counter()
-    slow = textbook_merges(train, 20)
-    middle = time.perf_counter()
-    fast = [pair for pair, _ in learn_merges({train.encode(): 1}, 20)]
-    seconds = f"textbook {middle - start:.2f} s, fast {time.perf_counter() - middle:.2f} s"
-    verdict = "the same merges" if slow == fast else "DIFFERENT merges"
-    print(f"   20 merges of the text as one string: {seconds}; {verdict}")
 
 
 def report_choice(kinds, train, order):
     """Part 2: the tokenizers on a development piece; returns them and the name of the best."""
     n = int(0.9 * len(train))
     learn_on, develop = train[:n], train[n:]
-    made, bits, rare = {}, {}, {}
-    for name, (kind, size) in kinds.items():
-        print(f"training {name:15}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        made[name] = tokenizer = kind.train(learn_on, size)
-        ids, test = tokenizer.encode(learn_on), tokenizer.encode(develop)
-        nats = kneser_ney_nats(ids, test, tokenizer.vocab_size, order)
-        bits[name] = nats / len(develop) / math.log(2)
-        rare[name] = 1 - sum(times >= 10 for times in frequencies(ids)) / tokenizer.vocab_size
     print(f"\n2. Choosing on a development piece, the last {len(develop):,} characters of training")
     print("                   chars/   tokens/  numbers in the    rows seen   attention,   bits/")
     print("   tokenizer       token    word     embedding, V·128  < 10 times  % of pairs*  char")
-    for name, row in compare(made, develop).items():
+    made, bits = {}, {}
+    for name, (kind, size) in kinds.items():
+        made[name] = tokenizer = kind.train(learn_on, size)
+        ids, test, V = tokenizer.encode(learn_on), tokenizer.encode(develop), tokenizer.vocab_size
+        bits[name] = kneser_ney_nats(ids, test, V, order) / len(develop) / math.log(2)
+        rare = 1 - sum(times >= 10 for times in frequencies(ids)) / V
+        row = compare([tokenizer], develop)[0]
         print(f"   {name:15}{row['chars_per_token']:6.2f}{row['tokens_per_word']:9.2f}", end="")
-        print(f"{row['vocab_size'] * 128:15,}{rare[name]:15.0%}", end="")
-        print(f"{(row['tokens'] / len(develop)) ** 2:13.1%}{bits[name]:10.3f}")
-    best = min(bits, key=bits.get)
+        print(f"{V * 128:15,}{rare:15.0%}{(len(test) / len(develop)) ** 2:13.1%}", end="")
+        print(f"{bits[name]:10.3f}", flush=True)
     print("   * of the pairs that attention compares when each character is a token")
+    best = min(bits, key=bits.get)
     lead = sorted(bits.values())[1] - bits[best]
     print(f"   Fewest bits: {best}, by {lead:.3f}. Only this one will meet the held-out text.")
     return made, best
 
 
-def report_cuts(made, words, size, rng):
+def report_cuts(made, size, rng):
     """Part 3: one sentence in four tokenizers, and a word that is cut at random."""
     print("\n3. One sentence in four tokenizers, and one word cut at random")
     for name, tokenizer in made.items():
         if name.endswith(("characters", f" {size}")):
-            print(f"   {name:16}{show(tokenizer, 'Grandmother untied the foxes.')}")
-    score = learn_unigram(words, size)
-    cuts = [sample_cut(b"gardening", score, MAX_PIECE, 3.0, rng) for _ in range(4)]
-    print("   Unigram, sampled   " + "   ".join(map(spell, cuts)) + "   (τ = 3)")
-    merges = [pair for pair, _ in learn_merges(words, size - 256)]
-    ranks = {pair: (new, new) for new, pair in enumerate(merges, start=256)}
-    spelled = spellings(merges)
-    cuts = [merge_symbols(b"gardening", ranks, 0.5, rng) for _ in range(4)]
-    cuts = [spell(spelled[i] for i in cut) for cut in cuts]
-    print("   BPE with dropout   " + "   ".join(cuts) + "   (p = 0.5)")
+            ids = tokenizer.encode("Grandmother untied the foxes.")
+            print(f"   {name:16}{show(tokenizer, ids)}")
+    for kind, knob, value in (("Unigram", "temperature", 9.0), ("BPE", "dropout", 0.5)):
+        tokenizer = made[f"{kind} {size}"]
+        ids = [tokenizer.sample(" gardening", rng, **{knob: value}) for _ in range(3)]
+        print(f"   {kind}, {knob} {value}   " + "   ".join(show(tokenizer, cut) for cut in ids))
 
 
 def report_zipf(made, train):
@@ -1697,26 +1560,23 @@ def report_languages(tokenizer, name):
         print(f"   {language:10}{len(text):11}{len(text.encode()):8}{n:8}", end="")
         print(f"{n / len(text):13.2f}{n / english:15.1f}")
     for word in ("gardening", "photosynthesis", "château", "🦊", "1234567"):
-        print(f"   {word:15}{show(tokenizer, ' ' + word)}")
+        print(f"   {word:15}{show(tokenizer, tokenizer.encode(' ' + word))}")
 
 
 def report(fast, seed):
     """What tokenization does to the stories; the last line is the held-out score."""
-    rng = np.random.default_rng(seed)
     order, end = (3, 24_000) if fast else (7, None)
     sizes = (320, 512) if fast else (512, 1024, 2048, 4096)
     text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text("utf-8")[:end]
     n = int(0.9 * len(text))
     train, held_out = text[:n], text[n:]
-    words = count_words(train)
-    print(f"Learning from {len(train):,} characters, {len(words):,} different pre-tokens")
-    report_merges(train, words)
-    kinds = {"characters": (CharTokenizer, 256)}
+    report_merges(train)
+    kinds = {"characters": (BPETokenizer, 256)}  # the 256 bytes: these stories are ASCII
     kinds |= {f"BPE {size}": (BPETokenizer, size) for size in sizes}
     kinds[f"WordPiece {sizes[1]}"] = WordPieceTokenizer, sizes[1]
     kinds[f"Unigram {sizes[1]}"] = UnigramTokenizer, sizes[1]
     made, best = report_choice(kinds, train, order)
-    report_cuts(made, words, sizes[1], rng)
+    report_cuts(made, sizes[1], np.random.default_rng(seed))
     report_zipf(made, train)
     report_languages(made[f"BPE {sizes[-1]}"], f"BPE {sizes[-1]}")
     kind, size = kinds[best]
@@ -1736,52 +1596,30 @@ class CommandLine(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line[:300]}\n")
 
 
-KINDS = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer}
-KINDS |= {"unigram": UnigramTokenizer, "chars": CharTokenizer}
+KINDS = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": UnigramTokenizer}
 
 
 def build_parser():
-    """The command line: the report, or one of the commands train, encode and decode."""
+    """The command line: the report, or the command train."""
     what = "Without a command: the report on data/stories.txt."
     parser = CommandLine(prog="stage07_bpe.py", description=what)
     parser.add_argument("--fast", action="store_true", help="a smoke run of the report [no]")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the report [0]")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-
     what = "learn the tokens of a text and write them to DIR/tokenizer.json"
     train = commands.add_parser("train", help=what, description=what)
     train.add_argument("file", metavar="FILE", help="a UTF-8 text; \\r\\n is read as \\n")
     train.add_argument("--out", required=True, metavar="DIR", help="made if need be; required")
-    about = "how tokens are learned; chars takes the commonest characters as they are [bpe]"
-    train.add_argument("--kind", choices=KINDS, default="bpe", help=about)
+    train.add_argument("--kind", choices=KINDS, default="bpe", help="of tokenizer [bpe]")
     about = "tokens, counting the 256 bytes and special tokens; fewer if no more are found [1024]"
     train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help=about)
     about = "learn from the first int(X * characters) characters of the text, 0 < X <= 1 [1]"
     train.add_argument("--fraction", type=float, default=1.0, metavar="X", help=about)
     about = "tokens with the last ids, in this order; cut out of the text before learning [none]"
     train.add_argument("--special-tokens", nargs="+", default=[], metavar="TOKEN", help=about)
-    about = "where the text is cut before learning: as for GPT-2, for GPT-4, or nowhere [gpt2]"
-    train.add_argument("--pattern", choices=("gpt2", "gpt4", "none"), default="gpt2", help=about)
-
-    holds = "a directory or file: tokenizer.json, vocab.json with merges.txt, or *.tiktoken"
-    about = "of a *.tiktoken file, which does not say it: gpt2, gpt4 or gpt4o [none]"
-    names = [name for name in PATTERNS if name]
-    what = "print the ids of a text"
-    encode = commands.add_parser("encode", help=what, description=what)
-    encode.add_argument("directory", metavar="PATH", help=holds)
-    encode.add_argument("--pattern", choices=names, metavar="NAME", help=about)
-    told = "take special tokens in the text for what they are, not for plain text [no]"
-    encode.add_argument("--allow-special", action="store_true", help=told)
-    told = "with the ids that the file puts before and behind a text, such as bos [no]"
-    encode.add_argument("--add-special-tokens", action="store_true", help=told)
-    told = "joined by spaces [all of standard input, as UTF-8]"
-    encode.add_argument("given", nargs="*", metavar="TEXT", help=told)
-
-    what = "print the text of ids"
-    decode = commands.add_parser("decode", help=what, description=what)
-    decode.add_argument("directory", metavar="PATH", help=holds)
-    decode.add_argument("--pattern", choices=names, metavar="NAME", help=about)
-    decode.add_argument("given", nargs="*", metavar="ID", help="whole numbers [standard input]")
+    about = "where the text is cut before learning; none is nowhere [gpt2]"
+    names = [str(name).lower() for name in PATTERNS]
+    train.add_argument("--pattern", choices=names, default="gpt2", help=about)
     return parser
 
 
@@ -1789,8 +1627,6 @@ def train_command(args):
     """Learn a vocabulary from the beginning of a text file and save it."""
     if not 0 < args.fraction <= 1:
         raise ValueError(f"--fraction {args.fraction}: expected more than 0 and at most 1")
-    if Path(args.out).exists() and not Path(args.out).is_dir():
-        raise ValueError(f"--out {args.out}: exists and is not a directory")
     try:
         text = Path(args.file).read_bytes().decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
@@ -1798,49 +1634,12 @@ def train_command(args):
     part = text[: int(args.fraction * len(text))]
     if not part:
         raise ValueError(f"{args.file}: no text to learn from in {len(text)} characters")
-    with contextlib.suppress(BrokenPipeError):  # nobody listens: learn and save all the same
-        print(f"Learning from {len(part):,} of {len(text):,} characters", flush=True)
     pattern = None if args.pattern == "none" else args.pattern
     tokenizer = KINDS[args.kind].train(part, args.vocab_size, pattern, args.special_tokens)
-    tokenizer.save(args.out, ["tokenizer.json"])
+    tokenizer.save(args.out)
+    print(f"Learned from {len(part):,} of {len(text):,} characters")
     fewer = "; no more are found" if tokenizer.vocab_size < args.vocab_size else ""
     print(f"{tokenizer.vocab_size:,} tokens -> {Path(args.out) / 'tokenizer.json'}{fewer}")
-
-
-def read_standard_input():
-    """All of standard input as UTF-8, line ends as they are; ValueError if it is not that."""
-    if sys.stdin is None:
-        raise ValueError("standard input is closed: expected text or ids there")
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict", newline="")
-    try:
-        return sys.stdin.read()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input: not UTF-8 text (at byte {error.start})") from None
-
-
-def run(args):
-    """What the command line asks for."""
-    if args.command is None:
-        check_count("--seed", args.seed, 0)
-        return report(args.fast, args.seed)
-    if args.command == "train":
-        return train_command(args)
-    tokenizer = Tokenizer.load(args.directory, args.pattern)
-    text = " ".join(args.given) if args.given else read_standard_input()
-    if args.command == "encode":
-        allowed = "all" if args.allow_special else "none"
-        print(*tokenizer.encode(text, allowed, args.add_special_tokens))
-    else:
-        print(tokenizer.decode(map(int, text.split())))
-
-
-def drop_unwritten():
-    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # a closed pipe, a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv=None):
@@ -1851,16 +1650,20 @@ def main(argv=None):
     parser = build_parser()
     args = parser.parse_args(argv)
     try:
-        run(args)
+        if args.command == "train":
+            train_command(args)
+        else:
+            report(args.fast, check_count("--seed", args.seed, 0))
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever was reading has seen enough
-        drop_unwritten()
-    except KeyboardInterrupt:
-        drop_unwritten()
-        parser.exit(130, "\n")
-    except (ValueError, LookupError, OSError) as error:
-        drop_unwritten()
-        parser.error(str(error))
+    except (KeyboardInterrupt, ValueError, LookupError, OSError) as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a closed pipe, a full disk: Python's own flush must not fail again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, KeyboardInterrupt):
+            parser.exit(130, "\n")
+        if not isinstance(error, BrokenPipeError):  # then whoever was reading has seen enough
+            parser.error(str(error))
 
 
 # %% What to take away

