@@ -3282,27 +3282,18 @@ def main(argv=None):
 # 10. x**3. Symptom: none but the clock (section 2, GELU).
 
 # %% Exercises
-#
-#  1. ★ Do the second step of table_step (section 1) on paper; check it with the function.
-#  2. ★ Print the shapes in block_forward for B=2, T=3, C=8, H=2. Which array is the largest?
-#  3. ★ Train with --tie_weights False. What happens to the parameter count and the held-out loss?
-#  4. ★ Plot metrics.jsonl of three runs with learning rates 3e-4, 3e-3 and 3e-2.
-#  5. ★ Train on data/names.txt with --tokenizer char and a block of 16. How many of 100 sampled
-#     names are in the file?
-#  6. ★★ Break one backward by a factor of 1.01. Which rows of gradcheck notice, and why those?
-#  7. ★★ Derive the backward of y = x Wᵀ, W (out, in), and show that linear_backward with W.T gives
-#     it.
-#  8. ★★ Replace GELU by ReLU², forward and backward, and run the gradient check.
-#  9. ★★ Add z-loss, 1e-4 (log Σ e^z)², to the cross-entropy and derive its gradient.
-# 10. ★★ Save a run here, open it with transformers, and compare the logits (benchmarks/ shows how).
-# 11. ★★ Learn a vocabulary of 512 and one of 2,048 tokens with stage 7 and train on each. Why can
-#     the losses per token not be compared, and which model is better?
-# 12. ★★★ Let llama keep its cache when the window slides. Why may the text differ?
-# 13. ★★★ Replace AdamW by Muon for the blocks' matrices (stage 4). Its factor is √max(1, out/in),
-#     whether a weight lies in memory as (in, out) or, like Llama's, as (out, in). Which learning
-#     rate suits it?
-# 14. ★★★ Which lowers the held-out loss more at equal seconds, twice the channels or twice the
-#     steps? Fit a scaling law to ten small runs (stage 6) and predict the eleventh.
+# They are in exercises/capstone.py, and `python exercises` checks them.
+#  1. ★ (by hand) The second step
+#  2. ★ (by hand) Count the weights
+#  3. ★ (explain) Which model is better?
+#  4. ★★ (implement) ReLU²
+#  5. ★★ (derive) The z-loss
+#  6. ★★ (derive) Matrices the other way round
+#  7. ★★ (find the bug) AdamW
+#  8. ★★ (explain) Who notices?
+#  9. ★★ (measure) Characters a token
+# 10. ★★★ (implement) Every token once
+# 11. ★★★ (project) A model of your own text
 
 # %% Where this leads
 #

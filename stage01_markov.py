@@ -104,8 +104,7 @@ def draw_word(followers, word, length, rng):
     return word
 
 
-# All of this stage is here in small, and so are its questions. Why these shares (section 3)? What
-# does perplexity mean (4)? How do we mend a table that calls "bard" impossible (5, 6)?
+# Why these shares (section 3)? What does perplexity mean (4)? And "bard", how to mend that (5, 6)?
 
 # %% 2. One symbol at a time
 # A text is a row of symbols x₁x₂...x_N, letters or words, each one of V different ones. A language
@@ -275,7 +274,7 @@ def kl_divergence(p, q, base=math.e):
 #     ADD-K     P(c|h) = (N(hc) + k) / (N(h) + k·V)                        (k = 1: Laplace).     (7)
 #
 # For k below 1, which holds that few symbols take most of the line, a density in place of darts
-# gives the same (the Dirichlet distribution; exercise 8). Now nothing is impossible. But all that
+# gives the same (the Dirichlet distribution; exercise 10). Now nothing is impossible. But all that
 # is new is equally likely, z as e; and with 61 symbols Laplace's 61 drown a context seen twice.
 #
 #     After "a" in "abracadabra", V = 5:     a       b       c       d       r
@@ -364,7 +363,7 @@ SMOOTHINGS = ("kneser-ney", "mle", "add-k", "interpolated", "witten-bell")
 #     q_c = p_c^(1/τ) / Σ_x p_x^(1/τ),     so     q_c/q_x = (p_c/p_x)^(1/τ).                    (13)
 #
 # τ = 1 gives p back. τ = 1/2 squares the odds: (1/2, 1/4, 1/4) becomes (2/3, 1/6, 1/6). As τ → 0,
-# the likeliest takes all; as τ → ∞, all that is possible becomes equal. (On the name: exercise 3.)
+# the likeliest takes all; as τ → ∞, all that is possible becomes equal. (On the name: exercise 6.)
 #
 # Two cuts may follow. TOP-K keeps a fixed number of the likeliest symbols, however sure the model
 # is: after "q" five are four too many, at the start of a word too few. TOP-P, the nucleus of
@@ -974,27 +973,28 @@ def main(argv=None):
 # %% Common mistakes
 # 1. A splendid perplexity, and wrong: the probabilities add up to more than 1. See (8), `reserve`.
 # 2. A model of words looks worse than one of letters: N in (6) differs. Compare bits per letter.
-# 3. More context always seems better, and what is written is a copy: order, λ, k or d were chosen
-#    on the text that was counted, where mle cannot be beaten (4). See `develop`.
+# 3. More context seems better, and it copies: order or d chosen on the counted text. See `develop`.
 # 4. A held-out number that new texts do not reach: something was chosen by it. See `report_orders`.
 # 5. Some counts are too large: in base V different n-grams outgrew 64 bits. See RANK in section 8.
 # 6. Order 0 that sees the whole text: ids[-order:] is all of ids. See max(0, ...) in `generate`.
 
 # %% Exercises
-#  1. ★ (reading) Follow "abab" through count_levels with order 1, by hand: keys, ranks, all counts.
-#  2. ★ (pencil) Show that (10) is (7) with 1/V replaced by P(c|h′) and k·V by D(h).
-#  3. ★★ (pencil) In physics -ln p is the energy E. Show by (5): (13) makes Σ q·E - τ·H(q) smallest.
-#  4. ★★ (pencil) For 0 < d ≤ 1, show that P in (11) adds up to 1, and is positive if P(c|h′) is.
-#  5. ★★★ (code, pencil) Let order 1 write for ever. Which shares of the symbols, π_c =
-#     Σ_h π_h·P(c|h), stay as they are? Are there always such π, only one, and do we get there?
-#  6. ★ (experiment) --names with --order 1 to 8. Which invents the best names? Which only copies?
-#  7. ★★ (experiment) Held-out bits against the size of the training text: is log-log a line?
-#  8. ★★★ (pencil, after stage 2) From the density f(θ) ∝ Π θ_c^(k-1) derive (7) for every k > 0.
+# They are in exercises/stage01.py, and `python exercises` checks them.
+#  1. ★ (by hand) Keys and ranks of "abab"
+#  2. ★ (by hand) Four letters
+#  3. ★★ (derive) Witten-Bell is add-k with a k of its own
+#  4. ★★ (implement) Kneser-Ney for one context
+#  5. ★★ (find the bug) The nucleus
+#  6. ★★ (derive) The free energy
+#  7. ★★ (explain) Better and better, and useless
+#  8. ★★ (implement) If order 1 wrote for ever
+#  9. ★★ (measure) Twice the text
+# 10. ★★★ (derive) A density in place of darts
+# 11. ★★★ (project) Names, better than the stage's
 
 # %% Where this leads
-# Every language model is scored by (6) and writes by (13); GPT only gets its P(c|h) in another way.
-# A table cannot see that two contexts are alike. Stage 3 puts a function with many parameters in
-# its place, and stage 2 finds out how each of them should change.
+# Every language model is scored by (6) and writes by (13). But a table cannot see that two contexts
+# are alike: stage 3 puts a function in its place, and stage 2 finds out how to change it.
 
 if __name__ == "__main__":
     main()

@@ -757,8 +757,7 @@ class Tensor(Operators):
 #   composition   B(g after f, x, w) = B(f, x, B(g, f(x), w)): one sweep is two, end to end. Catches
 #                 a wrong order of visits, and adjoints used before they are final.
 #   differences   Wrong slopes pass all three, so in the end measure (section 2), entry by entry.
-# And if a long program fails? Its first k steps are a program, too. If those are right and the
-# first 2k wrong, the mistake is in between: halve, as you look up a word in a dictionary.
+# And if a long program fails? Test its first half alone, and go on halving, as in a dictionary.
 
 
 def worst_entry(f, *arrays):
@@ -968,33 +967,34 @@ def main(argv=None):
 
 
 # %% What to take away
-# Slopes multiply along a way and add over ways: v̄ = Σ ū·∂u/∂v. One output and many inputs: sweep
-# backwards, and pay with memory; few inputs: go forward. Z = X W gives dX = dZ Wᵀ and dW = Xᵀ dZ;
-# what was stretched on the way there is summed on the way back. σ with cross-entropy, like a line
-# with squares, gives prediction minus truth. Trust no derivative that was not measured.
+# Slopes multiply along a way and add over ways: v̄ = Σ ū·∂u/∂v, in one sweep back from the loss.
+# Z = X W gives dX = dZ Wᵀ and dW = Xᵀ dZ; what was stretched is summed. σ with cross-entropy, like
+# a line with squares, gives prediction minus truth. Trust no derivative that was not measured.
 
 # %% Common mistakes
 # 1. No zero_grad: steps grow ever wilder, as backward() ADDS to grad (section 10).
-# 2. `grad =` for `grad +=`: a*a gets half its slope; rule (3) adds (last line of sweep).
-# 3. A sweep in the wrong order: diamonds go wrong; a recursive one: RecursionError (section 9).
-# 4. A broadcast axis not summed: the gradient of b (J,) arrives as (N, J) (unbroadcast).
-# 5. Z (N, 1) minus y (N,) is (N, N): the loss looks fine and the fit is a constant (pair_up).
-# 6. Checks in float32, at h = 1e-12, or with one error for a whole array (measured_slope, 12).
-# 7. Changing x.data before backward(): the slopes kept are those of the old x (Value._slopes).
+# 2. A broadcast axis not summed: the gradient of b (J,) arrives as (N, J) (unbroadcast).
+# 3. Z (N, 1) minus y (N,) is (N, N): the loss looks fine and the fit is a constant (pair_up).
+# 4. Checks in float32, at h = 1e-12, or with one error for a whole array (measured_slope, 12).
+# 5. Changing x.data before backward(): the slopes kept are those of the old x (Value._slopes).
 
 # %% Exercises
-#  1. ★ Which expression of `sweep` is rule (2), and which is rule (3)?
-#  2. ★ Draw the graph of a*b + a with its gradients on paper, then compare with draw.
-#  3. ★ Derive tan and arctan and add them to Operators: one line each, for three engines.
-#  4. ★★ Prove (**): a sector with angle h lies between two triangles, so sin h < h < tan h.
-#  5. ★★ Add where and minimum to Tensor; make them pass grad_check.
-#  6. ★★ Let Dual's tangent be an array of n numbers. What do n derivatives cost now? In memory?
-#  7. ★★ Put Dual numbers inside Value: a Hessian-vector product in one sweep. Check it.
-#  8. ★★★ Keep every √K-th node of a chain of K, recompute the rest in the sweep. Measure both.
+# They are in exercises/stage02.py, and `python exercises` checks them.
+#  1. ★ (by hand) Two ways back to each
+#  2. ★ (by hand) One step downhill
+#  3. ★ (derive) Tan and arctan, for three engines
+#  4. ★★ (derive) Three areas in the unit circle
+#  5. ★★ (find the bug) Right with relu, wrong with tanh
+#  6. ★★ (explain) XOR without tanh
+#  7. ★★ (implement) minimum and where
+#  8. ★★ (implement) All slopes in one pass forward
+#  9. ★★★ (implement) Curvature in one sweep
+# 10. ★★★ (implement) A chain too long to remember
+# 11. ★ (research) How few neurons are enough for XOR?
+# 12. ★★★ (project) Two spirals in thirty-six numbers
 
 # %% Where this leads
-# PyTorch and JAX are section 11 with more operations and faster arrays. Stage 3 writes its backward
-# by hand, as in sections 4 to 6, and stage 4 asks how best to descend.
+# PyTorch and JAX are section 11, grown up. Stage 3 goes back by hand, stage 4 asks how to descend.
 
 if __name__ == "__main__":
     main()

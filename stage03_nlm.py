@@ -966,35 +966,35 @@ def main(argv=None):
 
 
 # %% What to take away
-#
 # - The loss of a row of scores is LSE(z) - z[Y], and its gradient p - y: given minus due.
 # - One layer on a one-hot context is a table. What generalises is that contexts share weights.
 # - First weights of variance 1/(number of inputs), a small last layer: the first loss is ln V.
-# - With few data, watch a development loss, decay weights or drop features, and stop at the turn.
-# - Judge by the best counts: here they won on 280,000 characters, the network on 2,254 names.
+# - With few data, decay weights or drop features, stop at the turn, and beat the best counts.
 
 # %% Common mistakes
-#
 # 1. `dC[ids] += dx` keeps one of a symbol's gradients; training goes badly. See embedding_backward.
 # 2. np.log(softmax(z)): an infinite loss once a score trails by 104 in float32. See log_sum_exp.
 # 3. Examples off by one. With its target inside, a context gives a loss near 0. See make_examples.
-# 4. First weights of 0: only b learns, and the loss comes to rest at that of 1-grams. Weights that
-#    are too large: the first loss is far above ln V. See init_params.
+# 4. First weights of 0: only b learns. Too large: the first loss is far above ln V (init_params).
 # 5. Holding out random windows: they overlap others in training and score too well. See `cut`.
 
 # %% Exercises
-#
-#  1. ★ (pencil) Show that p - y is the gradient for soft targets, too: any y that adds up to 1.
-#  2. ★★ (code) Add Bengio's direct connections, z = b + x·W + h·U, and their backward. Do they pay?
-#  3. ★★ (measurement) Shuffle one place of X among the examples. Does the loss rise as slopes say?
-#  4. ★★ (experiment) Let the ½ in the mean of network and counts depend on N(h). What is gained?
-#  5. ★★★ (research) C as output layer, too: z = b + h·M·Cᵀ (Press, Wolf, 2017). When does it help?
+# They are in exercises/stage03.py, and `python exercises` checks them.
+#  1. ★ (by hand) One step from nothing
+#  2. ★ (by hand) How many numbers?
+#  3. ★ (derive) Truth in shares
+#  4. ★★ (find the bug) Right, until two rows meet
+#  5. ★★ (implement) Straight to the scores
+#  6. ★★ (explain) Seen most, and predicted worse
+#  7. ★★ (measure) A place shuffled
+#  8. ★★ (implement) How far to trust the network
+#  9. ★★★ (derive) What dropout costs
+# 10. ★ (research) One table for two purposes
+# 11. ★★★ (project) Names, better than one network
 
 # %% Where this leads
-#
-# The network sees a fixed window, and each place in it has its own rows of H: what it learns about
-# a letter three places back it must learn again for four. Stage 5 replaces the window by attention;
-# embedding, softmax and p - y stay. But first stage 4: better ways down than plain descent.
+# Each place of the window has its own rows of H: what is learned about a letter three places back
+# must be learned again for four. Stage 5 attends instead; but first, stage 4: better ways down.
 
 if __name__ == "__main__":
     main()

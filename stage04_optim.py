@@ -301,7 +301,7 @@ class Optimizer:
 #
 # Slower than the ball in a bowl, but safe beyond it: with this β Nesterov's method is proven on all
 # landscapes whose curvatures lie in [μ, Λ] everywhere, where μ > 0 (strongly convex). There the
-# ball may circle for ever (Lessard, Recht, Packard 2016; exercise 4).
+# ball may circle for ever (Lessard, Recht, Packard 2016; exercise 9).
 #
 # WEIGHT DECAY (L2) adds ½w‖θ‖² to the loss and so wθ to the gradient: unneeded weights shrink.
 
@@ -979,19 +979,19 @@ def main(argv=None):
 # 7. Decay on biases and on the gains of norms: channels fade. See adamw_groups.
 
 # %% Exercises
-#  1. ★ (reading) For each class: how many numbers does it keep per parameter? Which line says so?
-#  2. ★ (pencil) Section 7 with β = 0.9: for which κ is that the best momentum?
-#  3. ★★ (code) Add amsgrad (Reddi et al. 2018) to Adam; find gradients where it differs.
-#  4. ★★ (code) Let the slope be 25x for x < 1, x + 24 up to 2, 25x - 24 beyond (Lessard et al.).
-#     Where do the ball's best η and β for curvatures 1 to 25 lead from x = 3.3? And Nesterov's?
-#  5. ★ (code) Accumulate a batch in pieces of 3 (section 5). Is the gradient that of the whole?
-#  6. ★★ (code) Add a staircase and restarts (SGDR: Loshchilov, Hutter 2017) to SCHEDULES.
-#  7. ★★ (measurement) Double the batch again and again at the best η: when do steps stop halving?
-#  8. ★★ (experiment) Average the parameters over the last half at a constant rate (Polyak). Is it
-#     as good as a rate that falls to zero? Then read "The road less scheduled" (Defazio 2024).
-#  9. ★★ (experiment) Train with smoothing = 0.1. What becomes of the held-out loss, of accuracy?
-# 10. ★★★ (experiment) Give PAIR AdamW: 0.0312 was its best for SMALL, and ruins LONG. Find its best
-#     for 64, 128, 256, 512 hidden units and 300 to 3,000 steps. What does not move? (Read on μP.)
+# They are in exercises/stage04.py, and `python exercises` checks them.
+#  1. ★ (by hand) Three steps of a ball
+#  2. ★ (by hand) What the optimizer keeps
+#  3. ★ (derive) The valley that suits a momentum
+#  4. ★ (implement) A batch in pieces
+#  5. ★★ (find the bug) Right on paper, explodes in training
+#  6. ★★ (explain) Seven steps
+#  7. ★★ (implement) Restarts
+#  8. ★★ (derive) A fence around the weights
+#  9. ★★ (measure) The ball that never arrives
+# 10. ★★★ (derive) Noise, remembered
+# 11. ★★ (research) An average for a falling rate
+# 12. ★★★ (project) Faster down than the stage
 
 # %% Where this leads
 # Stage 5 goes beyond windows of 8 letters. Stage 8 takes pieces away to see what breaks.

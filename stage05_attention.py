@@ -979,19 +979,19 @@ def main(argv=None):
 # 5. reshape to (B, H, T, D) without a swap: heads mix places and see the future. See split_heads.
 
 # %% Exercises
-#  1. ★ Section 1 with q = [0, 0]: weights, y and dq on paper. Which words pull at the query?
-#  2. ★ Show that the ds of a row add up to 0. Which invariance of section 3 is that?
-#  3. ★ Zero the weights after the softmax instead of masking: two inputs where the future leaks.
-#  4. ★★ Let keys see their neighbour: kⱼ + λkⱼ₋₁ with a learned λ. Does one layer recall now? Why?
-#  5. ★★ Give AttentionOnly ALiBi, then a learned table, for its rotations. Which reads further?
-#  6. ★★ Write down weights, without training, with which two layers answer every recall question.
-#  7. ★★ Cross-attention: let forward take keys and values from a second input. What changes?
-#  8. ★★ Give the tiles a window, and skip those outside it. What do time and memory cost now?
-#  9. ★★ Weights add up to 1, so a head that finds nothing still looks somewhere: often at the first
-#     tokens, its sinks (Xiao et al. 2023). Add exp(a) to Z instead (gpt-oss 2025) and derive da.
-# 10. ★★★ Latent heads: write forward, and a step that caches c alone. How short may c be?
-# 11. ★★★ Train 20 steps more on long texts, once for each rule of section 7. Who gains most?
-# 12. ★★★ When does each head of section 11 appear in training? Must the first precede the second?
+# They are in exercises/stage05.py, and `python exercises` checks them.
+#  1. ★ (by hand) A question that asks nothing
+#  2. ★ (by hand) What a writer must carry
+#  3. ★ (implement) Further away, quieter
+#  4. ★★ (find the bug) Who shares with whom
+#  5. ★★ (explain) A frozen layer
+#  6. ★★ (derive) A temperature that learns
+#  7. ★★ (implement) Does it see the future?
+#  8. ★★ (implement) Two halves of one softmax
+#  9. ★★ (derive) A place to look when there is nothing to find
+# 10. ★★★ (implement) Latent heads that never unpack
+# 11. ★★★ (research) One layer after all?
+# 12. ★★★ (project) Weights written by hand
 
 # %% Where this leads
 # Stage 6 gives each attention layer a norm and a small network, and stacks them: a transformer.

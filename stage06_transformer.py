@@ -1226,21 +1226,21 @@ def main(argv=None):
 # - NumPy's float64 scalars (np.sqrt(D)) turn float32 into float64: attention takes math.sqrt.
 
 # %% Exercises
-#  1. ★ Read backward: why must an array be popped only after everything made from it?
-#  2. ★ By hand: count gpt2's 124,439,808 weights from C = 768, L = 12. What share is the table?
-#  3. ★ Which preset's KV cache does n_kv_head shrink, by how much? Check with memory_budget.
-#  4. ★★ Show: LayerNorm is RMSNorm of x - mean(x); at ε = 0, (J) has two null directions.
-#  5. ★★ Build softmax and normalise from section 2 plus exp and power; compare gradients and time.
-#  6. ★★ Derive section 6's cosine for pre-norm with GPT-2's initial weights, and measure it.
-#  7. ★★ Add warmup to post-norm, or start from N(0, 0.02²): from which depth on does it train?
-#  8. ★★ Hide 30 or 50 % instead of 15 %. Where is the loss lowest after equal steps?
-#  9. ★★ Tie the weights of the last model. Better or worse at equal steps? At equal weights?
-# 10. ★★★ Fit L = E + A/N^α + B/D^β over sizes and lengths; are 20 tokens a weight right here?
-# 11. ★★★ Does parallel x + attention(norm(x)) + mlp(norm(x)) (PaLM) cost loss at this size?
-# 12. ★ pipeline with S = 4, M = 1, 4, 16: from which M on is the bubble below 10 %?
-# 13. ★★ Train 8 experts of 32 units with BALANCE = 0. Who does the work? And with k = 1?
-# 14. ★★★ μP (Yang et al. 2022): Adam's rate ∝ 1/inputs, logits/C. Does one rate serve C = 16 to 64?
-# 15. ★★★ Schedule-free (Defazio et al. 2024): steps on z, x the mean of z, gradients in between.
+# They are in exercises/stage06.py, and `python exercises` checks them.
+#  1. ★ (by hand) One token through a block
+#  2. ★ (by hand) Where GPT-2's weights are
+#  3. ★ (by hand) The cache of Llama 3 8B
+#  4. ★ (explain) Post-norm loses its way
+#  5. ★★ (derive) What LayerNorm does not feel
+#  6. ★★ (implement) A new operation for the tape
+#  7. ★★ (implement) Attention and MLP side by side
+#  8. ★★ (find the bug) The ring
+#  9. ★★ (derive) The bubble
+# 10. ★★ (measure) The law against the blocks
+# 11. ★★★ (derive) The best size for a bill
+# 12. ★★★ (derive) Infinitely deep
+# 13. ★★ (research) Does the parallel block cost loss here?
+# 14. ★★★ (project) Better than the curve
 
 # %% Where this leads
 # Stage 7 replaces characters by tokens, so that T reaches further; the capstone writes the backward

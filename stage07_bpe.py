@@ -2,26 +2,31 @@
 # requires-python = ">=3.10"
 # dependencies = ["numpy>=2.0"]
 # ///
-"""Stage 7: tokenize. What are the symbols a language model reads and writes?
+"""Stage 7: tokenize. What are the symbols that a language model reads and writes?
 
-Stages 1 to 6 predicted characters and paid for every letter; words would be longer steps, but no
-list of words is complete. So begin with the 256 bytes, which can write anything, and learn frequent
-sequences of bytes until the budget, the vocabulary size, is spent:
+Stages 1 to 6 predicted characters, and paid for every letter with a step of the model. Words would
+be longer steps, but no list of words is ever complete. So begin with the 256 bytes, which can write
+anything, and learn frequent sequences of bytes until the budget, the vocabulary size, is spent:
 
-    CharTokenizer       one token per character                       (the baseline)
-    BPETokenizer        merge the commonest pair, again and again     (GPT-2/3/4, Llama 3, Qwen)
-    WordPieceTokenizer  merge by a likelihood ratio, encode greedily  (BERT)
-    UnigramTokenizer    a probability for each piece, prune, Viterbi  (T5, ALBERT)
+    BPE         merge the commonest pair, again and again          (GPT-2 to GPT-4, Llama 3, Qwen)
+    WordPiece   merge by a likelihood ratio, encode greedily       (BERT)
+    Unigram     a probability for each piece, prune, then Viterbi  (T5, ALBERT)
 
-All share one face and Hugging Face's files; decode(encode(text)) == text for any text. Run it bare
-for the report (--fast, --seed N), or with one of the commands train, encode and decode (--help).
+You should know what a language model predicts (stage 1); section 7 uses logarithms.
+  Theory: 1 the idea on one page   2 bytes   3 pre-tokens   5 BPE   6 WordPiece   7 Unigram
+  Use:    4 regular expressions   8 the five steps, and files   9 comparing, choosing a vocabulary
 
-Rests on: Gage 1994, A New Algorithm for Data Compression; Sennrich 2016, Neural Machine Translation
-of Rare Words with Subword Units; Radford 2019, Language Models are Unsupervised Multitask Learners;
-Schuster, Nakajima 2012, Japanese and Korean Voice Search; Kudo 2018, Subword Regularization.
+Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or a command: train,
+encode or decode (--help). Rests on: Gage (1994), "A new algorithm for data compression"; Sennrich
+et al. (2016), "Neural machine translation of rare words with subword units"; Schuster, Nakajima
+(2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Radford et al.
+(2019), "Language models are unsupervised multitask learners" (GPT-2); Provilkov et al. (2020),
+"BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
 """
 
 import argparse
+import base64
+import codecs
 import contextlib
 import functools
 import heapq
@@ -38,23 +43,95 @@ from pathlib import Path
 
 import numpy as np
 
-# %% 1. The problem
-# A model sees integers, each with its row in the embedding. Three simple choices:
-#   characters  some 150,000 in Unicode, a hundred in English; sequences are long
-#   words       short sequences, but "foxlike" is <unknown>, and every misspelling wants a row
-#   bytes       256 symbols write everything (UTF-8); longest sequences: 3 a character in Chinese
-# T tokens cost T steps of every layer and T² pairs in attention; V symbols cost V·C numbers in
-# the embedding and V·C multiplications a prediction. Subwords trade one price for the other.
+# %% 1. The idea on one page
+# In a computer, "banana bandana" is a row of 14 bytes, integers from 0 to 255: b is 98, a is 97, n
+# is 110, d is 100 and the space 32. Which two neighbours stand together most often? Give that pair
+# a new integer, 256, write it everywhere instead of the pair, and ask again. That is byte-pair
+# encoding (BPE): the merges, in the order in which they were found, are the whole tokenizer.
 
-# %% 2. Bytes, and an alphabet to write them in
-# UTF-8 writes a code point in one to four bytes. A Python string may also hold lone surrogates
-# (U+D800..U+DFFF, halves of UTF-16 pairs); UTF-8 has no bytes for them, so they are refused. Token
-# files are text, but a token may be half a character, so GPT-2 writes bytes in 256 printable
-# characters: those that print in Latin-1 stand for themselves, the 68 others take U+0100 and on,
-# in order. A space (0x20, the 33rd of those) becomes Ġ, a newline Ċ, and é (C3 A9) Ã©.
+
+def replace_pair(ids, pair, new):
+    """ids with every place of the pair, from left to right, replaced by the id new."""
+    out = []
+    for i in ids:
+        out.append(i)
+        if tuple(out[-2:]) == pair:
+            out[-2:] = [new]
+    return out
+
+
+def textbook_merges(text, n_merges):
+    """The first n_merges merges that BPE learns from a text: pairs of ids, in order."""
+    ids = list(text.encode())
+    merges = []
+    for new in range(256, 256 + n_merges):
+        counts = Counter(zip(ids, ids[1:]))
+        if not counts:
+            break
+        pair = min(counts, key=lambda pair: (-counts[pair], pair))  # of equals the smallest ids
+        merges.append(pair)
+        ids = replace_pair(ids, pair, new)
+    return merges
+
+
+def textbook_encode(text, merges):
+    """The ids of any text: its bytes, with the same merges made in the same order."""
+    ids = list(text.encode())
+    for new, pair in enumerate(merges, start=256):
+        ids = replace_pair(ids, pair, new)
+    return ids
+
+
+def spellings(merges):
+    """The bytes of every id: first those of the 256 bytes, then those of each merge."""
+    spelled = [bytes([byte]) for byte in range(256)]
+    for a, b in merges:
+        spelled.append(spelled[a] + spelled[b])
+    return spelled
+
+
+def textbook_decode(ids, merges):
+    """The text of the ids: their bytes in a row, read as UTF-8."""
+    return b"".join(map(spellings(merges).__getitem__, ids)).decode(errors="replace")
+
+
+#     textbook_merges("banana bandana", 3)
+#     b a n a n a _ b a n d a n a      (a, n) stands there 4 times, more than any other: an = 256
+#     b an an a _ b an d an a          (b, an) and (an, a) twice each. The smaller ids go first,
+#     ban an a _ ban d an a            and b = 98 is less than 256: ban = 257
+#     ban ana _ ban d ana              then (an, a): ana = 258. Six symbols instead of 14.
+#     merges = [(97, 110), (98, 256), (256, 97)]
+#
+#     textbook_encode("cabana", merges): c a b a n a  →  c a b an a  →  c a ban a
+#     The last a is left over: "ana" would fit, but "ban" was learned first and took its "an".
+#
+# Nothing is ever unknown: where no merge fits, the bytes remain. Left to say: what a byte is (2),
+# where a text is cut first (3), how it is done fast (5), and whether other rules are better (6, 7).
+
+# %% 2. Bytes, and what a symbol costs
+# A model sees integers, each with its own row in the embedding. Three simple choices of symbols:
+#   characters  Unicode has some 150,000, an English text a hundred; sequences are long
+#   words       short sequences, but "foxlike" is <unknown>, and every misspelling wants a row
+#   bytes       256 symbols write everything; the longest sequences, three a character in Chinese
+# T tokens cost T steps of every layer, and attention compares T²/2 pairs of them. V symbols cost
+# V·C numbers in the embedding, and V·C multiplications for every prediction. Subwords trade one
+# price for the other; section 9 chooses V.
+#
+# NORMALISATION. What looks like one text may be several rows of code points: é is U+00E9, bytes
+# C3 A9, or an e followed by the accent U+0301, bytes 65 CC 81, with other tokens. The form NFC
+# composes such pairs, NFD takes them apart, and what is seen stays the same. NFKC also replaces
+# "compatible" characters: ﬁ becomes fi, ½ becomes 1⁄2, and x² becomes x2, which is another formula,
+# and nothing brings it back. T5 and ALBERT use NFKC, Qwen NFC; uncased BERT drops case and accents.
+# GPT, Llama 3 and our own keep the text as it is, so that decode(encode(text)) == text.
+#
+# THE ALPHABET. Token files are text, but a token may be half a character. So GPT-2 writes bytes in
+# 256 printable characters: those that print in Latin-1 stand for themselves, the 68 others take
+# U+0100 and on, in order. The space (0x20, the 33rd of them) becomes Ġ, a newline Ċ, and é Ã©.
 PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_TO_CHAR = {byte: chr(byte) for byte in PRINTABLE}
-BYTE_TO_CHAR |= {b: chr(0x100 + n) for n, b in enumerate(sorted({*range(256)} - {*PRINTABLE}))}
+for byte in range(256):
+    if byte not in PRINTABLE:
+        BYTE_TO_CHAR[byte] = chr(0x100 + len(BYTE_TO_CHAR) - len(PRINTABLE))
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
 
 
@@ -71,10 +148,11 @@ def from_alphabet(token):
 
 
 def check_text(text):
-    """ValueError unless text is a str that UTF-8 can write."""
+    """ValueError unless text is a str that UTF-8 can write: no lone half of a UTF-16 pair."""
     if not isinstance(text, str):
         raise ValueError(f"text {text!r:.40} is {type(text).__name__}: expected str")
-    if surrogate := not text.isascii() and re.search("[\ud800-\udfff]", text):
+    surrogate = None if text.isascii() else re.search("[\ud800-\udfff]", text)
+    if surrogate:
         where = f"lone surrogate U+{ord(surrogate[0]):04X} at position {surrogate.start()}"
         raise ValueError(f"{where}: expected text that UTF-8 can encode")
 
@@ -89,7 +167,11 @@ def check_count(name, value, lowest=1):
 
 def check_ids(name, ids):
     """ids as a list of int; ValueError for anything that is no integer, True and 1.0 included."""
-    ids = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    if hasattr(ids, "tolist"):  # of NumPy or of torch
+        ids = ids.tolist()
+    if not hasattr(ids, "__iter__"):
+        raise ValueError(f"{name} {ids!r:.40} is not iterable: expected integers")
+    ids = list(ids)
     for i in ids:
         if isinstance(i, (bool, np.bool_)) or not isinstance(i, (int, np.integer)):
             raise ValueError(f"{name}: {i!r}: expected integers")
@@ -98,356 +180,368 @@ def check_ids(name, ids):
 
 # %% 3. Pre-tokens: what no merge reaches across
 # Left alone, a merging method learns "dog." and "dog," and "dog!" as three tokens. So the text is
-# first cut into pre-tokens (a word with the space before it, a run of digits, of punctuation), and
-# tokens are learned inside them. Below are the patterns of GPT-2 and GPT-4: \p{L} is "letter",
-# \p{N} "number of any kind" (½, Ⅷ), \s White_Space. Python's re has no \p, and its \s also takes
-# U+001C..U+001F; so splitter spells the classes out as ranges of code points. With \s+(?!\S) a run
-# of blanks gives back its last one, to lead the next word. GPT-4 adds: contractions in either case,
-# any one mark to lead a word, digits by threes, line ends close a run.
+# first cut into pre-tokens, say a word with the space before it, a run of digits, of punctuation,
+# and tokens are learned inside them. Here are the patterns of GPT-2, of GPT-4 and Llama 3, and of
+# GPT-4o. \p{L} is a letter of any script, \p{Lu} an upper-case one, \p{M} a mark on a letter, \p{N}
+# a number of any kind (½, Ⅷ), \s White_Space. With \s+(?!\S) a run of blanks gives back its last
+# one, to lead the next word. GPT-4 added: contractions in either case, any one mark to lead a word,
+# digits by threes, line ends close a run. GPT-4o also cuts between "camel" and "Case". None stands
+# for no pattern: the whole text is one pre-token.
 PATTERNS = {
     "gpt2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     "gpt4": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    None: "(?s:.+)",  # the whole text is one pre-token
+    "gpt4o": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    None: None,
 }
 
 
+# %% 4. Regular expressions that know Unicode
+# Python's re has no \p, and its \s also takes U+001C..U+001F. So such a class is spelled out as
+# ranges of code points. Python knows the general categories, but no scripts; of those, only Han,
+# the Chinese characters, is listed here.
+BLANKS = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+BLANKS += "".join(map(chr, range(0x2000, 0x200B)))
+HAN = "\u2e80-\u2e99\u2e9b-\u2ef3\u2f00-\u2fd5\u3005\u3007\u3021-\u3029\u3038-\u303b\u3400-\u4dbf"
+HAN += "\u4e00-\u9fff\uf900-\ufa6d\ufa70-\ufad9\U00016fe2-\U00016fe3\U00016ff0-\U00016ff1"
+HAN += "\U00020000-\U0002a6df\U0002a700-\U0002ee5d\U0002f800-\U0002fa1d\U00030000-\U000323af"
+
+
 @functools.cache
-def splitter(pattern, ascii_only):
-    """The compiled pattern; for ASCII text, classes of ASCII alone do the same and start faster."""
-    codes = range(128 if ascii_only else 0x110000)
-    kinds = [unicodedata.category(chr(code))[0] for code in codes]  # "L", "N", "Z" for blanks, ...
-    kinds[9:14], kinds[0x85:0x86] = "ZZZZZ", "Z"[ascii_only:]  # \t \n \v \f \r and next line
-    ranges = defaultdict(str)  # kind -> "a-z..." for use inside [...]
-    for kind, group in groupby(codes, kinds.__getitem__):
-        run = list(group)
-        ranges[kind] += rf"\U{run[0]:08x}-\U{run[-1]:08x}"
-    source = PATTERNS[pattern].replace(r"\S", r"[^\s]")  # then put lone classes into brackets
-    source = re.sub(r"(\[.*?\])|(\\p\{.\}|\\s)", lambda m: m[1] or f"[{m[2]}]", source)
-    for name, kind in ((r"\p{L}", "L"), (r"\p{N}", "N"), (r"\s", "Z")):
-        source = source.replace(name, ranges[kind])
-    return re.compile(source)
+def classes(limit):
+    """{"L", "Lu", ..., "s" or "Han": its code points below the limit, for use inside [...]}."""
+    ranges = defaultdict(str)
+    for kind, group in groupby(range(limit), lambda code: unicodedata.category(chr(code))):
+        codes = list(group)
+        for name in (kind, kind[0]):
+            ranges[name] += rf"\U{codes[0]:08x}-\U{codes[-1]:08x}"
+    return {**ranges, "s": BLANKS, "d": ranges["Nd"], "Han": HAN}
+
+
+PART = re.compile(
+    r"\\[pP]\{(\w+)\}|\\([sSd])|\\.|\[\^?\]?|\(\?(?:i?:|<?[=!])|\{[\d,]+\}[?+]?|.", re.S
+)
+
+
+def translate(regex, limit=0x110000):
+    r"""A regex of the tokenizers library as one for Python's re; ValueError for what is unknown.
+
+    Known: literals . * + ? {1,3} | ( ) (?: ) (?i: ), looking ahead and behind, classes, \s \S \d,
+    \p{..} and, outside of [...], \P{..}. limit: 128 for ASCII text, which then starts faster.
+    """
+    out, in_class = [], False
+    for part in PART.finditer(regex):
+        text, name = part[0], part[1] or part[2]
+        if name:
+            negated = text[1] in "PS"
+            members = classes(limit).get("s" if text == r"\S" else name)
+            if limit == 128 and not members:
+                members = "\U0010ffff"  # no ASCII character is one
+            known = members is not None and not (negated and in_class)
+            text = members if in_class else f"[{'^' if negated else ''}{members}]"
+        elif text[0] == "\\":
+            known = text[1:] in "nrtfv" or not text[1:].isalnum()
+        elif in_class:
+            known = text[0] != "[" and not regex.startswith("&&", part.start())
+            in_class = text != "]"
+        elif text[0] == "[":
+            known = text[-1] != "]"
+            in_class = True
+        elif text == "(":
+            known = not regex.startswith("(?", part.start())
+            text = "(?:"
+        else:
+            known = text not in ("^", "$") and not (text[0] == "{" and text[-1] in "?+")
+        if not known:
+            raise ValueError(f"regex {regex!r:.80}: {part[0]!r} is not handled here")
+        out.append(text)
+    return "".join(out)
+
+
+@functools.lru_cache(maxsize=256)
+def compile_regex(regex, limit=0x110000):
+    """The compiled regex; ValueError says what is wrong with it."""
+    try:
+        return re.compile(translate(regex, limit))
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"regex {regex!r:.80}: {error}") from None
+
+
+# A tokenizer.json may cut differently. Its Split looks for matches of a regex, and its behavior
+# says what becomes of them. "a--b" with the regex "-":
+#     Isolated  a|-|-|b     MergedWithPrevious  a-|-|b     Contiguous  a|--|b
+#     Removed   a|b         MergedWithNext      a|-|-b
+# With invert, the rest and the matches change roles.
+BEHAVIORS = ["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
+
+
+def split(text, regex, behavior="Isolated", invert=False):
+    """The pieces of text, none of them empty."""
+    pattern = compile_regex(regex, 128 if text.isascii() else 0x110000)
+    if behavior == "Isolated" or (behavior == "Removed" and invert):  # fast, and often enough
+        found = pattern.findall(text)
+        if behavior == "Removed" or sum(map(len, found)) == len(text):
+            return [piece for piece in found if piece]
+    pieces, end = [], 0  # [(piece, whether it has the role of a match)]
+    for match in pattern.finditer(text):
+        pieces += [(text[end : match.start()], invert), (match[0], not invert)]
+        end = match.end()
+    pieces.append((text[end:], invert))
+    out, before = [], None
+    for piece, role in pieces:
+        if not piece or (role and behavior == "Removed"):
+            continue
+        glued = out and (
+            (behavior == "Contiguous" and role == before)
+            or (behavior == "MergedWithPrevious" and role and not before)
+            or (behavior == "MergedWithNext" and before and not role)
+        )
+        if glued:
+            out[-1] += piece
+        else:
+            out.append(piece)
+        before = role
+    return out
+
+
+def check_pattern(pattern):
+    """ValueError unless pattern is the name of one in PATTERNS, or None."""
+    if not isinstance(pattern, (str, type(None))) or pattern not in PATTERNS:
+        raise ValueError(f"pattern {pattern!r}: expected one of {list(PATTERNS)}")
 
 
 def pretokenize(text, pattern="gpt2"):
-    """The pre-tokens of text; joined they are the text. pattern: "gpt2", "gpt4" or None."""
-    if pattern not in PATTERNS:
-        raise ValueError(f"pattern {pattern!r}: expected one of {list(PATTERNS)}")
-    return splitter(pattern, text.isascii()).findall(text)
+    """The pre-tokens of text; joined they are the text. pattern: "gpt2", "gpt4", "gpt4o", None."""
+    check_text(text)
+    check_pattern(pattern)
+    return split(text, PATTERNS[pattern]) if pattern else [text] if text else []
 
 
-def cut_specials(text, specials):
-    """text cut at special tokens, longest first: even places ordinary text, odd ones specials."""
-    longest_first = map(re.escape, sorted(specials, key=len, reverse=True))
-    return re.split(f"({'|'.join(longest_first)})", text) if specials else [text]
+def finder(texts):
+    """A compiled regex that finds the texts; of those that begin at a place, the longest."""
+    longest_first = sorted(map(re.escape, texts), key=len, reverse=True)
+    return re.compile("|".join(longest_first) or "(?!)")  # (?!) is nowhere
 
 
 def count_words(text, pattern="gpt2", specials=()):
     """{pre-token as bytes: count} of a str or an iterable of str; special tokens are left out."""
-    counts = Counter()
+    counts, cutter = Counter(), finder(specials)
     for document in [text] if isinstance(text, str) else text:
         check_text(document)
-        for chunk in cut_specials(document, specials)[::2]:
+        for chunk in cutter.split(document):
             counts.update(pretokenize(chunk, pattern))
     return {word.encode(): count for word, count in counts.items()}
 
 
-# %% 4. The face all tokenizers share
-# Special tokens such as <|endoftext|> mark the ends of documents. Ordinary text must never produce
-# one, or whoever can type the mark could forge it: they have ids of their own, after all others,
-# and encode takes them for plain characters unless told otherwise.
-class fills:
-    """Decorates a method that fills its tokenizer, or a new one if called on the class."""
-
-    def __init__(self, method):
-        self.method = method
-
-    def __get__(self, tokenizer, kind):
-        return self.method.__get__(kind() if tokenizer is None else tokenizer)
-
-
-class Tokenizer:
-    """What the four share; a fresh one knows the 256 bytes (id = byte) and already works."""
-
-    def __init__(self):
-        self.vocab = {byte: bytes([byte]) for byte in range(256)}  # id -> bytes, also of specials
-        self.special_tokens, self.pattern, self.merges = {}, "gpt2", {}  # text -> id, ., pair -> id
-        self._prepare()
-
-    def _prepare(self):
-        special = set(self.special_tokens.values())
-        self.ids = {token: i for i, token in self.vocab.items() if i not in special}
-        self.vocab_size, self.longest, self._cache = len(self.vocab), max(map(len, self.ids)), {}
-        self._ranks = {merge[0]: (rank, *merge) for rank, merge in enumerate(self.merges.items())}
-        if missing := [byte for byte in range(256) if bytes([byte]) not in self.ids]:
-            raise ValueError(f"no token for the bytes {missing}: expected all 256")
-
-    @fills
-    def train(self, text, vocab_size=1 << 21, pattern="gpt2", special_tokens=()):
-        """Learn up to vocab_size tokens (bytes and specials count) from a str or iterable of str.
-
-        Returns the tokenizer. ValueError for a bad argument and for a lone surrogate.
-        """
-        if not isinstance(special_tokens, (str, list, tuple)):
-            raise ValueError(f"special_tokens {special_tokens!r}: expected a str or a list of str")
-        specials = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
-        least = 256 + len(specials)
-        if not all(isinstance(s, str) and s for s in specials) or len(set(specials)) < least - 256:
-            raise ValueError(f"special_tokens {specials}: expected distinct non-empty strings")
-        check_text("".join(specials))
-        if not isinstance(vocab_size, (int, np.integer)) or vocab_size < least:
-            raise ValueError(f"vocab_size {vocab_size!r}: expected an integer of at least {least}")
-        if pattern not in PATTERNS:
-            raise ValueError(f"pattern {pattern!r}: expected one of {list(PATTERNS)}")
-        if isinstance(text, bytes) or not hasattr(text, "__iter__"):
-            raise ValueError(f"text is {type(text).__name__}: expected str or an iterable of str")
-        words = count_words(text, pattern, specials)
-        self.__init__()
-        self.pattern = pattern
-        self._learn(words, int(vocab_size) - len(specials))
-        if clash := set(specials) & set(map(to_alphabet, self.vocab.values())):
-            raise ValueError(f"special tokens {clash}: expected texts that are no tokens yet")
-        self.special_tokens = {s: len(self.vocab) + n for n, s in enumerate(specials)}
-        self.vocab |= {i: special.encode() for special, i in self.special_tokens.items()}
-        self._prepare()
-        return self
-
-    def encode(self, text, allowed_special="none"):
-        """The ids of text. allowed_special: "none" (they are plain text), "all" or a set."""
-        check_text(text)
-        known = set(self.special_tokens)
-        allowed = {"none": set(), "all": known}.get(str(allowed_special), allowed_special)
-        if not isinstance(allowed, (set, frozenset, list, tuple)) or not set(allowed) <= known:
-            expected = f'expected "none", "all" or a set out of {sorted(known)}'
-            raise ValueError(f"allowed_special {allowed_special!r}: {expected}")
-        ids, cache = [], self._cache
-        for n, chunk in enumerate(cut_specials(text, allowed)):
-            if n % 2:
-                ids.append(self.special_tokens[chunk])
-                continue
-            for word in pretokenize(chunk, self.pattern):
-                if (found := cache.get(word)) is None:
-                    found = self._encode_word(word.encode())
-                    if len(word) <= 100 and len(cache) < 200_000:  # bounded, whatever the text
-                        cache[word] = found
-                ids.extend(found)
-        return ids
-
-    def decode_bytes(self, ids):
-        """The bytes of the ids, exactly. ValueError for an id outside the vocabulary."""
-        try:
-            return b"".join([self.vocab[i] for i in check_ids("ids", ids)])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"ids: {error}: expected integers 0..{max(self.vocab)}") from None
-
-    def decode(self, ids):
-        """The text of the ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def save(self, directory, names=None):
-        """Write the files (or those named) into a directory; each appears whole or not at all."""
-        directory, files = Path(directory), to_files(self)
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in names or files:
-            temporary = directory / f".{name}.part"
-            with open(temporary, "wb") as file:
-                file.write(files[name].encode())
-                file.flush()
-                os.fsync(file.fileno())  # on the disk before it takes the old one's place
-            os.replace(temporary, directory / name)
-
-    @fills
-    def load(self, directory):
-        """Read a saved directory and return the tokenizer; ValueError if its files do not fit."""
-        fresh = type(self)()
-        try:
-            fill_from_files(fresh, Path(directory))
-        except (
-            OSError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ValueError,
-            RecursionError,
-        ) as error:
-            what = f"expected the files of a {self.model_type} tokenizer"
-            raise ValueError(f"{directory}: {error!r}: {what}") from None
-        self.__dict__ = fresh.__dict__
-        return self
-
-
 # %% 5. Byte-pair encoding
-# Gage's trick from data compression: give the most frequent pair of neighbours a symbol of its own,
-# write it everywhere instead of the pair, repeat. The merges, in order, are the tokenizer. Counts
-# are taken inside pre-tokens; ties: the lexicographically smallest pair of ids goes first.
-def textbook_merges(words, n_merges):
-    """BPE by its definition: {word: count} -> [(pair, its count when merged)]. Slow."""
-    n_merges, words = check_count("n_merges", n_merges, 0), {w: int(n) for w, n in words.items()}
-    texts, merges = {word: word.decode("latin-1") for word in words}, []  # a character for each id
-    for new in range(256, 256 + n_merges):
-        counts = Counter()
-        for word, text in texts.items():
-            for pair in zip(text, text[1:]):
-                counts[pair] += words[word]
-        if not counts:
-            break
-        a, b = best = min(counts, key=lambda pair: (-counts[pair], pair))
-        merges.append(((ord(a), ord(b)), counts[best]))
-        texts = {word: text.replace(a + b, chr(new)) for word, text in texts.items()}
-    return merges
-
-
-# That reads every word again for each merge, yet one merge touches little. When (a, b) becomes X
-# inside  … l a b r …  of a word that occurs w times, the table of pair counts changes by
+# The first page learned from one string. From here on merges stay inside the pre-tokens, a text's
+# "words", and equal words are kept once, with their count: {word: count}. Not only the pair's count
+# may decide but any function score(pair_count, left_count, right_count), whose last two arguments
+# count the pair's symbols; section 6 uses it. Of equals the smallest ids go first. (In a a a the
+# pair (a, a) is counted twice, as it stands there, though only one of the two can be merged.)
+#
+# The first page reads everything again for each merge, yet one merge touches little. When (a, b)
+# becomes X inside  … l a b r …  of a word that occurs w times, the table of pair counts changes by
 #       (l, a) −w    (a, b) −w    (b, r) −w    (l, X) +w    (X, r) +w        and nothing else.
-# So keep each pair's count and its places, and the words as linked lists, in which two neighbours
-# become one in O(1). A place may go stale, its symbols eaten by another merge: one look shows it.
-# The best pair comes from a heap of (−score, pair), whose order is the tie rule. A count rises only
-# when one of its two symbols is created; then the pair is pushed. Later it only falls: an entry may
-# promise too much, never too little, and popped out of date it is pushed again with its true score.
-# A merge shortens the text at each valid place: all of them visit O(n) in n bytes of words.
-def merge_places(row, places, pair, new):
-    """Make the pair one symbol where it still stands; yield (before, place, after) of each."""
-    (ids, before, after), (a, b) = row, pair
-    for i in sorted(places):
-        j = after[i]
-        if ids[i] == a and ids[j] == b:  # else stale
-            h, k = before[i], after[j]
-            ids[i], ids[j] = new, -1
-            after[i], before[k] = k, i
-            yield h, i, k
+# So keep for each pair its count and the places where it stands, and keep the words as linked
+# lists, in which two neighbours become one in O(1). A place may go stale, its symbols eaten by
+# another merge; one look at the symbols there shows it. In a run such as a a a a the pair that is
+# "lost" can be (a, a) itself; but none of it is left after the merge, so its count is set to 0.
+#
+# The best pair comes from a heap of (−score, pair). With counts alone a score rises only when one
+# of the pair's symbols is created; then the pair is pushed. Later it only falls, so that an entry
+# may promise too much, never too little; popped out of date, it is pushed again with its true
+# score. Any other score may change when count(a) and count(b) do: all pairs with a, b or X in them
+# are scored anew.
+def learn_merges(words, n_merges, score=None):
+    """{word: count} -> [((left id, right id), score)], the best pair first; new ids from 256 on.
 
-
-def learn_merges(words, n_merges, min_count=None):
-    """{word: count} -> [(pair, score)]; score: count(ab), or by min_count as in section 6."""
+    score: None for the pair's count, or any function (pair_count, left_count, right_count)."""
     n_merges = check_count("n_merges", n_merges, 0)
     ids, weight = [], []  # all words in a row, each followed by −1, which is in no pair
     for word, count in words.items():
         ids += [*word, -1]
         weight += [int(count)] * (len(word) + 1)
-    row = ids, list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # ids, before, after
-    total, pairs, places = Counter(), Counter(), defaultdict(list)
+    before, after = list(range(-1, len(ids) - 1)), list(range(1, len(ids) + 1))  # linked lists
+    total, pairs = Counter(), Counter()  # how often each symbol and each pair stands there
+    places = defaultdict(list)  # pair -> where, stale places included
+    pairs_with = defaultdict(set)  # symbol -> the pairs it is in
+    promised = {}  # pair -> the score in its latest entry in the heap
+    heap, merges = [], []
+
+    def score_of(pair):
+        if score is None:
+            return pairs[pair]
+        return score(pairs[pair], total[pair[0]], total[pair[1]])
+
+    def push(pair):
+        now = score_of(pair)
+        if promised.get(pair) != now:
+            promised[pair] = now
+            heapq.heappush(heap, (-now, pair))
+
     for i, pair in enumerate(zip(ids, ids[1:])):
         total[ids[i]] += weight[i]
         if -1 not in pair:
             pairs[pair] += weight[i]
             places[pair].append(i)
-
-    def score(pair):
-        n, (a, b) = pairs[pair], pair
-        if not min_count or n < min_count:
-            return n - (min_count or 0)  # too rare a pair scores below zero: behind all others
-        return n / (total[a] * total[b])
-
-    heap, merges = [(-score(pair), pair) for pair in pairs], []
-    heapq.heapify(heap)
+    for pair in pairs:
+        push(pair)
+        for symbol in pair:
+            pairs_with[symbol].add(pair)
     while heap and len(merges) < n_merges:
-        promised, pair = heapq.heappop(heap)
-        best = score(pair)
-        if best != -promised:  # out of date
-            if pairs[pair]:
-                heapq.heappush(heap, (-best, pair))
+        minus_score, pair = heapq.heappop(heap)
+        if not pairs[pair] or promised[pair] != -minus_score:
+            continue  # none is left, or a later entry counts
+        if score_of(pair) != -minus_score:  # it fell since
+            push(pair)
             continue
-        (a, b), new = pair, 256 + len(merges)
-        merges.append((pair, best))
-        moves = defaultdict(list)  # (pair lost, pair gained) -> places of the one gained
-        for h, i, k in merge_places(row, places.pop(pair), pair, new):
-            total[new] += weight[i]
-            moves[(ids[h], a), (ids[h], new)].append(h)
-            moves[(b, ids[k]), (new, ids[k])].append(i)
-        del pairs[pair]
-        changed = {gained for _, gained in moves if -1 not in gained}
-        for (lost, gained), at in moves.items():
-            if -1 not in gained:
-                w = sum([weight[i] for i in at])
-                pairs[lost] -= w
-                pairs[gained] += w
-                places[gained] += at
-        if min_count:  # count(a) and count(b) fall: every pair they stand in has a new score
-            total[a] -= total[new]
-            total[b] -= total[new]
-            changed |= {p for p in pairs if (a in p or b in p) and pairs[p] >= min_count}
-        for pair in changed:
-            if pairs[pair]:
-                heapq.heappush(heap, (-score(pair), pair))
+        a, b = pair
+        new = 256 + len(merges)
+        merges.append((pair, -minus_score))
+        changed = set()
+        for i in sorted(places.pop(pair)):  # from left to right
+            j, w = after[i], weight[i]
+            if ids[i] != a or ids[j] != b:
+                continue  # stale
+            h, k = before[i], after[j]
+            ids[i], ids[j] = new, -1
+            after[i], before[k] = k, i
+            total[new] += w
+            on_the_left = (ids[h], a), (ids[h], new), h
+            on_the_right = (b, ids[k]), (new, ids[k]), i
+            for lost, gained, place in (on_the_left, on_the_right):
+                if -1 not in gained:
+                    pairs[lost] -= w
+                    pairs[gained] += w
+                    places[gained].append(place)
+                    changed.add(gained)
+        total[a] -= total[new]
+        total[b] -= total[new]
+        pairs[pair] = 0
+        if score is not None:
+            for gained in changed:
+                for symbol in gained:
+                    pairs_with[symbol].add(gained)
+            changed = pairs_with[a] | pairs_with[b] | pairs_with[new]
+        for near in changed:
+            if pairs[near]:
+                push(near)
+            else:
+                for symbol in near:
+                    pairs_with[symbol].discard(near)
     return merges
 
 
 # No two tokens are the same bytes (files name a token by its string): wherever a string stands with
 # token boundaries at both ends, the same merges went through it in the same order.
-# Encoding replays the merges: of all neighbours that form a known pair, merge those learned first
-# (lowest rank), from left to right, until none is left. Searching them anew each time is O(n²) for
-# n bytes; the places of each pair, a heap of ranks and the linked list make it O(n log n).
-class BPETokenizer(Tokenizer):
-    """Byte-level BPE, as GPT-2's. merges: {(left id, right id): new id} in order of rank."""
+#
+# ENCODING by rank. With 50,000 merges and a word of seven letters, to try every merge in turn is
+# waste. Of all neighbours that form a known pair, merge the one that was learned first (its rank is
+# lowest; of equals, the leftmost), and look again. For trained merges this is what the first page
+# does, since a merge's parts are learned before it. In other people's files they need not be: with
+# abc+a, ab+c, a+b in this order the first page leaves "abcab" as ab c ab. By rank, the left a+b
+# makes ab+c possible, and that abc+a, which outranks the other a+b: the result is abca b.
+# To look at all neighbours each time takes O(n²) for n symbols, a heap of (rank, place) O(n log n):
+# only neighbours of a new symbol can form new pairs, and an entry is stale if the pair at its place
+# has another rank by now, or none.
+#
+# BPE-DROPOUT (Provilkov et al. 2020). A model that always sees ban|ana learns little about b, a
+# and n. In training, leave out each possible merge with probability p, anew at every step; of the
+# others make that of lowest rank; if there is none, the word is done. p = 1 leaves its letters.
+GONE = object()  # stands where no symbol is any more
 
-    model_type = "BPE"
 
-    def _learn(self, words, size):
-        for new, ((a, b), _) in enumerate(learn_merges(words, size - 256), start=256):
-            self.merges[a, b] = new
-            self.vocab[new] = self.vocab[a] + self.vocab[b]
+def merge_symbols(symbols, ranks, dropout=0.0, rng=None):
+    """The symbols after all merges. ranks: {(a, b): (rank, new symbol)}; symbols are hashable.
 
-    def _encode_word(self, word):
-        ids, ranks = [self.ids[word[i : i + 1]] for i in range(len(word))] + [-1], self._ranks
-        row = ids, list(range(-1, len(word))), list(range(1, len(word) + 2))  # ids, before, after
-        places = defaultdict(list)  # pair -> places
-        for i, pair in enumerate(zip(ids, ids[1:])):
-            if pair in ranks:
-                places[pair].append(i)
-        heap = sorted([ranks[pair] for pair in places])  # (rank, pair, new id)
-        while heap:
-            _, pair, new = heapq.heappop(heap)
-            for h, i, k in merge_places(row, places.pop(pair), pair, new):
-                for at, near in ((h, (ids[h], new)), (i, (new, ids[k]))):
-                    if near in ranks:
-                        if near not in places:
-                            heapq.heappush(heap, ranks[near])
-                        places[near].append(at)
-        return [i for i in ids if i >= 0]
+    With dropout > 0 each possible merge is left out with that probability (rng: a Generator)."""
+    if dropout and (rng is None or not 0 <= dropout <= 1):
+        raise ValueError(f"dropout {dropout!r}, rng {rng!r}: expected 0 to 1, and a Generator")
+    symbols = [*symbols, GONE]
+    before, after = list(range(-1, len(symbols) - 1)), list(range(1, len(symbols) + 1))
+    pairs = enumerate(zip(symbols, symbols[1:]))
+    heap = sorted((ranks[pair][0], i) for i, pair in pairs if pair in ranks)  # (rank, place)
+    left_out = []
+    while heap:
+        entry = rank, i = heapq.heappop(heap)
+        j = after[i]
+        found = ranks.get((symbols[i], symbols[j])) if symbols[i] is not GONE else None
+        if found is None or found[0] != rank:
+            continue  # stale
+        if dropout and rng.random() < dropout:
+            left_out.append(entry)
+            continue
+        new = found[1]
+        h, k = before[i], after[j]
+        symbols[i], symbols[j] = new, GONE
+        after[i], before[k] = k, i
+        if (symbols[h], new) in ranks:
+            heapq.heappush(heap, (ranks[symbols[h], new][0], h))
+        if (new, symbols[k]) in ranks:
+            heapq.heappush(heap, (ranks[new, symbols[k]][0], i))
+        while left_out:  # each step draws anew
+            heapq.heappush(heap, left_out.pop())
+    return [symbol for symbol in symbols if symbol is not GONE]
 
 
 # %% 6. WordPiece, and the longest match
 # " t" and "e" meet often just because both are everywhere. WordPiece asks which pair is together
-# more often than by chance. Let tokens be independent, p(t) = count(t)/N. Each place where a, b
-# becomes ab changes the log-likelihood of the text by
-#       log p(ab) − log p(a) − log p(b)  =  log [ N · count(ab) / (count(a)·count(b)) ],
-# and N is the same for all candidates: merge the largest count(ab)/(count(a)·count(b)). That is
-# the gain *per place*: two letters seen once, together, score 1, which nothing beats, so the bare
-# ratio buys oddities. Hence a pair must stand as often as a token does on average, N/V times; when
-# none is left, the commonest of the others is next. Encoding forgets the merges and takes the
-# longest token that fits, again and again: one pass, but greedy. (BERT drops the spaces and marks
-# pieces that *continue* a word with ##; here a word's first piece carries its space.)
-class WordPieceTokenizer(Tokenizer):
-    """WordPiece: merges chosen by likelihood ratio, text encoded by the longest match."""
+# more often than by chance. Take the text as N tokens drawn independently, with p(t) = c(t)/N. Its
+# log-likelihood is Σ_t c(t)·log p(t) = Σ_t f(c(t)) − f(N), where f(x) = x·log x. Now make n of its
+# places a b one token: c(a), c(b) and N fall by n, and the new token has n. As f′(x) = log x + 1,
+#       gain = n·log n − n·(log c(a) + 1) − n·(log c(b) + 1) + n·(log N + 1) + terms of order n²/c
+#            ≈ n · ( log [ N·n / (c(a)·c(b)) ] − 1 ).
+# In the bracket stands how many times as often the pair is there as by chance. N is the same for
+# all candidates: so merge the pair with the largest n/(c(a)·c(b)). Mind that this holds to first
+# order, for n small beside c(a) and c(b), and that it is the gain per *place*: two letters seen
+# once, together, score 1, which nothing beats, so the bare ratio buys oddities. Hence a pair must
+# stand as often as a token does on average, N/V times; when none is left, the commonest comes next.
+# (Google never published its trainer. The paper says "increases the likelihood the most", the ratio
+# is how that is usually read, and Hugging Face's trainer merges the commonest pair, as BPE does.)
+def learn_wordpiece(words, size):
+    """The bytes of each token that WordPiece learns from {word: count}, at most size − 256."""
+    size = check_count("size", size, 256)
+    symbols = sum(len(word) * int(count) for word, count in words.items())
+    often = max(1, symbols // size)
 
-    model_type = "WordPiece"
+    def score(together, left, right):
+        if together < often:
+            return together - often  # negative: behind all others, the commonest first
+        return together / (left * right)
 
-    def _learn(self, words, size):
-        symbols = sum(len(word) * count for word, count in words.items())
-        for (a, b), _ in learn_merges(words, size - 256, min_count=max(1, symbols // size)):
-            self.vocab[len(self.vocab)] = self.vocab[a] + self.vocab[b]
-
-    def _encode_word(self, word):
-        out, i = [], 0
-        while i < len(word):
-            j = min(i + self.longest, len(word))
-            while word[i:j] not in self.ids:
-                j -= 1  # ends at a single byte, which is always a token
-            out.append(self.ids[word[i:j]])
-            i = j
-        return out
+    merges = learn_merges(words, size - 256, score)
+    return spellings(pair for pair, _ in merges)[256:]
 
 
-class CharTokenizer(WordPieceTokenizer):
-    """One token per character (no UTF-8 begins another's); beyond vocab_size, its bytes."""
+# Encoding forgets the merges. It takes the longest token that fits, again and again: one pass, but
+# greedy. BERT cuts its text at blanks and around punctuation and loses the blanks (here a word's
+# first piece carries its space). It marks a piece that continues a word with ##: "able" in "table"
+# (t ##able) and the word "able" have different rows. And it has no bytes to fall back to: if the
+# rest of a word has no piece, the whole word is [UNK].
+#     longest_match("untied", {"un", "tie", "##tie", "##ti", "##d"}, 5, "##")  →  un ##tie ##d
+#     longest_match("united", ...)  →  None: after "un" no piece begins with "i"
+# BERT has four more special tokens: [CLS] begins every text (its output classifies the text), [SEP]
+# ends one, [PAD] fills a batch's short rows, and [MASK] hides the words that BERT learns to guess.
+def longest_match(word, pieces, longest, prefix=None):
+    """The pieces of a word (bytes or str), each the longest that fits; None if one is missing.
 
-    def _learn(self, words, size):
-        counts = Counter()
-        for word, times in words.items():
-            counts.update({char: times * word.decode().count(char) for char in set(word.decode())})
-        rare = sorted((-n, char.encode()) for char, n in counts.items() if not char.isascii())
-        self.vocab |= {256 + n: char for n, (_, char) in enumerate(rare[: size - 256])}
+    prefix: what marks the pieces that continue a word, "##" in BERT's; longest: of any piece."""
+    out = []
+    i = 0
+    while i < len(word):
+        for j in range(min(i + longest, len(word)), i, -1):
+            piece = word[i:j] if prefix is None or i == 0 else prefix + word[i:j]
+            if piece in pieces:
+                break
+        else:
+            return None
+        out.append(piece)
+        i = j
+    return out
 
 
 # %% 7. Unigram: a probability for every piece
@@ -460,6 +554,12 @@ class CharTokenizer(WordPieceTokenizer):
 #       log P(x) = log Σ_s q(s)·P(s, x)/q(s)  ≥  Σ_s q(s)·log [P(s, x)/q(s)],
 # with equality at q(s) = P(s|x): E makes this bound touch. M raises it: Σ_t c(t)·log p(t) under
 # Σ_t p(t) = 1 is largest where c(t)/p(t) = λ for every t (Lagrange), which is p ∝ c.
+#
+# One step by hand: the word "ab", seen once, with p(a) = p(b) = 1/4 and p(ab) = 1/2. Its cuts are
+# ab, with P = 1/2, and a|b, with P = 1/4·1/4 = 1/16. Together P(x) = 9/16, so P(ab|x) = 8/9 and
+# P(a|b|x) = 1/9. E: c(ab) = 8/9, c(a) = c(b) = 1/9. M: they sum to 10/9, so p(ab) = 0.8 and p(a) =
+# p(b) = 0.1. And log P(x) has climbed: 0.8 + 0.01 = 0.81 is more than 9/16 = 0.5625.
+#
 # A word of n bytes has 2ⁿ⁻¹ cuts, but n steps sum over them. Let α_j be the log of the total
 # probability of x[:j] over all its cuts. The last piece is x[i:j] for some i < j, so
 #       α_0 = 0,    α_j = log Σ_i exp(α_i + log p(x[i:j])),    log P(x) = α_n,
@@ -467,24 +567,28 @@ class CharTokenizer(WordPieceTokenizer):
 #       P(i | j) = exp(α_i + log p(x[i:j]) − α_j).                                           (★)
 # From the end: γ_j = P(boundary at j | x), γ_n = 1; x[i:j] is used with probability γ_j·P(i|j),
 # which goes to c(x[i:j]) and to γ_i (backpropagation: c(t) = ∂α_n/∂log p(t)). Drawing i from (★)
-# instead samples a cut from P(s|x): subword regularisation shows a model many spellings of a word.
+# instead samples a cut from P(s|x): Kudo's subword regularisation, which BPE-dropout imitates. At
+# temperature τ every P(s, x) is taken to the power 1/τ: τ > 1 draws more boldly, τ → 0 the best.
 # With a maximum in place of the sum, the recursion finds the best cut (Viterbi), as encode does.
-def log_sum(terms):
-    """log Σ eᵗ over the terms t; of no terms, or of nothing but -∞, it is log 0 = -∞."""
-    top = max(terms, default=-math.inf)  # taken out so that nothing overflows
-    if math.isinf(top):
-        return top
-    return top + math.log(sum([math.exp(term - top) for term in terms]))
+log_sum = np.logaddexp.reduce  # log Σ eᵗ over a list, without overflow; of no terms log 0 = −∞
 
 
-def forward(word, score, longest, total=log_sum):
-    """α_0..α_n, and for each j the pieces that end there as [(i, word[i:j], log p)]."""
+def forward(word, score, longest, total=log_sum, temperature=1.0):
+    """α_0..α_n, and for each j the pieces that end there as [(i, word[i:j], log p / τ)].
+
+    ValueError if the pieces in score cannot write the word."""
     alpha, arcs = [0.0], [[]]
     for j in range(1, len(word) + 1):
-        starts = range(max(0, j - longest), j)
-        arcs.append([(i, word[i:j], score[word[i:j]]) for i in starts if word[i:j] in score])
-        terms = [alpha[i] + log_p for i, _, log_p in arcs[j]]
-        alpha.append(total(terms) if terms else -math.inf)  # no piece ends at j
+        ending = []
+        for i in range(max(0, j - longest), j):
+            piece = word[i:j]
+            if piece in score:
+                ending.append((i, piece, score[piece] / temperature))
+        arcs.append(ending)
+        terms = [alpha[i] + log_p for i, _, log_p in ending]
+        alpha.append(float(total(terms)) if terms else -math.inf)
+    if alpha[-1] == -math.inf:
+        raise ValueError(f"word {word!r}: expected pieces that can write it")
     return alpha, arcs
 
 
@@ -493,9 +597,7 @@ def expected_counts(words, score, longest):
     counts, log_likelihood = dict.fromkeys(score, 0.0), 0.0
     for word, times in words.items():
         alpha, arcs = forward(word, score, longest)
-        if alpha[-1] == -math.inf:
-            raise ValueError(f"word {word!r}: expected pieces that can write it")
-        log_likelihood += times * alpha[-1]
+        log_likelihood += int(times) * alpha[-1]
         gamma = [0.0] * len(word) + [1.0]
         for j in range(len(word), 0, -1):
             if gamma[j] == 0:  # no cut has a boundary here
@@ -510,8 +612,6 @@ def expected_counts(words, score, longest):
 def viterbi(word, score, longest):
     """(log P, pieces) of the best cut; among equals the one whose last piece is longest."""
     best, arcs = forward(word, score, longest, total=max)
-    if best[-1] == -math.inf:
-        raise ValueError(f"word {word!r}: expected pieces that can write it")
     pieces, j = [], len(word)
     while j:
         j, piece, _ = next(arc for arc in arcs[j] if best[arc[0]] + arc[2] == best[j])
@@ -519,151 +619,939 @@ def viterbi(word, score, longest):
     return best[-1], pieces[::-1]
 
 
-# Pruning. Without t, its c(t) uses can be written as t's best cut t₁…t_m into other pieces, so the
-# log-likelihood falls by about  loss(t) = c(t) · (log p(t) − Σ_k log p(t_k)),  less if the cuts
-# shift elsewhere and the next EM refits p. Keep the three quarters of largest loss (and all single
-# bytes), fit again, and repeat until the vocabulary fits.
+def sample_cut(word, score, longest, temperature, rng):
+    """The pieces of a random cut s, with probability ∝ P(s, word)^(1/temperature)."""
+    real = isinstance(temperature, (int, float, np.integer, np.floating))
+    if not real or isinstance(temperature, bool) or not 0 < temperature < math.inf:
+        raise ValueError(f"temperature {temperature!r}: expected a positive number")
+    alpha, arcs = forward(word, score, longest, temperature=float(temperature))
+    pieces, j = [], len(word)
+    while j:
+        p = np.exp([alpha[i] + log_p - alpha[j] for i, _, log_p in arcs[j]])  # (★)
+        j, piece, _ = arcs[j][rng.choice(len(p), p=p / p.sum())]
+        pieces.append(piece)
+    return pieces[::-1]
+
+
+# TRAINING runs E a dozen times over all words; NumPy is faster if it gets all words at once. An ARC
+# is one place where a piece fits into a word, from boundary i to boundary j. Write all words one
+# after the other, number their boundaries through, and sort the arcs of all words by the depth j at
+# which they end in their word. Then one line does the step to depth 1 in every word, one the step
+# to depth 2, and so on. The single bytes are always pieces: an arc ends at each boundary.
+class Lattice:
+    """The arcs of many words: where each of the numbered pieces fits."""
+
+    def __init__(self, words, number, longest, whole=True):
+        """number: {piece: its number}; whole: may a piece be an entire word?"""
+        arcs, last = [], []  # depth, end, start and piece of each arc; the end of each word
+        origin = 0  # the boundary at the word's beginning
+        for word in words:
+            n = len(word)
+            for i in range(n):
+                for j in range(i + 1, min(i + longest, n) + 1):
+                    piece = number.get(word[i:j])
+                    if piece is not None and (whole or j - i < n):
+                        arcs += (j, origin + j, origin + i, piece)
+            last.append(origin + n)
+            origin += n + 1
+        arcs = np.array(arcs, np.int64).reshape(-1, 4)
+        arcs = arcs[np.lexsort((arcs[:, 1], arcs[:, 0]))]
+        depths, self.ends, self.starts, self.pieces = arcs.T.copy()  # (arcs,) each
+        self.last, self.boundaries = np.array(last, np.int64), origin
+        self.steps = []  # for each depth: its arcs as a slice, and where a new end begins in it
+        for depth in range(1, depths.max(initial=0) + 1):
+            lo, hi = np.searchsorted(depths, (depth, depth + 1))
+            is_new = np.diff(self.ends[lo:hi], prepend=-1) > 0
+            self.steps.append((slice(lo, hi), np.flatnonzero(is_new)))
+
+    def forward(self, log_p, best=False):
+        """α of every boundary; with best, the log P of the best cut up to there."""
+        alpha = np.zeros(self.boundaries)
+        log_p = log_p[self.pieces]
+        for arcs, new in self.steps:
+            terms = alpha[self.starts[arcs]] + log_p[arcs]
+            top = np.maximum.reduceat(terms, new)  # of the arcs with the same end
+            if not best:
+                terms -= np.repeat(top, np.diff(new, append=len(terms)))
+                top += np.log(np.add.reduceat(np.exp(terms), new))
+            alpha[self.ends[arcs][new]] = top
+        return alpha
+
+    def expected_counts(self, log_p, times):
+        """c(piece) for each number; times: how often each word occurs."""
+        alpha = self.forward(log_p)
+        uses = np.exp(alpha[self.starts] + log_p[self.pieces] - alpha[self.ends])  # P(i | j)
+        gamma = np.zeros(self.boundaries)  # times the occurrences of the word
+        gamma[self.last] = times
+        for arcs, _ in reversed(self.steps):
+            uses[arcs] *= gamma[self.ends[arcs]]
+            np.add.at(gamma, self.starts[arcs], uses[arcs])
+        return np.bincount(self.pieces, weights=uses, minlength=len(log_p))
+
+
+# Begin with the repeated substrings of at most 16 bytes that cover most of the text (count times
+# length), four for each token wanted. Then prune. Without t, its c(t) uses would be written as t's
+# best cut t₁…t_m into other pieces, and the log-likelihood would fall by about
+#       loss(t) = c(t) · (log p(t) − Σ_k log p(t_k)),        less as the next EM refits p.
+# Keep the three quarters of largest loss (and all single bytes), fit again, and repeat until the
+# vocabulary fits. A dropped piece has log p = −∞.
 MAX_PIECE, MAX_WORD, SEEDS = 16, 256, 4  # bytes of a seed, bytes of a word in EM, seeds per token
 
 
-class UnigramTokenizer(Tokenizer):
-    """The unigram tokenizer. score: {piece: log p}, in the order of the ids."""
-
-    model_type = "Unigram"
-    score = {bytes([byte]): -math.log(256) for byte in range(256)}  # until trained
-
-    def _learn(self, words, size):
-        chunks, counts = Counter(), Counter()
-        for word, times in words.items():
-            for i in range(len(word)):
-                if i % MAX_WORD == 0:
-                    chunks[word[i : i + MAX_WORD]] += times
-                for j in range(i + 1, min(i + MAX_PIECE, len(word)) + 1):
-                    counts[word[i:j]] += times
-        seeds = [t for t, n in counts.items() if n > 1 and len(t) > 1]
-        keep = [*self.ids, *sorted(seeds, key=lambda t: (-counts[t] * len(t), t))[: SEEDS * size]]
-        while True:
-            for _ in range(2):  # M, E, M, E; the floor keeps unseen bytes above p = 0
-                total = sum(max(counts[t], 0.01) for t in keep)
-                score = {t: math.log(max(counts[t], 0.01) / total) for t in keep}
-                counts, _ = expected_counts(chunks, score, MAX_PIECE)
-            if len(keep) <= size:
-                break
-            loss = {}
-            for t in keep[256:]:  # its best cut into shorter pieces
-                loss[t] = counts[t] * (score[t] - viterbi(t, score, len(t) - 1)[0])
-            ranked = sorted(loss, key=lambda t: (-loss[t], t))
-            keep[256:] = ranked[: max(size, len(keep) * 3 // 4) - 256]
-        keep[256:] = sorted(keep[256:], key=lambda t: (-score[t], t))
-        self.score = {piece: round(score[piece], 9) for piece in keep}  # nine digits, as saved
-        self.vocab = dict(enumerate(keep))
-
-    def _encode_word(self, word):
-        return [self.ids[piece] for piece in viterbi(word, self.score, self.longest)[1]]
-
-    def sample(self, text, rng, temperature=1.0):
-        """Ids of a random cut of text, each with probability ∝ P(s, x)^(1/temperature)."""
-        check_text(text)
-        real = isinstance(temperature, (int, float, np.integer, np.floating))
-        if not real or isinstance(temperature, bool) or not temperature > 0:
-            raise ValueError(f"temperature {temperature!r}: expected a positive number")
-        score, out = {piece: log_p / temperature for piece, log_p in self.score.items()}, []
-        for word in pretokenize(text, self.pattern):
-            alpha, arcs = forward(word.encode(), score, self.longest)
-            pieces, j = [], len(alpha) - 1
-            while j:
-                p = np.exp([alpha[i] + log_p - alpha[j] for i, _, log_p in arcs[j]])  # (★)
-                j, piece, _ = arcs[j][rng.choice(len(p), p=p / p.sum())]
-                pieces.append(self.ids[piece])
-            out += pieces[::-1]
-        return out
+def learn_unigram(words, size):
+    """{word: count} -> {piece: log p}: the 256 bytes, then up to size − 256 others, by p."""
+    size = check_count("size", size, 256)
+    words = {word: int(times) for word, times in words.items()}
+    chunks, counts = Counter(), Counter()
+    for word, times in words.items():
+        for i in range(0, len(word), MAX_WORD):
+            chunks[word[i : i + MAX_WORD]] += times
+    places = [(word, i) for word in words for i in range(len(word))]
+    for n in range(
+        1, MAX_PIECE + 1
+    ):  # what is there once is in no longer piece that is there twice
+        found = Counter()
+        for word, i in places:
+            found[word[i : i + n]] += words[word]
+        counts |= found
+        places = [(w, i) for w, i in places if i + n < len(w) and found[w[i : i + n]] > 1]
+    pieces = [bytes([byte]) for byte in range(256)]
+    seeds = [piece for piece, n in counts.items() if n > 1 and len(piece) > 1]
+    pieces += sorted(seeds, key=lambda t: (-counts[t] * len(t), t))[: SEEDS * size]
+    number = {piece: k for k, piece in enumerate(pieces)}
+    text = Lattice(chunks, number, MAX_PIECE)
+    inside = Lattice(pieces[256:], number, MAX_PIECE, whole=False)  # how pieces are cut in others
+    times = np.array([*chunks.values()], np.float64)
+    c = np.array([counts[piece] for piece in pieces], np.float64)
+    alive = np.ones(len(pieces), bool)
+    while True:
+        for _ in range(2):  # M, E, M, E; the floor keeps unseen bytes above p = 0
+            c = np.where(alive, np.maximum(c, 0.01), 0.0)
+            with np.errstate(divide="ignore"):  # log 0 = −∞
+                log_p = np.log(c / c.sum())
+            c = text.expected_counts(log_p, times)
+        n = int(alive.sum())
+        if n <= size:
+            break
+        best_cut = inside.forward(log_p, best=True)[inside.last]
+        candidates = 256 + np.flatnonzero(alive[256:])
+        loss = c[candidates] * (log_p[candidates] - best_cut[candidates - 256])
+        worst = candidates[np.argsort(loss, kind="stable")]
+        alive[worst[: n - max(size, n * 3 // 4)]] = False
+    by_p = [k for k in np.argsort(-log_p, kind="stable").tolist() if k >= 256 and alive[k]]
+    return {pieces[k]: float(log_p[k]) for k in [*range(256), *by_p]}
 
 
-# %% 8. Files
-# tokenizer.json holds everything; GPT-2 came as vocab.json (token -> id) and merges.txt (by rank).
-def to_files(tokenizer):
-    """{file name: content}: tokenizer.json, and for BPE vocab.json and merges.txt."""
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    pre = {**byte_level, "use_regex": tokenizer.pattern == "gpt2"}
-    if tokenizer.pattern == "gpt4":
-        split = {"type": "Split", "pattern": {"Regex": PATTERNS["gpt4"]}, "invert": False}
-        pre = {"type": "Sequence", "pretokenizers": [{**split, "behavior": "Isolated"}, pre]}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    flags["special"], specials, files = True, tokenizer.special_tokens, {}
-    vocab = {to_alphabet(token): i for token, i in tokenizer.ids.items()} | specials
-    model = {"type": tokenizer.model_type, "vocab": vocab}
-    parts = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
-    parts |= {"version": "1.0", "pre_tokenizer": pre, "decoder": byte_level, "model": model}
-    parts["added_tokens"] = [{"id": i, "content": text, **flags} for text, i in specials.items()]
-    if model["type"] == "BPE":
-        name = {i: token for token, i in vocab.items()}
-        model["merges"] = [[name[a], name[b]] for a, b in tokenizer.merges]
-        files["vocab.json"] = json.dumps(vocab, ensure_ascii=False)
-        files["merges.txt"] = "\n".join(["#version: 0.2", *map(" ".join, model["merges"]), ""])
-    elif model["type"] == "WordPiece":
-        model |= {"unk_token": "[UNK]", "continuing_subword_prefix": ""}
-        model["max_input_chars_per_word"] = 10**9
-    else:
-        model |= {"unk_id": None, "byte_fallback": False}
-        model["vocab"] = [[to_alphabet(piece), p] for piece, p in tokenizer.score.items()]
-    return {**files, "tokenizer.json": json.dumps(parts, ensure_ascii=False, indent=1)}
+# SENTENCEPIECE, the library behind T5, ALBERT, Llama 2 and Gemma, trains Unigram or BPE on
+# *characters* and takes the space for a letter: it writes ▁ (U+2581) for each, and one before the
+# text, so that its first word is the same token as later on. "a fox" is ▁a ▁fox; decoding joins the
+# pieces, writes spaces for ▁ and drops the first. A character without a token is <unk> or, with
+# BYTE FALLBACK, its bytes, which have tokens of their own: 🦊 is <0xF0> <0x9F> <0xA6> <0x8A>.
 
 
-def fill_from_files(tokenizer, directory):
-    """Fill a fresh tokenizer from its files; an error if they are of another kind."""
-    if (directory / "tokenizer.json").exists() or tokenizer.model_type != "BPE":
-        parts = json.loads((directory / "tokenizer.json").read_bytes())
-        model, pre, added = parts["model"], parts["pre_tokenizer"], parts["added_tokens"]
-    else:  # GPT-2's two: the pattern is GPT-2's, the specials are the tokens no merge makes
-        vocab = json.loads((directory / "vocab.json").read_bytes())
-        lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
-        merges = [line.split(" ") for line in lines if line and line[:8] != "#version"]
-        made = {left + right for left, right in merges} | CHAR_TO_BYTE.keys()
-        added = [{"content": token, "id": i} for token, i in vocab.items() if token not in made]
-        parts, pre = {"normalizer": None}, {"type": "ByteLevel", "add_prefix_space": False}
-        model = {"type": "BPE", "vocab": vocab, "merges": merges}
-    odd = [key for key in ("ignore_merges", "continuing_subword_prefix") if model.get(key)]
-    if model["type"] != tokenizer.model_type or odd or parts["normalizer"]:
-        raise ValueError(f"{model['type']} model, {odd}, normalizer {parts['normalizer']}")
-    *splits, last = pre.get("pretokenizers", [pre])
-    tokenizer.pattern = "gpt2" if last.get("use_regex", True) else None
-    if [split["pattern"]["Regex"] for split in splits] == [PATTERNS["gpt4"]]:
-        splits, tokenizer.pattern = [], tokenizer.pattern or "gpt4"
-    if splits or last["type"] != "ByteLevel" or last["add_prefix_space"]:
-        raise ValueError(f"pre_tokenizer {pre}")
+# %% 8. The five steps of every tokenizer
+# A tokenizer is a pipeline. Models ship it in a file, tokenizer.json, that writes down its parts:
+#     normalizer      rewrites the text: accents composed (NFC) or apart (NFD), " " becomes "▁"
+#     pre_tokenizer   cuts it, as in section 3; ByteLevel also writes bytes in GPT-2's alphabet
+#     model           turns each piece into ids: BPE, WordPiece or Unigram
+#     post_processor  puts special tokens before and behind the text: bos, eos
+#     decoder         undoes all this, as far as it can be undone
+# Before all of them, the added_tokens such as <|endoftext|> are cut out of the text. Ordinary text
+# must never produce a special one, or whoever can type it could forge the end of a document: so
+# encode takes them for plain characters unless told otherwise.
+#
+# Other people's files hold whatever the tokenizers library can do, and a part passed over would
+# give ids that look right and are not. Here are the kinds of steps that are handled, with their
+# keys, then the type of each key or all of its values. Any other key must be null, false or empty.
+BYTES = "add_prefix_space trim_offsets use_regex"
+SPACES = "replacement prepend_scheme split add_prefix_space"
+HANDLED = {
+    "normalizer": {
+        "NFC": "", "NFD": "", "NFKC": "", "NFKD": "", "Prepend": "prepend",
+        "Replace": "pattern content",
+    },
+    "pre_tokenizer": {
+        "Split": "pattern behavior invert", "Digits": "individual_digits", "ByteLevel": BYTES,
+        "Metaspace": SPACES,
+    },
+    "model": {
+        "BPE": "vocab merges ignore_merges dropout unk_token fuse_unk byte_fallback"
+        " continuing_subword_prefix end_of_word_suffix",
+        "WordPiece": "vocab unk_token continuing_subword_prefix max_input_chars_per_word",
+        "Unigram": "vocab unk_id byte_fallback",
+    },
+    "post_processor": {"ByteLevel": BYTES, "TemplateProcessing": "single pair special_tokens"},
+    "decoder": {
+        "ByteLevel": BYTES, "Metaspace": SPACES, "Replace": "pattern content", "ByteFallback": "",
+        "WordPiece": "prefix", "BPEDecoder": "suffix", "Fuse": "", "Strip": "content start stop",
+    },
+}  # fmt: skip
+NEEDED = "pattern content prepend replacement behavior invert individual_digits prefix suffix start"
+NEEDED = f"{NEEDED} single special_tokens vocab merges max_input_chars_per_word".split()
+FLAGS = "single_word lstrip rstrip normalized special".split()
+TYPES = dict.fromkeys(["type", "content", "prepend", "replacement", "prefix", "suffix"], str)
+TYPES |= dict.fromkeys(["unk_token", "continuing_subword_prefix", "end_of_word_suffix"], str)
+TYPES |= dict.fromkeys(["id", "start", "max_input_chars_per_word", "unk_id"], int)
+TYPES |= dict.fromkeys([*FLAGS, *BYTES.split(), "individual_digits", "invert", "split"], bool)
+TYPES |= dict.fromkeys(["ignore_merges", "fuse_unk", "byte_fallback"], bool)
+TYPES |= dict.fromkeys(["merges", "single", "added_tokens"], list)
+TYPES |= dict.fromkeys(["pattern", "special_tokens", *HANDLED], dict)
+TYPES |= {"vocab": object, "pair": object, "version": ["1.0"], "behavior": BEHAVIORS}
+TYPES |= {"stop": [0], "dropout": [0, 0.0], "prepend_scheme": ["always", "first", "never"]}
+
+
+def check_object(where, found, keys):
+    """ValueError unless found is a JSON object of which every key and value is handled."""
+    if not isinstance(found, dict):
+        raise ValueError(f"{where} is {found!r:.60}: expected an object")
+    for key, value in found.items():
+        if value is None or value is False or value in ("", [], {}):
+            continue
+        expected = TYPES[key] if key in keys else []
+        if isinstance(expected, list):
+            fits = any(type(value) is type(one) and value == one for one in expected)
+        else:
+            fits = expected is object or type(value) is expected
+        if not fits:
+            handled = getattr(expected, "__name__", expected) or "null, false or empty"
+            raise ValueError(f"{where}: {key!r:.40} is {value!r:.60}; handled here: {handled}")
+
+
+def read_steps(where, part):
+    """The steps of a part of the file as a list, with every Sequence unrolled."""
+    if part is None:
+        return []
+    kind = part.get("type") if isinstance(part, dict) else part
+    inner = {"post_processor": "processors"}.get(where, where.replace("_", "") + "s")
+    if kind == "Sequence" and part.keys() == {"type", inner}:
+        return [step for some in part[inner] for step in read_steps(where, some)]
+    if not isinstance(kind, str) or kind not in HANDLED[where]:
+        raise ValueError(f"{where} {kind!r:.60}; handled here: {', '.join(HANDLED[where])}")
+    keys = HANDLED[where][kind].split()
+    check_object(f"{where} {kind}", part, ["type", *keys])
+    missing = [key for key in keys if part.get(key) is None and key in NEEDED]
+    if missing:
+        raise ValueError(f"{where} {kind} has no {missing}, which it needs")
+    if "pattern" in part:
+        compile_regex(regex_of(part))  # says what it cannot do
+    if len(part.get("replacement", "▁")) != 1 or (kind == "Strip" and len(part["content"]) != 1):
+        raise ValueError(f"{where} {part!r:.80}: expected one character to replace or strip")
+    scheme = "always" if part.get("add_prefix_space", True) else "never"  # in older files
+    defaults = dict(prepend_scheme=scheme, split=True, use_regex=True, add_prefix_space=False)
+    return [defaults | {key: value for key, value in part.items() if value is not None}]
+
+
+def read_vocab(model):
+    """{token: id} of a model."""
     vocab = model["vocab"]
     if model["type"] == "Unigram":
-        tokenizer.score = {from_alphabet(token): log_p for token, log_p in vocab}
-        vocab = {token: i for i, (token, _) in enumerate(vocab)}
-    for merge in model.get("merges", ()):
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        tokenizer.merges[vocab[left], vocab[right]] = vocab[left + right]
-    special = tokenizer.special_tokens = {token["content"]: token["id"] for token in added}
-    tokenizer.vocab = {i: from_alphabet(t) for t, i in vocab.items() if t not in special}
-    tokenizer.vocab |= {i: text.encode() for text, i in special.items()}
-    tokenizer._prepare()
+        for piece, score in vocab:
+            if not isinstance(piece, str) or type(score) not in (int, float):
+                raise ValueError(f"vocab: {[piece, score]!r:.60}: expected a piece and its score")
+            if not math.isfinite(score):
+                raise ValueError(f"vocab: {piece!r:.60} has the score {score}: expected a number")
+        vocab = {piece: i for i, (piece, _) in enumerate(vocab)}
+        if len(vocab) < len(model["vocab"]):
+            raise ValueError("vocab: a piece stands there twice")
+    for token, i in vocab.items():
+        if type(i) is not int or not 0 <= i < 2**32:
+            raise ValueError(f"vocab: {token!r:.60} has the id {i!r:.40}: expected 0 to 2³² - 1")
+    if len(set(vocab.values())) < max(len(vocab), 1):
+        raise ValueError("vocab: expected at least one token, and no id twice")
+    check_text("".join(vocab))
+    return vocab
 
 
-# %% 9. Comparing tokenizers: compression, and bits per character
+def read_merges(model, vocab):
+    """{(left id, right id): (rank, id of both)} of a BPE model."""
+    ranks, prefix = {}, len(model.get("continuing_subword_prefix") or "")
+    for rank, merge in enumerate(model["merges"]):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        try:
+            left, right = pair
+            ranks[vocab[left], vocab[right]] = rank, vocab[left + right[prefix:]]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"merges: {merge!r:.60}: expected two tokens ({error!r})") from None
+    return ranks
+
+
+def read_added(entries, vocab):
+    """{text: entry} of the added tokens; their ids must be those that the library would give."""
+    added, new, ids = {}, 0, set(vocab.values())
+    for entry in entries or []:
+        check_object("added_tokens", entry, ["id", "content", *FLAGS])
+        text = entry["content"]
+        expected = vocab.get(text, len(vocab) + new)
+        new += text not in vocab
+        taken = text not in vocab and expected in ids
+        if not text or text in added or entry["id"] != expected or taken:
+            found = f"{text!r:.60} with id {entry['id']!r:.40}"
+            raise ValueError(f"added_tokens: {found}: expected one of each text, here {expected}")
+        check_text(text)
+        added[text] = {flag: entry[flag] for flag in ["id", *FLAGS]}
+    return added
+
+
+def read_template(steps):
+    """(ids before a text, ids behind it) of a post_processor; its ByteLevel changes no ids."""
+    templates = [step for step in steps if step["type"] == "TemplateProcessing"]
+    if not templates:
+        return [], []
+    parts = templates[0]["single"]
+    texts = [n for n, part in enumerate(parts) if "Sequence" in part]
+    if len(templates) > 1 or len(texts) != 1:
+        raise ValueError(f"post_processor: {parts!r:.80}; handled here: tokens around one text")
+    sides = [[], []]
+    for n, part in enumerate(parts):
+        if n != texts[0]:
+            name = part["SpecialToken"]["id"]
+            sides[n > texts[0]] += templates[0]["special_tokens"][name]["ids"]
+    return sides
+
+
+def regex_of(step):
+    """The regex of a Split or Replace, whose pattern is {"Regex": regex} or {"String": text}."""
+    ((kind, pattern),) = step["pattern"].items()
+    if kind not in ("Regex", "String") or not isinstance(pattern, str) or not pattern:
+        raise ValueError(f"pattern {step['pattern']!r:.60}; handled here: Regex or String")
+    return pattern if kind == "Regex" else re.escape(pattern)
+
+
+def replace(text, step):
+    """The text after a Replace."""
+    return compile_regex(regex_of(step)).sub(lambda _: step["content"], text)
+
+
+def normalize(text, steps, begins=True):
+    """The text after the steps of a normalizer. begins: False in the middle of a text."""
+    for step in steps:
+        if step["type"] == "Replace":
+            text = replace(text, step)
+        elif step["type"] == "Prepend":
+            text = step["prepend"] + text if text and begins else text
+        elif not text.isascii():
+            text = unicodedata.normalize(step["type"], text)
+    return text
+
+
+def cut(text, step, begins):
+    """The pieces of text after a step of a pre_tokenizer. begins: whether the text begins here."""
+    kind = step["type"]
+    if kind == "Split":
+        return split(text, regex_of(step), step["behavior"], step["invert"])
+    if kind == "Digits":
+        return split(text, r"\p{N}", "Isolated" if step["individual_digits"] else "Contiguous")
+    if kind == "ByteLevel":
+        text = " " + text if step["add_prefix_space"] and text[0] != " " else text
+        return pretokenize(text, "gpt2" if step["use_regex"] else None)
+    mark, scheme = step["replacement"], step["prepend_scheme"]  # Metaspace
+    text = text.replace(" ", mark)
+    if text[0] != mark and (scheme == "always" or scheme == "first" and begins):
+        text = mark + text
+    return split(text, re.escape(mark), "MergedWithNext") if step["split"] else [text]
+
+
+# Added tokens are looked for in the text as it is or, if `normalized`, behind the normalizer. A
+# single_word does not count inside a word; lstrip and rstrip swallow the blanks on that side.
+def cut_added(text, added, search):
+    """[(piece, None) or (added token, its id)]; search: the finder of {text: entry} in added."""
+    out, done = [], 0
+    for match in search.finditer(text) if added else ():
+        entry, begin, end = added[match[0]], match.start(), match.end()
+        around = text[max(begin - 1, 0) : begin] + text[end : end + 1]
+        if entry["single_word"] and compile_regex(r"[\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}]").search(around):
+            continue
+        while entry["lstrip"] and begin > done and text[begin - 1] in BLANKS:
+            begin -= 1
+        while entry["rstrip"] and end < len(text) and text[end] in BLANKS:
+            end += 1
+        out += [(text[done:begin], None), (match[0], entry["id"])]
+        done = end
+    out.append((text[done:], None))
+    return [(piece, i) for piece, i in out if piece]
+
+
+class Tokenizer:
+    """Any tokenizer. parts: the content of its tokenizer.json, from which all else is made."""
+
+    model_type = None  # the subclasses open one type each
+
+    def __init__(self, parts):
+        check_object("tokenizer.json", parts, ["version", "added_tokens", *HANDLED])
+        kinds = [self.model_type] if self.model_type else [*HANDLED["model"]]
+        kind = (parts.get("model") or {}).get("type")
+        if kind not in kinds:
+            raise ValueError(f"model {kind!r:.60}: expected one of {kinds}")
+        self.parts = parts
+        self._prepare()
+
+    def _prepare(self):
+        """Make everything from the parts, and forget what was encoded before."""
+        parts = self.parts
+        (self.model,) = read_steps("model", parts["model"])
+        self.normalizer = read_steps("normalizer", parts.get("normalizer"))
+        self.pre_tokenizer = read_steps("pre_tokenizer", parts.get("pre_tokenizer"))
+        self.decoder = read_steps("decoder", parts.get("decoder"))
+        post_processor = read_steps("post_processor", parts.get("post_processor"))
+        self.bos, self.eos = read_template(post_processor)
+        vocab = read_vocab(self.model)
+        self.added = read_added(parts.get("added_tokens"), vocab)
+        self.special_tokens = {text: e["id"] for text, e in self.added.items() if e["special"]}
+        self.token_ids = vocab | {text: entry["id"] for text, entry in self.added.items()}
+        self.tokens = {i: token for token, i in self.token_ids.items()}
+        self.vocab_size = max(self.tokens) + 1  # the rows of an embedding, with those of holes
+        self.holes = self.vocab_size - len(self.tokens)  # ids that have no token
+        # What ordinary text may become: no special token, although most files list them.
+        self.pieces = {text: i for text, i in vocab.items() if text not in self.special_tokens}
+        self.longest = max(map(len, self.pieces), default=1)
+        self.unknown = vocab.get(self.model.get("unk_token"))
+        self.prefix = self.model.get("continuing_subword_prefix") or ""
+        self.suffix = self.model.get("end_of_word_suffix") or ""
+        if self.model["type"] == "BPE":
+            self.ranks = read_merges(self.model, vocab)
+            self.merges = {pair: new for pair, (_, new) in self.ranks.items()}
+        if self.model["type"] == "Unigram":
+            self.unknown = self.model.get("unk_id")
+            self.score = {piece: p for piece, p in self.model["vocab"] if piece in self.pieces}
+            self.unknown_score = min(p for _, p in self.model["vocab"]) - 10  # as SentencePiece
+        self.byte_level = any(step["type"] == "ByteLevel" for step in self.pre_tokenizer)
+        names = [name for name in PATTERNS if parts.get("pre_tokenizer") == byte_level_steps(name)]
+        self.pattern = names[0] if names else None
+        self._check_together()
+        self.vocab = {i: self._token_bytes(i, first=False) for i in sorted(self.tokens)}
+        special = set(self.special_tokens.values())
+        self.ids = {token: i for i, token in self.vocab.items() if i not in special}
+        self._cache, self._finders = {}, {}
+
+    def _check_together(self):
+        """ValueError for parts that are handled, but not beside one another."""
+        kinds = [step["type"] for step in self.pre_tokenizer]
+        if "ByteLevel" in kinds[:-1]:
+            raise ValueError(f"pre_tokenizer {kinds}; handled here: ByteLevel as the last step")
+        deletes = any(step.get("content") == "" for step in self.normalizer)
+        schemes = [step["prepend_scheme"] for step in self.pre_tokenizer]
+        if "first" in schemes[1:] or ("first" in schemes and deletes):
+            raise ValueError("prepend_scheme 'first' is not handled behind what cuts or deletes")
+        for text, entry in self.added.items():
+            if entry["normalized"] and not normalize(text, self.normalizer):
+                raise ValueError(f"added_tokens: the normalizer leaves nothing of {text!r:.60}")
+        kinds = [step["type"] for step in self.decoder]
+        tail = kinds[kinds.index("Fuse") :] if "Fuse" in kinds else []
+        if tail not in ([], ["Fuse"], ["Fuse", "Strip"]) or ("Strip" in kinds and not tail):
+            raise ValueError(f"decoder {kinds}; handled here: Fuse at the end, or Fuse and Strip")
+        for i in [*self.bos, *self.eos, *([] if self.unknown is None else [self.unknown])]:
+            if type(i) is not int or i not in self.tokens:
+                raise ValueError(f"post_processor or unk_id: {i!r:.40} is the id of no token")
+
+    def _added_to_find(self, allowed, normalized):
+        """({text: entry}, its finder) of the added tokens to be found raw, or behind normalizer."""
+        key = allowed, normalized
+        if key not in self._finders:
+            found = {}
+            for text, entry in self.added.items():
+                if entry["normalized"] == normalized and (not entry["special"] or text in allowed):
+                    found[normalize(text, self.normalizer) if normalized else text] = entry
+            self._finders[key] = found, finder(found)
+        return self._finders[key]
+
+    def _cut(self, text, allowed, begins):
+        """Yield (pieces for the model, None) and ([], id of an added token) in order."""
+        for n, (section, i) in enumerate(cut_added(text, *self._added_to_find(allowed, False))):
+            if i is not None:
+                yield [], i
+                continue
+            section = normalize(section, self.normalizer, begins or n > 0)
+            parts = cut_added(section, *self._added_to_find(allowed, True))
+            for m, (part, i) in enumerate(parts):
+                pieces = [part] if i is None else []
+                for step in self.pre_tokenizer:
+                    first = begins and n == m == 0
+                    cuts = [cut(piece, step, first and k == 0) for k, piece in enumerate(pieces)]
+                    pieces = [piece for some in cuts for piece in some]
+                yield pieces, i
+
+    def _encode(self, text, allowed, begins=True, **random):
+        """The ids of text. begins: False in the middle of a text. random: for encode_piece."""
+        ids, cache = [], {} if random else self._cache
+        for pieces, i in self._cut(text, allowed, begins):
+            if i is not None:
+                ids.append(i)
+            if self.joined is not None:
+                pieces = self._shorter(pieces)
+            for piece in pieces:
+                if (found := cache.get(piece)) is None:
+                    found = self.encode_piece(piece, **random)
+                    if len(piece) <= 100 and len(cache) < 200_000 and not random:
+                        cache[piece] = found  # bounded, whatever the text
+                ids.extend(found)
+        return ids
+
+    def _allowed(self, allowed_special):
+        """The special tokens that allowed_special names, as a frozenset."""
+        allowed = allowed_special
+        if isinstance(allowed, str):
+            allowed = {"none": [], "all": [*self.special_tokens]}.get(allowed)
+        known = isinstance(allowed, (set, frozenset, list, tuple)) and all(
+            isinstance(name, str) and name in self.special_tokens for name in allowed
+        )
+        if not known:
+            expected = f'expected "none", "all" or a set out of {[*self.special_tokens]!r:.200}'
+            raise ValueError(f"allowed_special {allowed_special!r:.80}: {expected}")
+        return frozenset(allowed)
+
+    def encode(self, text, allowed_special="none", add_special_tokens=False):
+        """The ids of text. allowed_special: "none" (they are plain text), "all" or a set.
+
+        add_special_tokens: with bos and eos, if the file has them. ValueError for what is no text,
+        and for text that no token can write.
+        """
+        check_text(text)
+        ids = self._encode(text, self._allowed(allowed_special))
+        return [*self.bos, *ids, *self.eos] if add_special_tokens else ids
+
+    def sample(self, text, rng, temperature=1.0, dropout=0.1):
+        """The ids of a random cut: BPE leaves out merges (dropout), Unigram draws (temperature)."""
+        check_text(text)
+        given = {"BPE": {"dropout": dropout}, "Unigram": {"temperature": temperature}}
+        if self.model["type"] not in given:
+            raise ValueError(f"a {self.model['type']} model has no random cuts: BPE and Unigram do")
+        if not isinstance(dropout, (int, float)) or not 0 <= dropout <= 1:
+            raise ValueError(f"dropout {dropout!r}: expected a number from 0 to 1")
+        return self._encode(text, frozenset(), rng=rng, **given[self.model["type"]])
+
+    def encode_iterable(self, texts, allowed_special="none", window=1 << 14):
+        """Yield the ids of "".join(texts), holding a few windows of text at a time.
+
+        The text is cut at the end of a word where both sides together have the ids of the whole.
+        That is exact if nothing looks further than half a window (no pattern above looks further
+        than one character behind a run). Text that has no such place is held until one comes.
+        """
+        allowed, held, begins, enough = self._allowed(allowed_special), "", True, 2 * window
+        for text in texts:
+            check_text(text)
+            held += text
+            if len(held) < enough:
+                continue
+            enough = 2 * len(held)
+            whole = self._encode(held, allowed, begins)
+            places = [m.start() for m in re.finditer(r"(?<=\w)\b", held[: -window // 2])]
+            for place in places[:-9:-1]:  # the last eight
+                ids = self._encode(held[:place], allowed, begins)
+                if ids + self._encode(held[place:], allowed, False) == whole:
+                    yield from ids
+                    held, begins, enough = held[place:], False, 2 * window
+                    break
+        yield from self._encode(held, allowed, begins)
+
+    # The models
+
+    def encode_piece(self, piece, **random):
+        """The ids of a piece that comes from the pre_tokenizer. random: see sample."""
+        word = to_alphabet(piece.encode()) if self.byte_level else piece
+        if self.model["type"] == "BPE":
+            if self.model.get("ignore_merges") and not random and word in self.pieces:
+                return [self.pieces[word]]
+            return merge_symbols(self._letters(word), self.ranks, **random)
+        if self.model["type"] == "WordPiece":
+            names = None
+            if len(word) <= self.model["max_input_chars_per_word"]:
+                names = longest_match(word, self.pieces, self.longest, self.prefix)
+            if names is None:
+                return self._unknown_ids(word)
+            return [self.pieces[name] for name in names]
+        for letter in word:  # an unknown one costs more than any piece
+            self.score.setdefault(letter, self.unknown_score)
+        if random:
+            names = sample_cut(word, self.score, self.longest, **random)
+        else:
+            _, names = viterbi(word, self.score, self.longest)
+        ids = []
+        for known, run in groupby(names, self.pieces.__contains__):
+            for name in list(run) if known else ["".join(run)]:  # unknown neighbours are one
+                ids += [self.pieces[name]] if name in self.pieces else self._unknown_ids(name)
+        return ids
+
+    def _unknown_ids(self, text):
+        """The ids of text that no piece can write: of its bytes, if there are such, or unk."""
+        names = [f"<0x{byte:02X}>" for byte in text.encode()]
+        if self.model.get("byte_fallback") and all(name in self.token_ids for name in names):
+            return [self.token_ids[name] for name in names]
+        if self.unknown is None:
+            raise ValueError(f"text has {text!r:.60}: no token can write it, and there is no unk")
+        return [self.unknown]
+
+    def _letters(self, word):
+        """The ids of a word's characters, with which BPE begins."""
+        ids = [self.pieces.get(letter) for letter in word]
+        if not (None in ids or self.prefix or self.suffix):
+            return ids
+        ids, waiting = [], []  # an unknown letter waits: the next may join it (fuse_unk)
+        for n, letter in enumerate(word):
+            name = (self.prefix if n else "") + letter + (self.suffix if n == len(word) - 1 else "")
+            if name in self.pieces:
+                ids += [*waiting, self.pieces[name]]
+                waiting = []
+            elif (found := self._unknown_ids(name)) != [self.unknown]:  # its bytes
+                ids += found
+            elif waiting and not self.model.get("fuse_unk"):
+                ids += found
+            else:
+                waiting = found
+        return ids + waiting
+
+    @functools.cached_property
+    def joined(self):
+        """The pairs of letters side by side in some token; None if that is of no use."""
+        model, cuts = self.model, [step.get("use_regex") for step in self.pre_tokenizer]
+        if model["type"] != "BPE" or model.get("ignore_merges") or self.prefix or self.suffix:
+            return None
+        if (self.byte_level and cuts != [False]) or any(
+            "<0x" in "".join(m) for m in model["merges"]
+        ):
+            return None
+        return {pair for token in self.pieces for pair in zip(token, token[1:])}
+
+    def _shorter(self, pieces):
+        """The pieces, long ones cut where no merge can reach across.
+
+        Without pre-tokens, as in SentencePiece's BPE, a book is one piece. But a merge makes a
+        token, so it never joins two letters that stand side by side in no token.
+        """
+        for piece in pieces:
+            start, ends = 0, [piece]
+            if len(piece) > 100:
+                ends = [to_alphabet(c.encode()) for c in piece] if self.byte_level else piece
+            for end, (left, right) in enumerate(zip(ends, ends[1:]), start=1):
+                pair = left[-1], right[0]
+                known = pair[0] in self.pieces or pair[1] in self.pieces  # else: one unk?
+                if known and pair not in self.joined:
+                    yield piece[start:end]
+                    start = end
+            yield piece[start:]
+
+    # From ids to text
+
+    def _token_bytes(self, i, first):
+        """The bytes of a token. first: whether a text begins with it."""
+        token = self.tokens[i]
+        for step in self.decoder:
+            kind = step["type"]
+            if kind == "ByteFallback" and re.fullmatch("<0x[0-9A-Fa-f]{2}>", token):
+                return bytes.fromhex(token[3:5])
+            if kind == "ByteLevel" and token not in self.added and CHAR_TO_BYTE.keys() >= {*token}:
+                return from_alphabet(token)
+            if kind == "Replace":
+                token = replace(token, step)
+            elif kind == "Metaspace":
+                dropped = first and step["prepend_scheme"] != "never"
+                token = token.replace(step["replacement"], "" if dropped else " ")
+            elif kind == "BPEDecoder":
+                token = token.replace(step["suffix"], " ")
+            elif kind == "WordPiece" and not first:
+                inner = token.startswith(step["prefix"])
+                token = token[len(step["prefix"]) :] if inner else " " + token
+        return (token if self.decoder or first else " " + token).encode()
+
+    def _stream(self, ids):
+        """Yield the bytes of each id, without the blanks that only encoding has put in."""
+        steps = {step["type"]: step for step in self.decoder}
+        content = steps["Strip"]["content"].encode() if "Strip" in steps else b""
+        to_strip = steps["Strip"]["start"] if content else 0
+        suffix, held = steps["BPEDecoder"]["suffix"] if "BPEDecoder" in steps else "", b""
+        for n, i in enumerate(ids):
+            integer = isinstance(i, (int, np.integer)) and not isinstance(i, (bool, np.bool_))
+            if not integer or i not in self.tokens:
+                holes = f", {self.holes} of them without a token" if self.holes else ""
+                expected = f"expected integers 0..{self.vocab_size - 1}{holes}"
+                raise ValueError(f"ids: {i!r}: {expected}")
+            data = held + (self.vocab[i] if n > 0 else self._token_bytes(i, first=True))
+            held = b""
+            while data and to_strip:
+                to_strip = to_strip - 1 if data.startswith(content) else 0
+                data = data.removeprefix(content)
+            if suffix and self.tokens[i].endswith(suffix):  # no blank behind the last word
+                data, held = data[:-1], b" "
+            yield data
+
+    def decode_stream(self, ids):
+        """Yield the text of an iterable of ids, never half a character."""
+        text = codecs.getincrementaldecoder("utf-8")("replace")
+        for data in self._stream(ids):
+            if piece := text.decode(data):
+                yield piece
+        if rest := text.decode(b"", final=True):
+            yield rest
+
+    def decode_bytes(self, ids):
+        """The bytes of the ids: a list, an array, a tensor. ValueError if one has no token."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if not hasattr(ids, "__iter__"):
+            raise ValueError(f"ids: {ids!r:.60} is not iterable: expected integers")
+        return b"".join(self._stream(ids))
+
+    def decode(self, ids):
+        """The text of the ids; bytes that are not UTF-8 (half a character) become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def save(self, directory, names=None):
+        """Write the files (or those named) into a directory; each appears whole or not at all."""
+        directory, files = Path(directory), to_files(self)
+        for name in files if names is None else names:
+            if name not in files:
+                raise ValueError(f"names: {name!r}: expected some of {list(files)}")
+            directory.mkdir(parents=True, exist_ok=True)
+            temporary = directory / f".{name}.part"
+            with open(temporary, "wb") as file:
+                file.write(files[name].encode())
+                file.flush()
+                os.fsync(file.fileno())  # on the disk before it takes the old one's place
+            os.replace(temporary, directory / name)
+
+    @classmethod
+    def load(cls, path, pattern=None, special_tokens=None):
+        """The tokenizer in a directory or file; ValueError for what is not handled.
+
+        Opens tokenizer.json, GPT-2's vocab.json with merges.txt, and *.tiktoken, which says neither
+        its pattern (a name in PATTERNS) nor its special_tokens ({text: id}).
+        """
+        try:
+            return cls(read_files(Path(path), pattern, special_tokens))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        except (OSError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            raise ValueError(f"{path}: damaged, or no tokenizer: {error!r:.200}") from None
+        except RecursionError:
+            raise ValueError(f"{path}: brackets too deep inside one another") from None
+
+
+# FILES. Our own four kinds differ in what they learn. All write bytes in GPT-2's alphabet, so that
+# there is no unknown text, and give the special tokens the last ids.
+def byte_level_steps(pattern):
+    """The pre_tokenizer of a byte-level tokenizer with a pattern of PATTERNS."""
+    whole = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    whole["use_regex"] = pattern == "gpt2"
+    if pattern in ("gpt2", None):
+        return whole
+    split_step = {"type": "Split", "pattern": {"Regex": PATTERNS[pattern]}, "invert": False}
+    return {"type": "Sequence", "pretokenizers": [{**split_step, "behavior": "Isolated"}, whole]}
+
+
+def byte_level_parts(model, pattern, special_tokens):
+    """The tokenizer.json of a byte-level model; special_tokens: {text: id}."""
+    parts = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor"))
+    parts["version"] = "1.0"
+    parts["pre_tokenizer"] = byte_level_steps(pattern)
+    parts["decoder"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    parts["model"] = model
+    flags = dict.fromkeys(FLAGS, False) | {"special": True}
+    parts["added_tokens"] = [{"id": i, "content": t, **flags} for t, i in special_tokens.items()]
+    return parts
+
+
+class ByteLevelTokenizer(Tokenizer):
+    """What our four kinds share. An untrained one knows the 256 bytes."""
+
+    def __init__(self, parts=None):
+        if parts is None:
+            parts = byte_level_parts(self.learn({}, 256), "gpt2", {})
+        super().__init__(parts)
+
+    @classmethod
+    def train(cls, text, vocab_size=1 << 21, pattern="gpt2", special_tokens=()):
+        """Learn up to vocab_size tokens (bytes and specials count) from a str or iterable of str.
+
+        Returns the tokenizer. ValueError for a bad argument and for a lone surrogate.
+        """
+        if not isinstance(special_tokens, (str, list, tuple)):
+            raise ValueError(f"special_tokens {special_tokens!r}: expected a str or a list of str")
+        names = [special_tokens] if isinstance(special_tokens, str) else list(special_tokens)
+        if not all(isinstance(s, str) and s for s in names) or len(set(names)) < len(names):
+            raise ValueError(f"special_tokens {names}: expected distinct non-empty strings")
+        check_text("".join(names))
+        check_pattern(pattern)
+        size = check_count("vocab_size", vocab_size, 256 + len(names)) - len(names)
+        if isinstance(text, bytes) or not hasattr(text, "__iter__"):
+            raise ValueError(f"text is {type(text).__name__}: expected str or an iterable of str")
+        model = cls.learn(count_words(text, pattern, names), size)
+        vocab = model["vocab"]
+        tokens = [piece for piece, _ in vocab] if isinstance(vocab, list) else list(vocab)
+        if clash := set(names) & set(tokens):
+            raise ValueError(f"special tokens {clash}: expected texts that are no tokens yet")
+        specials = {name: len(tokens) + n for n, name in enumerate(names)}
+        if isinstance(vocab, dict):  # as in GPT-2's own file
+            vocab |= specials
+        return cls(byte_level_parts(model, pattern, specials))
+
+
+def numbered(tokens):
+    """{token in GPT-2's alphabet: id} of tokens as bytes, in order."""
+    return {to_alphabet(token): i for i, token in enumerate(tokens)}
+
+
+class BPETokenizer(ByteLevelTokenizer):
+    """Byte-level BPE, as GPT-2's."""
+
+    model_type = "BPE"
+
+    @staticmethod
+    def learn(words, size):
+        """The model of a tokenizer.json for {word: count}."""
+        tokens = [bytes([byte]) for byte in range(256)]
+        merges = []
+        for (a, b), _ in learn_merges(words, size - 256):
+            merges.append([to_alphabet(tokens[a]), to_alphabet(tokens[b])])
+            tokens.append(tokens[a] + tokens[b])
+        return {"type": "BPE", "vocab": numbered(tokens), "merges": merges}
+
+
+class WordPieceTokenizer(ByteLevelTokenizer):
+    """WordPiece: tokens chosen by likelihood ratio, text encoded by the longest match."""
+
+    model_type = "WordPiece"
+
+    @staticmethod
+    def learned_tokens(words, size):
+        """The tokens beyond the 256 bytes."""
+        return learn_wordpiece(words, size)
+
+    @classmethod
+    def learn(cls, words, size):
+        """The model of a tokenizer.json for {word: count}."""
+        tokens = [bytes([byte]) for byte in range(256)] + cls.learned_tokens(words, size)
+        model = {"type": "WordPiece", "vocab": numbered(tokens), "unk_token": "[UNK]"}
+        return model | {"continuing_subword_prefix": "", "max_input_chars_per_word": 10**9}
+
+
+class CharTokenizer(WordPieceTokenizer):
+    """One token per character (no UTF-8 begins another's); beyond vocab_size, its bytes."""
+
+    @staticmethod
+    def learned_tokens(words, size):
+        """The commonest characters that are not ASCII."""
+        counts = Counter()
+        for word, times in words.items():
+            for char in word.decode():
+                counts[char] += times
+        rare = sorted((-n, char) for char, n in counts.items() if not char.isascii())
+        return [char.encode() for _, char in rare[: size - 256]]
+
+
+class UnigramTokenizer(ByteLevelTokenizer):
+    """Unigram: tokens by EM and pruning, text encoded by the likeliest cut."""
+
+    model_type = "Unigram"
+
+    @staticmethod
+    def learn(words, size):
+        """The model of a tokenizer.json for {word: count}."""
+        score = learn_unigram(words, size)
+        vocab = [[to_alphabet(piece), round(p, 9)] for piece, p in score.items()]
+        return {"type": "Unigram", "vocab": vocab, "unk_id": None, "byte_fallback": False}
+
+
+def to_files(tokenizer):
+    """{file name: content}: tokenizer.json and, where they can say it all, GPT-2's two."""
+    parts, files = tokenizer.parts, {}
+    if parts == byte_level_parts(parts["model"], "gpt2", tokenizer.special_tokens):
+        if tokenizer.model_type == "BPE" and not parts["model"].get("ignore_merges"):
+            merges = [m if isinstance(m, str) else " ".join(m) for m in parts["model"]["merges"]]
+            files["vocab.json"] = json.dumps(parts["model"]["vocab"], ensure_ascii=False)
+            files["merges.txt"] = "\n".join(["#version: 0.2", *merges, ""])
+    files["tokenizer.json"] = json.dumps(parts, ensure_ascii=False, indent=1)
+    return files
+
+
+def read_files(path, pattern=None, special_tokens=None):
+    """The parts of a tokenizer.json, from whichever files are there."""
+    if path.suffix == ".tiktoken":
+        return read_tiktoken(path, pattern, special_tokens)
+    if pattern is not None or special_tokens is not None:
+        raise ValueError(
+            "pattern and special_tokens are for *.tiktoken files: other files say them"
+        )
+    if (path / "tokenizer.json").exists() or not path.is_dir():
+        path = path / "tokenizer.json" if path.is_dir() else path
+        return json.loads(path.read_bytes())
+    vocab = json.loads((path / "vocab.json").read_bytes())
+    lines = (path / "merges.txt").read_text(encoding="utf-8").split("\n")
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    made = {"".join(merge) for merge in merges} | CHAR_TO_BYTE.keys()
+    specials = {token: i for token, i in vocab.items() if token not in made}  # no merge makes them
+    return byte_level_parts({"type": "BPE", "vocab": vocab, "merges": merges}, "gpt2", specials)
+
+
+# tiktoken, OpenAI's library, keeps no merges: a line holds a token in base64 and its rank, which is
+# its id. Two neighbours merge if both together are a token, the one of lowest rank first. So every
+# way to cut a token into two tokens is a merge, and a word that is a token is that token.
+def read_tiktoken(path, pattern, special_tokens):
+    """The parts of a tokenizer.json for a file of ranks."""
+    check_pattern(pattern)
+    if pattern is None:
+        raise ValueError(
+            f"a file of ranks does not name its pattern: expected pattern=, {[*PATTERNS]}"
+        )
+    ranks, merges = {}, []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise ValueError(f"line {number} is {line!r:.60}: {error}") from None
+    for token, rank in ranks.items():
+        for i in range(1, len(token)):
+            left, right = token[:i], token[i:]
+            if left in ranks and right in ranks:
+                merge = [to_alphabet(left), to_alphabet(right)]
+                merges.append((rank, ranks[left], ranks[right], merge))
+    specials = dict(special_tokens or {})
+    vocab = {to_alphabet(token): rank for token, rank in ranks.items()}
+    if clash := specials.keys() & vocab:
+        raise ValueError(f"special_tokens {clash}: expected texts that are no tokens yet")
+    model = {"type": "BPE", "vocab": vocab | specials, "ignore_merges": True}
+    model["merges"] = [merge for *_, merge in sorted(merges)]
+    return byte_level_parts(model, pattern, specials)
+
+
+# %% 9. Comparing tokenizers, and choosing a vocabulary
+# How well does a tokenizer shorten a text? Count characters and bytes per token, and tokens per
+# word (its FERTILITY; words stand between blanks). Fertility tells how well a language was present
+# in training: Petrov et al. (2023) found translations that cost up to 15 times the English one.
 def compare(tokenizers, text):
     """{name: measures on text} for a dict name -> tokenizer; a list's names are 0, 1, ..."""
     check_text(text)
     if not text:
         raise ValueError("text '' is empty: expected at least one character to compare on")
-    named, rows = tokenizers if isinstance(tokenizers, dict) else dict(enumerate(tokenizers)), {}
+    if not isinstance(tokenizers, (dict, list, tuple)):
+        raise ValueError(f"tokenizers {tokenizers!r:.40}: expected a dict or a list of them")
+    named = tokenizers if isinstance(tokenizers, dict) else dict(enumerate(tokenizers))
+    rows = {}
     for name, tokenizer in named.items():
+        if not isinstance(tokenizer, Tokenizer):
+            raise ValueError(f"tokenizer {name!r} is {tokenizer!r:.40}: expected a Tokenizer")
         ids = tokenizer.encode(text)
-        rows[name] = {"vocab_size": tokenizer.vocab_size, "tokens": len(ids)}
-        rows[name]["chars_per_token"] = len(text) / len(ids)
-        rows[name]["bytes_per_token"] = len(text.encode()) / len(ids)
-        rows[name]["round_trip"] = tokenizer.decode(ids) == text
+        rows[name] = {
+            "vocab_size": tokenizer.vocab_size,
+            "tokens": len(ids),
+            "chars_per_token": len(text) / len(ids),
+            "bytes_per_token": len(text.encode()) / len(ids),
+            "tokens_per_word": len(ids) / max(1, len(text.split())),
+            "round_trip": tokenizer.decode(ids) == text,
+        }
     return rows
 
 
-# Never compare models by loss per *token* when their tokens differ: a longer token carries more
-# surprise. Divide −log P(text) by the number of characters. (P counts one cut of the text; others
-# have some probability too: an upper bound.) The model is interpolated Kneser-Ney (stage 1): with
-# n(h, w) occurrences of w after the context h, n(h) = Σ_w n(h, w), h' = h without its first token,
+# ZIPF. Sort symbols by frequency. A word's frequency falls about as 1/rank, so that rank times
+# frequency stays the same (Zipf 1935). Letters are few and run out; subwords come close. The long
+# tail has a price: a row of the embedding learns only where its token occurs.
+def frequencies(symbols):
+    """How often each different symbol occurs, the commonest first (rank 1)."""
+    return sorted(Counter(symbols).values(), reverse=True)
+
+
+# LOSS. Never compare models by loss per *token* when their tokens differ: a longer token carries
+# more surprise. Divide −log P(text) by the number of characters. (P counts one cut of the text;
+# others have some probability too: an upper bound.) The model is interpolated Kneser-Ney (stage 1).
+# Let n(h, w) count w after the context h, n(h) = Σ_w n(h, w), and h' be h without its first token:
 #       P(w|h) = [ max(n(h, w) − D, 0) + D·(number of kinds of w seen after h)·P(w|h') ] / n(h).
 # In P(w|h'), n counts the *different* tokens seen before (h', w); below the empty context is 1/V.
 # With n₁ sequences seen once, n₂ twice, D = (n₁ + 1)/(n₁ + 2·n₂ + 2), after Ney et al. 1994.
@@ -678,11 +1566,12 @@ def kneser_ney_nats(train, test, vocab_size, order):
     if train + test and not 0 <= min(train + test) <= max(train + test) < vocab_size:
         found = f"ids {min(train + test)}..{max(train + test)}"
         raise ValueError(f"{found}: expected 0..{vocab_size - 1}")
-    n, total, kinds, D = {}, Counter(), Counter(), {}
+    n, total, kinds = {}, Counter(), Counter()  # n(h, w) by h + w; n(h); kinds of w after h
+    D = {}  # for each number of tokens in h and w
     counts = Counter(zip(*(train[i:] for i in range(order))))
     for k in range(order, 0, -1):  # k tokens: h and w
-        once, twice = (list(counts.values()).count(m) for m in (1, 2))
-        D[k] = (once + 1) / (once + 2 * twice + 2)
+        seen = Counter(counts.values())
+        D[k] = (seen[1] + 1) / (seen[1] + 2 * seen[2] + 2)
         for gram, times in counts.items():
             total[gram[:-1]] += times
             kinds[gram[:-1]] += 1
@@ -693,67 +1582,149 @@ def kneser_ney_nats(train, test, vocab_size, order):
         p = 1 / vocab_size
         for k in range(1, order + 1):
             gram = tuple(row[t - k + 1 : t + 1])
-            if (h := gram[:-1]) in total:  # an unseen context leaves p as it is
+            h = gram[:-1]
+            if h in total:  # an unseen context leaves p as it is
                 p = (max(n.get(gram, 0) - D[k], 0) + D[k] * kinds[h] * p) / total[h]
         nats -= math.log(p)
     return nats
 
 
+# CHOOSING V. With more tokens sequences are shorter, but each token is seen less often. In between
+# bits per character are lowest; where, depends on the model and rises with the amount of text.
+# Whoever tries seven tokenizers on the held-out text and reports the best has fitted it. So the
+# report chooses on a development piece, cut off the end of the training part; only the winner,
+# trained on the whole of it, meets the held-out text.
+SAMPLES = {  # one sentence in several languages, and in Python
+    "English": "The fox waited by the river until the moon rose.",
+    "German": "Der Fuchs wartete am Fluss, bis der Mond aufging.",
+    "Turkish": "Tilki ay doğana kadar nehir kıyısında bekledi.",
+    "Greek": "Η αλεπού περίμενε στο ποτάμι ώσπου να βγει το φεγγάρι.",
+    "Hindi": "लोमड़ी चाँद निकलने तक नदी के किनारे रुकी रही।",
+    "Chinese": "狐狸在河边一直等到月亮升起。",
+    "Python": "while not moon.risen:\n    fox.wait(beside=river)\n",
+}
+
+
 # %% Demonstration
-def show(tokenizer, text):
-    """The tokens of text for the eye: spaces as ·, broken characters in hex."""
-    pieces = [tokenizer.decode_bytes([i]) for i in tokenizer.encode(text)]
+def spell(pieces):
+    """Pieces (bytes) for the eye: | between them, spaces as ·, broken characters in hex."""
     return "|".join(p.decode(errors="backslashreplace") for p in pieces).replace(" ", "·")
+
+
+def show(tokenizer, text):
+    """The tokens of text for the eye."""
+    return spell(tokenizer.decode_bytes([i]) for i in tokenizer.encode(text))
+
+
+def report_merges(train, words):
+    """Part 1: the first merges on the stories, and the textbook against the fast way."""
+    print("\n1. The first merges of BPE, and how often the pair stood there (· is a space)")
+    merges = learn_merges(words, 20)
+    spelled = spellings(pair for pair, _ in merges)
+    for new, (_, times) in enumerate(merges, start=256):
+        print(f"   {new} {spell([spelled[new]]):5}{times:6}", end="\n" if new % 5 == 0 else "")
+    start = time.perf_counter()
+    slow = textbook_merges(train, 20)
+    middle = time.perf_counter()
+    fast = [pair for pair, _ in learn_merges({train.encode(): 1}, 20)]
+    seconds = f"textbook {middle - start:.2f} s, fast {time.perf_counter() - middle:.2f} s"
+    verdict = "the same merges" if slow == fast else "DIFFERENT merges"
+    print(f"   20 merges of the text as one string: {seconds}; {verdict}")
+
+
+def report_choice(kinds, train, order):
+    """Part 2: the tokenizers on a development piece; returns them and the name of the best."""
+    n = int(0.9 * len(train))
+    learn_on, develop = train[:n], train[n:]
+    made, bits, rare = {}, {}, {}
+    for name, (kind, size) in kinds.items():
+        print(f"training {name:15}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
+        made[name] = tokenizer = kind.train(learn_on, size)
+        ids, test = tokenizer.encode(learn_on), tokenizer.encode(develop)
+        nats = kneser_ney_nats(ids, test, tokenizer.vocab_size, order)
+        bits[name] = nats / len(develop) / math.log(2)
+        rare[name] = 1 - sum(times >= 10 for times in frequencies(ids)) / tokenizer.vocab_size
+    print(f"\n2. Choosing on a development piece, the last {len(develop):,} characters of training")
+    print("                   chars/   tokens/  numbers in the    rows seen   attention,   bits/")
+    print("   tokenizer       token    word     embedding, V·128  < 10 times  % of pairs*  char")
+    for name, row in compare(made, develop).items():
+        print(f"   {name:15}{row['chars_per_token']:6.2f}{row['tokens_per_word']:9.2f}", end="")
+        print(f"{row['vocab_size'] * 128:15,}{rare[name]:15.0%}", end="")
+        print(f"{(row['tokens'] / len(develop)) ** 2:13.1%}{bits[name]:10.3f}")
+    best = min(bits, key=bits.get)
+    print("   * of the pairs that attention compares when each character is a token")
+    lead = sorted(bits.values())[1] - bits[best]
+    print(f"   Fewest bits: {best}, by {lead:.3f}. Only this one will meet the held-out text.")
+    return made, best
+
+
+def report_cuts(made, words, size, rng):
+    """Part 3: one sentence in four tokenizers, and a word that is cut at random."""
+    print("\n3. One sentence in four tokenizers, and one word cut at random")
+    for name, tokenizer in made.items():
+        if name.endswith(("characters", f" {size}")):
+            print(f"   {name:16}{show(tokenizer, 'Grandmother untied the foxes.')}")
+    score = learn_unigram(words, size)
+    cuts = [sample_cut(b"gardening", score, MAX_PIECE, 3.0, rng) for _ in range(4)]
+    print("   Unigram, sampled   " + "   ".join(map(spell, cuts)) + "   (τ = 3)")
+    merges = [pair for pair, _ in learn_merges(words, size - 256)]
+    ranks = {pair: (new, new) for new, pair in enumerate(merges, start=256)}
+    spelled = spellings(merges)
+    cuts = [merge_symbols(b"gardening", ranks, 0.5, rng) for _ in range(4)]
+    cuts = [spell(spelled[i] for i in cut) for cut in cuts]
+    print("   BPE with dropout   " + "   ".join(cuts) + "   (p = 0.5)")
+
+
+def report_zipf(made, train):
+    """Part 4: rank times frequency of characters, tokens and words."""
+    ranks = (1, 3, 10, 30, 100, 300, 1000, 3000)
+    print("\n4. Zipf: rank × share of the text, in %; the same wherever shares fall as 1/rank")
+    print("   rank           " + "".join(f"{rank:7,}" for rank in ranks))
+    rows = {name: made[name].encode(train) for name in made if name.startswith(("char", "BPE"))}
+    for name, symbols in {**rows, "words": train.split()}.items():
+        counts = frequencies(symbols)
+        shares = [r * counts[r - 1] / len(symbols) for r in ranks if r <= len(counts)]
+        print(f"   {name:15}" + "".join(f"{100 * share:7.1f}" for share in shares))
+
+
+def report_languages(tokenizer, name):
+    """Part 5: what other languages and code cost in a tokenizer of English stories."""
+    print(f"\n5. One sentence, in {name}, which has read English stories only")
+    print("              characters   bytes  tokens  tokens/char  × the English")
+    english = len(tokenizer.encode(SAMPLES["English"]))
+    for language, text in SAMPLES.items():
+        n = len(tokenizer.encode(text))
+        print(f"   {language:10}{len(text):11}{len(text.encode()):8}{n:8}", end="")
+        print(f"{n / len(text):13.2f}{n / english:15.1f}")
+    for word in ("gardening", "photosynthesis", "château", "🦊", "1234567"):
+        print(f"   {word:15}{show(tokenizer, ' ' + word)}")
 
 
 def report(fast, seed):
     """What tokenization does to the stories; the last line is the held-out score."""
     rng = np.random.default_rng(seed)
-    n, order, end = (20, 3, 24_000) if fast else (100, 7, None)
+    order, end = (3, 24_000) if fast else (7, None)
     sizes = (320, 512) if fast else (512, 1024, 2048, 4096)
     text = (Path(__file__).resolve().parent / "data" / "stories.txt").read_text("utf-8")[:end]
-    train, held_out = text[: int(0.9 * len(text))], text[int(0.9 * len(text)) :]
-    words, bpe, made, nats = count_words(train), BPETokenizer(), {}, {}
+    n = int(0.9 * len(text))
+    train, held_out = text[:n], text[n:]
+    words = count_words(train)
     print(f"Learning from {len(train):,} characters, {len(words):,} different pre-tokens")
-    print("\n1. The first merges of BPE, and how often the pair stood there (· is a space)")
-    t0, slow, t1 = time.perf_counter(), textbook_merges(words, n), time.perf_counter()
-    same, t2 = learn_merges(words, n) == slow, time.perf_counter()
-    names = [t.decode().replace(" ", "·") for t in [*bpe.train(train, 276).vocab.values()][256:]]
-    for row in range(5):
-        print("".join(f"   {256 + i} {names[i]:5}{slow[i][1]:6}" for i in range(row, 20, 5)))
-    print(f"   {n} merges: textbook {t1 - t0:.2f} s, fast {t2 - t1:.2f} s; same: {same}\n")
-    kinds = {"characters": CharTokenizer} | {f"BPE {V}": BPETokenizer for V in sizes}
-    kinds |= {f"WordPiece {sizes[1]}": WordPieceTokenizer, f"Unigram {sizes[1]}": UnigramTokenizer}
-    for name, kind in kinds.items():
-        print(f"training {name:15}", end="\r" if sys.stdout.isatty() else "\n", flush=True)
-        made[name] = tokenizer = kind.train(train, int(name.split()[-1]) if " " in name else 256)
-        ids, test = tokenizer.encode(train), tokenizer.encode(held_out)
-        nats[name] = kneser_ney_nats(ids, test, tokenizer.vocab_size, order) / len(held_out)
-    print("\n2. One sentence in four tokenizers, and a word cut at random (temperature 3)")
-    for name in made:
-        if name.endswith(("characters", f" {sizes[1]}")):
-            print(f"   {name:16}{show(made[name], 'Grandmother untied the foxes.')}")
-    cuts = [tokenizer.sample("gardening", rng, temperature=3) for _ in range(4)]
-    print(" " * 19 + "   ".join("|".join(tokenizer.decode([i]) for i in cut) for cut in cuts))
-    print(f"\n3. Held-out text, and one model over it (Kneser-Ney, {order - 1} tokens of context)")
-    print("   tokenizer       tokens  chars/token  embedding, C = 128  attention pairs  bits/char")
-    for name, row in compare(made, held_out).items():
-        cost = f"{row['tokens']:7}{row['chars_per_token']:13.2f}{row['vocab_size'] * 128:20,}"
-        pairs = (row["tokens"] / len(held_out)) ** 2  # characters are the measure
-        print(f"   {name:15}{cost}{pairs:17.1%}{nats[name] / math.log(2):11.3f}")
-    name = f"BPE {sizes[-1]}"
-    print(f"\n4. Rare words and other scripts in {name}, which has read English stories only")
-    for word in "garden gardening photosynthesis château αλεπού лиса 狐狸 🦊".split():
-        count = f"{len(word):2} characters {len(made[name].encode(' ' + word)):3} tokens"
-        print(f"   {count}   {show(made[name], ' ' + word)}")
-    print("   and numbers, in BPE 512 trained on 4,000 random ones with either pattern")
-    numbers = " ".join(str(int(10**x)) for x in rng.uniform(0, 7, 4000))
-    for pattern in ("gpt2", "gpt4"):
-        tokens = show(bpe.train(numbers, 512, pattern), "1234 12345 123456 1234567 2024")
-        print(f"   {pattern}  {tokens}")
-    nat, name = min((n, name) for name, n in nats.items())
+    report_merges(train, words)
+    kinds = {"characters": (CharTokenizer, 256)}
+    kinds |= {f"BPE {size}": (BPETokenizer, size) for size in sizes}
+    kinds[f"WordPiece {sizes[1]}"] = WordPieceTokenizer, sizes[1]
+    kinds[f"Unigram {sizes[1]}"] = UnigramTokenizer, sizes[1]
+    made, best = report_choice(kinds, train, order)
+    report_cuts(made, words, sizes[1], rng)
+    report_zipf(made, train)
+    report_languages(made[f"BPE {sizes[-1]}"], f"BPE {sizes[-1]}")
+    kind, size = kinds[best]
+    tokenizer = kind.train(train, size)
+    ids, test = tokenizer.encode(train), tokenizer.encode(held_out)
+    nat = kneser_ney_nats(ids, test, tokenizer.vocab_size, order) / len(held_out)
     score = f"{nat:.3f} nats/char | {nat / math.log(2):.3f} bits/char"
-    score += f" | perplexity {math.exp(nat):.2f}   (stage 7, Kneser-Ney over {name})"
+    score += f" | perplexity {math.exp(nat):.2f}   (stage 7, Kneser-Ney over {best})"
     print(f"\nheld-out: {score}")
 
 
@@ -765,6 +1736,10 @@ class CommandLine(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line[:300]}\n")
 
 
+KINDS = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer}
+KINDS |= {"unigram": UnigramTokenizer, "chars": CharTokenizer}
+
+
 def build_parser():
     """The command line: the report, or one of the commands train, encode and decode."""
     what = "Without a command: the report on data/stories.txt."
@@ -773,28 +1748,39 @@ def build_parser():
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the report [0]")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    what = "learn byte-pair tokens from a text and write them to DIR/tokenizer.json"
+    what = "learn the tokens of a text and write them to DIR/tokenizer.json"
     train = commands.add_parser("train", help=what, description=what)
     train.add_argument("file", metavar="FILE", help="a UTF-8 text; \\r\\n is read as \\n")
     train.add_argument("--out", required=True, metavar="DIR", help="made if need be; required")
-    about = "tokens, counting the 256 bytes and the special tokens; fewer if no pair is left [1024]"
+    about = "how tokens are learned; chars takes the commonest characters as they are [bpe]"
+    train.add_argument("--kind", choices=KINDS, default="bpe", help=about)
+    about = "tokens, counting the 256 bytes and special tokens; fewer if no more are found [1024]"
     train.add_argument("--vocab-size", type=int, default=1024, metavar="N", help=about)
     about = "learn from the first int(X * characters) characters of the text, 0 < X <= 1 [1]"
     train.add_argument("--fraction", type=float, default=1.0, metavar="X", help=about)
     about = "tokens with the last ids, in this order; cut out of the text before learning [none]"
     train.add_argument("--special-tokens", nargs="+", default=[], metavar="TOKEN", help=about)
-    about = "where the text is cut before learning [gpt2]"
-    train.add_argument("--pattern", choices=("gpt2", "gpt4"), default="gpt2", help=about)
+    about = "where the text is cut before learning: as for GPT-2, for GPT-4, or nowhere [gpt2]"
+    train.add_argument("--pattern", choices=("gpt2", "gpt4", "none"), default="gpt2", help=about)
 
-    what = "print the ids of a text; special tokens in it are plain text"
+    holds = "a directory or file: tokenizer.json, vocab.json with merges.txt, or *.tiktoken"
+    about = "of a *.tiktoken file, which does not say it: gpt2, gpt4 or gpt4o [none]"
+    names = [name for name in PATTERNS if name]
+    what = "print the ids of a text"
     encode = commands.add_parser("encode", help=what, description=what)
-    encode.add_argument("directory", metavar="DIR", help="holds the tokenizer")
-    about = "joined by spaces [all of standard input, as UTF-8]"
-    encode.add_argument("given", nargs="*", metavar="TEXT", help=about)
+    encode.add_argument("directory", metavar="PATH", help=holds)
+    encode.add_argument("--pattern", choices=names, metavar="NAME", help=about)
+    told = "take special tokens in the text for what they are, not for plain text [no]"
+    encode.add_argument("--allow-special", action="store_true", help=told)
+    told = "with the ids that the file puts before and behind a text, such as bos [no]"
+    encode.add_argument("--add-special-tokens", action="store_true", help=told)
+    told = "joined by spaces [all of standard input, as UTF-8]"
+    encode.add_argument("given", nargs="*", metavar="TEXT", help=told)
 
     what = "print the text of ids"
     decode = commands.add_parser("decode", help=what, description=what)
-    decode.add_argument("directory", metavar="DIR", help="holds the tokenizer")
+    decode.add_argument("directory", metavar="PATH", help=holds)
+    decode.add_argument("--pattern", choices=names, metavar="NAME", help=about)
     decode.add_argument("given", nargs="*", metavar="ID", help="whole numbers [standard input]")
     return parser
 
@@ -814,9 +1800,10 @@ def train_command(args):
         raise ValueError(f"{args.file}: no text to learn from in {len(text)} characters")
     with contextlib.suppress(BrokenPipeError):  # nobody listens: learn and save all the same
         print(f"Learning from {len(part):,} of {len(text):,} characters", flush=True)
-    tokenizer = BPETokenizer.train(part, args.vocab_size, args.pattern, args.special_tokens)
+    pattern = None if args.pattern == "none" else args.pattern
+    tokenizer = KINDS[args.kind].train(part, args.vocab_size, pattern, args.special_tokens)
     tokenizer.save(args.out, ["tokenizer.json"])
-    fewer = "; no pair is left" if tokenizer.vocab_size < args.vocab_size else ""
+    fewer = "; no more are found" if tokenizer.vocab_size < args.vocab_size else ""
     print(f"{tokenizer.vocab_size:,} tokens -> {Path(args.out) / 'tokenizer.json'}{fewer}")
 
 
@@ -839,10 +1826,11 @@ def run(args):
         return report(args.fast, args.seed)
     if args.command == "train":
         return train_command(args)
-    tokenizer = BPETokenizer.load(args.directory)
+    tokenizer = Tokenizer.load(args.directory, args.pattern)
     text = " ".join(args.given) if args.given else read_standard_input()
     if args.command == "encode":
-        print(*tokenizer.encode(text))
+        allowed = "all" if args.allow_special else "none"
+        print(*tokenizer.encode(text, allowed, args.add_special_tokens))
     else:
         print(tokenizer.decode(map(int, text.split())))
 
@@ -875,26 +1863,36 @@ def main(argv=None):
         parser.error(str(error))
 
 
+# %% What to take away
+# BPE        merge argmax count(ab), repeat; encode by rank. The usual choice: lossless and fast.
+# WordPiece  merge argmax count(ab)/(count(a)·count(b)); encode by the longest match.
+# Unigram    p(t) by EM, prune by loss; encode by Viterbi. It has probabilities to sample cuts from.
+# Choose V by bits per character on a development piece; not per token, not on the held-out text.
+
 # %% Common mistakes
-# 1. Loss per token compared across vocabularies: the bigger looks worse. report() divides by chars.
-# 2. Merging "a a a" from the right: counts drift. merge_places goes from left to right.
-# 3. Python's \s and \w for Unicode's: on rare text ("½", "\x1c") ids differ. See splitter.
+# 1. Loss per token compared across vocabularies: the bigger looks worse. Divide by characters.
+# 2. Merging "a a a" from the right, or counting (a, a) down as its own neighbour: counts drift,
+#    even below zero. learn_merges sorts the places and sets a merged pair's count to 0.
+# 3. Python's \s and \w for Unicode's: on rare text ("½", "\x1c") ids differ. See section 4.
 # 4. Decoding token by token: half an emoji is no UTF-8, becomes U+FFFD. decode joins bytes first.
 # 5. User text encoded with specials allowed: users can end the document. The default is "none".
+# 6. A prompt that ends in a space: "the" and " the" are two tokens, and the model has hardly ever
+#    seen a word begin without its space. Leave the space to the model.
 
 # %% Exercises
-#  1. Reading: merge "hug pug hugs" three times by hand; then run textbook_merges.
-#  2. Write é, 字 and 🦊 in GPT-2's alphabet by hand; check with to_alphabet.
-#  3. Encode "the", " the", "The" and "\nthe". Why four different answers, and what does it cost?
-#  4. decode(encode(text)) == text always holds. Find ids for which encode(decode(ids)) != ids.
-#  5. Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
-#  6. Train BPE with pattern=None on the verses. Which tokens cross words? Are there fewer a line?
-#  7. BPE-dropout (Provilkov 2020): leave out each merge in _encode_word with probability 0.1.
-#  8. Give learn_merges min_count=1 in WordPiece. What becomes of chars/token and bits/char? Why?
-#  9. How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
-# 10. Cut numbers into threes from the right; does stage 3 learn additions better?
-# 11. Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a character?
-# 12. Research: which V is best for a compute budget? Predict from table 3, test in the capstone.
+#  1. ★ Merge "hug pug hugs" three times by hand; then run textbook_merges.
+#  2. ★ Write é, 字 and 🦊 in GPT-2's alphabet by hand; check with to_alphabet.
+#  3. ★ Encode "the", " the", "The" and "\nthe". Why four different answers, and what does it cost?
+#  4. ★ decode(encode(text)) == text always holds. Find ids for which encode(decode(ids)) != ids.
+#  5. ★★ Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
+#  6. ★★ Train BPE with pattern=None on the verses. Which tokens cross words? Do they save tokens?
+#  7. ★★ BPE-dropout with p = 0.3 and the one merge a+n: how often is "anan" spelled in which way?
+#  8. ★★ Give learn_merges WordPiece's whole gain, n·(log[N·n/(c(a)·c(b))] − 1), as its score, with
+#     N the number of bytes. What are its first twenty merges? Compare chars/token and bits/char.
+#  9. ★★ How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
+# 10. ★★ Cut numbers into threes from the right; does stage 3 learn additions better?
+# 11. ★★ Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a word?
+# 12. ★★★ Which V is best for a compute budget? Predict from the report, test in the capstone.
 
 # %% Where this leads
 # The capstone reads a directory saved here and trains on its ids. GPT-2 to GPT-4, Llama 3 and Qwen

