@@ -23,7 +23,7 @@ ENTRY = re.compile(r'<a id="([^"]*)"></a>\*\*([^*]+)\*\*')
 # names of machines, files, models and methods that are only mentioned.
 EMPHASIS = """
 done last which letters are alike place the context matters how long what choosing begin where why
-may costs readme cpu albert dapo raft rso
+may costs readme cpu albert dapo mrpc raft rso
 """
 # Words of the take-aways that anybody knows, besides those that the stories are written in.
 EVERYDAY = """
