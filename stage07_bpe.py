@@ -1880,19 +1880,19 @@ def main(argv=None):
 #    seen a word begin without its space. Leave the space to the model.
 
 # %% Exercises
-#  1. ★ Merge "hug pug hugs" three times by hand; then run textbook_merges.
-#  2. ★ Write é, 字 and 🦊 in GPT-2's alphabet by hand; check with to_alphabet.
-#  3. ★ Encode "the", " the", "The" and "\nthe". Why four different answers, and what does it cost?
-#  4. ★ decode(encode(text)) == text always holds. Find ids for which encode(decode(ids)) != ids.
-#  5. ★★ Show that training to a smaller vocab_size gives a prefix of the merges. Does Unigram's?
-#  6. ★★ Train BPE with pattern=None on the verses. Which tokens cross words? Do they save tokens?
-#  7. ★★ BPE-dropout with p = 0.3 and the one merge a+n: how often is "anan" spelled in which way?
-#  8. ★★ Give learn_merges WordPiece's whole gain, n·(log[N·n/(c(a)·c(b))] − 1), as its score, with
-#     N the number of bytes. What are its first twenty merges? Compare chars/token and bits/char.
-#  9. ★★ How loose is one cut's bound? Sum over all cuts with forward, under a unigram model.
-# 10. ★★ Cut numbers into threes from the right; does stage 3 learn additions better?
-# 11. ★★ Train on English and Greek mixed 9:1 and 1:1. Who pays how many tokens a word?
-# 12. ★★★ Which V is best for a compute budget? Predict from the report, test in the capstone.
+# They are in exercises/stage07.py, and `python exercises` checks them.
+#  1. ★ (by hand) A hug, a pug, two hugs
+#  2. ★ (by hand) One character, three signs
+#  3. ★ (by hand) Who is surprised less?
+#  4. ★ (explain) A longer step that does not pay
+#  5. ★★ (implement) A thousand ways to write banana
+#  6. ★★ (implement) 1|234|567
+#  7. ★★ (find the bug) Dice with the wrong odds
+#  8. ★★ (derive) Anan, four ways
+#  9. ★★ (measure) Tokens that cross words
+# 10. ★★★ (derive) How undecided is a word?
+# 11. ★★ (research) What WordPiece might have been
+# 12. ★★★ (project) The whole tokenizer, by yourself
 
 # %% Where this leads
 # The capstone reads a directory saved here and trains on its ids. GPT-2 to GPT-4, Llama 3 and Qwen

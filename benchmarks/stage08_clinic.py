@@ -2,13 +2,13 @@
 
     python benchmarks/stage08_clinic.py [--seed 300] [--seeds 20] [--fast]   two minutes of a core
 
-The thresholds of `diagnose` were set while looking at seeds 100 to 119. A first reading at seeds
-200 to 219 (238 of 240 for the twelve older diseases, 97 of 100 healthy) then led to two more, GROWN
-and the meaning of "level", so the table that is kept starts at 300. The first clinic trains one run
-of each disease and five healthy controls a seed, at twenty seeds; the second, of accidents that are
-none of these diseases, one run each at ten seeds. Each row says how many first findings were a true
-cause, a doubt ("something is wrong"), a wrong cause, or nothing, and names the wrong ones. Printed,
-and kept in results/stage08_clinic.md. --fast: one seed, four kinds of run, nothing kept.
+The thresholds of `diagnose` were set while looking at seeds 100 to 119 and 200 to 219, so the
+table that is kept starts at 300. The first clinic trains one run of each disease and five healthy
+controls a seed, at twenty seeds; the second, of accidents that are none of these diseases, one run
+each at ten seeds. Each row says how many first findings were a true cause, a doubt ("something is
+wrong"), a wrong cause, or nothing, and names the wrong ones. Printed with the curve of each row's
+first run; the table is kept in results/stage08_clinic.md. --fast: one seed, four kinds of run,
+nothing kept.
 """
 
 import argparse

@@ -75,7 +75,7 @@ ANSWER_8 = None
 ANSWER_8B = None
 
 
-# %% 9. ★★ (measure) Three ways to estimate a distance
+# %% 9. ★★ (measure) Two ways to estimate a distance
 # p = [0.5, 0.3, 0.2] and q = [0.4, 0.4, 0.2]. For a sample v of p, let d = log q(v) - log p(v); k1
 # = -d and k3 = eᵈ - 1 - d both have the mean KL(p‖q).
 # ANSWER_9: the standard deviation of k1 divided by that of k3, over the samples of p; three digits.

@@ -20,6 +20,10 @@ def small(seed=0, rows=40, vocab=5, context=4, **options):
     return model, rng.integers(vocab, size=(rows, context)), rng.integers(vocab, size=rows)
 
 
+def flat(arrays):
+    return np.concatenate([a.ravel() for a in arrays.values()])
+
+
 def healthy_history(n=50, **columns):
     base = dict(
         step=list(range(n)), losses=list(np.linspace(4, 2, n)), lr=[0.01] * n, norms=[1.0] * n
@@ -261,23 +265,21 @@ def test_step_readings_are_scale_free_and_nan_for_zero_weights(rng):
 
 @pytest.mark.parametrize("bug", [None, "slope", "sign", "bias"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_gradient_check_finds_each_bug_and_only_bugs(bug, dtype, rng):
+def test_slope_check_finds_each_bug_and_only_bugs(bug, dtype, rng):
     model, x, y = small(depth=2, dtype=dtype)
     before = {k: v.copy() for k, v in model.params.items()}
     if bug:
         model.layer_backward = s.sabotage(bug)
-    judged = {k: error for k, (error, _) in s.gradient_check(model, x, y).items()}
-    for errors in (judged, s.slope_check(model, x, y, rng)):
-        assert (max(errors.values()) > 1e-2) == bool(bug) and (bug or max(errors.values()) < 1e-6)
+    error = max(s.slope_check(model, x, y, rng).values())
+    assert error > 1e-2 if bug else error < 1e-6
     for k, v in model.params.items():
         assert v.dtype == dtype and np.array_equal(v, before[k])
 
 
-def test_gradient_check_accepts_a_subgradient_at_a_kink(rng):
+def test_slope_check_accepts_a_subgradient_at_a_kink(rng):
     model, x, y = small(activation="relu", depth=2)
     model.params["b1"] -= 100  # h1 = 0, so every input of layer 2 is exactly at the kink
     assert max(s.slope_check(model, x, y, rng).values()) < 1e-6
-    assert max(error for error, _ in s.gradient_check(model, x, y).values()) < 1e-6
 
 
 def test_overfit_one_batch_succeeds_on_data_and_fails_on_contradictions():
@@ -289,125 +291,12 @@ def test_overfit_one_batch_succeeds_on_data_and_fails_on_contradictions():
     assert not reached and len(losses) == 100 and min(losses) >= s.unigram_entropy(y) - 1e-9
 
 
-def test_lr_range_test_suggests_a_rate_that_trains_and_says_why():
-    rng = np.random.default_rng(3)
-    x = rng.integers(5, size=(400, 2))
-    batches = [(x[i : i + 40], x[i : i + 40, 0]) for i in range(0, 400, 40)]
-    make = lambda: LanguageModel(5, 2, 16, seed=1)  # noqa: E731
-    found = s.lr_range_test(make, batches)
-    assert 1e-4 < found.suggested < 1 and len(found.rates) == len(found.losses)
-    assert np.allclose(np.diff(np.log(found.rates)), np.log(found.rates[1] / found.rates[0]))
-    low = 0.95 * min(found.losses) + 0.05 * found.losses[0]
-    assert found.suggested * 3 == min(r for r, l in zip(found.rates, found.losses) if l <= low)
-    assert re.search(r"went from 1\.\d+ to \d.* at rate .* and to .*; a third", found.reason)
-    reached, _ = s.overfit_one_batch(make(), *batches[0], learning_rate=found.suggested)
-    assert reached
-
-
-class Scripted:
-    """A model whose losses are written down beforehand."""
-
-    def __init__(self, losses):
-        self.params, self.losses = {"w": np.zeros(1)}, iter(losses)
-
-    def loss_and_grads(self, x, y):
-        return next(self.losses), {"w": np.zeros(1)}
-
-
-def test_lr_range_test_on_a_curve_that_is_known():
-    def found(losses):
-        return s.lr_range_test(lambda: Scripted(losses), [(0, 0)], 1e-3, 1.0, steps=10, beta=0)
-
-    curve = [4, 2.11, 2.09, 2, 2, 2.5, 3.4, 3.6, 9, 9]  # fall 2: 95 % of it is done below 2.1
-    valley = found(curve)
-    assert valley.rates == pytest.approx(list(np.geomspace(1e-3, 1, 10)[:8]))
-    assert valley.losses == curve[:8]  # 3.6 is above 2 + ½ + half of the fall
-    assert valley.suggested == valley.rates[2] / 3
-    assert len(found([4, 2.11, 2.09, 2, 2, 2.5, 3.4, 3.4, math.nan, 9]).losses) == 8
-    assert found([4, 3.93] + [3.93] * 8).suggested is None  # 1.75 % is no fall
-    assert found([4, 3.91] + [3.91] * 8).suggested == pytest.approx(
-        np.geomspace(1e-3, 1, 10)[1] / 3
-    )
-    nothing = found([math.inf] * 10)
-    assert nothing[:3] == ([], [], None) and "very first" in nothing.reason
-
-
-def test_lr_range_test_blames_something_else_when_no_rate_helps():
-    class Stuck(LanguageModel):
-        def loss_and_grads(self, x, y):
-            return 1.0, {k: np.zeros_like(v) for k, v in self.params.items()}
-
-    found = s.lr_range_test(lambda: Stuck(5, 2), [(None, None)])
-    assert found.suggested is None and "never fell" in found.reason
-
-
-# ---- noise and curvature
-
-
-@pytest.mark.parametrize("block", [1, 2, 5])
-def test_noise_scale_equals_the_direct_estimate(block):
-    model, x, y = small(rows=60)
-    rows = [s.flat_gradient(model, x[i : i + block], y[i : i + block]) for i in range(0, 60, block)]
-    g = np.array([gradient(theta) for gradient, theta in rows])
-    mean, trace = g.mean(0), block * g.var(0, ddof=1).sum()  # tr Σ of one example
-    norm = mean @ mean - trace / 60
-    scale, found_trace, found_norm = s.gradient_noise_scale(model, x, y, block)
-    assert found_trace == pytest.approx(trace) and found_norm == pytest.approx(norm)
-    assert scale == (pytest.approx(trace / norm) if norm > 0 else math.inf)
-
-
-def test_noise_is_zero_when_all_examples_are_equal():
-    model, x, y = small()
-    x[:], y[:] = x[0], y[0]
-    scale, trace, norm = s.gradient_noise_scale(model, x, y)
-    assert norm > 0 and abs(trace) < 1e-12 and abs(scale) < 1e-10
-
-
-@pytest.mark.parametrize(
-    "eigenvalues", [[3, 1, 0.5], [-5, 2, 1], [-5, -2, -1], [0, 0, 0], [4, -4, 1]]
-)
-def test_top_eigenvalue_of_a_known_quadratic(eigenvalues, rng):
-    q = np.linalg.qr(rng.normal(size=(3, 3)))[0]
-    h = q @ np.diag(eigenvalues) @ q.T
-    gradient = lambda theta: h @ theta + 1.0  # noqa: E731
-    value, v = s.top_hessian_eigenvalue(gradient, rng.normal(size=3), 2000, 1e-12)
-    assert np.linalg.norm(v) == pytest.approx(1)
-    if eigenvalues == [4, -4, 1]:  # a tie in |λ|: v stays a mixture of both axes
-        inside = q.T @ v
-        assert abs(inside[2]) < 1e-6 and value == pytest.approx(v @ h @ v)
-        assert -4 <= value <= 4
-    else:
-        assert value == pytest.approx(max(eigenvalues), abs=1e-6)
-        assert np.allclose(h @ v, value * v, atol=1e-3)
-
-
-@pytest.mark.parametrize("recurrent", [False, True])
-def test_top_eigenvalue_equals_that_of_the_explicit_hessian(recurrent):
-    model, x, y = small(rows=30, width=4, recurrent=recurrent)
-    s.overfit_one_batch(model, x, y, 0.02, steps=30)
-    gradient, theta = s.flat_gradient(model, x, y)
-    e = 1e-5 * np.eye(theta.size)
-    hessian = np.array([(gradient(theta + d) - gradient(theta - d)) / 2e-5 for d in e])
-    assert relative_error(hessian, hessian.T) < 1e-6  # mixed partials agree
-    value, v = s.top_hessian_eigenvalue(gradient, theta, 3000, 1e-10)
-    assert value == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-4)
-    assert relative_error(hessian @ v, value * v) < 1e-2
-
-
-def test_flat_gradient_leaves_the_model_alone_and_agrees_with_it():
-    model, x, y = small()
-    kept = model.params
-    gradient, theta = s.flat_gradient(model, x, y)
-    flat = np.concatenate([g.ravel() for g in model.loss_and_grads(x, y)[1].values()])
-    assert np.array_equal(gradient(theta), flat) and model.params is kept
-
-
 # ---- history, audit, monitor
 
 
 def test_history_survives_saving_with_nan_and_inf(tmp_path):
     probe = {"step": -1, "dead": {"h1": 0.5, "NaN": 1.0}}
-    history = History(audit={"unigram": 2.0, "constant": [0.0]}, probes=[probe])
+    history = History(audit={"unigram": 2.0, "determined": [0.5]}, probes=[probe])
     for t, loss in enumerate((4.0, math.inf, 2.0)):
         history.record(t, loss, 0.1, 1.0, 0.01, 0.5, -math.inf, {"W": 0.25})
     history.save(tmp_path / "h.json")
@@ -468,7 +357,7 @@ def test_audit_sees_copies_independence_and_skipped_symbols(rng):
     w = np.lib.stride_tricks.sliding_window_view(np.array(stream), 6)
     x, y, after = w[:, :4], w[:, 4], w[:, 5]
     right = s.audit_data(x, y, 6)
-    assert right["uniform"] == math.log(6) and right["unigram"] == s.unigram_entropy(y)
+    assert right["unigram"] == s.unigram_entropy(y)
     assert right["skip"] < 0 < s.audit_data(x, after, 6)["skip"]
     shuffled = s.audit_data(x, rng.permutation(y), 6)
     assert max(np.abs(shuffled["determined"])) < 0.01 and shuffled["skip"] < 0
@@ -478,7 +367,6 @@ def test_audit_sees_copies_independence_and_skipped_symbols(rng):
     assert s.audit_data(leaked, y, 6)["column"] < 0.02
     assert math.isnan(s.audit_data(x[:, :2], y, 6)["skip"])
     assert abs(right["surprise"]) < 0.1 < 0.5 < shuffled["surprise"]
-    assert right["constant"] == [] and s.audit_data(x * [1, 0, 1, 1], y, 6)["constant"] == [1.0]
     assert s.audit_data(x[:1], y[:1], 6)["unigram"] == 0
 
 
@@ -501,7 +389,7 @@ def test_an_audit_is_as_sparse_as_its_data(rng):
     started = time.perf_counter()
     audit = s.audit_data(x, y, 30000)
     assert time.perf_counter() - started < 5  # a table of pairs would take 7 GB
-    assert audit["uniform"] == math.log(30000)
+    assert max(np.abs(audit["determined"])) < 0.1
 
 
 def test_compare_data_counts_rows_that_are_on_both_sides(rng):
@@ -526,10 +414,10 @@ def test_monitor_records_what_step_readings_and_norms_say():
     monitor = s.Monitor(model, (x, y), (x[:9], y[:9]), 5, every=2, sample=16)
     for t in range(4):
         loss, grads = model.loss_and_grads(x, y)
-        before = {"all": s.flat_gradient(model, x, y)[1]}
+        before = {"all": flat(model.params)}
         s.Optimizer("sgd").step(model.params, grads, 0.5)
         monitor(t, loss, grads, 0.5)
-        after = {"all": s.flat_gradient(model, x, y)[1]}
+        after = {"all": flat(model.params)}
         expected = np.linalg.norm(after["all"] - before["all"]) / np.linalg.norm(before["all"])
         assert monitor.history.ratios[t] == pytest.approx(expected)
         assert monitor.history.cosines[t] == pytest.approx(1)
@@ -589,19 +477,9 @@ def test_plain_histories_need_nothing_but_losses():
     assert names(healthy_history()) == [s.NOTHING]
     assert names(healthy_history(losses=[4.0] * 25 + [9.0] * 25))[0] == "rate too high"
     assert names(healthy_history(losses=[4.0] * 25 + [math.nan] * 25))[0] == "rate too high"
-    assert names(healthy_history(losses=list(np.linspace(4, 3.99, 50))))[0] == "rate too low"
-    assert names(healthy_history(losses=[4.0] * 50)) == [s.DOUBT]
+    for losses in (list(np.linspace(4, 3.99, 50)), [4.0] * 50):  # unmeasured steps are not short
+        assert names(healthy_history(losses=losses)) == [s.DOUBT]
     assert names(healthy_history(1)) == [s.NOTHING]
-
-
-def test_losses_alone_that_fall_steadily_but_hardly():
-    t = np.arange(50) - 24.5
-    wiggle = (-1.0) ** np.arange(50) * np.sign(t)  # symmetric, so it has no trend of its own
-    for correlation, name in ((-0.51, "rate too low"), (-0.49, s.DOUBT)):
-        slope = correlation / math.sqrt(1 - correlation**2)
-        losses = 4 + 0.001 * (wiggle + slope * t / t.std())
-        assert np.corrcoef(t, losses)[0, 1] == pytest.approx(correlation, abs=2e-3)
-        assert names(healthy_history(losses=list(losses))) == [name]
 
 
 def test_a_loss_that_never_was_finite_is_not_the_rates_fault():
@@ -627,7 +505,7 @@ def test_what_was_not_measured_is_not_zero():
         history.record(t, loss, 0.1, 1.0)
     (finding,) = s.diagnose(history)
     assert finding.name == s.NOTHING and "not measured: steps, probes, data" in finding.evidence
-    assert f"none of the {s.KNOWN} known" in finding.evidence
+    assert f"none of the {len(s.REMEDIES)} known" in finding.evidence
 
 
 def complete():
@@ -643,8 +521,8 @@ def complete():
         shrinks=[0.0] * 60,
         arrays={"W": [0.01] * 60, "b": [math.nan] + [0.01] * 59},
         audit={
-            "uniform": 3.4, "unigram": 3.0, "column": 2.5, "determined": [0.05, 0.2],
-            "constant": [], "skip": -3.0, "surprise": 0.0, "shared": 0.1, "natural": 0.1,
+            "unigram": 3.0, "column": 2.5, "determined": [0.05, 0.2],
+            "skip": -3.0, "surprise": 0.0, "shared": 0.1, "natural": 0.1,
             "foreign": 0.0,
         },
     )  # fmt: skip
@@ -696,7 +574,6 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
     ("leak", with_audit(determined=[0.64, 0.2]), with_audit(determined=[0.66, 0.2])),
     ("off-by-one targets", with_audit(determined=[0, 0.64]), with_audit(determined=[0, 0.66])),
     ("off-by-one targets", with_audit(skip=3.9), with_audit(skip=4.1)),
-    ("constant inputs", with_audit(constant=[]), with_audit(constant=[0.0])),
     ("label noise", with_audit(surprise=0.24), with_audit(surprise=0.26)),
     ("label noise", with_audit(surprise=1, determined=[0, 0.019]),
      with_audit(surprise=1, determined=[0, 0.021])),
@@ -715,7 +592,7 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
      with_probe(0, growth=1.21, reach=9)),
     ("exploding recurrence", with_probe(0, growth=1.5, reach=2.9),
      with_probe(0, growth=1.5, reach=3.1)),
-    ("vanishing gradients", with_probe(0, reach=0.0101), with_probe(0, reach=0.0099)),
+    ("vanishing gradients", with_probe(0, reach=0.0201), with_probe(0, reach=0.0199)),
     ("uphill", with_column("cosines", [-0.09] * 60), with_column("cosines", [-0.11] * 60)),
     ("frozen weights", lambda h: h.arrays.update(W=[0.0] * 59 + [1e-9]),
      lambda h: h.arrays.update(W=[math.nan] + [0.0] * 59)),
@@ -783,6 +660,8 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
      all_of(LEVEL_RATE, with_column("ratios", [0.09] * 2 + HALF_LATE[:-2]))),
     ("underfitting", all_of(TOO_SMALL, with_probe(1, train=2.3)),
      all_of(TOO_SMALL, with_probe(1, 3, train=2.3))),
+    ("underfitting", all_of(with_audit(column=2), with_probe(1, train=2.09)),
+     all_of(with_audit(column=2), with_probe(1, train=2.11))),
     ("underfitting",
      all_of(TOO_SMALL, with_column("ratios", [0.49 / 60] * 60)),
      all_of(TOO_SMALL, with_column("ratios", [0.51 / 60] * 60))),
@@ -791,8 +670,6 @@ EDGES = [  # a cause, a change just short of its threshold, a change just beyond
     ("underfitting", all_of(with_audit(column=2), with_probe(1, train=2.26)),
      all_of(with_audit(column=2), with_probe(1, train=2.24))),
     (s.DOUBT, with_probe(0, train=3.51), with_probe(0, train=3.49)),
-    (s.DOUBT, with_column("ratios", [0.01] * 59 + [1e-9]),
-     with_column("ratios", [0.01] * 30 + [0.0] * 30)),
     (s.DOUBT, SHORT, with_probe(3, held_out=math.nan)),
     (s.DOUBT, jumping(0.01, 0.29), jumping(0.01, 0.31)),
     (s.DOUBT, with_audit(unigram=2.28), with_audit(unigram=2.26)),
@@ -852,8 +729,10 @@ def test_a_few_steps_are_too_few_to_call_anything_stuck():
         assert names(history) == [name]
 
 
-def test_every_known_cause_is_counted():
-    assert len({name for name, *_ in EDGES} - {s.DOUBT}) == s.KNOWN
+def test_every_known_cause_has_its_edges_and_its_remedy():
+    assert {name for name, *_ in EDGES} == {*s.REMEDIES, s.DOUBT}
+    assert s.DISEASES.keys() <= s.REMEDIES.keys()
+    assert {truth for truths in s.ACCIDENTS.values() for truth in truths} <= s.REMEDIES.keys()
 
 
 def test_held_out_loss_that_never_followed():
@@ -870,7 +749,7 @@ def test_unequal_columns_are_refused(column):
 
 AT_THE_START = {  # what is found in the data, or before the first step, needs no long run
     "leak", "off-by-one targets", "zero init", "dead units", "saturating init", "backward bug",
-    "exploding recurrence", "vanishing gradients", "held-out from elsewhere", "constant inputs",
+    "exploding recurrence", "vanishing gradients", "held-out from elsewhere",
     "held-out rows trained on", "30 % label noise", "weight decay 10", "gradient ascent",
     "one layer frozen", "all frozen but a bias", "clipping at 0.0001", "no held-out rows",
 }  # fmt: skip
@@ -912,7 +791,7 @@ def test_a_clinic_run_is_a_function_of_its_seed():
     "call, words",
     [
         (lambda: LanguageModel(0, 4), "vocab_size >= 1, got 0"),
-        (lambda: LanguageModel(5, 4, activation="gelu"), "gelu"),
+        (lambda: small(activation="gelu")[0].loss_and_grads(*small()[1:]), "gelu"),
         (lambda: s.Optimizer("lion"), "lion"),
         (lambda: s.smooth([1], 1.0), "1.0"),
         (lambda: s.early_stop([]), "at least one"),
@@ -920,16 +799,6 @@ def test_a_clinic_run_is_a_function_of_its_seed():
         (lambda: s.check_initialization(*small(), 1), "vocab_size"),
         (lambda: s.dead_units(np.zeros((0, 3))), r"\(0, 3\)"),
         (lambda: s.saturated_units(np.zeros(3)), r"\(3,\)"),
-        (lambda: s.saturated_units(np.zeros((3, 3)), 2), "threshold.*2"),
-        (lambda: s.overfit_one_batch(small()[0], [], []), "not 0"),
-        (lambda: s.overfit_one_batch(*small(), learning_rate=-1), "-1"),
-        (lambda: s.lr_range_test(lambda: small()[0], []), "at least one batch"),
-        (lambda: s.lr_range_test(lambda: small()[0], [1], low=1, high=0.1), "low < 0.1, got 1"),
-        (lambda: s.lr_range_test(lambda: small()[0], [1], steps=2), "steps"),
-        (lambda: s.gradient_noise_scale(*small(), small=0), "0"),
-        (lambda: s.gradient_noise_scale(*small(), small=30), "two batches of 30"),
-        (lambda: s.top_hessian_eigenvalue(lambda t: t, np.zeros((2, 2))), r"\(2, 2\)"),
-        (lambda: s.top_hessian_eigenvalue(lambda t: t, np.zeros(0)), r"\(0,\)"),
         (lambda: s.audit_data(np.zeros((3, 2), int), np.zeros(2, int), 4), r"\(3, 2\) and \(2,\)"),
         (lambda: s.audit_data(np.full((3, 2), 4), np.zeros(3, int), 4), r"0..3, got 0..4"),
         (lambda: s.diagnose(History()), "at least one step"),
@@ -955,7 +824,7 @@ def test_fast_report_is_complete_and_repeatable(capsys):
     assert 0 < check_held_out_line(outputs[0]) < 6
     assert outputs[0].rstrip().splitlines()[-1].startswith("held-out:")
     assert max(map(len, outputs[0].splitlines())) <= 100
-    for words in ("ln V", "range test", "edge of stability", "wrong ones", "critical batch size"):
+    for words in ("ln V", "Monitor", "wrong ones"):
         assert words in outputs[0]
 
 
@@ -972,44 +841,22 @@ def test_a_wrong_command_line_is_one_clean_error(argv, capsys):
 class Scaled(s.LanguageModel):
     """A model whose loss is multiplied by `scale`, and its gradients by `factor` beside that."""
 
-    scale, factor, wrong = 1.0, 1.0, None
+    scale, factor = 1.0, 1.0
 
     def loss_and_grads(self, x, y):
         loss, grads = super().loss_and_grads(x, y)
-        grads = {k: self.factor * self.scale * g for k, g in grads.items()}
-        if self.wrong is not None:
-            grads["W1"][self.wrong] = 0
-        return self.scale * loss, grads
+        return self.scale * loss, {k: self.factor * self.scale * g for k, g in grads.items()}
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-11, 1.0, 1e11])
-def test_gradient_checks_have_no_scale(scale, rng):
+def test_slope_checks_have_no_scale(scale, rng):
     x, y = rng.integers(0, 5, (40, 3)), rng.integers(0, 5, 40)
     model = Scaled(5, 3, 6)
     model.scale = scale
-    assert max(error for error, _ in s.gradient_check(model, x, y).values()) < 1e-5
     assert max(s.slope_check(model, x, y, rng).values()) < 1e-5
     for factor in (-1.0, 0.0, 1.01, 1e-11):
         model.factor = factor
-        assert min(error for error, _ in s.gradient_check(model, x, y).values()) > 0.009
         assert min(s.slope_check(model, x, y, rng).values()) > 1e-3
-
-
-def test_a_gradient_check_names_the_one_wrong_entry_of_a_thousand(rng):
-    x, y = rng.integers(0, 5, (40, 3)), rng.integers(0, 5, 40)
-    model = Scaled(5, 3, 40, embed=9)
-    g = np.abs(model.loss_and_grads(x, y)[1]["W1"])
-    assert g.size > 1000
-    model.wrong = np.unravel_index(int(np.argsort(g, None)[g.size // 2]), g.shape)  # a middling one
-    errors = s.gradient_check(model, x, y)
-    assert errors["W1"][0] > 0.9 and errors["W1"][1] == model.wrong
-    assert max(error for k, (error, _) in errors.items() if k != "W1") < 1e-5
-
-
-def test_a_gradient_that_is_nan_is_the_worst(rng):
-    model, (x, y) = Scaled(5, 3, 4), (rng.integers(0, 5, (9, 3)), rng.integers(0, 5, 9))
-    model.factor = math.nan
-    assert {error for error, _ in s.gradient_check(model, x, y).values()} == {math.inf}
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32, np.uint64])
@@ -1050,18 +897,6 @@ def test_sizes_and_readings_of_eight_bits_count_like_any_others(rng):
     three, two = np.array([3], np.uint8), np.array([2], np.uint8)
     assert s.step_readings({"a": three}, {"a": two}, {"a": two})[0] == pytest.approx(1 / 3)
     assert s.step_readings({"a": [3.0]}, {"a": [2.0]}, {})[3]["a"] == pytest.approx(1 / 3)
-    x, y = rng.integers(0, 5, (400, 3)), rng.integers(0, 5, 400)
-    model = s.LanguageModel(5, 3, 4)
-    wide = s.gradient_noise_scale(model, x, y, 100)
-    assert s.gradient_noise_scale(model, x, y, np.uint8(100)) == wide
-
-
-def test_gradients_of_another_shape_are_refused():
-    _, cache = s.layer_forward(np.ones((4, 3)), np.ones((3, 2)), np.zeros(2), "tanh")
-    with pytest.raises(ValueError, match=r"dh of shape \(4, 2\), got \(1, 2\)"):
-        s.layer_backward(np.ones((1, 2)), cache)
-    with pytest.raises(ValueError, match=r"a: expected shape \(2, 3\), got \(3,\)"):
-        s.Optimizer().step({"a": np.ones((2, 3))}, {"a": np.ones(3)}, 0.1)
 
 
 def test_corners_of_the_curves():
@@ -1076,23 +911,10 @@ def test_wrong_numbers_are_named(rng):
     for call, said in (
         (lambda: s.LanguageModel("a", 3), "as vocab_size, got 'a'"),
         (lambda: s.LanguageModel(5, True), "as context, got True"),
-        (lambda: s.LanguageModel(5, 3, gain=None), "as gain, got None"),
         (lambda: s.layer_forward(x, x.T, 0, "tahn"), "got 'tahn'"),
-        (lambda: s.Optimizer().step({}, {}, "a"), "as learning_rate, got 'a'"),
-        (lambda: s.schedule("a", 3, 1), "as rate, got 'a'"),
-        (lambda: s.schedule(0.1, 2.5, 1), "as steps, got 2.5"),
         (lambda: s.unigram_entropy([]), "at least one target"),
         (lambda: s.check_initialization(model, x, y, "a"), "as vocab_size, got 'a'"),
-        (lambda: s.smooth([1], None), "as beta, got None"),
         (lambda: s.early_stop([1], 1.5), "as patience, got 1.5"),
-        (lambda: s.saturated_units([[1.0]], "a"), "as threshold, got 'a'"),
-        (lambda: s.overfit_one_batch(model, x, y, math.nan), "as learning_rate, got nan"),
-        (lambda: s.overfit_one_batch(model, x, y, 0.1, "a"), "as steps, got 'a'"),
-        (lambda: s.lr_range_test(lambda: model, [(x, y)], "a"), "as low, got 'a'"),
-        (lambda: s.lr_range_test(lambda: model, [(x, y)], high="a"), "as high, got 'a'"),
-        (lambda: s.lr_range_test(lambda: model, [(x, y)], steps=True), "as steps, got True"),
-        (lambda: s.gradient_noise_scale(model, x, y, None), "as small, got None"),
-        (lambda: s.top_hessian_eigenvalue(lambda t: t, np.ones(3), "a"), "as iterations, got 'a'"),
         (lambda: s.audit_data(x, y, 5.0), "as vocab_size, got 5.0"),
         (lambda: s.Monitor(model, (x, y), (x, y), 5, "a"), "as every, got 'a'"),
     ):
@@ -1100,8 +922,51 @@ def test_wrong_numbers_are_named(rng):
             call()
 
 
-def test_learning_by_heart_that_diverges_says_at_which_step(rng):
+def test_learning_by_heart_that_diverges_stops_there(rng):
     x, y = rng.integers(0, 5, (9, 3)), rng.integers(0, 5, 9)
     model = s.LanguageModel(5, 3, 4, activation="relu")
-    with np.errstate(all="ignore"), pytest.raises(ValueError, match="got nan at step 2"):
-        s.overfit_one_batch(model, x, y, 1e200, 8, kind="sgd")
+    with np.errstate(all="ignore"):
+        reached, losses = s.overfit_one_batch(model, x, y, 1e200)
+    assert not reached and len(losses) == 2 and math.isnan(losses[1])
+
+
+def test_arrays_are_named_in_their_own_order():
+    history = History()
+    names_of_arrays = list("zyxwvutsrqponm")
+    for t in range(20):
+        history.record(t, 4 - 0.1 * t, 0.1, 1.0, 0.1, arrays=dict.fromkeys(names_of_arrays, 0.0))
+    (finding,) = s.diagnose(history)
+    assert finding.evidence.startswith(", ".join(names_of_arrays))  # not in that of a set
+
+
+def test_units_that_died_are_seen_beside_a_reading_that_is_missing():
+    history = complete()
+    all_of(LEVEL_RATE, with_audit(unigram=2.2), jumping(0.5, 0))(history)
+    with_probe(3, dead={}, saturated={"h": 1.0})(history)
+    assert names(history) == ["rate too high"]
+
+
+def test_every_clinic_run_has_all_that_healthy_ones_are_drawn_from():
+    assert all(needs.keys() <= s.HEALTHY.keys() for needs in s.NEEDS.values())
+    assert s.NEEDS.keys() <= {*s.DISEASES, *s.ACCIDENTS}
+
+
+def test_probes_find_their_place_among_steps_that_are_not_counted_from_0():
+    history = complete()
+    history.step = [1000 + 10 * step for step in history.step]
+    for probe in history.probes[1:]:
+        probe["step"] = 1000 + 10 * probe["step"]
+    with_probe(0, step=math.nan)(history)
+    assert names(history) == [s.NOTHING]
+    with_probe(2, train=9.0)(history)
+    assert names(history)[0] == "batches differ"
+    with_probe(2, step=7)(history)  # no such step: not measured
+    assert names(history) == [s.NOTHING]
+
+
+def test_probes_after_the_run_has_broken_do_not_hide_the_cause():
+    history = complete()
+    with_probe(0, errors={"W": 0.5, "b": math.nan})(history)
+    with_probe(1, 2, 3, errors={"W": math.nan, "b": math.nan})(history)
+    finding = s.diagnose(history)[0]
+    assert finding.name == "backward bug" and "along W" in finding.evidence

@@ -261,6 +261,16 @@ def test_damaged_lines_are_named_by_their_numbers(base, pairs, tmp_path, capsys)
     assert files(tmp_path) == ["pairs.jsonl"]
 
 
+def test_an_answer_needs_something_before_it(base, pairs, tmp_path, capsys):
+    """Its first token has a probability only after a prompt or a token that begins every text."""
+    lines = [{"prompt": "", "chosen": "", "rejected": "a"}] * 3
+    pairs.write_text("\n".join(map(json.dumps, lines)))
+    assert len(gpt.load(base)[1].encode("", add_special_tokens=True)) == 0
+    error = refused(capsys, "dpo", "--base", base, "--pairs", pairs, "--out", tmp_path / "a")
+    assert "3 damaged lines" in error and "the prompt is empty" in error
+    assert files(tmp_path) == ["pairs.jsonl"]
+
+
 def test_long_pairs_are_left_out_and_counted(base, pairs, tmp_path, capsys):
     _, tokenizer = gpt.load(base)
     end = 1 if "llama" in str(base) else 2
@@ -322,7 +332,7 @@ def test_without_the_capstone_there_is_one_sentence(base, pairs, tmp_path, monke
 )  # fmt: skip
 def test_numbers_out_of_range_are_named(flag, value, base, pairs, tmp_path, capsys):
     words = ("--base", base, "--pairs", pairs, "--out", tmp_path / "a")
-    assert f"--{flag} must be at least" in refused(capsys, "dpo", *words, f"--{flag}", value)
+    assert f"--{flag} = " in refused(capsys, "dpo", *words, f"--{flag}", value)
     assert files(tmp_path) == ["pairs.jsonl"]
 
 
@@ -331,7 +341,7 @@ def test_numbers_out_of_range_are_named(flag, value, base, pairs, tmp_path, caps
     [
         (["--seed", "9" * 400], "--seed"),
         (["--seed", "9" * 5000], "--seed"),
-        (["--seed", "-1"], "--seed must be at least 0"),
+        (["--seed", "-1"], "--seed = -1: expected a number >= 0"),
         (["--non\nsense"], "non sense"),
         (["--names", "no\nfile"], "no"),
         (["ppo"], "ppo"),

@@ -75,10 +75,7 @@ def test_the_first_page_ends_at_the_policy_that_it_names():
 
 LOSSES = {
     "sigmoid": lambda a, b, c, d: s.dpo_loss(a, b, c, d, 0.3),
-    "smoothed": lambda a, b, c, d: s.dpo_loss(a, b, c, d, 0.7, 0.2),
     "ipo": lambda a, b, c, d: s.dpo_loss(a, b, c, d, 0.2, kind="ipo"),
-    "ipo smoothed": lambda a, b, c, d: s.dpo_loss(a, b, c, d, 0.2, 0.1, "ipo"),
-    "hinge": lambda a, b, c, d: s.dpo_loss(a, b, c, d, 0.4, 0.0, "hinge"),
     "kto": lambda a, b, c, d: s.kto_loss(a, b, c, d, 0.3, kl=0.5, weights=(1.3, 0.7)),
     "orpo": lambda a, b, c, d: s.orpo_loss(a, b, 0.6),
     "simpo": lambda a, b, c, d: s.simpo_loss(a, b, 2.0, 0.5),
@@ -94,10 +91,10 @@ def test_slopes_are_central_differences_of_the_mean_loss(name, n, rng):
     for x, grad in zip(inputs, (dchosen, drejected)):
         numeric = central_difference(lambda: LOSSES[name](*inputs)[0], x)
         assert relative_error(grad, numeric) < 1e-6
-        assert n == 1 or np.abs(numeric).max() > 1e-9  # one hinge alone may be flat
+        assert np.abs(numeric).max() > 1e-9
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "ipo", "hinge"])
+@pytest.mark.parametrize("kind", ["sigmoid", "ipo"])
 def test_dpo_kinds_against_their_definitions(kind, rng):
     pc, pr, rc, rr = logprobs(rng, 5)
     beta = 0.37
@@ -109,7 +106,6 @@ def test_dpo_kinds_against_their_definitions(kind, rng):
             {
                 "sigmoid": -math.log(1 / (1 + math.exp(-beta * h))),
                 "ipo": (h - 1 / (2 * beta)) ** 2,
-                "hinge": max(0.0, 1 - beta * h),
             }[kind]
         )
     assert loss == pytest.approx(np.mean(expected), rel=1e-12)
@@ -127,14 +123,13 @@ def test_dpo_starts_at_log_2_with_half_beta_weights(rng):
     np.testing.assert_array_equal(chosen, 0)
 
 
-def test_conservative_dpo_is_the_expected_loss_under_flips(rng):
-    pc, pr, rc, rr = logprobs(rng, 6)
-    smooth = s.dpo_loss(pc, pr, rc, rr, 0.5, 0.1)[0]
-    right, wrong = s.dpo_loss(pc, pr, rc, rr, 0.5)[0], s.dpo_loss(pr, pc, rr, rc, 0.5)[0]
-    assert smooth == pytest.approx(0.9 * right + 0.1 * wrong)
-    zero = np.zeros(1)
-    h = math.log(0.9 / 0.1) / 0.5  # where σ(βh) = 1 - ε the slope vanishes
-    assert abs(s.dpo_loss(np.array([h]), zero, zero, zero, 0.5, 0.1)[1][0]) < 1e-15
+def test_the_margin_of_conservative_dpo_is_what_the_file_says():
+    """The expected loss under flips, written out with dpo_loss, is flat where σ(βh) = 1-ε."""
+    zero, beta, flipped = np.zeros(1), 0.5, 0.1
+    h = np.array([math.log((1 - flipped) / flipped) / beta])
+    right = s.dpo_loss(h, zero, zero, zero, beta)[1]
+    wrong = s.dpo_loss(zero, h, zero, zero, beta)[2]
+    assert abs((1 - flipped) * right + flipped * wrong) < 1e-15
 
 
 def test_a_label_may_stand_for_the_difference_of_preferences_in_ipo(rng):
@@ -199,7 +194,7 @@ def test_defaults_are_those_of_the_papers(rng):
     assert s.orpo_loss(a, b)[0] == s.orpo_loss(a, b, 0.1)[0]
     assert s.simpo_loss(a, b)[0] == s.simpo_loss(a, b, 2.0, 0.5)[0]
     assert s.ppo_loss(a, b, c)[0] == s.ppo_loss(a, b, c, 0.2, np.ones(4))[0]
-    assert s.dpo_loss(a, b, c, d, 0.3)[0] == s.dpo_loss(a, b, c, d, 0.3, 0.0, "sigmoid")[0]
+    assert s.dpo_loss(a, b, c, d, 0.3)[0] == s.dpo_loss(a, b, c, d, 0.3, "sigmoid")[0]
     assert s.kto_loss(a, b, c, d, 0.3)[0] == s.kto_loss(a, b, c, d, 0.3, None, (1, 1))[0]
 
 
@@ -218,6 +213,8 @@ def test_dtype_follows_the_inputs(dtype, rng):
     inputs = [x.astype(dtype) for x in logprobs(rng, 3)]
     for name, loss in LOSSES.items():
         assert {g.dtype for g in loss(*inputs)[1:]} == {np.dtype(dtype)}, name
+    found = s.kto_loss(*inputs, 0.3, weights=np.array([1.0, 0.5]))[1:]
+    assert {g.dtype for g in found} == {np.dtype(dtype)}
 
 
 # ---------------------------------------------------------------------------------- KL, optimum
@@ -229,11 +226,10 @@ def test_kl_exact_and_its_estimators(rng):
     exact = sum(math.exp(a) * (a - b) for a, b in zip(p_, q_))
     assert s.kl_divergence(p, q) == pytest.approx(exact)
     assert s.kl_divergence(p_, q_) == pytest.approx(exact)
-    for kind in ("k1", "k3"):  # unbiased: their expectation under p, enumerated
-        assert np.exp(p_) @ s.kl_divergence(p_, q_, kind) == pytest.approx(exact)
-    assert (s.kl_divergence(p_, q_, "k3") >= 0).all()
-    assert (s.kl_divergence(p_, q_, "k1") < 0).any()
-    np.testing.assert_allclose(s.kl_divergence(p_, q_, "k2"), (p_ - q_) ** 2 / 2)
+    d = q_ - p_  # the two estimators that the file names, enumerated
+    for estimate in (-d, np.exp(d) - 1 - d):
+        assert np.exp(p_) @ estimate == pytest.approx(exact)
+    assert (-d).min() < 0 <= (np.exp(d) - 1 - d).min()
     assert s.kl_divergence(rng.normal(size=(3, 2, 4)), rng.normal(size=(3, 2, 4))).shape == (3, 2)
     np.testing.assert_allclose(s.kl_divergence(p, p + 3), 0, atol=1e-15)
 
@@ -242,7 +238,7 @@ def test_frontier_points_beat_every_other_policy(rng):
     """On a uniform reference over M outcomes the rows are exact, and no random policy is above."""
     rewards = rng.normal(size=(1, 8))
     beta = 0.7
-    ((kl, mean),) = s.frontier(rewards, rewards, np.ones(1), [beta])
+    ((kl, mean),) = s.frontier(rewards, np.ones(1), [beta])
     z = np.log(np.mean(np.exp(rewards / beta)))
     assert mean - beta * kl == pytest.approx(beta * z)  # J(π*) = β log Z
     for _ in range(200):
@@ -268,18 +264,13 @@ def test_best_of_n_bound_is_exact_without_ties(rng):
 @pytest.mark.parametrize("shape", [(1,), (5,), (3, 4)])
 def test_gae_is_its_direct_sum(gamma, lam, shape, rng):
     T = shape[-1]
-    rewards, values = rng.normal(size=shape), rng.normal(size=(*shape[:-1], T + 1))
+    rewards, values = rng.normal(size=(2, *shape))
     advantages, returns = s.gae(rewards, values, gamma, lam)
-    delta = rewards + gamma * values[..., 1:] - values[..., :-1]
+    delta = rewards + gamma * np.append(values[..., 1:], 0 * values[..., :1], -1) - values
     for t in range(T):
         direct = sum((gamma * lam) ** l * delta[..., t + l] for l in range(T - t))
         np.testing.assert_allclose(advantages[..., t], direct, atol=1e-12)
-    np.testing.assert_allclose(returns, advantages + values[..., :-1])
-    values[..., -1] = 0
-    for a, b in zip(
-        s.gae(rewards, values, gamma, lam), s.gae(rewards, values[..., :-1], gamma, lam)
-    ):
-        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(returns, advantages + values)
 
 
 def test_gae_limits(rng):
@@ -358,6 +349,7 @@ def test_grpo_advantages(rng):
     np.testing.assert_allclose(a[2], 0, atol=1e-6)
     np.testing.assert_allclose(s.grpo_advantages(5 * rewards[:2] + 7), a[:2], rtol=1e-6)
     np.testing.assert_allclose(s.grpo_advantages([1, 0, 0, 1]), [1, -1, -1, 1])
+    assert s.grpo_advantages(3.0) == 0  # a group of one
     plain = s.grpo_advantages(rewards, normalize=False)
     np.testing.assert_allclose(plain, rewards - rewards.mean(1, keepdims=True), atol=1e-15)
 
@@ -773,8 +765,6 @@ def test_a_world_is_split_before_anything_is_learned(monkeypatch):
     assert len(world.pairs[0]) == s.FAST["pairs"]
     assert set(world.judged) <= set(letters) and len(world.judged) == s.FAST["judge"]
     assert (np.diff(world.best[:, 0]) > 0).all() and (np.diff(world.best[:, 1]) > 0).all()
-    reached = np.interp(world.reachable[:, 0], *world.best.T)
-    assert (world.reachable[1:-1, 1] <= reached[1:-1] + 1e-9).all()
 
 
 def test_the_methods_run_with_what_the_sweep_chose():
@@ -793,12 +783,6 @@ def test_the_methods_run_with_what_the_sweep_chose():
         )
 
 
-def test_an_answer_has_as_many_tokens_as_samples_show(world):
-    tokens = s.sample(world.reference, world.judged, np.random.default_rng(0))
-    mask = s.policy_forward(world.reference, tokens)[1]
-    assert world.answer == pytest.approx(mask.sum(1).mean(), abs=0.3)
-
-
 def test_the_judge_asks_the_truth(world):
     policy = s.train_on_pairs(
         s.dpo_loss, world.reference, *world.pairs, 20, np.random.default_rng(0), beta=0.3
@@ -815,13 +799,13 @@ def test_the_judge_asks_the_truth(world):
 
 
 def test_a_share_is_that_of_the_possible_gain():
-    world = SimpleNamespace(start=1.0)
     curve = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 4.0]])
-    assert s.share_of(curve, 2.0, 1.0, world) == 0.5
-    assert s.share_of(curve, 2.0, 0.5, world) == 1.0
-    assert s.share_of(curve, 0.5, 2.0, world) == pytest.approx(-1 / 6)
-    assert math.isnan(s.share_of(curve, 2.0, 2.1, world))
-    assert math.isnan(s.share_of(curve, 1.0, 0.0, world))
+    world = SimpleNamespace(start=1.0, best=curve)
+    assert s.share_of(2.0, 1.0, world) == 0.5
+    assert s.share_of(2.0, 0.5, world) == 1.0
+    assert s.share_of(0.5, 2.0, world) == pytest.approx(-1 / 6)
+    assert math.isnan(s.share_of(2.0, 2.1, world))
+    assert math.isnan(s.share_of(1.0, 0.0, world))
 
 
 # ---------------------------------------------------------------------------------- the report
@@ -863,14 +847,6 @@ def test_the_table_shows_what_was_judged_and_says_who_is_ahead(world, monkeypatc
     assert "DPO (90 %) is ahead of PPO (70 %)" in out
     assert "PPO (70 %) is level with PPO, verified (71 %)" in out
     assert "GRPO, k3 (50 %) is level with GRPO, KL paid (50 %)" in out
-    best = [line for line in out.splitlines() if line.startswith("best-of-n")]
-    for line, n in zip(best, (4, 16, 64)):
-        true, kl = s.best_of_n(world.learned, world.truth, n)
-        cells = line.split()
-        assert cells[1] == str(n)
-        assert float(cells[2]) == pytest.approx(true @ world.weights, abs=0.006)
-        assert float(cells[4]) == pytest.approx(kl, abs=0.006)
-        assert float(cells[7]) == pytest.approx(n * world.answer, abs=0.51)
 
 
 def test_the_table_says_the_opposite_when_the_numbers_do(world, monkeypatch, capsys):
@@ -879,17 +855,6 @@ def test_the_table_says_the_opposite_when_the_numbers_do(world, monkeypatch, cap
     assert "DPO (60 %) is behind PPO (90 %)" in out
     assert "PPO (90 %) is ahead of PPO, verified (80 %)" in out
     assert "GRPO, k3 (60 %) is ahead of GRPO, KL paid (50 %)" in out
-    ceiling = s.share_of(world.reachable, world.start + 0.6, 1.0, world)
-    assert math.isfinite(ceiling)
-
-
-def test_a_star_marks_what_the_learned_reward_could_not_beat(world, monkeypatch, capsys):
-    possible = np.interp(1, *world.best.T) - world.start
-    learned = (np.interp(1, *world.reachable.T) - world.start) / possible
-    out = told(world, monkeypatch, capsys, {"DPO": learned + 0.01, "PPO": learned - 0.01})
-    rows = [line for line in out.splitlines() if "one two" in line]
-    assert all("%*" in row for row in rows if row.startswith("DPO"))
-    assert not any("%*" in row for row in rows if row.startswith("PPO  "))
 
 
 def test_over_optimisation_is_told_from_the_run(world, monkeypatch, capsys):
@@ -918,7 +883,7 @@ def test_a_verifier_gets_more_than_a_guess_of_the_reward(world):
         policy, drawn, _ = s.train(method, 0.3, world, np.random.default_rng(0))
         assert drawn > 1000
         true, _, kl, _ = s.judge(policy, world, np.random.default_rng(1))
-        found[method] = s.share_of(world.best, true, kl, world)
+        found[method] = s.share_of(true, kl, world)
     assert found["PPO, verified"] > found["PPO"] + 0.02
 
 
@@ -970,12 +935,10 @@ def test_twenty_equal_names_make_a_report(tmp_path, capsys):
 def test_where_nothing_can_be_gained_no_share_is_shown(world, monkeypatch, capsys):
     """A reference that writes one name only: no percentages, and nobody is ahead."""
     monkeypatch.setattr(world, "truth", np.full_like(world.truth, 4.5))
-    for name in ("best", "reachable"):
-        curve = np.array([[0.0, 4.5], [5.0, 4.5]])
-        monkeypatch.setattr(world, name, curve)
+    monkeypatch.setattr(world, "best", np.array([[0.0, 4.5], [5.0, 4.5]]))
     monkeypatch.setattr(world, "start", 4.5)
     out = told(world, monkeypatch, capsys, {})
-    table = [line for line in out.splitlines() if "one two" in line or line.startswith("best-of")]
+    table = [line for line in out.splitlines() if "one two" in line]
     assert all(" -  " in line and "%" not in line for line in table)
     assert "ahead" not in out and "level" not in out and "nan" not in out
 
@@ -988,52 +951,52 @@ BAD = [
     (lambda: s.dpo_loss(ONE, ONE, ONE, ONE, -1), "beta = -1"),
     (lambda: s.dpo_loss(ONE, ONE, ONE, ONE, math.nan), "beta = nan"),
     (lambda: s.dpo_loss(ONE, ONE, ONE, ONE, math.inf), "beta = inf"),
-    (lambda: s.dpo_loss([], [], [], [], 0.1), "policy_chosen is empty"),
-    (lambda: s.dpo_loss(TWO, ONE, TWO, ONE, 0.1), r"policy_rejected has shape \(1,\).*\(2,\)"),
-    (lambda: s.dpo_loss(ONE, ONE, TWO, ONE, 0.1), r"ref_chosen has shape \(2,\)"),
+    (lambda: s.dpo_loss([], [], [], [], 0.1), r"policy_chosen is float64 \(0,\): .*at least one"),
+    (lambda: s.dpo_loss(TWO, ONE, TWO, ONE, 0.1), r"policy_rejected is float64 \(1,\).*\(2,\)"),
+    (lambda: s.dpo_loss(ONE, ONE, TWO, ONE, 0.1), r"ref_chosen is float64 \(2,\).*\(1,\)"),
     (lambda: s.dpo_loss(ONE, ONE, ONE, NAN, 0.1), "ref_rejected contains nan"),
     (lambda: s.dpo_loss(ONE, -np.inf * TWO[:1], ONE, ONE, 0.1), "policy_rejected contains"),
-    (lambda: s.dpo_loss(ONE, ONE, ONE, ONE, 0.1, 0.7), "label_smoothing = 0.7.*<= 0.5"),
     (lambda: s.dpo_loss(ONE, ONE, ONE, ONE, 0.1, kind="dpo"), "kind = 'dpo'.*sigmoid"),
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0), "beta = 0"),
-    (lambda: s.kto_loss(ONE, [], ONE, [], 0.1), "policy_rejected is empty"),
+    (lambda: s.kto_loss(ONE, [], ONE, [], 0.1), r"policy_rejected is float64 \(0,\)"),
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, kl=-1), "kl = -1"),
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, weights=(-1, 1)), "weight = -1"),
     (lambda: s.orpo_loss(ONE, ONE, -0.1), "beta = -0.1"),
     (lambda: s.orpo_loss(ONE + 1, ONE), "chosen_mean"),
-    (lambda: s.simpo_loss(ONE, TWO), "rejected_mean has shape"),
+    (lambda: s.simpo_loss(ONE, TWO), r"rejected_mean is float64 \(2,\)"),
     (lambda: s.simpo_loss(ONE, ONE, gamma=-1), "gamma = -1"),
-    (lambda: s.reward_loss([], []), "chosen_rewards is empty"),
+    (lambda: s.reward_loss([], []), r"chosen_rewards is float64 \(0,\)"),
     (lambda: s.reward_loss(NAN, ONE), "chosen_rewards contains nan"),
-    (lambda: s.gae(TWO, np.zeros(4), 1, 1), r"rewards \(2,\), values \(4,\)"),
+    (lambda: s.gae(TWO, np.zeros(4), 1, 1), r"values is float64 \(4,\).*\(2,\)"),
     (lambda: s.gae(TWO, TWO, 1.5, 1), "gamma = 1.5"),
     (lambda: s.gae(TWO, TWO, 1, -0.1), "lam = -0.1"),
-    (lambda: s.gae([], [], 1, 1), "rewards is empty"),
+    (lambda: s.gae([], [], 1, 1), r"rewards is float64 \(0,\)"),
     (lambda: s.ppo_loss(ONE, ONE, ONE, clip=0), "clip = 0"),
-    (lambda: s.ppo_loss(ONE, TWO, ONE), "old_logp has shape"),
+    (lambda: s.ppo_loss(ONE, TWO, ONE), r"old_logp is float64 \(2,\).*\(1,\)"),
+    (lambda: s.ppo_loss(None, ONE, ONE), "logp is object"),
     (lambda: s.ppo_loss(ONE, ONE, ONE, mask=np.zeros(1)), "mask"),
-    (lambda: s.grpo_advantages([]), "rewards is empty"),
-    (lambda: s.kl_divergence(ONE, TWO), "logq has shape"),
-    (lambda: s.kl_divergence(ONE, ONE, "k9"), "kind = 'k9'"),
-    (lambda: s.sequence_logprob(np.zeros((1, 2, 3)), [[0, 3]]), "integers 0 to 2"),
+    (lambda: s.grpo_advantages([]), r"rewards is float64 \(0,\)"),
+    (lambda: s.kl_divergence(ONE, TWO), r"logq is float64 \(2,\)"),
+    (lambda: s.sequence_logprob(np.zeros((1, 2, 3)), [[0, 3]]), r"tokens 0\.\.3: expected 0 to 2"),
     (lambda: s.sequence_logprob(np.zeros((1, 2, 3)), [[0]]), r"\(B, T, V\)"),
-    (lambda: s.frontier(TWO[None], TWO[None], np.ones(1), [0]), "beta = 0"),
+    (lambda: s.frontier(TWO[None], np.ones(1), [0]), "beta = 0"),
     (lambda: s.best_of_n(TWO[None], TWO[None], 0), "n = 0"),
     (lambda: s.best_of_n(TWO[None], TWO[None], 3), r"\(1, 2\).*M >= n = 3"),
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, weights=(1, math.nan)), "weight = nan"),
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, weights=None), "weights = None"),
     (lambda: s.kto_loss(ONE, ONE, ONE, ONE, 0.1, weights=(1, 2, 3)), "weights = .*two numbers"),
-    (lambda: s.check_range("--seed", 10**400, 0), "--seed = 1000.*expected a number >= 0"),
-    (lambda: s.check_range("beta", -(10**400), 0), "beta = -1000"),
+    (lambda: s.check_number("--seed", 10**400, 0), "--seed = 1000.*expected a number >= 0"),
+    (lambda: s.check_number("beta", -(10**400), 0), "beta = -1000"),
     (lambda: s.ppo_loss(TWO, TWO, TWO, mask=[1, -1]), "smallest weight in mask = -1"),
     (lambda: s.true_reward("Anna"), "name 'Anna'"),
-    (lambda: s.frontier(TWO, TWO, [1], [1]), r"rewards \(2,\), prompt_weights \(1,\)"),
-    (lambda: s.frontier(TWO[None], TWO[None], [0.5, 0.5], [1]), r"prompt_weights \(2,\)"),
-    (lambda: s.kl_divergence(ONE, ONE, ["k1"]), r"kind = \['k1'\]"),
+    (lambda: s.frontier(TWO[None], [0.5, 0.5], [1]), "size 2"),
+    (lambda: s.dpo_loss(ONE, ONE, ONE, ONE, 0.1, kind=["ipo"]), r"kind = \['ipo'\]"),
     (lambda: s.ppo_loss(np.float16([20]), np.float16([1]), np.float16([1])), "= 19.0: .*<= 9"),
     (lambda: s.true_reward(None), "name None"),
     (lambda: s.true_reward(["a"]), r"name \['a'\]"),
     (lambda: s.encode(["Anna"]), "'Anna'.*a to z"),
+    (lambda: s.encode(None), "names = None: expected a list"),
+    (lambda: s.encode("anna"), "names = 'anna': expected a list"),
 ]
 
 
@@ -1063,7 +1026,7 @@ def test_fast_report_is_whole_and_repeats(capsys, monkeypatch):
 
     first = report("0")
     assert first == report("0") != report("1")
-    for word in ("the truth itself", *s.METHODS, "best-of-n"):
+    for word in ("the truth itself", *s.METHODS):
         assert word in first
     assert "held-out:" not in first and (ROOT / "data" / "names.txt").exists()
 
@@ -1121,10 +1084,6 @@ def test_logarithms_of_zero_and_of_nothing_else():
     assert s.sequence_logprob(logits, [[1, 1]]) == -math.inf
     never = np.array([[[0.0, -math.inf], [5.0, -math.inf]]])  # a token that is nowhere possible
     assert s.sequence_logprob(never, [[0, 0]]) == 0
-    for impossible in (-math.inf, math.inf, math.nan):
-        logits[0, 1] = impossible
-        with pytest.raises(ValueError, match="a row of logits is nan"):
-            s.sequence_logprob(logits, [[0, 1]])
 
 
 def test_upstream_gradients_of_another_shape_are_refused(rng):
@@ -1145,21 +1104,18 @@ def test_wrong_numbers_are_named(rng):
     for call, said in (
         (lambda: s.encode([None]), "name None"),
         (lambda: s.true_reward(""), "name ''"),
-        (lambda: s.reward_loss(["a"], [1]), "chosen_rewards is <U1: expected numbers"),
-        (lambda: s.reward_loss(None, [1]), "chosen_rewards is object: expected numbers"),
-        (lambda: s.frontier(R, R, [0.5, 0.5], "1"), "beta = '1'"),
-        (lambda: s.frontier(R, R, [0.5, 0.5], [None]), "beta = None"),
-        (lambda: s.frontier(R, R, [0.5, 0.5], [True]), "beta = True"),
+        (lambda: s.reward_loss(["a"], [1]), "chosen_rewards is <U1 .*expected numbers"),
+        (lambda: s.reward_loss(None, [1]), "chosen_rewards is object .*expected numbers"),
+        (lambda: s.frontier(R, [0.5, 0.5], "1"), "beta = '1'"),
+        (lambda: s.frontier(R, [0.5, 0.5], [None]), "beta = None"),
+        (lambda: s.frontier(R, [0.5, 0.5], [True]), "beta = True"),
         (lambda: s.best_of_n(R, R, 2.0), "n = 2.0"),
         (lambda: s.best_of_n(R, R, "2"), "n = '2'"),
         (lambda: s.best_of_n(R, R, 7), "n = 7"),
         (lambda: s.gae([1.0], [1.0], "a", 1), "gamma = 'a'"),
         (lambda: s.gae([1.0], [1.0], 1, None), "lam = None"),
         (lambda: s.ppo_loss([1.0], [1.0], [1.0], "a"), "clip = 'a'"),
-        (lambda: s.grpo_advantages(3.0), "rewards = 3.0"),
         (lambda: s.dpo_loss(zero, zero, zero, zero, "a"), "beta = 'a'"),
-        (lambda: s.dpo_loss(zero, zero, zero, zero, 1, None), "label_smoothing = None"),
-        (lambda: s.dpo_loss(zero, zero, zero, zero, 1, 0, ["ipo"]), r"kind = \['ipo'\]"),
         (lambda: s.kto_loss(zero, zero, zero, zero, 1, "a"), "kl = 'a'"),
         (lambda: s.kto_loss(zero, zero, zero, zero, 1, 0, ("a", 1)), "a weight = 'a'"),
         (lambda: rl(kind="PPO"), "kind = 'PPO'"),

@@ -142,7 +142,7 @@ HINTS_8 = [
     "The mean of f under n·f^(n-1) is an integral of n·fⁿ.",
 ]
 
-# %% 9. ★★ (measure) Three ways to estimate a distance
+# %% 9. ★★ (measure) Two ways to estimate a distance
 # p = [0.5, 0.3, 0.2] and q = [0.4, 0.4, 0.2]. For a sample v of p, let d = log q(v) - log p(v); k1
 # = -d and k3 = eᵈ - 1 - d both have the mean KL(p‖q).
 # ANSWER_9: the standard deviation of k1 divided by that of k3, over the samples of p; three digits.
@@ -150,7 +150,7 @@ ANSWER_9 = 13.89
 # > Both means are 0.0253. k1 is 0.223, -0.288 and 0; k3 is 0.0231, 0.0457 and 0: never negative,
 # > and much calmer when p and q are near each other.
 HINTS_9 = [
-    "stage.kl_divergence(logp, logq, 'k1') gives one value for each sample.",
+    "Make an array of the three d, and from it the three values of k1 and of k3.",
     "Take all three v, each with its probability p(v): no sampling is needed.",
     "The variance is Σ p·k² - (Σ p·k)².",
 ]
