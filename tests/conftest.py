@@ -1,5 +1,7 @@
 """What several test files share: central differences, a relative error, a way to run a stage."""
 
+import contextlib
+import io
 import math
 import sys
 from pathlib import Path
@@ -95,3 +97,24 @@ def check_held_out_line(text):
     assert abs(nats / math.log(2) - bits) < 0.002
     assert abs(math.exp(nats) - perplexity) < 0.01 * perplexity
     return bits
+
+
+def two_fast_reports(main):
+    """What main prints in two smoke runs with one seed, captured outside any one test."""
+    printed = []
+    for _ in range(2):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert not main(["--fast", "--seed", "3"])
+        printed.append(out.getvalue())
+    return printed
+
+
+def assert_bad_text_is_one_clean_line(main, flag, content, message, folder, capsys):
+    """A file with this content is refused: exit status 2, one line that says why."""
+    path = folder / "bad.txt"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit) as stop:
+        main([flag, str(path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert "bad.txt" in error

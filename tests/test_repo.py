@@ -1,6 +1,7 @@
 """The repository: what the corpora are, what README promises, what every file must look like."""
 
 import ast
+import importlib.util
 import lzma
 import re
 import sys
@@ -112,3 +113,20 @@ def test_readme_prints_the_two_commands_and_knows_every_file():
     assert commands == [setup + "python capstone_gpt.py", setup + "python -m pytest"]
     assert all(f"`{path.name}`" in readme for path in FILES)
     assert len(re.findall(r"^(?:numpy|pytest)>=", read("requirements.txt"), re.M)) == 2
+
+
+def test_the_ladder_picture_shows_the_ladder():
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "benchmarks" / "pictures.py")
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    assert len(pictures.read_ladder()) == 8
+    assert read("docs/ladder.svg") == pictures.ladder(), "python benchmarks/pictures.py"
+
+
+def test_every_link_of_the_pages_leads_to_a_file():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("*/*.md")]
+    for page in pages:
+        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if not re.match(r"[a-z]+:", target):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

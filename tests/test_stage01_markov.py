@@ -17,7 +17,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from conftest import ROOT, check_held_out_line
+from conftest import ROOT, assert_bad_text_is_one_clean_line, check_held_out_line
 
 import stage01_markov as s1
 
@@ -1148,13 +1148,7 @@ def test_what_was_saved_writes_the_same(run, tmp_path, verse):
 )
 @pytest.mark.parametrize("flag", ["--text", "--names"])
 def test_a_bad_text_is_one_clean_line(tmp_path, capsys, content, message, flag):
-    path = tmp_path / "bad.txt"
-    path.write_bytes(content)
-    with pytest.raises(SystemExit) as stop:
-        s1.main([flag, str(path)])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
-    assert "bad.txt" in error
+    assert_bad_text_is_one_clean_line(s1.main, flag, content, message, tmp_path, capsys)
 
 
 NO_FILE = "/no/such/file"

@@ -1,7 +1,5 @@
 """Stage 3: a table learned, counts, loss, layers, the network, training, the report."""
 
-import contextlib
-import io
 import math
 import os
 import re
@@ -14,9 +12,11 @@ import numpy as np
 import pytest
 from conftest import (
     ROOT,
+    assert_bad_text_is_one_clean_line,
     assert_gradients,
     central_difference,
     check_held_out_line,
+    two_fast_reports,
 )
 
 import stage03_nlm as s3
@@ -1042,13 +1042,8 @@ def test_the_step_from_capital_to_small_letters_is_judged(capsys):
 
 @pytest.fixture(scope="module")
 def fast_reports():
-    """Two runs of the smoke report, captured outside any one test, without their timings."""
-    outputs = []
-    for _ in range(2):
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert not s3.main(["--fast", "--seed", "3"])
-        outputs.append(re.sub(r"\d+\.\d s\b", "", out.getvalue()))
-    return outputs
+    """Two runs of the smoke report, without their timings."""
+    return [re.sub(r"\d+\.\d s\b", "", report) for report in two_fast_reports(s3.main)]
 
 
 def test_report_is_deterministic_and_complete(fast_reports):
@@ -1342,12 +1337,7 @@ def test_a_one_character_text_is_a_text(tmp_path, capsys):
     "content, message", [(b"", "empty"), (b"too short", "9 characters"), (b"\xff\xfe\x00", "utf-8")]
 )
 def test_a_bad_text_is_one_clean_line(tmp_path, capsys, content, message):
-    path = tmp_path / "bad.txt"
-    path.write_bytes(content)
-    with pytest.raises(SystemExit) as stop:
-        s3.main(["--text", str(path)])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert_bad_text_is_one_clean_line(s3.main, "--text", content, message, tmp_path, capsys)
 
 
 def test_a_strange_prompt_is_refused_before_the_training(tmp_path, capsys):

@@ -1,13 +1,18 @@
 """Stage 4: the first page, update rules against closed forms, proven rates, model and report."""
 
-import contextlib
-import io
 import math
 import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_gradients, central_difference, check_held_out_line, relative_error
+from conftest import (
+    ROOT,
+    assert_gradients,
+    central_difference,
+    check_held_out_line,
+    relative_error,
+    two_fast_reports,
+)
 
 import stage04_optim as s4
 
@@ -875,12 +880,7 @@ def test_settings_may_change_and_are_saved_as_they_are():
 
 @pytest.fixture(scope="module")
 def fast_reports():
-    outputs = []
-    for _ in range(2):
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            assert not s4.main(["--fast", "--seed", "3"])
-        outputs.append(out.getvalue())
-    return outputs
+    return two_fast_reports(s4.main)
 
 
 def test_report_is_deterministic_and_complete(fast_reports):
