@@ -91,8 +91,8 @@ def check_ids(ids, name, vocab_size, lowest=0):
     if ids.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers, not {ids.dtype} {ids.shape}")
     if ids.size and not lowest <= ids.min() <= ids.max() < vocab_size:
-        expected = f"{name} must lie in {lowest}..{vocab_size - 1}"
-        raise ValueError(f"{expected}, not {ids.min()}..{ids.max()}")
+        found = f"{ids.min()}..{ids.max()}"
+        raise ValueError(f"{name} must lie in {lowest}..{vocab_size - 1}, not {found}")
     return ids.astype(np.int64)
 
 
@@ -176,11 +176,8 @@ def attention_backward(dy, cache):
 # CROSS-ENTROPY. A token's loss is -log P[target] = log Σₘ e^zₘ - z[target]. Its slope in zⱼ is
 # Pⱼ - 1[j = target], for a mean divided by the count.
 def cross_entropy(logits, targets):
-    """Mean loss in nats of targets (B, T), -1 to ignore, and dlogits (B, T, V). ValueError if all
-    are to be ignored, or one is no id."""
+    """Mean loss in nats of targets (B, T), -1 for each to be ignored, and dlogits (B, T, V)."""
     targets = check_ids(targets, "targets", logits.shape[-1], -1)
-    if targets.shape != logits.shape[:-1]:
-        raise ValueError(f"targets must be {logits.shape[:-1]}, not {targets.shape}")
     kept = np.flatnonzero(targets >= 0)
     if len(kept) == 0:
         raise ValueError("targets must hold at least one that is not -1")
@@ -206,15 +203,14 @@ def cross_entropy(logits, targets):
 #     transformer.h.N.mlp.act            on the hidden units after GELU (B, T, 4C)
 def init_params(vocab_size, block_size, n_layer, width, seed=0, dtype=np.float32):
     """A fresh gpt2-shaped model: N(0, 0.02²), c_proj divided by √(2L), biases zero."""
-    L, C = n_layer, width
-    shapes = {"wte": (vocab_size, C), "wpe": (block_size, C)}
-    for h in (f"h.{i}" for i in range(L)):
+    C, shapes = width, {"wte": (vocab_size, width), "wpe": (block_size, width)}
+    for h in (f"h.{i}" for i in range(n_layer)):
         shapes |= {f"{h}.ln_1": (C,), f"{h}.attn.c_attn": (C, 3 * C), f"{h}.attn.c_proj": (C, C)}
         shapes |= {f"{h}.ln_2": (C,), f"{h}.mlp.c_fc": (C, 4 * C), f"{h}.mlp.c_proj": (4 * C, C)}
     shapes["ln_f"] = (C,)
     rng, params = np.random.default_rng(seed), {}
     for name, shape in shapes.items():
-        std = 0.02 / math.sqrt(2 * L) if "c_proj" in name else 0.02
+        std = 0.02 / math.sqrt(2 * n_layer) if "c_proj" in name else 0.02
         weight = np.ones(shape) if "ln_" in name else rng.normal(0, std, shape)
         params[f"transformer.{name}.weight"] = weight.astype(dtype)
         if name not in ("wte", "wpe"):
@@ -228,13 +224,10 @@ def layers_of(params):
 
 
 def gpt_forward(params, idx, n_head, adapters=None):
-    """Logits (B, T, V) for token ids idx (B, T), and a cache with an entry per place in use.
-    ValueError for an id, a T or a place that is not in the model."""
+    """Logits (B, T, V) for token ids idx (B, T), and a cache with an entry per place in use."""
     adapters = adapters or {}
     wte, wpe = params["transformer.wte.weight"], params["transformer.wpe.weight"]
     idx, H, C = check_ids(idx, "idx", len(wte)), n_head, wte.shape[1]
-    if idx.ndim != 2 or not 1 <= idx.shape[1] <= len(wpe):
-        raise ValueError(f"idx must be (B, T) with T in 1..{len(wpe)}, not {idx.shape}")
     T, cache = idx.shape[1], {"model": (params, adapters, H, idx)}
 
     def run(place, x):
@@ -260,9 +253,8 @@ def gpt_forward(params, idx, n_head, adapters=None):
         y, cache[f"{h}.mlp"] = gelu_forward(y)
         x = x + run(f"{h}.mlp.c_proj.weight", run(f"{h}.mlp.act", y))
     x = run("transformer.ln_f.weight", x)
-    for place in adapters:
-        if place not in cache:
-            raise ValueError(f"adapter at {place!r}: the model has no such place")
+    if not adapters.keys() <= cache.keys():
+        raise ValueError(f"the model has no place {adapters.keys() - cache.keys()}")
     # Tied: the embedding scores the tokens. A prompt itself predicts nothing.
     logits, cache["head"] = linear_forward(x[:, -T:], wte.T)
     return logits, cache
@@ -321,12 +313,11 @@ def gpt_backward(dlogits, cache, trainable=()):
 #
 # WHY A LOW RANK MAY DO. Aghajanyan et al. (2020) let all parameters together move only inside a
 # random subspace: with 200 dimensions RoBERTa still reached 90 % of its score on a task (MRPC). So
-# few directions can suffice, of whatever rank. Hu et al. (2021) go further, as a hypothesis: each
-# matrix's update ΔW can be close to one of low rank. "Close" has an exact meaning. The singular
-# value decomposition writes ΔW = Σᵢ σᵢMᵢ with σ₁ ≥ σ₂ ≥ ... ≥ 0 and matrices Mᵢ of rank one and
-# length one, perpendicular to each other. So ‖ΔW‖² = Σᵢ σᵢ² by Pythagoras, and the nearest matrix
-# of rank r keeps the first r (Eckart & Young 1936), a share Σᵢ≤ᵣ σᵢ² / Σᵢ σᵢ². The report cuts a
-# real ΔW like this and scores the model again: what is near in length may be far in use.
+# few directions can suffice, of whatever rank. Hu et al. (2021) suppose more: each matrix's update
+# ΔW can be close to one of low rank. The singular value decomposition writes ΔW = Σᵢ σᵢMᵢ with
+# σ₁ ≥ σ₂ ≥ ... ≥ 0 and Mᵢ of rank one and length one, perpendicular to each other. So Pythagoras
+# gives ‖ΔW‖² = Σᵢ σᵢ², and the nearest matrix of rank r keeps the first r (Eckart & Young 1936).
+# The report cuts a real ΔW like this: what is near in length may be far in use.
 def low_rank(matrix, rank):
     """The nearest matrix of that rank or less, and the share of ‖matrix‖² that it keeps."""
     left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
@@ -350,8 +341,7 @@ def low_rank(matrix, rank):
 # s²r is constant: s = α/√r (Kalajdzievski 2023); with s = α/r it shrinks like 1/r. Adam muddies
 # this: its first step moves every entry of B by η against its gradient's sign, so each of the r
 # terms of AB points along -G on average, ΔW grows like ηsr, and it is α/r that keeps it constant.
-# Who is right shows in the best rate: under the right s it stays where it is when the rank changes.
-# Section 9 has the answer for this model.
+# Under the right s the best rate stays where it is when the rank changes: section 9 has the answer.
 def lora_forward(x, W, A, B, scale):
     """y (..., O) = xW + scale·(xA)B for W (I, O), A (I, r), B (r, O); and the cache."""
     y = rows(x) @ W + (rows(x) @ A) @ (scale * B)
@@ -409,19 +399,14 @@ class LoRALinear:
 
 
 def apply_lora(params, targets, rank, alpha, seed=0, rslora=False, layer=LoRALinear):
-    """{weight name: layer} for every matrix of params whose module name ends in one of targets.
-
-    They match like PEFT's target_modules. ValueError for one that fits no matrix, and from `layer`.
-    """
-    matrices = [name for name in params if len(params[name].shape) == 2]
-    chosen, rng = set(), np.random.default_rng(seed)
-    for target in targets:
-        found = [name for name in matrices if f".{name}".endswith(f".{target}.weight")]
-        if not found:
-            raise ValueError(f"{target!r} matches no matrix; expected one such as 'attn.c_attn'")
-        chosen.update(found)
-    ordered = [name for name in matrices if name in chosen]
-    return {name: layer(params[name], rank, alpha, rng, rslora) for name in ordered}
+    """{weight name: layer} for every matrix of params whose module name ends in one of targets, as
+    PEFT's target_modules do. ValueError if there is none, and from `layer`."""
+    endings = tuple(f".{target}.weight" for target in targets)
+    names = [n for n in params if f".{n}".endswith(endings) and len(params[n].shape) == 2]
+    if not names:
+        raise ValueError(f"{targets!r:.60} match no matrix; expected names such as 'attn.c_attn'")
+    rng = np.random.default_rng(seed)
+    return {name: layer(params[name], rank, alpha, rng, rslora) for name in names}
 
 
 # %% 4. DoRA: direction and magnitude apart
@@ -433,8 +418,7 @@ def apply_lora(params, targets, rank, alpha, seed=0, rslora=False, layer=LoRALin
 #     dgⱼ = Σᵢ GᵢⱼVᵢⱼ,     dm = dg/n,     dn = -dg·m/n² = -dg·g/n,
 #     ∂nⱼ/∂Vᵢⱼ = Vᵢⱼ/nⱼ,   so   dV = G·g + V·(dn/n) = G·g - V·dg·g/n²,
 # and V = W + sAB gives dA = s·dV·Bᵀ, dB = s·Aᵀ·dV. The price is G, as large as W: DoRA saves memory
-# of AdamW, but not the work of a full backward. (The paper holds n constant in the backward to save
-# a part of it; here it moves.)
+# of AdamW, but not the work of a full backward. (The paper saves a part: it holds n constant.)
 class DoRALinear(LoRALinear):
     """LoRALinear with .params["m"] (out,), the learned length of each output's column."""
 
@@ -472,10 +456,9 @@ class DoRALinear(LoRALinear):
 # quantiles of the normal distribution: 7 below zero, 8 above, and 0 itself, all scaled to end at
 # -1 and 1. The last quantile leaves a tail, the mean of 1/32 and 1/30 (half a cell of 16 and of
 # 15). For normal numbers on the scale of the quantiles the 16 levels would be about equally likely.
-# But the largest |w| of a block lies at another place in every block, mostly further out: for
-# blocks of 64 normal numbers level 1 gets 1.7 % of the weights, and the level below 0 gets 9.2 %.
-# A weight's error is at most its block's largest |w| times half the widest gap. A and B stay in
-# full precision and learn around it.
+# But a block's largest |w| mostly lies further out: for blocks of 64 normal numbers level 1 gets
+# 1.7 % of the weights, and the level below 0 gets 9.2 %. A and B stay in full precision and learn
+# around the errors.
 BELOW, ABOVE = (  # 7 and 8 quantiles, at probabilities in even steps from 0.5 to the tail
     [NormalDist().inv_cdf(x) for x in np.linspace(0.5, 1 - (1 / 32 + 1 / 30) / 2, count + 1)[1:]]
     for count in (7, 8)
@@ -518,11 +501,11 @@ def dense(W):
 # %% 6. Prompts, scales, biases
 # PROMPT TUNING (Lester et al. 2021) trains free vectors in front of the embedded text, which keeps
 # its positions. Prompts start better from real text than from noise (Lester et al., 3.2). That
-# means text with its positions: a vector without one is a thing that the model has never seen.
-# Attention looks at it about twice as much, and training starts far worse than at the base. The
-# whole batch shares the prompt, so the backward cuts dy in two, and sums the front piece over the
-# batch. (Prefix tuning, Li & Liang 2021, trains keys and values in front of every layer's own, and
-# adapters, Houlsby et al. 2019, are small layers behind attention and MLP, y = x + GELU(x·A)·B.)
+# means text with its positions: the model has never seen a vector without one, attention looks at
+# it about twice as much, and training starts far worse than at the base. The batch shares the
+# prompt, so the backward sums the front piece of dy over the batch. (Prefixes, Li & Liang 2021, are
+# keys and values in front of every layer's own; adapters, Houlsby et al. 2019, are small layers
+# behind attention and MLP, y = x + GELU(x·A)·B.)
 class PromptTuning:
     """Learned vectors before x (B, T, C): y (B, length + T, C). start: the first (length, C)."""
 
@@ -555,11 +538,10 @@ class IA3:
 
 
 # %% 7. Files that other programs read
-# PEFT keeps an adapter in two files: adapter_config.json, and the arrays in safetensors, a format
-# that the capstone explains, writes and reads for us, and trusts in nothing. torch's linear layers
-# keep (out, in), so PEFT's lora_A.weight (r, in) and lora_B.weight (out, r) are our A and B
-# transposed. The matrices they change are (out, in) in Llama; GPT-2's are (in, out) even there,
-# which the config calls fan_in_fan_out, but the name of the matrix says it as well.
+# PEFT keeps an adapter in two files: adapter_config.json, and the arrays in safetensors, which the
+# capstone explains, writes and reads. torch's layers keep (out, in), so lora_A.weight (r, in) and
+# lora_B.weight (out, r) are our A and B transposed. The matrices they change are (out, in) in
+# Llama and (in, out) in GPT-2. The config calls that fan_in_fan_out, but a matrix's name tells it.
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 PEFT_ROOT = "base_model.model."
 GPT2_MATRICES = ("c_attn", "c_proj", "c_fc")  # (in, out)
@@ -578,13 +560,11 @@ def as_in_out(params, name):
 
 
 def save_adapter(directory, adapters, base=None):
-    """Write {weight name: LoRALinear or DoRALinear}, all of one kind, as PEFT's two files, and into
-    its configuration the name or directory of their base."""
+    """Write {weight name: LoRA or DoRA layer}, all of one kind, as PEFT's two files over a base."""
     import capstone_gpt as gpt
 
-    ((kind, rank, alpha, rslora),) = {
-        (type(a), a.rank, a.alpha, a.rslora) for a in adapters.values()
-    }
+    kinds = {(type(a), a.rank, a.alpha, a.rslora) for a in adapters.values()}
+    ((kind, rank, alpha, rslora),) = kinds
     modules = sorted(name.removesuffix(".weight") for name in adapters)
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base,
@@ -603,9 +583,8 @@ def save_adapter(directory, adapters, base=None):
 
 
 # What adapter_config.json may say: keys that load_adapter reads, values that it can follow, and
-# keys that change nothing once the adapter is trained. Any other key is refused unless it is null,
-# false or empty. (PiSSA, OLoRA, CorDA and LoftQ, values of init_lora_weights, move the base before
-# the training; over the base as it was, such an adapter would be wrong.)
+# keys that change nothing after training. Any other is refused unless it is null, false or empty.
+# (init_lora_weights may be PiSSA or its like: they move the base, so the adapter needs another.)
 CONFIG_READ = {"r": 0, "lora_alpha": None, "rank_pattern": {}, "alpha_pattern": {}}  # defaults
 CONFIG_VALUES = {
     "peft_type": ["LORA"], "bias": ["none"], "use_rslora": [True, False], "use_dora": [True, False],
@@ -615,21 +594,15 @@ CONFIG_IDLE = """task_type auto_mapping peft_version base_model_name_or_path rev
     lora_dropout megatron_core qalora_group_size eva_config""".split()
 
 
-def read_config(path):
-    """PEFT's configuration of a LoRA; ValueError names the first key that cannot be followed."""
-    import capstone_gpt as gpt
-
-    read = gpt.parse_json(path.read_bytes(), dict, f"{path}: expected PEFT's configuration")
-    config = CONFIG_READ | {"peft_type": None, "target_modules": None} | read
+def check_config(path, config):
+    """PEFT's configuration of a LoRA, completed; ValueError names a key that cannot be followed."""
+    config = CONFIG_READ | {"peft_type": None, "target_modules": None} | config
     for key, value in config.items():
         handled = [json.dumps(v) for v in CONFIG_VALUES.get(key, [None, False, "", [], {}])]
         followed = key in CONFIG_READ or key in CONFIG_IDLE or json.dumps(value) in handled
         if key == "target_modules":
             followed = value in (None, "all-linear") or isinstance(value, list)
-        if key in (
-            "rank_pattern",
-            "alpha_pattern",
-        ):  # in PEFT its keys are regular expressions, here names
+        if key in ("rank_pattern", "alpha_pattern"):  # PEFT's expressions, if they are names
             followed = isinstance(value, dict) and not set("".join(value)) & set("^$*+?()[]{}|\\")
         if not followed:
             raise ValueError(f"{path}: this stage cannot follow {key} = {value!r:.60}")
@@ -646,7 +619,8 @@ def load_adapter(directory, params):
     import capstone_gpt as gpt
 
     path = Path(directory) / "adapter_config.json"
-    config, adapters = read_config(path), {}
+    read = gpt.parse_json(path.read_bytes(), dict, f"{path}: expected PEFT's configuration")
+    config, adapters = check_config(path, read), {}
     ranks, alphas = config["rank_pattern"], config["alpha_pattern"]
     tensors, _ = gpt.read_safetensors(path.with_name("adapter_model.safetensors"))
     modules = sorted({name.removeprefix(PEFT_ROOT).rsplit(".lora_", 1)[0] for name in tensors})
@@ -683,10 +657,8 @@ def load_adapter(directory, params):
 
 # %% 8. Training and scoring
 def adamw_step(p, grad, mean, square, t, rate, decay):
-    """Step t = 1, 2, ... of AdamW (Loshchilov & Hutter 2019), in place on p and both averages.
-
-    Running means of the gradient and of its square start at 0, so that after t steps they hold only
-    1 - βᵗ of their weight; divided by it, p moves by about ±rate."""
+    """Step t = 1, 2, ... of AdamW (Loshchilov & Hutter 2019), in place on p and both running means:
+    they start at 0, and after t steps hold only 1 - βᵗ of their weight."""
     mean += (1 - 0.9) * (grad - mean)
     square += (1 - 0.99) * (grad * grad - square)
     p *= 1 - rate * decay
@@ -705,8 +677,7 @@ def train(tuned, loss_and_grads, steps, learning_rate):
     """Move tuned {name: array} in place by loss_and_grads() -> (loss, {name: gradient}); seconds.
 
     The rate climbs for a tenth of the steps, then falls along a cosine to a tenth. Gradients longer
-    than 1 are cut to 1, matrices of the base decay by 0.1 a unit of rate, plugs do not decay.
-    ValueError, naming the step, once the loss or a gradient is not finite."""
+    than 1 are cut to 1, only matrices of the base decay. ValueError if the loss is not finite."""
     averages = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in tuned.items()}
     began = time.perf_counter()
     for t in range(1, check_count(steps, "steps") + 1):
@@ -777,8 +748,7 @@ def score(params, ids, first, n_head, adapters=None):
 
 
 # %% Demonstration
-# Each learning rate is the best of a grid in factors of two, by the mean of three seeds, judged on
-# a development piece, the last tenth of the verses' training part: benchmarks/stage09_sweep.py.
+# The rates are the sweep's: each the best of a grid on the last tenth of the verses' training part.
 DEFAULTS = (None, 4, 8, False, ("c_attn", "c_proj", "c_fc"))
 Recipe = namedtuple("Recipe", "rate layer rank alpha rslora targets", defaults=DEFAULTS)
 METHODS = {  # at rank 1, rsLoRA is LoRA
@@ -804,9 +774,7 @@ def sizes(fast):
 
 
 def read_corpora(fast):
-    """{name: (ids, first)}: ids[:first] to train on, the rest held out; and the vocabulary's size.
-
-    fast: only the last 4,000 of the one and the first 200 of the other."""
+    """{name: (ids, first)}, ids[:first] to train on (fast: 4,000), and the vocabulary's size."""
     folder = Path(__file__).resolve().parent / "data"
     texts = {name: (folder / f"{name}.txt").read_text("utf-8") for name in ("stories", "verses")}
     place = {letter: i for i, letter in enumerate(sorted(set(texts["stories"])))}
@@ -865,16 +833,13 @@ def forgetting(curve, gain):
 
 
 def report_methods(base, size, bits, run):
-    """Run every method, print what it trained, what verses gained and stories lost.
-
-    Returns full fine-tuning's model and {method: curve of (gain, rise) for `forgetting`}."""
+    """Run and print every method; full fine-tuning's model and {method: curve for `forgetting`}."""
     print("method             trained   share seconds  verses stories")
     print(f"{'the base itself':<42}{base[1]:>8.3f}{base[0]:>8.3f}")
     models, curves = [], {}
     for method in METHODS:
         curves[method] = []
-        variant = "," in method  # of LoRA: one run, no curve
-        for part in (1,) if variant else (1 / 8, 1 / 3, 1):  # of the method's rate
+        for part in (1,) if "," in method else (1 / 8, 1 / 3, 1):  # of the method's rate
             tuned, trained, seconds = run(method, part)
             stories, verses = bits(*tuned)
             curves[method].append((base[1] - verses, stories - base[0]))
@@ -886,11 +851,10 @@ def report_methods(base, size, bits, run):
 
 def report_forgetting(curves):
     """Plot what the stories lost over what the verses gained; compare LoRA and full fine-tuning."""
+    curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
     best = max(gain for curve in curves.values() for gain, _ in curve)
-    rises = {}  # {method: at 72 gains from 0 to the best}
-    for method, curve in curves.items():
-        if len(curve) > 1:
-            rises[method] = [forgetting(curve, gain) for gain in np.linspace(0, best, 72)]
+    gains = np.linspace(0, best, 72)
+    rises = {name: [forgetting(curve, gain) for gain in gains] for name, curve in curves.items()}
     low, high = np.nanmin([*rises.values()]), np.nanmax([*rises.values()])
     canvas, marks = np.full((12, 72), " "), "FLQRDPBI"
     for mark, row in reversed([*zip(marks, rises.values())]):
@@ -920,9 +884,7 @@ def report_ranks(params, full, bits):
         model = full | {name: params[name] + cut for name, (cut, _) in cuts.items()}
         kept.append(float(np.mean([share for _, share in cuts.values()])))
         scores.append(bits(model)[1])
-    print("rank     " + "".join(f"{rank:>8}" for rank in ranks))
-    print("of ‖ΔW‖² " + "".join(f"{share:>8.1%}" for share in kept))
-    print("verses   " + "".join(f"{score:>8.3f}" for score in scores))
+        print(f"rank {rank:>2}: {kept[-1]:>6.1%} of ‖ΔW‖², verses {scores[-1]:.3f}")
     near = next(rank for rank, share in zip(ranks, kept) if share >= 0.9)
     goal = scores[0] - 0.9 * (scores[0] - scores[-1])
     good = next((rank for rank, score in zip(ranks, scores) if score <= goal), ranks[-1])
@@ -966,11 +928,10 @@ def report(fast, seed):
 
 
 # %% Your own model
-# The commands `adapt` and `merge` work on checkpoints that the capstone trained or transformers
-# wrote. The capstone opens them and computes the loss and G = ∂L/∂W for every matrix. No more is
+# The capstone opens the checkpoint and computes the loss and G = ∂L/∂W for every matrix. No more is
 # needed: the gradients of A, B and m follow from G. (So the time for G is not spared here.)
 def open_checkpoint(args):
-    """(its directory, model, tokenizer) of args.base."""
+    """(the capstone, its directory, model and tokenizer) of args.base."""
     import capstone_gpt as gpt
 
     source = gpt.checkpoint_of(args.base)
@@ -978,7 +939,7 @@ def open_checkpoint(args):
     if args.nf4:
         for name in matrices_of(model.params):
             model.params[name][...] = dense(quantize_nf4(model.params[name]))
-    return str(source), model, tokenizer
+    return gpt, str(source), model, tokenizer
 
 
 def merge_into(params, plugs):
@@ -1028,9 +989,9 @@ def example(ids, first=1):
     return np.array(ids[:-1])[None], targets[None]
 
 
-def read_answers(path, text, tokenizer, end, longest):
+def read_answers(path, text, tokenizer, end):
     """Examples from lines {"prompt": ..., "response": ...}; ValueError names the damaged lines."""
-    examples, damaged, long = [], [], 0
+    examples, damaged = [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -1041,30 +1002,24 @@ def read_answers(path, text, tokenizer, end, longest):
                 raise TypeError("prompt and response must be texts")
             start = [*tokenizer.encode(prompt, add_special_tokens=True)]
             ids = [*start, *tokenizer.encode(response), *end]
+            examples.append(example(ids, max(1, len(start))))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             damaged.append(f"line {number} ({error!r:.100})")
-            continue
-        if len(ids) > longest:
-            long += 1
-        else:
-            examples.append(example(ids, max(1, len(start))))
     if damaged:
         found = f"{len(damaged)} damaged lines, such as {', '.join(damaged[:4])}"
         raise ValueError(f'{path}: expected {{"prompt": "...", "response": "..."}} a line; {found}')
-    say(f"{long} examples are left out: they are longer than {longest} tokens.")
     return examples
 
 
-def read_examples(path, model, tokenizer):
+def read_examples(gpt, path, model, tokenizer):
     """(examples to learn from, the last tenth, held out); ValueError if either would be empty."""
-    import capstone_gpt as gpt
-
-    T = model.config.block_size
-    text = "".join(gpt.stream_text(path))
+    text, T = "".join(gpt.stream_text(path)), model.config.block_size
     if str(path).endswith(".jsonl"):
-        end = [*(gpt.bos_and_eos(model)[1][:1] or tokenizer.encode("\n\n"))]
-        say(f"Every response ends with the token(s) {end}.")
-        found = read_answers(path, text, tokenizer, end, T + 1)
+        end = [int(i) for i in gpt.bos_and_eos(model)[1][:1] or tokenizer.encode("\n\n")]
+        examples = read_answers(path, text, tokenizer, end)
+        found = [(idx, targets) for idx, targets in examples if idx.size <= T]
+        long = len(examples) - len(found)
+        say(f"{long} examples are left out, longer than {T} tokens. Answers end with token {end}.")
         cut = min(len(found) - 1, math.ceil(0.9 * len(found)))
         parts = found[:cut], found[cut:]
     else:
@@ -1079,8 +1034,8 @@ def read_examples(path, model, tokenizer):
 def adapt_command(args):
     """Adapt a checkpoint to a text or to answers; save PEFT's two files or, with full, a model."""
     with new_directory(args.out) as part:
-        source, model, tokenizer = open_checkpoint(args)
-        examples, held = read_examples(args.data, model, tokenizer)
+        gpt, source, model, tokenizer = open_checkpoint(args)
+        examples, held = read_examples(gpt, args.data, model, tokenizer)
         plugs, tuned = {}, dict(model.params)
         rng = np.random.default_rng(args.seed)
         if args.method != "full":
@@ -1101,9 +1056,8 @@ def adapt_command(args):
             return checkpoint_gradients(model, plugs, [examples[i] for i in chosen])
 
         before, size = held_out(), sum(p.size for p in tuned.values())
-        say(f"{len(examples)} examples to learn from, {len(held)} held out. {args.method} trains")
-        say(f"{size:,} numbers, the model has {model.flat.size:,}.")
-        say(f"held out before: {before:.3f} nats a token")
+        say(f"{len(examples)} examples to learn from, {len(held)} held out")
+        say(f"held out before: {before:.3f} nats a token ({size:,} numbers will be trained)")
         seconds = train(tuned, loss_and_grads, args.steps, args.learning_rate)
         merge_into(model.params, plugs)
         after = held_out()
@@ -1120,7 +1074,7 @@ def adapt_command(args):
 def merge_command(args):
     """Fold an adapter into its base: a checkpoint that the capstone and transformers open."""
     with new_directory(args.out) as part:
-        _, model, _ = open_checkpoint(args)
+        _, _, model, _ = open_checkpoint(args)
         merge_into(model.params, load_adapter(args.adapter, model.params))
         if not np.isfinite(model.flat).all():
             raise ValueError(f"{args.adapter}: merged, it makes weights that are not finite")
@@ -1138,25 +1092,21 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser():
     """The command line: without a command the report, else adapt or merge."""
-    text = "Compare ways to give a small GPT a new voice, or give one to a model of your own."
-    parser = Parser("stage09_lora.py", description=text)
+    parser = Parser("stage09_lora.py", description="Adapt a small GPT in many ways, or your own.")
     parser.set_defaults(run=lambda args: report(args.fast, args.seed))
     parser.add_argument("--fast", action="store_true", help="a smoke run in miniature")
     parser.add_argument("--seed", type=int, default=0, help="fixes every random choice")
     commands = parser.add_subparsers(title="commands for a model of your own")
-    text = "fine-tune on a text, or on prompts and responses"
-    adapter = commands.add_parser("adapt", help=text, description=text)
+    adapter = commands.add_parser("adapt", help="fine-tune on a text, or on prompts and responses")
     adapter.set_defaults(run=adapt_command)
-    text = "fold an adapter into its base"
-    merger = commands.add_parser("merge", help=text, description=text)
+    merger = commands.add_parser("merge", help="fold an adapter into its base")
     merger.set_defaults(run=merge_command)
     merger.add_argument("--adapter", required=True, help="a directory with PEFT's two files")
     for sub in (adapter, merger):
-        base = "a checkpoint of the capstone or of transformers (GPT-2 or Llama)"
-        sub.add_argument("--base", required=True, help=base)
-        sub.add_argument("--out", required=True, help="a new directory for the result")
-        nf4 = "first round the base to four bits; merge needs it where adapt had it"
-        sub.add_argument("--nf4", action="store_true", help=nf4)
+        add = sub.add_argument
+        add("--base", required=True, help="a GPT-2 or Llama of the capstone or of transformers")
+        add("--out", required=True, help="a new directory for the result")
+        add("--nf4", action="store_true", help="round the base to four bits first; then merge, too")
     add = adapter.add_argument
     add("--data", required=True, help="a text, or .jsonl: a prompt and a response a line")
     add("--method", choices=["lora", "rslora", "dora", "full"], default="lora", help="[lora]")
@@ -1180,8 +1130,7 @@ def main(argv=None):
         for name, value in vars(args).items():
             lowest = 0 if name == "seed" else 1e-30
             if type(value) in (int, float) and not lowest <= value < 2**63:
-                limits = f"at least {lowest:g} and below 2**63"
-                raise ValueError(f"--{name} must be {limits}, not {value}")
+                raise ValueError(f"--{name} must be at least {lowest:g}, below 2**63, not {value}")
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
             args.run(args)
         sys.stdout.flush()

@@ -160,7 +160,7 @@ def test_adapt_learns_to_answer_and_merge_makes_a_model_of_it(
     first, last = held_out(printed)
     assert last < 0.4 * first and "no better" not in printed
     assert "36 examples to learn from, 4 held out" in printed
-    assert "(40 steps, " in printed and "numbers, the model has" in printed
+    assert "(40 steps, " in printed and "numbers will be trained" in printed
     out = tmp_path / "new" / "one"
     assert files(tmp_path / "new") == ["one"], "nothing temporary is left"
     if method != "full":
@@ -205,7 +205,7 @@ def test_a_text_is_learned_and_its_last_tenth_is_held_out(base, tmp_path, capsys
     run(*common, "--learning_rate", "0.02", "--out", tmp_path / "a")
     first, last = held_out(capsys.readouterr().out)
     model, tokenizer = gpt.load(base)
-    train, held = s.read_examples(tmp_path / "x.txt", model, tokenizer)
+    train, held = s.read_examples(gpt, tmp_path / "x.txt", model, tokenizer)
     cut = int(0.9 * len(text))
     for part, examples in ((text[:cut], train), (text[cut:], held)):
         ids = tokenizer.encode(part)
@@ -218,7 +218,7 @@ def test_a_text_is_learned_and_its_last_tenth_is_held_out(base, tmp_path, capsys
 
 def test_only_a_response_and_its_end_are_learned(base, answers):
     model, tokenizer = gpt.load(base)
-    train, held = s.read_examples(answers, model, tokenizer)
+    train, held = s.read_examples(gpt, answers, model, tokenizer)
     assert (len(train), len(held)) == (36, 4)
     idx, targets = train[1]
     start = tokenizer.encode("what says the dog?", add_special_tokens=True)
@@ -227,14 +227,14 @@ def test_only_a_response_and_its_end_are_learned(base, answers):
     assert idx.shape == targets.shape == (1, len(start) + len(learned) - 1)
     assert [*idx[0], learned[-1]] == [*start, *learned]
     assert list(targets[0]) == [-1] * (len(start) - 1) + learned
-    assert np.array_equal(held[0][0], s.read_examples(answers, model, tokenizer)[1][0][0])
+    assert np.array_equal(held[0][0], s.read_examples(gpt, answers, model, tokenizer)[1][0][0])
 
 
 def test_an_empty_prompt_is_no_prompt(tmp_path, base):
     model, tokenizer = gpt.load(base)
     path = tmp_path / "x.jsonl"
     path.write_text('{"prompt": "", "response": "abc"}\n\n{"prompt": "a", "response": ""}\n' * 2)
-    train, held = s.read_examples(path, model, tokenizer)
+    train, held = s.read_examples(gpt, path, model, tokenizer)
     assert [(t >= 0).all() for _, t in train] == [True] * 3 and len(held) == 1
 
 
@@ -262,7 +262,7 @@ def test_one_step_by_hand(base, answers, tmp_path):
     run("adapt", "--base", base, "--data", answers, "--steps", "1", "--batch_size", "3",
         "--learning_rate", "0.01", "--seed", "4", "--out", tmp_path / "a")  # fmt: skip
     model, tokenizer = gpt.load(base)
-    train, _ = s.read_examples(answers, model, tokenizer)
+    train, _ = s.read_examples(gpt, answers, model, tokenizer)
     moved, rng = s.load_adapter(tmp_path / "a", model.params), np.random.default_rng(4)
     matrices = {n: s.as_in_out(model.params, n) for n in s.matrices_of(model.params)}
     assert moved.keys() == matrices.keys()
@@ -352,8 +352,8 @@ def test_long_examples_are_left_out_and_counted(base, tmp_path, capsys):
     assert len(tokenizer.encode(fits[-1])) == room
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    train, held = s.read_examples(path, model, tokenizer)
-    assert len(train) + len(held) == 2 and "\n1 examples are left out" in capsys.readouterr().out
+    train, held = s.read_examples(gpt, path, model, tokenizer)
+    assert len(train) + len(held) == 2 and "1 examples are left out" in capsys.readouterr().out
     assert train[0][0].shape == (1, 40)
 
 
