@@ -1162,8 +1162,8 @@ def main(argv=None):
 #    the best rate changes with alpha. `lora_backward` has it once in dh and once in dB.
 # 3. Merging into the shared base. Symptom: the next adapter speaks with the last one's accent.
 #    `LoRALinear.merge` makes a new matrix.
-# 4. Training the base along. Symptom: a saved adapter is useless over a fresh base. `fit` moves
-#    only what is in `tuned`.
+# 4. Training the base along. Symptom: a saved adapter is useless over a fresh base. `train`
+#    moves only what is in `tuned`.
 # 5. A file's matrices transposed. Symptom: shapes that do not fit or, if square, nonsense without
 #    an error. `save_adapter` writes p.T; benchmarks/check_peft.py asks PEFT.
 # 6. A prompt that the model has never seen the like of. Symptom: it starts worse than the base.
