@@ -16,6 +16,12 @@ each costs, what it learns, and what it makes the model forget. You should know 
   6 prompts, scales, biases   7 files   8 training   9 which method, where, which rank and alpha
 
     python stage09_lora.py [--fast] [--seed N]     half a minute; --fast: a second
+    python stage09_lora.py adapt --base DIR --data FILE --method lora --out ADAPTER   your own model
+    python stage09_lora.py merge --base DIR --adapter ADAPTER --out DIR          one model of both
+
+DIR: a checkpoint of the capstone or of transformers. FILE: a text, or .jsonl with {"prompt": ...,
+"response": ...} a line; the last tenth is held out. Both commands need capstone_gpt.py beside this
+file.
 
 Rests on: Hu et al. (2021), "LoRA"; Kalajdzievski (2023), rsLoRA; Liu et al. (2024), "DoRA";
 Dettmers et al. (2023), "QLoRA"; Lester et al. (2021), prompt tuning; Ben Zaken et al. (2021),
@@ -25,9 +31,9 @@ Aghajanyan et al. (2020), on intrinsic dimensions; Schulman et al. (2025), "LoRA
 
 import argparse
 import contextlib
-import itertools
 import json
 import math
+import numbers
 import os
 import sys
 import tempfile
@@ -71,12 +77,6 @@ def lora_step(x, wanted, W, A, B, learning_rate):
 # LoRA's second factor, as in its paper: a shape is never a matrix.) A layer is a pair of functions.
 # The forward returns its output and a cache; the backward turns dy = ∂L/∂y into dx = ∂L/∂x and the
 # gradients of its parameters by the chain rule, ∂L/∂xᵢ = Σⱼ ∂L/∂yⱼ · ∂yⱼ/∂xᵢ.
-def check(ok, message):
-    """ValueError with this message unless ok; for section 7."""
-    if not ok:
-        raise ValueError(message)
-
-
 def check_count(value, name):
     """value as an int (NumPy's would wrap); ValueError unless it is whole and at least 1."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
@@ -85,27 +85,14 @@ def check_count(value, name):
     return int(value)
 
 
-def check_number(value, name):
-    """ValueError unless value is a finite number."""
-    real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{name} must be a finite number, not {value!r:.50}")
-
-
-def check_shape(array, shape, name):
-    """ValueError unless the array has exactly this shape: NumPy would repeat it to fit."""
-    if np.shape(array) != shape:
-        raise ValueError(f"{name} must have the shape {shape}, not {np.shape(array)}")
-
-
 def check_ids(ids, name, vocab_size, lowest=0):
     """ids as int64; ValueError unless they are integers in lowest..vocab_size - 1."""
     ids = np.asarray(ids)
     if ids.dtype.kind not in "iu":
         raise ValueError(f"{name} must be integers, not {ids.dtype} {ids.shape}")
     if ids.size and not lowest <= ids.min() <= ids.max() < vocab_size:
-        expected = f"{name} must lie in {lowest}..{vocab_size - 1}"
-        raise ValueError(f"{expected}, not {ids.min()}..{ids.max()}")
+        found = f"{ids.min()}..{ids.max()}"
+        raise ValueError(f"{name} must lie in {lowest}..{vocab_size - 1}, not {found}")
     return ids.astype(np.int64)
 
 
@@ -128,7 +115,6 @@ def linear_forward(x, W):
 def linear_backward(dy, cache, need_dW=True):
     """dx (..., I), dW (I, O) or None."""
     x, W = cache
-    check_shape(dy, (*x.shape[:-1], W.shape[1]), "dy")
     dx = (rows(dy) @ W.T).reshape(x.shape)
     return dx, rows(x).T @ rows(dy) if need_dW else None
 
@@ -149,7 +135,6 @@ def layernorm_forward(x, weight, bias, eps=1e-5):
 def layernorm_backward(dy, cache):
     """dx (..., C), dweight (C,), dbias (C,)."""
     xhat, rho, weight = cache
-    check_shape(dy, xhat.shape, "dy")
     dxhat = dy * weight
     along = (dxhat * xhat).mean(-1, keepdims=True)
     dx = rho * (dxhat - dxhat.mean(-1, keepdims=True) - xhat * along)
@@ -183,7 +168,6 @@ def attention_forward(q, k, v):
 def attention_backward(dy, cache):
     """dq, dk, dv (B, H, T, D)."""
     q, k, v, P = cache
-    check_shape(dy, q.shape, "dy")
     dP = dy @ v.swapaxes(-1, -2)
     dz = P * (dP - (P * dP).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
     return dz @ k, dz.swapaxes(-1, -2) @ q, P.swapaxes(-1, -2) @ dy
@@ -192,10 +176,8 @@ def attention_backward(dy, cache):
 # CROSS-ENTROPY. A token's loss is -log P[target] = log Σₘ e^zₘ - z[target]. Its slope in zⱼ is
 # Pⱼ - 1[j = target], for a mean divided by the count.
 def cross_entropy(logits, targets):
-    """Mean loss in nats of targets (B, T), -1 to ignore, and dlogits (B, T, V). ValueError if all
-    are to be ignored, or one is no id."""
+    """Mean loss in nats of targets (B, T), -1 for each to be ignored, and dlogits (B, T, V)."""
     targets = check_ids(targets, "targets", logits.shape[-1], -1)
-    check_shape(targets, logits.shape[:-1], "targets")
     kept = np.flatnonzero(targets >= 0)
     if len(kept) == 0:
         raise ValueError("targets must hold at least one that is not -1")
@@ -217,24 +199,18 @@ def cross_entropy(logits, targets):
 # {name: gradient}); so every method of this stage is a dict of plugs:
 #     transformer.prompt                 on the embedded text (B, T, C)
 #     transformer.h.N.attn.c_attn.weight (and the other three matrices) instead of x @ W
-#     transformer.h.N.attn.kv            on keys and values (2, B, H, T, D)
-#     transformer.h.N.attn.adapter       on what attention writes to the residual stream (B, T, C)
+#     transformer.h.N.attn.kv            on keys and values, side by side (B, T, 2C)
 #     transformer.h.N.mlp.act            on the hidden units after GELU (B, T, 4C)
-#     transformer.h.N.mlp.adapter        on what the MLP writes to the residual stream (B, T, C)
 def init_params(vocab_size, block_size, n_layer, width, seed=0, dtype=np.float32):
     """A fresh gpt2-shaped model: N(0, 0.02²), c_proj divided by √(2L), biases zero."""
-    L, C = check_count(n_layer, "n_layer"), check_count(width, "width")
-    shapes = {
-        "wte": (check_count(vocab_size, "vocab_size"), C),
-        "wpe": (check_count(block_size, "block_size"), C),
-    }
-    for h in (f"h.{i}" for i in range(L)):
+    C, shapes = width, {"wte": (vocab_size, width), "wpe": (block_size, width)}
+    for h in (f"h.{i}" for i in range(n_layer)):
         shapes |= {f"{h}.ln_1": (C,), f"{h}.attn.c_attn": (C, 3 * C), f"{h}.attn.c_proj": (C, C)}
         shapes |= {f"{h}.ln_2": (C,), f"{h}.mlp.c_fc": (C, 4 * C), f"{h}.mlp.c_proj": (4 * C, C)}
     shapes["ln_f"] = (C,)
     rng, params = np.random.default_rng(seed), {}
     for name, shape in shapes.items():
-        std = 0.02 / math.sqrt(2 * L) if "c_proj" in name else 0.02
+        std = 0.02 / math.sqrt(2 * n_layer) if "c_proj" in name else 0.02
         weight = np.ones(shape) if "ln_" in name else rng.normal(0, std, shape)
         params[f"transformer.{name}.weight"] = weight.astype(dtype)
         if name not in ("wte", "wpe"):
@@ -248,19 +224,11 @@ def layers_of(params):
 
 
 def gpt_forward(params, idx, n_head, adapters=None):
-    """Logits (B, T, V) for token ids idx (B, T), and a cache with an entry per place in use.
-
-    Raises ValueError for ids that are not whole numbers in range, or T or a place not in the model.
-    """
+    """Logits (B, T, V) for token ids idx (B, T), and a cache with an entry per place in use."""
     adapters = adapters or {}
     wte, wpe = params["transformer.wte.weight"], params["transformer.wpe.weight"]
-    idx, H = check_ids(idx, "idx", len(wte)), check_count(n_head, "n_head")
-    if idx.ndim != 2 or not 1 <= idx.shape[1] <= len(wpe):
-        raise ValueError(f"idx must be (B, T) with T in 1..{len(wpe)}, not {idx.shape}")
-    T, C = idx.shape[1], wte.shape[1]
-    if C % H:
-        raise ValueError(f"n_head must divide the {C} channels, not be {H}")
-    cache = {"model": (params, adapters, H, idx)}
+    idx, H, C = check_ids(idx, "idx", len(wte)), n_head, wte.shape[1]
+    T, cache = idx.shape[1], {"model": (params, adapters, H, idx)}
 
     def run(place, x):
         """What is plugged in at this place, else the model's own layer, else x as it is."""
@@ -276,19 +244,17 @@ def gpt_forward(params, idx, n_head, adapters=None):
     x = run("transformer.prompt", wte[idx] + wpe[:T])  # (B, T, C), longer by a prompt if any
     for h in layers_of(params):
         qkv = run(f"{h}.attn.c_attn.weight", run(f"{h}.ln_1.weight", x))  # (B, T, 3C)
+        qkv = np.concatenate([qkv[..., :C], run(f"{h}.attn.kv", qkv[..., C:])], -1)
         qkv = qkv.reshape(*x.shape[:2], 3, H, C // H).transpose(2, 0, 3, 1, 4)
-        k, v = run(f"{h}.attn.kv", qkv[1:])  # (B, H, T, D) each
-        y, cache[f"{h}.attn"] = attention_forward(qkv[0], k, v)  # (B, H, T, D)
-        y = run(f"{h}.attn.c_proj.weight", y.transpose(0, 2, 1, 3).reshape(x.shape))
-        x = x + run(f"{h}.attn.adapter", y)
+        y, cache[f"{h}.attn"] = attention_forward(*qkv)  # (B, H, T, D)
+        y = y.transpose(0, 2, 1, 3).reshape(x.shape)
+        x = x + run(f"{h}.attn.c_proj.weight", y)
         y = run(f"{h}.mlp.c_fc.weight", run(f"{h}.ln_2.weight", x))  # (B, T, 4C)
         y, cache[f"{h}.mlp"] = gelu_forward(y)
-        y = run(f"{h}.mlp.c_proj.weight", run(f"{h}.mlp.act", y))
-        x = x + run(f"{h}.mlp.adapter", y)
+        x = x + run(f"{h}.mlp.c_proj.weight", run(f"{h}.mlp.act", y))
     x = run("transformer.ln_f.weight", x)
-    for place in adapters:
-        if place not in cache:
-            raise ValueError(f"adapter at {place!r}: the model has no such place")
+    if not adapters.keys() <= cache.keys():
+        raise ValueError(f"the model has no place {adapters.keys() - cache.keys()}")
     # Tied: the embedding scores the tokens. A prompt itself predicts nothing.
     logits, cache["head"] = linear_forward(x[:, -T:], wte.T)
     return logits, cache
@@ -302,36 +268,34 @@ def gpt_backward(dlogits, cache, trainable=()):
     params, adapters, H, idx = cache["model"]
     wte, wpe = "transformer.wte.weight", "transformer.wpe.weight"
     T, trainable, grads = idx.shape[1], set(trainable), {}
-    check_shape(dlogits, (*idx.shape, len(params[wte])), "dlogits")
 
     def back(place, dy):
-        """Through what ran at this place; keeps the gradients that are asked for."""
-        found, bias = {}, place.replace("weight", "bias")
+        """dx of what ran at this place; its gradients go into grads."""
+        bias = place.replace("weight", "bias")
         if ".c_" in place:
-            found[bias] = rows(dy).sum(0)
+            grads[bias] = rows(dy).sum(0)
         if place in adapters:
             dy, own = adapters[place].backward(dy, cache[place])
             grads.update({f"{place}:{name}": grad for name, grad in own.items()})
         elif ".ln_" in place:
-            dy, found[place], found[bias] = layernorm_backward(dy, cache[place])
+            dy, grads[place], grads[bias] = layernorm_backward(dy, cache[place])
         elif ".c_" in place:
-            dy, found[place] = linear_backward(dy, cache[place], place in trainable)
-        grads.update({name: grad for name, grad in found.items() if name in trainable})
+            dy, grads[place] = linear_backward(dy, cache[place], place in trainable)
         return dy
 
     dx, dhead = linear_backward(dlogits, cache["head"], wte in trainable)
     prompt = cache["transformer.ln_f.weight"][0].shape[1] - T  # its length; it predicted nothing
     dx = back("transformer.ln_f.weight", np.pad(dx, ((0, 0), (prompt, 0), (0, 0))))
     for h in reversed(layers_of(params)):
-        dy = back(f"{h}.mlp.c_proj.weight", back(f"{h}.mlp.adapter", dx))
-        dy = back(f"{h}.mlp.act", dy) * cache[f"{h}.mlp"]
+        dy = back(f"{h}.mlp.act", back(f"{h}.mlp.c_proj.weight", dx)) * cache[f"{h}.mlp"]
         dx = dx + back(f"{h}.ln_2.weight", back(f"{h}.mlp.c_fc.weight", dy))
-        dy = back(f"{h}.attn.c_proj.weight", back(f"{h}.attn.adapter", dx))
+        dy = back(f"{h}.attn.c_proj.weight", dx)
         dy = dy.reshape(*dy.shape[:2], H, -1).transpose(0, 2, 1, 3)
-        dq, dk, dv = attention_backward(dy, cache[f"{h}.attn"])
-        dkv = back(f"{h}.attn.kv", np.stack([dk, dv]))
-        dqkv = np.concatenate([dq[None], dkv]).transpose(1, 3, 0, 2, 4)  # (B, T, 3, H, D)
-        dy = back(f"{h}.attn.c_attn.weight", dqkv.reshape(*dx.shape[:2], -1))
+        dqkv = np.stack(attention_backward(dy, cache[f"{h}.attn"]))  # (3, B, H, T, D)
+        dqkv = dqkv.transpose(1, 3, 0, 2, 4).reshape(*dx.shape[:2], -1)  # (B, T, 3C)
+        C = dx.shape[-1]
+        dqkv = np.concatenate([dqkv[..., :C], back(f"{h}.attn.kv", dqkv[..., C:])], -1)
+        dy = back(f"{h}.attn.c_attn.weight", dqkv)
         dx = dx + back(f"{h}.ln_1.weight", dy)
     dx = back("transformer.prompt", dx)
     if wte in trainable:
@@ -340,28 +304,25 @@ def gpt_backward(dlogits, cache, trainable=()):
     if wpe in trainable:
         grads[wpe] = np.zeros_like(params[wpe])
         grads[wpe][:T] = dx.sum(0)
-    return grads
+    return {name: grad for name, grad in grads.items() if name in trainable or ":" in name}
 
 
 # %% 3. LoRA: learn a low-rank update
-# WHAT FULL FINE-TUNING COSTS. For each number it trains, AdamW holds the number, its gradient, and
-# running means of the gradient and of its square: 16 bytes in float32. A frozen number costs 4, and
-# in NF4 (section 5) about ½. And what is saved or sent for each new voice is the trained part.
+# WHAT A TRAINED NUMBER COSTS. AdamW holds it, its gradient, and running means of the gradient and
+# its square: 16 bytes in float32. A frozen number costs 4, and in NF4 (section 5) about ½.
 #
 # WHY A LOW RANK MAY DO. Aghajanyan et al. (2020) let all parameters together move only inside a
 # random subspace: with 200 dimensions RoBERTa still reached 90 % of its score on a task (MRPC). So
-# few directions can suffice, of whatever rank. Hu et al. (2021) go further, as a hypothesis: each
-# matrix's update ΔW can be close to one of low rank. "Close" has an exact meaning. The singular
-# value decomposition writes ΔW = Σᵢ σᵢMᵢ with σ₁ ≥ σ₂ ≥ ... ≥ 0 and matrices Mᵢ of rank one and
-# length one, perpendicular to each other. So ‖ΔW‖² = Σᵢ σᵢ² by Pythagoras, and the nearest matrix
-# of rank r keeps the first r (Eckart & Young 1936), a share Σᵢ≤ᵣ σᵢ² / Σᵢ σᵢ². The report cuts a
-# real ΔW like this and scores the model again: what is near in length may be far in use.
+# few directions can suffice, of whatever rank. Hu et al. (2021) suppose more: each matrix's update
+# ΔW can be close to one of low rank. The singular value decomposition writes ΔW = Σᵢ σᵢMᵢ with
+# σ₁ ≥ σ₂ ≥ ... ≥ 0 and Mᵢ of rank one and length one, perpendicular to each other. So Pythagoras
+# gives ‖ΔW‖² = Σᵢ σᵢ², and the nearest matrix of rank r keeps the first r (Eckart & Young 1936).
+# The report cuts a real ΔW like this: what is near in length may be far in use.
 def low_rank(matrix, rank):
-    """The nearest matrix of that rank or less, and the share of ‖matrix‖² it keeps (1 for zeros)"""
+    """The nearest matrix of that rank or less, and the share of ‖matrix‖² that it keeps."""
     left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
-    energy = float(sigma @ sigma)
-    share = float(sigma[:rank] @ sigma[:rank]) / energy if energy else 1.0
-    return (left[:, :rank] * sigma[:rank]) @ right[:rank], share
+    share = (sigma[:rank] @ sigma[:rank]) / (sigma @ sigma)
+    return (left[:, :rank] * sigma[:rank]) @ right[:rank], float(share)
 
 
 # LORA makes ΔW low-rank from the start. With W (in, out) frozen, as in section 1,
@@ -370,10 +331,9 @@ def low_rank(matrix, rank):
 #     dB = s·hᵀ·dy,     dh = s·dy·Bᵀ,     dA = xᵀ·dh,     dx = dy·Wᵀ + dh·Aᵀ.
 # dW never appears. With G = xᵀ·dy, the gradient W would have had, dA = s·G·Bᵀ and dB = s·Aᵀ·G.
 #
-# HOW TO BEGIN. With B = 0, ΔW = 0, and training starts exactly at the model we have. The first
-# step moves only B, as in section 1, and A follows. Were both zero, both gradients would vanish for
-# ever; were neither, training would start from a model damaged by noise. A is N(0, 1/in), so that
-# h = xA is of the size of x: Var(hₖ) = Σᵢ xᵢ²/in = mean(x²).
+# HOW TO BEGIN. B = 0, as in section 1: were A zero as well, both gradients would vanish for ever;
+# were neither, training would start from a model damaged by noise. A is N(0, 1/in), so that h = xA
+# is of the size of x: Var(hₖ) = Σᵢ xᵢ²/in = mean(x²).
 #
 # WHY s = α/r, AND rsLoRA's α/√r. One step of gradient descent from B = 0 gives B = -ηs·Aᵀ·G, so
 #     ΔW = sAB = -ηs²·AAᵀ·G,   E[(AAᵀ)ᵢⱼ] = Σₖ E[AᵢₖAⱼₖ] = (r/in)·1[i=j],   E[ΔW] = -η(s²r/in)·G:
@@ -381,12 +341,9 @@ def low_rank(matrix, rank):
 # s²r is constant: s = α/√r (Kalajdzievski 2023); with s = α/r it shrinks like 1/r. Adam muddies
 # this: its first step moves every entry of B by η against its gradient's sign, so each of the r
 # terms of AB points along -G on average, ΔW grows like ηsr, and it is α/r that keeps it constant.
-# Who is right shows in the best rate: under the right s it stays where it is when the rank changes.
-# Section 9 has the answer for this model.
+# Under the right s the best rate stays where it is when the rank changes: section 9 has the answer.
 def lora_forward(x, W, A, B, scale):
     """y (..., O) = xW + scale·(xA)B for W (I, O), A (I, r), B (r, O); and the cache."""
-    check_shape(A, (len(W), len(B)), "A")
-    check_shape(B, (len(B), W.shape[1]), "B")
     y = rows(x) @ W + (rows(x) @ A) @ (scale * B)
     return y.reshape(*x.shape[:-1], W.shape[1]), (x, W, A, B, scale)
 
@@ -394,7 +351,6 @@ def lora_forward(x, W, A, B, scale):
 def lora_backward(dy, cache):
     """dx (..., I), dA (I, r), dB (r, O); the frozen W gets no gradient."""
     x, W, A, B, scale = cache
-    check_shape(dy, (*x.shape[:-1], W.shape[1]), "dy")
     h = rows(x) @ A  # (N, r)
     dh = scale * (rows(dy) @ B.T)  # (N, r)
     dx = rows(dy) @ W.T + dh @ A.T
@@ -406,22 +362,19 @@ def lora_backward(dy, cache):
 class LoRALinear:
     """y = xW + s(xA)B over a frozen weight (in, out), s = alpha/rank or, with rslora, alpha/√rank.
 
-    weight: a float matrix or its NF4 form, never modified. .params: {"A": (in, r), "B": (r, out)}.
-    ValueError for a weight that is no float32 or float64 matrix (float16 is too coarse for AdamW),
-    rank < 1, alpha not a finite number.
+    weight: a matrix of float32 or float64 (float16 is too coarse for AdamW) or its NF4 form, never
+    modified. .params: {"A": (in, r), "B": (r, out)}. ValueError for anything else.
     """
-
-    pair = lora_forward, lora_backward
 
     def __init__(self, weight, rank, alpha, seed=0, rslora=False):
         self.base = weight if isinstance(weight, NF4) else np.asarray(weight)
         W = dense(self.base)
         if W.ndim != 2 or not W.size or W.dtype not in (np.float32, np.float64):
             raise ValueError(f"weight must be a float matrix (in, out), not {W.dtype} {W.shape}")
-        self.rank = check_count(rank, "rank")
-        check_number(alpha, "alpha")
-        self.alpha = float(alpha)
-        self.rslora = rslora
+        real = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
+        if not real or not abs(alpha) <= sys.float_info.max:
+            raise ValueError(f"alpha must be a finite number, not {alpha!r:.50}")
+        self.rank, self.alpha, self.rslora = check_count(rank, "rank"), float(alpha), rslora
         self.scale = self.alpha / (math.sqrt(self.rank) if rslora else self.rank)
         A = np.random.default_rng(seed).normal(0, 1 / math.sqrt(len(W)), (len(W), self.rank))
         self.params = {"A": A.astype(W.dtype), "B": np.zeros((self.rank, W.shape[1]), W.dtype)}
@@ -432,68 +385,42 @@ class LoRALinear:
 
     def forward(self, x):
         """y (..., out) of x (..., in), and the cache."""
-        return self.pair[0](x, dense(self.base), *self.params.values(), self.scale)
+        return lora_forward(x, dense(self.base), self.params["A"], self.params["B"], self.scale)
 
     def backward(self, dy, cache):
         """dx (..., in) and gradients like .params."""
-        dx, *grads = self.pair[1](dy, cache)
-        return dx, dict(zip(self.params, grads))
+        dx, dA, dB = lora_backward(dy, cache)
+        return dx, {"A": dA, "B": dB}
+
+    def gradients(self, G):
+        """Gradients like .params from G (in, out), the gradient of the merged matrix."""
+        A, B = self.params["A"], self.params["B"]
+        return {"A": self.scale * (G @ B.T), "B": self.scale * (A.T @ G)}
 
 
 def apply_lora(params, targets, rank, alpha, seed=0, rslora=False, layer=LoRALinear):
-    """{weight name: layer} for every matrix of params whose module name ends in one of targets.
-
-    They match like PEFT's target_modules. ValueError for one that fits no matrix, and from `layer`.
-    """
-    targets = [targets] if isinstance(targets, str) else targets
-    if not isinstance(targets, (list, tuple, set)) or not targets:
-        raise ValueError(f"targets must be names such as 'attn.c_attn', not {targets!r:.60}")
-    matrices = [name for name in params if len(params[name].shape) == 2]
-    chosen, rng = set(), np.random.default_rng(seed)
-    for target in targets:
-        ending = f".{target}".removesuffix(".weight") + ".weight"
-        found = [name for name in matrices if f".{name}".endswith(ending)]
-        if not found:
-            raise ValueError(f"{target!r} matches no matrix; expected one such as 'attn.c_attn'")
-        chosen.update(found)
-    ordered = [name for name in matrices if name in chosen]
-    return {name: layer(params[name], rank, alpha, rng, rslora) for name in ordered}
+    """{weight name: layer} for every matrix of params whose module name ends in one of targets, as
+    PEFT's target_modules do. ValueError if there is none, and from `layer`."""
+    endings = tuple(f".{target}.weight" for target in targets)
+    names = [n for n in params if f".{n}".endswith(endings) and len(params[n].shape) == 2]
+    if not names:
+        raise ValueError(f"{targets!r:.60} match no matrix; expected names such as 'attn.c_attn'")
+    rng = np.random.default_rng(seed)
+    return {name: layer(params[name], rank, alpha, rng, rslora) for name in names}
 
 
 # %% 4. DoRA: direction and magnitude apart
 # Column j of a matrix makes output j: its direction says what to look for, its length how loud to
 # answer. DoRA (Liu et al. 2024) lets LoRA turn the columns, V = W + sAB, and learns the lengths m
-# beside them:
-#     yⱼ = uⱼgⱼ,    u = xV,    gⱼ = mⱼ/nⱼ,    nⱼ = √(Σᵢ Vᵢⱼ²),    m = n at first, so that y = xW.
-# Backward, from the end:
-#     du = dy·g,     dgⱼ = Σ dyⱼuⱼ over rows,     dm = dg/n,     dn = -dg·m/n² = -dg·g/n,
-#     ∂nⱼ/∂Vᵢⱼ = Vᵢⱼ/nⱼ,   so   dV = xᵀ·du + V·(dn/n) = xᵀ·du - V·dg·g/n²,
-# and V = W + sAB gives dA = s·dV·Bᵀ, dB = s·Aᵀ·dV. Each column of dV is perpendicular to V's own:
-# Σᵢ Vᵢⱼ(xᵀ·du)ᵢⱼ = Σ uⱼduⱼ over rows = dgⱼgⱼ, and Σᵢ Vᵢⱼ²·dgⱼgⱼ/nⱼ² = dgⱼgⱼ too. Lengths are m's
-# business alone. The price is dV, as large as W: DoRA saves memory of AdamW, but not the work of a
-# full backward. (The paper holds n constant in the backward to save a part of it; here it moves.)
-def dora_forward(x, W, A, B, m, scale):
-    """y = x V m/‖V‖ for V = W + scale·AB, lengths by column: y (..., O), cache."""
-    V = W + (scale * A) @ B
-    n = np.linalg.norm(V, axis=0)  # (O,)
-    u, _ = linear_forward(x, V)
-    return u * (m / n), (x, V, n, u, A, B, m, scale)
-
-
-def dora_backward(dy, cache):
-    """dx (..., I), dA (I, r), dB (r, O), dm (O,)."""
-    x, V, n, u, A, B, m, scale = cache
-    g = m / n
-    dg = rows(dy * u).sum(0)  # (O,)
-    dx, dV = linear_backward(dy * g, (x, V))
-    dV -= V * (dg * g / (n * n))
-    return dx, scale * (dV @ B.T), scale * (A.T @ dV), dg / n
-
-
+# beside them. So y = xM, where column j of M has V's direction and the length mⱼ:
+#     Mᵢⱼ = Vᵢⱼgⱼ,    gⱼ = mⱼ/nⱼ,    nⱼ = √(Σᵢ Vᵢⱼ²),    m = n at first, so that M = W.
+# Backward, from G = xᵀ·dy, the gradient of M:
+#     dgⱼ = Σᵢ GᵢⱼVᵢⱼ,     dm = dg/n,     dn = -dg·m/n² = -dg·g/n,
+#     ∂nⱼ/∂Vᵢⱼ = Vᵢⱼ/nⱼ,   so   dV = G·g + V·(dn/n) = G·g - V·dg·g/n²,
+# and V = W + sAB gives dA = s·dV·Bᵀ, dB = s·Aᵀ·dV. The price is G, as large as W: DoRA saves memory
+# of AdamW, but not the work of a full backward. (The paper saves a part: it holds n constant.)
 class DoRALinear(LoRALinear):
     """LoRALinear with .params["m"] (out,), the learned length of each output's column."""
-
-    pair = dora_forward, dora_backward
 
     def __init__(self, weight, rank, alpha, seed=0, rslora=False):
         super().__init__(weight, rank, alpha, seed, rslora)
@@ -502,9 +429,24 @@ class DoRALinear(LoRALinear):
             raise ValueError("weight has a column of zeros; expected one with a direction")
 
     def merge(self):
-        """m V/‖V‖ (in, out), a new array."""
+        """M = V m/‖V‖ (in, out), a new array."""
         V = super().merge()
         return V * (self.params["m"] / np.linalg.norm(V, axis=0))
+
+    def forward(self, x):
+        return linear_forward(x, self.merge())
+
+    def backward(self, dy, cache):
+        dx, G = linear_backward(dy, cache)
+        return dx, self.gradients(G)
+
+    def gradients(self, G):
+        V = super().merge()
+        n = np.linalg.norm(V, axis=0)  # (out,)
+        g = self.params["m"] / n
+        dg = (G * V).sum(0)
+        dV = G * g - V * (dg * g / (n * n))
+        return {**super().gradients(dV), "m": dg / n}
 
 
 # %% 5. QLoRA: the frozen base in four bits
@@ -514,10 +456,9 @@ class DoRALinear(LoRALinear):
 # quantiles of the normal distribution: 7 below zero, 8 above, and 0 itself, all scaled to end at
 # -1 and 1. The last quantile leaves a tail, the mean of 1/32 and 1/30 (half a cell of 16 and of
 # 15). For normal numbers on the scale of the quantiles the 16 levels would be about equally likely.
-# But the largest |w| of a block lies at another place in every block, mostly further out: for
-# blocks of 64 normal numbers level 1 gets 1.7 % of the weights, and the level below 0 gets 9.2 %.
-# A weight's error is at most its block's largest |w| times half the widest gap. A and B stay in
-# full precision and learn around it.
+# But a block's largest |w| mostly lies further out: for blocks of 64 normal numbers level 1 gets
+# 1.7 % of the weights, and the level below 0 gets 9.2 %. A and B stay in full precision and learn
+# around the errors.
 BELOW, ABOVE = (  # 7 and 8 quantiles, at probabilities in even steps from 0.5 to the tail
     [NormalDist().inv_cdf(x) for x in np.linspace(0.5, 1 - (1 / 32 + 1 / 30) / 2, count + 1)[1:]]
     for count in (7, 8)
@@ -543,21 +484,13 @@ def quantize_nf4(W, block_size=64):
     return NF4(codes[::2] << 4 | codes[1::2], absmax, W.shape, block_size)
 
 
-def dequantize_nf4(packed, absmax=None, shape=None, block_size=None):
-    """The array that an NF4, or its four fields, stands for; ValueError if they do not fit."""
-    if isinstance(packed, NF4):
-        packed, absmax, shape, block_size = packed
-    block_size = check_count(block_size, "block_size")
-    packed, absmax, size = np.asarray(packed), np.asarray(absmax), math.prod(shape)
-    if packed.dtype != np.uint8 or absmax.dtype.kind != "f":
-        raise ValueError(f"expected uint8 and floats, not {packed.dtype} and {absmax.dtype}")
-    blocks = -(-size // block_size)
-    if absmax.shape != (blocks,) or packed.shape != ((blocks * block_size + 1) // 2,):
-        found = f"{packed.size} bytes and {absmax.size} scales"
-        raise ValueError(f"{found} do not fit shape {shape} in blocks of {block_size}")
-    codes = np.stack([packed >> 4, packed & 15], -1).ravel()[: blocks * block_size]
-    values = LEVELS.astype(absmax.dtype)[codes].reshape(blocks, block_size) * absmax[:, None]
-    return values.ravel()[:size].reshape(shape)
+def dequantize_nf4(quantized):
+    """The array that an NF4 stands for; ValueError if block_size is no count."""
+    packed, absmax, shape, block_size = quantized
+    held = len(absmax) * check_count(block_size, "block_size")  # with the last block's padding
+    codes = np.stack([packed >> 4, packed & 15], -1).ravel()[:held]
+    values = LEVELS.astype(absmax.dtype)[codes].reshape(-1, block_size) * absmax[:, None]
+    return values.ravel()[: math.prod(shape)].reshape(shape)
 
 
 def dense(W):
@@ -568,122 +501,57 @@ def dense(W):
 # %% 6. Prompts, scales, biases
 # PROMPT TUNING (Lester et al. 2021) trains free vectors in front of the embedded text, which keeps
 # its positions. Prompts start better from real text than from noise (Lester et al., 3.2). That
-# means text with its positions: a vector without one is a thing that the model has never seen.
-# Attention looks at it about twice as much, and training starts far worse than at the base. The
-# whole batch shares the prompt, so the backward cuts dy in two, and sums the front piece over the
-# batch. (Adapters, Houlsby et al. 2019, and prefixes, Li & Liang 2021, are plugs of the same kind:
-# exercises 5 and 6.)
+# means text with its positions: the model has never seen a vector without one, attention looks at
+# it about twice as much, and training starts far worse than at the base. The batch shares the
+# prompt, so the backward sums the front piece of dy over the batch. (Prefixes, Li & Liang 2021, are
+# keys and values in front of every layer's own; adapters, Houlsby et al. 2019, are small layers
+# behind attention and MLP, y = x + GELU(x·A)·B.)
 class PromptTuning:
-    """Learned vectors before x (B, T, C): y (B, length + T, C). .params: {"prompt": (length, C)}"""
+    """Learned vectors before x (B, T, C): y (B, length + T, C). start: the first (length, C)."""
 
-    def __init__(self, length, width, seed=0, dtype=np.float32):
-        shape = check_count(length, "length"), check_count(width, "width")
-        self.params = {"prompt": np.random.default_rng(seed).normal(0, 0.02, shape).astype(dtype)}
+    def __init__(self, start):
+        self.params = {"prompt": start}
 
     def forward(self, x):
         prompt = self.params["prompt"]
         y = np.concatenate([np.broadcast_to(prompt, (len(x), *prompt.shape)), x], 1)
-        return y, (len(prompt), y.shape)
+        return y, len(prompt)
 
-    def backward(self, dy, cache):
-        length, shape = cache
-        check_shape(dy, shape, "dy")
+    def backward(self, dy, length):
         return dy[:, length:], {"prompt": dy[:, :length].sum(0)}
 
 
 # (IA)³ (Liu et al. 2022): y = x·l on keys, values and the MLP's hidden units, with l = 1 at first.
-# dx = dy·l, and dl = dy·x, summed over what shares one l: the batch and all times.
+# dx = dy·l, and dl = dy·x, summed over the batch and all times, which share l.
 # BITFIT (Ben Zaken et al. 2021) needs no plug: it trains the biases that are there.
 class IA3:
-    """Learned scales on x. shape: x's, with a 1 for each axis along which l is shared."""
+    """A learned scale for every channel of x (..., width). .params: {"l": (width,)}"""
 
-    def __init__(self, shape, dtype=np.float32):
-        self.params = {"l": np.ones(shape, dtype)}
+    def __init__(self, width, dtype=np.float32):
+        self.params = {"l": np.ones(width, dtype)}
 
     def forward(self, x):
         return x * self.params["l"], x
 
     def backward(self, dy, x):
-        l = self.params["l"]
-        check_shape(dy, x.shape, "dy")
-        shared = tuple(axis for axis, size in enumerate(l.shape) if size == 1)
-        return dy * l, {"l": (dy * x).sum(shared, keepdims=True)}
+        return dy * self.params["l"], {"l": rows(dy * x).sum(0)}
 
 
 # %% 7. Files that other programs read
-# safetensors: 8 bytes of header length (little-endian), a header in JSON {name: {dtype, shape,
-# data_offsets}}, the arrays' raw bytes. Reading one runs no code, unlike a pickle, but every number
-# in the header must be checked. PEFT puts adapter_config.json beside it. torch's linear layers keep
-# (out, in), so PEFT's lora_A.weight (r, in) and lora_B.weight (out, r) are our A and B transposed.
-# The matrices they change are (out, in) in Llama; GPT-2's are (in, out) even there, which the
-# config calls fan_in_fan_out, but the name of the matrix says it as well.
-DTYPES = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "U8": "|u1"
-}  # fmt: skip
+# PEFT keeps an adapter in two files: adapter_config.json, and the arrays in safetensors, which the
+# capstone explains, writes and reads. torch's layers keep (out, in), so lora_A.weight (r, in) and
+# lora_B.weight (out, r) are our A and B transposed. The matrices they change are (out, in) in
+# Llama and (in, out) in GPT-2. The config calls that fan_in_fan_out, but a matrix's name tells it.
 PEFT_NAMES = {"A": "lora_A.weight", "B": "lora_B.weight", "m": "lora_magnitude_vector"}
 PEFT_ROOT = "base_model.model."
 GPT2_MATRICES = ("c_attn", "c_proj", "c_fc")  # (in, out)
 LLAMA_MATRICES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-BROKEN = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 
 
-def write_file(path, pieces):
-    """Write pieces of bytes under a temporary name, then move into place: whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        file.writelines(pieces)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def save_safetensors(path, tensors):
-    """Write {name: array} to path. Raises ValueError for a dtype not in DTYPES."""
-    codes = {np.dtype(numpy_name): code for code, numpy_name in DTYPES.items() if code != "BF16"}
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, array in tensors.items():
-        if array.dtype not in codes:
-            raise ValueError(
-                f"{name} is {array.dtype}; expected one of {', '.join(codes.values())}"
-            )
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": codes[array.dtype], "shape": array.shape}
-        header[name]["data_offsets"] = (start, end)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    arrays = (array.tobytes() for array in tensors.values())  # one at a time
-    write_file(Path(path), itertools.chain([len(text).to_bytes(8, "little"), text], arrays))
-
-
-def load_safetensors(path):
-    """{name: array}, BF16 as float32. ValueError for a file cut off or in conflict with itself."""
-    tensors, used = {}, 0
-    try:
-        data = np.memmap(path, mode="r")  # from the disk as it is needed
-        length = int.from_bytes(bytes(data[:8]), "little")
-        if length > len(data) - 8:
-            raise ValueError(f"a header of {length} bytes in a file of {len(data)}")
-        header, body = json.loads(bytes(data[8 : 8 + length])), data[8 + length :]
-        header.pop("__metadata__", None)
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            dtype, shape = np.dtype(DTYPES[entry["dtype"]]), entry["shape"]
-            start, end = entry["data_offsets"]
-            whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
-            fits = start == used and end - start == math.prod(shape) * dtype.itemsize
-            if not whole or not fits or end > len(body):
-                raise ValueError(f"{name}: {entry} does not fit {len(body)} bytes from {used} on")
-            array = np.frombuffer(body[start:end], dtype).reshape(shape).copy()
-            if entry["dtype"] == "BF16":  # the upper half of a float32
-                array = (array.astype("<u4") << 16).view("<f4")
-            tensors[name] = array
-            used = end
-        if used != len(body):
-            raise ValueError(f"{len(body)} bytes of arrays, but the header describes {used}")
-    except BROKEN as error:
-        told = f"{error!r:.200}"
-        raise ValueError(f"{path} is not a safetensors file this stage reads: {told}") from None
-    return tensors
+def matrices_of(params):
+    """The names of the matrices in the blocks."""
+    kinds = tuple(f".{kind}.weight" for kind in GPT2_MATRICES + LLAMA_MATRICES)
+    return [name for name in params if name.endswith(kinds)]
 
 
 def as_in_out(params, name):
@@ -692,12 +560,10 @@ def as_in_out(params, name):
 
 
 def save_adapter(directory, adapters, base=None):
-    """Write {weight name: LoRALinear or DoRALinear}, all of one kind, as PEFT's two files, and into
-    its configuration the name or directory of their base."""
-    plugs = adapters.values()
-    kinds = {isinstance(a, LoRALinear) and (type(a), a.rank, a.alpha, a.rslora) for a in plugs}
-    if len(kinds) != 1 or not all(kinds):
-        raise ValueError(f"expected LoRA layers of one kind, rank and alpha to save, not {kinds}")
+    """Write {weight name: LoRA or DoRA layer}, all of one kind, as PEFT's two files over a base."""
+    import capstone_gpt as gpt
+
+    kinds = {(type(a), a.rank, a.alpha, a.rslora) for a in adapters.values()}
     ((kind, rank, alpha, rslora),) = kinds
     modules = sorted(name.removesuffix(".weight") for name in adapters)
     config = {
@@ -710,15 +576,16 @@ def save_adapter(directory, adapters, base=None):
     for name, layer in adapters.items():
         start = PEFT_ROOT + name.removesuffix("weight")
         tensors |= {start + PEFT_NAMES[key]: p.T for key, p in layer.params.items()}
-    save_safetensors(Path(directory) / "adapter_model.safetensors", tensors)
-    write_file(Path(directory) / "adapter_config.json", [json.dumps(config, indent=2).encode()])
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    gpt.write_safetensors(folder / "adapter_model.safetensors", tensors)
+    gpt.write_file(folder / "adapter_config.json", [json.dumps(config, indent=2).encode()])
 
 
 # What adapter_config.json may say: keys that load_adapter reads, values that it can follow, and
-# keys that change nothing once the adapter is trained. Any other key is refused unless it is null,
-# false or empty. (PiSSA, OLoRA, CorDA and LoftQ, values of init_lora_weights, move the base before
-# the training; over the base as it was, such an adapter would be wrong.)
-CONFIG_READ = "r lora_alpha rank_pattern alpha_pattern target_modules".split()
+# keys that change nothing after training. Any other is refused unless it is null, false or empty.
+# (init_lora_weights may be PiSSA or its like: they move the base, so the adapter needs another.)
+CONFIG_READ = {"r": 0, "lora_alpha": None, "rank_pattern": {}, "alpha_pattern": {}}  # defaults
 CONFIG_VALUES = {
     "peft_type": ["LORA"], "bias": ["none"], "use_rslora": [True, False], "use_dora": [True, False],
     "fan_in_fan_out": [True, False], "init_lora_weights": [True, False, "gaussian", "eva"],
@@ -727,27 +594,18 @@ CONFIG_IDLE = """task_type auto_mapping peft_version base_model_name_or_path rev
     lora_dropout megatron_core qalora_group_size eva_config""".split()
 
 
-def read_config(path):
-    """PEFT's configuration of a LoRA; ValueError names the first key that cannot be followed."""
-    config = {"peft_type": None, "rank_pattern": {}, "alpha_pattern": {}, "target_modules": None}
-    try:
-        config |= json.loads(path.read_bytes())
-        numbers = [("r", config["r"]), ("lora_alpha", config["lora_alpha"])]
-        numbers += [*config["rank_pattern"].items(), *config["alpha_pattern"].items()]
-    except BROKEN as error:
-        raise ValueError(f"{path}: expected PEFT's LoRA configuration ({error!r:.200})") from None
+def check_config(path, config):
+    """PEFT's configuration of a LoRA, completed; ValueError names a key that cannot be followed."""
+    config = CONFIG_READ | {"peft_type": None, "target_modules": None} | config
     for key, value in config.items():
         handled = [json.dumps(v) for v in CONFIG_VALUES.get(key, [None, False, "", [], {}])]
-        if key not in CONFIG_READ + CONFIG_IDLE and json.dumps(value) not in handled:
-            raise ValueError(f"{path}: {key} is {value!r:.60}; handled: {', '.join(handled)}")
-    for key, number in numbers:  # to PEFT, the keys of patterns are regular expressions
-        if not key.replace(".", "").replace("_", "").isalnum():
-            raise ValueError(f"{path}: the pattern {key!r:.60}; handled: names of modules")
-        if type(number) not in (int, float) or not abs(number) < 1e30:
-            raise ValueError(f"{path}: {key} is {number!r:.60}; expected a finite number")
-    names = config["target_modules"]
-    if names not in (None, "all-linear") and not isinstance(names, list):
-        raise ValueError(f"{path}: target_modules is {names!r:.60}; handled: a list of names")
+        followed = key in CONFIG_READ or key in CONFIG_IDLE or json.dumps(value) in handled
+        if key == "target_modules":
+            followed = value in (None, "all-linear") or isinstance(value, list)
+        if key in ("rank_pattern", "alpha_pattern"):  # PEFT's expressions, if they are names
+            followed = isinstance(value, dict) and not set("".join(value)) & set("^$*+?()[]{}|\\")
+        if not followed:
+            raise ValueError(f"{path}: this stage cannot follow {key} = {value!r:.60}")
     return config
 
 
@@ -757,40 +615,40 @@ def first_match(names, module):
 
 
 def load_adapter(directory, params):
-    """{weight name: layer} over params, from PEFT's two files; ValueError if they do not fit.
+    """{weight name: layer} over params, from PEFT's two files; ValueError if they do not fit."""
+    import capstone_gpt as gpt
 
-    Nothing is allocated for a rank before the arrays in the file are known to have it."""
     path = Path(directory) / "adapter_config.json"
-    config, adapters = read_config(path), {}
-    names, ranks = config["target_modules"], config["rank_pattern"]
-    alphas = config["alpha_pattern"]
-    layer = DoRALinear if config.get("use_dora") else LoRALinear
-    tensors = load_safetensors(path.with_name("adapter_model.safetensors"))
-    modules = sorted({n.removeprefix(PEFT_ROOT).rsplit(".lora_", 1)[0] for n in tensors})
+    read = gpt.parse_json(path.read_bytes(), dict, f"{path}: expected PEFT's configuration")
+    config, adapters = check_config(path, read), {}
+    ranks, alphas = config["rank_pattern"], config["alpha_pattern"]
+    tensors, _ = gpt.read_safetensors(path.with_name("adapter_model.safetensors"))
+    modules = sorted({name.removeprefix(PEFT_ROOT).rsplit(".lora_", 1)[0] for name in tensors})
     if not modules:
         raise ValueError(f"{path.parent}: adapter_model.safetensors holds no arrays")
     for module in modules:
         if f"{module}.weight" not in params:
             raise ValueError(f"adapter for {module!r}, which this model does not have")
+        names = config["target_modules"]
         named = not isinstance(names, list) or first_match(names, module)
         if not named or not module.endswith(GPT2_MATRICES + LLAMA_MATRICES):
             raise ValueError(f"adapter for {module!r}: no target_modules, or no matrix of a block")
         W = as_in_out(params, f"{module}.weight")
         rank = ranks.get(first_match(ranks, module), config["r"])
         alpha = alphas.get(first_match(alphas, module), config["lora_alpha"])
-        shapes, found = {"A": (rank, W.shape[0]), "B": (W.shape[1], rank)}, {}
-        if layer is DoRALinear:
+        shapes = {"A": (rank, len(W)), "B": (W.shape[1], rank)}
+        if config.get("use_dora"):
             shapes["m"] = W.shape[1:]
-        for key, shape in shapes.items():
-            label = f"{module}.{PEFT_NAMES[key]}"
-            found[key] = array = tensors.pop(PEFT_ROOT + label, np.zeros(0))
-            if array.shape != shape or array.dtype.kind != "f":
-                raise ValueError(f"{label}: expected {shape}, found {array.shape} {array.dtype}")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{label} holds a number that is not finite")
+        labels = {key: f"{PEFT_ROOT}{module}.{PEFT_NAMES[key]}" for key in shapes}
+        for key, label in labels.items():  # before anything of that size is allocated
+            found = tensors[label].shape if label in tensors else "none"
+            if found != shapes[key]:
+                raise ValueError(f"{label}: expected the shape {shapes[key]}, found {found}")
+        layer = DoRALinear if config.get("use_dora") else LoRALinear
         plug = layer(W, rank, alpha, rslora=config.get("use_rslora", False))
-        for key, p in plug.params.items():
-            p[...] = found[key].T
+        for key, label in labels.items():
+            gpt.copy_tensor(tensors, label, plug.params[key].T)
+            del tensors[label]
         adapters[f"{module}.weight"] = plug
     if tensors:
         raise ValueError(f"{path.parent}: unexpected arrays {sorted(tensors)[:3]}")
@@ -799,10 +657,8 @@ def load_adapter(directory, params):
 
 # %% 8. Training and scoring
 def adamw_step(p, grad, mean, square, t, rate, decay):
-    """Step t = 1, 2, ... of AdamW (Loshchilov & Hutter 2019), in place on p and both averages.
-
-    Running means of the gradient and of its square start at 0, so that after t steps they hold only
-    1 - βᵗ of their weight; divided by it, p moves by about ±rate."""
+    """Step t = 1, 2, ... of AdamW (Loshchilov & Hutter 2019), in place on p and both running means:
+    they start at 0, and after t steps hold only 1 - βᵗ of their weight."""
     mean += (1 - 0.9) * (grad - mean)
     square += (1 - 0.99) * (grad * grad - square)
     p *= 1 - rate * decay
@@ -817,26 +673,15 @@ def tuned_arrays(params, adapters, trainable):
     return tuned
 
 
-def fit(params, ids, n_head, steps, learning_rate, rng, adapters=None, trainable=(), batch=8):
-    """Train in place base parameters `trainable` and every plug on windows of ids (N,); seconds.
+def train(tuned, loss_and_grads, steps, learning_rate):
+    """Move tuned {name: array} in place by loss_and_grads() -> (loss, {name: gradient}); seconds.
 
     The rate climbs for a tenth of the steps, then falls along a cosine to a tenth. Gradients longer
-    than 1 are cut to 1, matrices of the base decay by 0.1 a unit of rate, plugs do not decay.
-    ValueError, naming the step, once the loss or a gradient is not finite."""
-    adapters, T = adapters or {}, len(params["transformer.wpe.weight"])
-    ids = check_ids(ids, "ids", len(params["transformer.wte.weight"]))
-    steps, batch = check_count(steps, "steps"), check_count(batch, "batch")
-    check_number(learning_rate, "learning_rate")
-    if len(ids) <= T:
-        raise ValueError(f"expected more than {T} characters to train on, not {len(ids)}")
-    tuned = tuned_arrays(params, adapters, trainable)
+    than 1 are cut to 1, only matrices of the base decay. ValueError if the loss is not finite."""
     averages = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in tuned.items()}
     began = time.perf_counter()
-    for t in range(1, steps + 1):
-        windows = rng.integers(0, len(ids) - T, batch)[:, None] + np.arange(T)  # (B, T)
-        logits, cache = gpt_forward(params, ids[windows], n_head, adapters)
-        loss, dlogits = cross_entropy(logits, ids[windows + 1])
-        grads = gpt_backward(dlogits, cache, trainable)
+    for t in range(1, check_count(steps, "steps") + 1):
+        loss, grads = loss_and_grads()
         norm = math.sqrt(sum(float(np.vdot(grad, grad)) for grad in grads.values()))
         if not math.isfinite(loss + norm):
             found = f"the loss is {loss:.4g}, the gradient's norm {norm:.4g}"
@@ -844,21 +689,32 @@ def fit(params, ids, n_head, steps, learning_rate, rng, adapters=None, trainable
         rate = learning_rate * min(1, t / max(1, steps // 10))
         rate *= 0.55 + 0.45 * math.cos(math.pi * t / steps)
         for name, p in tuned.items():
-            grad = grads[name] / max(1, norm)
-            decay = 0.1 if name in params and p.ndim == 2 else 0
-            adamw_step(p, grad, *averages[name], t, rate, decay)
-        if t % 20 == 0 and sys.stdout.isatty():  # overwritten by whatever is printed next
+            decay = 0.1 if p.ndim == 2 and ":" not in name else 0
+            adamw_step(p, grads[name] / max(1, norm), *averages[name], t, rate, decay)
+        if sys.stdout.isatty():  # overwritten by whatever is printed next
             print(f"{f'step {t}/{steps}, loss {loss:.3f} nats':<78}", end="\r", flush=True)
     return time.perf_counter() - began
+
+
+def fit(params, ids, n_head, steps, learning_rate, rng, adapters=None, trainable=(), batch=8):
+    """Train in place base parameters `trainable` and every plug on windows of ids (N,); seconds."""
+    adapters, T = adapters or {}, len(params["transformer.wpe.weight"])
+    ids = check_ids(ids, "ids", len(params["transformer.wte.weight"]))
+
+    def loss_and_grads():
+        windows = rng.integers(0, len(ids) - T, batch)[:, None] + np.arange(T)  # (B, T)
+        logits, cache = gpt_forward(params, ids[windows], n_head, adapters)
+        loss, dlogits = cross_entropy(logits, ids[windows + 1])
+        return loss, gpt_backward(dlogits, cache, trainable)
+
+    tuned = tuned_arrays(params, adapters, trainable)
+    return train(tuned, loss_and_grads, steps, learning_rate)
 
 
 def score(params, ids, first, n_head, adapters=None):
     """Mean nats of ids[first:], each predicted once, from at least half a window of context."""
     T = len(params["transformer.wpe.weight"])
     ids = check_ids(ids, "ids", len(params["transformer.wte.weight"]))
-    first = check_count(first, "first")
-    if not T <= first < len(ids):
-        raise ValueError(f"{len(ids)} characters, {first} to train on, are too few for {T}")
     total, stride = 0.0, max(1, T // 2)
     starts = np.arange(first, len(ids), stride)
     for some in np.array_split(starts, -(-len(starts) // 64)):
@@ -892,13 +748,9 @@ def score(params, ids, first, n_head, adapters=None):
 
 
 # %% Demonstration
-# Each learning rate is the best of a grid in factors of two, by the mean of three seeds, judged on
-# a development piece, the last tenth of the verses' training part: benchmarks/stage09_sweep.py.
-Recipe = namedtuple(
-    "Recipe",  # a learning rate, and for LoRA its class and choices
-    "rate layer rank alpha rslora targets",
-    defaults=(None, 4, 8, False, ("c_attn", "c_proj", "c_fc")),
-)
+# The rates are the sweep's: each the best of a grid on the last tenth of the verses' training part.
+DEFAULTS = (None, 4, 8, False, ("c_attn", "c_proj", "c_fc"))
+Recipe = namedtuple("Recipe", "rate layer rank alpha rslora targets", defaults=DEFAULTS)
 METHODS = {  # at rank 1, rsLoRA is LoRA
     "full fine-tuning": Recipe(0.001),
     "LoRA": Recipe(0.016, LoRALinear),
@@ -922,9 +774,7 @@ def sizes(fast):
 
 
 def read_corpora(fast):
-    """{name: (ids, first)}: ids[:first] to train on, the rest held out; and the vocabulary's size.
-
-    fast: only the last 4,000 of the one and the first 200 of the other."""
+    """{name: (ids, first)}, ids[:first] to train on (fast: 4,000), and the vocabulary's size."""
     folder = Path(__file__).resolve().parent / "data"
     texts = {name: (folder / f"{name}.txt").read_text("utf-8") for name in ("stories", "verses")}
     place = {letter: i for i, letter in enumerate(sorted(set(texts["stories"])))}
@@ -935,25 +785,21 @@ def read_corpora(fast):
     return corpora, len(place)
 
 
-def prepare(method, params, n_head, text, seed):
+def prepare(method, params, text, seed):
     """(params, adapters, trainable) ready for `fit`; what will be trained is copied first."""
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
-    recipe, layers = METHODS[method], layers_of(params)
+    recipe = METHODS[method]
     wte, wpe = params["transformer.wte.weight"], params["transformer.wpe.weight"]
     C, adapters, trainable = wte.shape[1], {}, []
     if recipe.layer:
         if "NF4" in method:
-            matrices = [name for name in params if ".c_" in name and name.endswith("weight")]
-            params = params | {name: quantize_nf4(params[name]) for name in matrices}
+            params = params | {name: quantize_nf4(params[name]) for name in matrices_of(params)}
         _, layer, rank, alpha, rslora, targets = recipe
         adapters = apply_lora(params, targets, rank, alpha, seed, rslora, layer)
     elif method == "prompt tuning":
-        adapters["transformer.prompt"] = prompt = PromptTuning(8, C)
-        prompt.params["prompt"][...] = wte[text[:8]] + wpe[:8]
+        adapters["transformer.prompt"] = PromptTuning(wte[text[:8]] + wpe[:8])
     elif method == "(IA)^3":
-        adapters = {f"{h}.attn.kv": IA3((2, 1, n_head, 1, C // n_head)) for h in layers}
-        adapters |= {f"{h}.mlp.act": IA3((1, 1, 4 * C)) for h in layers}
+        for h in layers_of(params):
+            adapters |= {f"{h}.attn.kv": IA3(2 * C), f"{h}.mlp.act": IA3(4 * C)}
     elif method == "BitFit":
         trainable = [name for name in params if name.endswith("bias")]
     else:
@@ -971,7 +817,7 @@ def pretrain(corpora, vocab_size, size, steps, seed, learning_rate=8e-3):
 
 def adapt(method, params, n_head, text, steps, seed, factor=1.0):
     """((params, adapters) after `steps` on text at factor × the method's rate, numbers, seconds)"""
-    params, adapters, trainable = prepare(method, params, n_head, text, seed)
+    params, adapters, trainable = prepare(method, params, text, seed)
     rate = factor * METHODS[method].rate
     rng = np.random.default_rng([seed, 1])
     seconds = fit(params, text, n_head, steps, rate, rng, adapters, trainable)
@@ -986,65 +832,59 @@ def forgetting(curve, gain):
     return float(np.interp(gain, gains, rises)) if gain <= gains[-1] else math.nan
 
 
-def compare(base, bits, run):
-    """{method: (what it made, numbers trained, seconds, curve of (gain, rise) for `forgetting`)}"""
-    results = {}
+def report_methods(base, size, bits, run):
+    """Run and print every method; full fine-tuning's model and {method: curve for `forgetting`}."""
+    print("method             trained   share seconds  verses stories")
+    print(f"{'the base itself':<42}{base[1]:>8.3f}{base[0]:>8.3f}")
+    models, curves = [], {}
     for method in METHODS:
-        curve = []
-        variant = "," in method  # of LoRA: one run, no curve
-        for part in (1,) if variant else (1 / 8, 1 / 3, 1):  # of the method's rate
+        curves[method] = []
+        for part in (1,) if "," in method else (1 / 8, 1 / 3, 1):  # of the method's rate
             tuned, trained, seconds = run(method, part)
             stories, verses = bits(*tuned)
-            curve.append((base[1] - verses, stories - base[0]))
-        results[method] = tuned, trained, seconds, curve
-    return results
-
-
-def report_methods(size, base, results):
-    """What each method trained and gained, and what stories lost, also at equal gains."""
-    best = max(curve[-1][0] for *_, curve in results.values())
-    goals = [share * best for share in (0.5, 0.75, 0.9)]
-    print(" " * 54 + "lost on stories for a gain of")
-    print("method             trained   share seconds  verses stories", end=" ")
-    print("".join(f"{goal:>7.3f}" for goal in goals))
-    print(f"{'the base itself':<42}{base[1]:>8.3f}{base[0]:>8.3f}")
-    for method, (_, trained, seconds, curve) in results.items():
-        gain, rise = curve[-1]
+            curves[method].append((base[1] - verses, stories - base[0]))
+        models.append(tuned[0])
         row = f"{method:<18}{trained:>8,}{trained / size:>8.1%}{seconds:>8.1f}"
-        row += f"{base[1] - gain:>8.3f}{base[0] + rise:>8.3f} "
-        if len(curve) > 1:
-            row += "".join(f"{forgetting(curve, goal):>7.3f}" for goal in goals)
-        print(row.rstrip())
-    print("A gain is a fall of the bits on verses; nan: it was never reached.")
+        print(f"{row}{verses:>8.3f}{stories:>8.3f}", flush=True)
+    return models[0], curves
 
-    full, lora = results["full fine-tuning"][-1], results["LoRA"][-1]
-    share = lora[-1][0] / full[-1][0]
+
+def report_forgetting(curves):
+    """Plot what the stories lost over what the verses gained; compare LoRA and full fine-tuning."""
+    curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
+    best = max(gain for curve in curves.values() for gain, _ in curve)
+    gains = np.linspace(0, best, 72)
+    rises = {name: [forgetting(curve, gain) for gain in gains] for name, curve in curves.items()}
+    low, high = np.nanmin([*rises.values()]), np.nanmax([*rises.values()])
+    canvas, marks = np.full((12, 72), " "), "FLQRDPBI"
+    for mark, row in reversed([*zip(marks, rises.values())]):
+        for column in np.flatnonzero(np.isfinite(row)):
+            canvas[round(11 * (high - row[column]) / (high - low or 1)), column] = mark
+    print(f"\nBits lost on stories, {low:.3f} to {high:.3f} (up), over bits gained on verses, 0 to")
+    print(f"{best:.3f} (right).")
+    print(", ".join(f"{mark} {method}" for mark, method in zip(marks, rises)))
+    print("\n".join("  |" + "".join(line).rstrip() for line in canvas))
+    print("  +" + "-" * 72)
+    full, lora = curves["full fine-tuning"], curves["LoRA"]
     goal = 0.9 * min(full[-1][0], lora[-1][0])
     lost = {"full fine-tuning": forgetting(full, goal), "LoRA": forgetting(lora, goal)}
     less, more = sorted(lost, key=lost.get)
+    share = lora[-1][0] / full[-1][0]
     print(f"LoRA gains {share:.0%} of what full fine-tuning gains. For the same gain of {goal:.3f}")
     print(f"{less} loses {lost[less]:.3f} bits on stories, {more} {lost[more]:.3f}.")
-    gains = {name: result[-1][-1][0] for name, result in results.items() if METHODS[name].layer}
-    most, least = max(gains, key=gains.get), min(gains, key=gains.get)
-    print(
-        f"The kinds of LoRA gain from {gains[least]:.3f} ({least}) to {gains[most]:.3f} ({most})."
-    )
 
 
 def report_ranks(params, full, bits):
     """Is the update that full fine-tuning found low-rank? Cut it and see."""
-    matrices = [name for name in params if ".c_" in name and name.endswith("weight")]
-    updates = {name: full[name] - params[name] for name in matrices}
+    updates = {name: full[name] - params[name] for name in matrices_of(params)}
     ranks, kept, scores = (0, 1, 2, 4, 8, 16, 32, 64), [], []
     print("\nThe full update ΔW of every matrix cut to a rank, all else as tuned")
     for rank in ranks:
         cuts = {name: low_rank(update, rank) for name, update in updates.items()}
         model = full | {name: params[name] + cut for name, (cut, _) in cuts.items()}
         kept.append(float(np.mean([share for _, share in cuts.values()])))
-        scores.append(bits(model, None, ["verses"])[0])
-    print("rank     " + "".join(f"{rank:>8}" for rank in ranks))
-    print("of ‖ΔW‖² " + "".join(f"{share:>8.1%}" for share in kept))
-    print("verses   " + "".join(f"{score:>8.3f}" for score in scores))
+        scores.append(bits(model)[1])
+        print(f"rank {rank:>2}: {kept[-1]:>6.1%} of ‖ΔW‖², verses {scores[-1]:.3f}")
     near = next(rank for rank, share in zip(ranks, kept) if share >= 0.9)
     goal = scores[0] - 0.9 * (scores[0] - scores[-1])
     good = next((rank for rank, score in zip(ranks, scores) if score <= goal), ranks[-1])
@@ -1057,90 +897,76 @@ def report_ranks(params, full, bits):
 
 def report(fast, seed):
     """Pre-train, adapt in every way, print."""
-    (L, C, H, T), steps, adapt_steps = sizes(fast)
+    shape, steps, adapt_steps = sizes(fast)
+    L, C, H, T = shape
     corpora, vocab_size = read_corpora(fast)
-    params, seconds = pretrain(corpora, vocab_size, (L, C, H, T), steps, seed)
+    params, seconds = pretrain(corpora, vocab_size, shape, steps, seed)
     verses = corpora["verses"][0][: corpora["verses"][1]]  # to train on
 
-    def bits(params, adapters=None, names=("stories", "verses")):
-        """Held-out bits a character."""
-        return [score(params, *corpora[name], H, adapters) / math.log(2) for name in names]
+    def bits(params, adapters=None):
+        """Held-out bits a character of stories and of verses."""
+        return [score(params, *corpus, H, adapters) / math.log(2) for corpus in corpora.values()]
 
-    def run(method, factor=1.0):
+    def run(method, factor):
         return adapt(method, params, H, verses, adapt_steps, seed, factor)
 
     base, size = bits(params), sum(p.size for p in params.values())
     print(f"Base: {L} layer, {C} channels, {H} heads, context {T}, {size:,} parameters;")
     print(f"{steps} steps on stories took {seconds:.1f}s, while AdamW held {16 * size:,} bytes.")
     print(f"\nThe base adapted to verses, {adapt_steps} steps each; held-out bits/char\n")
-    results = compare(base, bits, run)
-    report_methods(size, base, results)
-    _, plugs, _ = prepare("prompt tuning", params, H, verses, seed)
-    placed = bits(params, plugs, ["verses"])[0]
+    full, curves = report_methods(base, size, bits, run)
+    report_forgetting(curves)
+    _, plugs, _ = prepare("prompt tuning", params, verses, seed)
+    placed = bits(params, plugs)[1]
     plugs["transformer.prompt"].params["prompt"] -= params["transformer.wpe.weight"][:8]
-    bare = bits(params, plugs, ["verses"])[0]
-    print(f"Untrained, a prompt is at {placed:.3f}, and without its positions at {bare:.3f}.")
-    report_ranks(params, results["full fine-tuning"][0][0], bits)
+    bare = bits(params, plugs)[1]
+    print(f"\nUntrained, a prompt is at {placed:.3f}, and without its positions at {bare:.3f}.")
+    report_ranks(params, full, bits)
     nats = base[0] * math.log(2)
     print(f"\nheld-out: {nats:.3f} nats/char | {base[0]:.3f} bits/char | perplexity", end=" ")
     print(f"{math.exp(nats):.2f}   (stage 9, transformer before adapting, context {T})")
 
 
 # %% Your own model
-# The commands `adapt` and `merge` work on checkpoints that the capstone trained or transformers
-# wrote. The capstone opens them and computes the loss and G = ∂L/∂W for every matrix. No more is
-# needed: LoRA has dA = s G Bᵀ and dB = s AᵀG, and DoRA's dV follows from G, too. Only the plugs'
-# numbers have running means in the optimizer and are saved; the time for G is not spared here.
-def plug_gradients(layer, G):
-    """Gradients named like layer.params from G (in, out), the gradient of its merged matrix."""
-    A, B, s = layer.params["A"], layer.params["B"], layer.scale
-    if not isinstance(layer, DoRALinear):
-        return {"A": s * (G @ B.T), "B": s * (A.T @ G)}
-    V = layer.base + (s * A) @ B
-    n = np.linalg.norm(V, axis=0)
-    g, dg = layer.params["m"] / n, (G * V).sum(0)
-    dV = G * g - V * (dg * g / (n * n))
-    return {"A": s * (dV @ B.T), "B": s * (A.T @ dV), "m": dg / n}
-
-
-class Plugged:
-    """A model with plugs as the capstone's training step sees it: .flat holds the plugs' numbers.
-
-    write() puts the merged matrices into the model."""
-
-    def __init__(self, model, plugs):
-        self.model, self.plugs, self.decayed, start = model, plugs, 0, 0
-        places = [(plug.params, key) for plug in plugs.values() for key in plug.params]
-        self.flat = np.concatenate([params[key].ravel() for params, key in places])
-        for params, key in places:  # each becomes a view, to be moved with .flat
-            end = start + params[key].size
-            params[key], start = self.flat[start:end].reshape(params[key].shape), end
-
-    def loss_and_grads(self, idx, targets, rngs=None, scale=1.0, grads=None):
-        """The loss, and an object whose .flat is its gradient in .flat."""
-        loss, found = self.model.loss_and_grads(idx, targets, rngs, scale)
-        slopes = [plug_gradients(p, as_in_out(found, name)) for name, p in self.plugs.items()]
-        flat = np.concatenate([dp.ravel() for slope in slopes for dp in slope.values()])
-        return loss, namedtuple("Gradient", "flat")(flat)
-
-    def write(self):
-        """Put the merged matrices into the model."""
-        for name, plug in self.plugs.items():
-            as_in_out(self.model.params, name)[...] = plug.merge()
-
-
+# The capstone opens the checkpoint and computes the loss and G = ∂L/∂W for every matrix. No more is
+# needed: the gradients of A, B and m follow from G. (So the time for G is not spared here.)
 def open_checkpoint(args):
-    """capstone_gpt, the model in args.base, its tokenizer, the names of its blocks' matrices."""
-    try:
-        import capstone_gpt as gpt
-    except ImportError:
-        raise ValueError("adapt and merge need capstone_gpt.py beside this file") from None
-    model, tokenizer = gpt.load(gpt.checkpoint_of(args.base))
-    kinds = tuple(f"{kind}.weight" for kind in GPT2_MATRICES + LLAMA_MATRICES)
-    matrices = [name for name in model.params if name.endswith(kinds)]
-    for name in matrices if args.nf4 else ():
-        model.params[name][...] = dense(quantize_nf4(model.params[name]))
-    return gpt, model, tokenizer, matrices
+    """(the capstone, its directory, model and tokenizer) of args.base."""
+    import capstone_gpt as gpt
+
+    source = gpt.checkpoint_of(args.base)
+    model, tokenizer = gpt.load(source)
+    if args.nf4:
+        for name in matrices_of(model.params):
+            model.params[name][...] = dense(quantize_nf4(model.params[name]))
+    return gpt, str(source), model, tokenizer
+
+
+def merge_into(params, plugs):
+    """Put the plugs' merged matrices into params, in place."""
+    for name, plug in plugs.items():
+        as_in_out(params, name)[...] = plug.merge()
+
+
+def checkpoint_gradients(model, plugs, batch):
+    """Mean loss of a batch of examples, and {name: gradient} of the plugs or, without, of all."""
+    total, grads = 0.0, {}
+    for idx, targets in batch:
+        loss, found = model.loss_and_grads(idx, targets, scale=1 / len(batch))
+        total += loss / len(batch)
+        slopes = {} if plugs else found
+        for name, plug in plugs.items():
+            for key, slope in plug.gradients(as_in_out(found, name)).items():
+                slopes[f"{name}:{key}"] = slope
+        for name, slope in slopes.items():
+            grads[name] = grads.get(name, 0) + slope
+    return total, grads
+
+
+def say(line):
+    """Print a line. Where nobody reads any more, training goes on and saves what it has learned."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 @contextlib.contextmanager
@@ -1156,18 +982,16 @@ def new_directory(out):
         os.replace(part, out)
 
 
-# An example is (idx, targets, None), (1, T) each, as the capstone's training step takes it: in a
-# text every token is a target, in a .jsonl file the response and its end are, for -1 is ignored.
 def example(ids, first=1):
-    """The example that predicts ids[first:]."""
+    """(idx, targets), (1, T) each, to predict ids[first:]; what stands before is -1, ignored."""
     targets = np.array(ids[1:])
     targets[: first - 1] = -1
-    return np.array(ids[:-1])[None], targets[None], None
+    return np.array(ids[:-1])[None], targets[None]
 
 
-def read_answers(path, text, tokenizer, end, longest):
+def read_answers(path, text, tokenizer, end):
     """Examples from lines {"prompt": ..., "response": ...}; ValueError names the damaged lines."""
-    examples, damaged, long = [], [], 0
+    examples, damaged = [], []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -1178,28 +1002,24 @@ def read_answers(path, text, tokenizer, end, longest):
                 raise TypeError("prompt and response must be texts")
             start = [*tokenizer.encode(prompt, add_special_tokens=True)]
             ids = [*start, *tokenizer.encode(response), *end]
-            if len(ids) > longest:
-                long += 1
-            else:
-                examples.append(example(ids, max(1, len(start))))
-        except BROKEN as error:
+            examples.append(example(ids, max(1, len(start))))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             damaged.append(f"line {number} ({error!r:.100})")
     if damaged:
         found = f"{len(damaged)} damaged lines, such as {', '.join(damaged[:4])}"
         raise ValueError(f'{path}: expected {{"prompt": "...", "response": "..."}} a line; {found}')
-    say(f"{long} examples are left out: they are longer than {longest} tokens.")
     return examples
 
 
-def read_examples(path, gpt, model, tokenizer):
+def read_examples(gpt, path, model, tokenizer):
     """(examples to learn from, the last tenth, held out); ValueError if either would be empty."""
     text, T = "".join(gpt.stream_text(path)), model.config.block_size
     if str(path).endswith(".jsonl"):
-        _, ends = gpt.bos_and_eos(model)
-        what = f"the token {ends[0]}" if ends else "a blank line, as the model has no end token"
-        say(f"Every response ends with {what}.")
-        end = ends[:1] or tokenizer.encode("\n\n")
-        found = read_answers(path, text, tokenizer, end, T + 1)
+        end = [int(i) for i in gpt.bos_and_eos(model)[1][:1] or tokenizer.encode("\n\n")]
+        examples = read_answers(path, text, tokenizer, end)
+        found = [(idx, targets) for idx, targets in examples if idx.size <= T]
+        long = len(examples) - len(found)
+        say(f"{long} examples are left out, longer than {T} tokens. Answers end with token {end}.")
         cut = min(len(found) - 1, math.ceil(0.9 * len(found)))
         parts = found[:cut], found[cut:]
     else:
@@ -1211,78 +1031,55 @@ def read_examples(path, gpt, model, tokenizer):
     return parts
 
 
-def say(line):
-    """Print a line. Where nobody reads any more, training goes on and saves what it has learned."""
-    try:
-        print(line, flush=True)
-    except OSError:
-        drop_unwritten()
-
-
 def adapt_command(args):
     """Adapt a checkpoint to a text or to answers; save PEFT's two files or, with full, a model."""
     with new_directory(args.out) as part:
-        gpt, model, tokenizer, matrices = open_checkpoint(args)
-        train, held = read_examples(args.data, gpt, model, tokenizer)
-        if args.method == "full":
-            tuned, optimizer = model, gpt.AdamW(model.params)
-        else:
-            bases = {name: as_in_out(model.params, name).copy() for name in matrices}
-            narrowest = min(min(W.shape) for W in bases.values())
-            if args.rank > narrowest:
-                raise ValueError(f"--rank must be at most {narrowest} here, not {args.rank}")
+        gpt, source, model, tokenizer = open_checkpoint(args)
+        examples, held = read_examples(gpt, args.data, model, tokenizer)
+        plugs, tuned = {}, dict(model.params)
+        rng = np.random.default_rng(args.seed)
+        if args.method != "full":
             layer = DoRALinear if args.method == "dora" else LoRALinear
             rslora = args.method == "rslora"
-            plugs = apply_lora(bases, matrices, args.rank, args.alpha, args.seed, rslora, layer)
-            tuned = Plugged(model, plugs)
-            optimizer = gpt.AdamW(tuned)
+            for name in matrices_of(model.params):
+                W = as_in_out(model.params, name).copy()
+                plugs[name] = layer(W, args.rank, args.alpha, rng, rslora)
+            tuned = tuned_arrays({}, plugs, [])
 
         def held_out():
-            counts = [(targets >= 0).sum() for _, targets, _ in held]
+            counts = [(targets >= 0).sum() for _, targets in held]
             return np.average([model.loss(*example) for example in held], weights=counts)
 
-        before, began = held_out(), time.perf_counter()
-        rng, rate = np.random.default_rng(args.seed), args.learning_rate
-        say(f"{len(train)} examples to learn from, {len(held)} held out. {args.method} trains")
-        say(f"{tuned.flat.size:,} numbers, the model has {model.flat.size:,}.")
-        say(f"held out before: {before:.3f} nats a token")
-        for step in range(args.steps):
-            batch = [train[i] for i in rng.integers(0, len(train), args.batch_size)]
-            now = gpt.warmup_cosine(step, rate, rate / 10, args.steps // 10, args.steps)
-            loss, _ = gpt.training_step(tuned, optimizer, batch, now)
-            if tuned is not model:
-                tuned.write()
-            if (step + 1) % max(1, args.steps // 10) == 0:
-                seconds = time.perf_counter() - began
-                say(f"step {step + 1} of {args.steps}: {loss:.3f} nats a token, {seconds:.0f} s")
+        def loss_and_grads():
+            merge_into(model.params, plugs)
+            chosen = rng.integers(0, len(examples), args.batch_size)
+            return checkpoint_gradients(model, plugs, [examples[i] for i in chosen])
+
+        before, size = held_out(), sum(p.size for p in tuned.values())
+        say(f"{len(examples)} examples to learn from, {len(held)} held out")
+        say(f"held out before: {before:.3f} nats a token ({size:,} numbers will be trained)")
+        seconds = train(tuned, loss_and_grads, args.steps, args.learning_rate)
+        merge_into(model.params, plugs)
         after = held_out()
-        say(f"held out after: {after:.3f} nats a token")
+        say(f"held out after: {after:.3f} nats a token ({args.steps} steps, {seconds:.0f} s)")
         if not after < before:
             say("That is no better: try fewer steps, another rate, or more examples.")
-        if tuned is model:
-            model.save_pretrained(part)
+        if plugs:
+            save_adapter(part, plugs, source)
         else:
-            save_adapter(part, plugs, str(gpt.checkpoint_of(args.base)))
+            model.save_pretrained(part)
     say(f"Saved in {args.out}.")
 
 
 def merge_command(args):
     """Fold an adapter into its base: a checkpoint that the capstone and transformers open."""
     with new_directory(args.out) as part:
-        _, model, _, _ = open_checkpoint(args)
-        Plugged(model, load_adapter(args.adapter, model.params)).write()
+        _, _, model, _ = open_checkpoint(args)
+        merge_into(model.params, load_adapter(args.adapter, model.params))
         if not np.isfinite(model.flat).all():
             raise ValueError(f"{args.adapter}: merged, it makes weights that are not finite")
         model.save_pretrained(part)
     say(f"Saved in {args.out}.")
-
-
-def drop_unwritten():
-    """Forget what stdout cannot take, so that Python's own flush at the end does not fail again."""
-    try:
-        sys.stdout.flush()
-    except OSError:  # a closed pipe, a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Parser(argparse.ArgumentParser):
@@ -1295,25 +1092,22 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser():
     """The command line: without a command the report, else adapt or merge."""
-    parser = Parser("stage09_lora.py", description="Adapt a GPT to a new voice in ten ways.")
+    parser = Parser("stage09_lora.py", description="Adapt a small GPT in many ways, or your own.")
     parser.set_defaults(run=lambda args: report(args.fast, args.seed))
     parser.add_argument("--fast", action="store_true", help="a smoke run in miniature")
     parser.add_argument("--seed", type=int, default=0, help="fixes every random choice")
     commands = parser.add_subparsers(title="commands for a model of your own")
-
-    def command(name, run, text):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        base = "a checkpoint of the capstone or of transformers (GPT-2 or Llama)"
-        sub.add_argument("--base", required=True, help=base)
-        sub.add_argument("--out", required=True, help="a new directory for the result")
-        nf4 = "first round the base to four bits; merge needs it where adapt had it"
-        sub.add_argument("--nf4", action="store_true", help=nf4)
-        return sub.add_argument
-
-    add = command("merge", merge_command, "fold an adapter into its base")
-    add("--adapter", required=True, help="a directory with PEFT's two files")
-    add = command("adapt", adapt_command, "fine-tune on a text, or on prompts and responses")
+    adapter = commands.add_parser("adapt", help="fine-tune on a text, or on prompts and responses")
+    adapter.set_defaults(run=adapt_command)
+    merger = commands.add_parser("merge", help="fold an adapter into its base")
+    merger.set_defaults(run=merge_command)
+    merger.add_argument("--adapter", required=True, help="a directory with PEFT's two files")
+    for sub in (adapter, merger):
+        add = sub.add_argument
+        add("--base", required=True, help="a GPT-2 or Llama of the capstone or of transformers")
+        add("--out", required=True, help="a new directory for the result")
+        add("--nf4", action="store_true", help="round the base to four bits first; then merge, too")
+    add = adapter.add_argument
     add("--data", required=True, help="a text, or .jsonl: a prompt and a response a line")
     add("--method", choices=["lora", "rslora", "dora", "full"], default="lora", help="[lora]")
     add("--rank", type=int, default=8, help="the columns of A [8]")
@@ -1336,20 +1130,23 @@ def main(argv=None):
         for name, value in vars(args).items():
             lowest = 0 if name == "seed" else 1e-30
             if type(value) in (int, float) and not lowest <= value < 2**63:
-                limits = f"at least {lowest:g} and below 2**63"
-                raise ValueError(f"--{name} must be {limits}, not {value}")
+                raise ValueError(f"--{name} must be at least {lowest:g}, below 2**63, not {value}")
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
             args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever was reading has seen enough
-        drop_unwritten()
+        pass
     except KeyboardInterrupt:
-        drop_unwritten()
         parser.exit(130, "\n")
-    except (OSError, ValueError, FloatingPointError, MemoryError) as error:
-        advice = "; lower --learning_rate" if isinstance(error, FloatingPointError) else ""
-        drop_unwritten()
-        parser.error(f"{error}{advice}" if str(error) else "there is not enough memory")
+    except ImportError:
+        parser.error("adapt and merge need capstone_gpt.py beside this file")
+    except (OSError, ValueError, MemoryError) as error:
+        parser.error(str(error) or "there is not enough memory")
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:  # a closed pipe, a full disk: what still waits goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # %% What to take away
@@ -1365,8 +1162,8 @@ def main(argv=None):
 #    the best rate changes with alpha. `lora_backward` has it once in dh and once in dB.
 # 3. Merging into the shared base. Symptom: the next adapter speaks with the last one's accent.
 #    `LoRALinear.merge` makes a new matrix.
-# 4. Training the base along. Symptom: a saved adapter is useless over a fresh base. `fit` moves
-#    only what is in `tuned`.
+# 4. Training the base along. Symptom: a saved adapter is useless over a fresh base. `train`
+#    moves only what is in `tuned`.
 # 5. A file's matrices transposed. Symptom: shapes that do not fit or, if square, nonsense without
 #    an error. `save_adapter` writes p.T; benchmarks/check_peft.py asks PEFT.
 # 6. A prompt that the model has never seen the like of. Symptom: it starts worse than the base.

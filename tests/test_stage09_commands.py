@@ -109,35 +109,40 @@ def test_plug_gradients_are_those_of_the_merged_matrix(kind, rslora, rng):
         V = W + plug.scale * plug.params["A"] @ plug.params["B"]
         return V * plug.params["m"] / np.linalg.norm(V, axis=0) if "m" in plug.params else V
 
-    assert_gradients(matrix, inputs, lambda dy: s.plug_gradients(plug, dy).values())
+    assert_gradients(matrix, inputs, lambda G: plug.gradients(G).values())
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
-def test_a_model_with_plugs_has_the_gradients_of_its_loss(arch, rng):
+@pytest.mark.parametrize("plugged", [True, False])
+def test_a_model_has_the_gradients_of_its_loss(arch, plugged, rng):
     config = gpt.GPTConfig(arch, 7, 6, 2, 2, 4, 1 if arch == "llama" else 2)
     model = gpt.GPT(config, 0, np.float64)
     model.flat[:] += rng.normal(0, 0.3, model.flat.size)
-    names = [name for name in model.params if name.endswith(("_attn.weight", "_proj.weight"))]
-    bases = {name: s.as_in_out(model.params, name).copy() for name in names}
-    plugs = s.apply_lora(bases, names, 2, 3.0)
-    plugs[names[0]] = s.DoRALinear(bases[names[0]], 2, 3.0)
-    tuned = s.Plugged(model, plugs)
-    tuned.flat[:] += rng.normal(0, 0.3, tuned.flat.size)
-    assert all(np.shares_memory(p, tuned.flat) for x in plugs.values() for p in x.params.values())
-    idx, targets = rng.integers(0, 7, (2, 2, 5))
-    tuned.write()
-    loss, grads = tuned.loss_and_grads(idx, targets, scale=2.0)
-    assert loss == model.loss(idx, targets)
-    for i in rng.choice(tuned.flat.size, 60, replace=False):
-        ends = []
+    plugs, tuned = {}, dict(model.params)
+    if plugged:
+        for i, name in enumerate(s.matrices_of(model.params)):
+            kind = s.LoRALinear if i else s.DoRALinear
+            plugs[name] = kind(s.as_in_out(model.params, name).copy(), 2, 3.0, i)
+        tuned = s.tuned_arrays({}, plugs, [])
+        for p in tuned.values():
+            p += rng.normal(0, 0.3, p.shape)
+    batch = [(idx[None], targets[None]) for idx, targets in rng.integers(0, 7, (3, 2, 5))]
+
+    def loss():
+        s.merge_into(model.params, plugs)
+        return np.mean([model.loss(*example) for example in batch])
+
+    found, grads = s.checkpoint_gradients(model, plugs, batch) if loss() else None
+    assert abs(found - loss()) < 1e-12 and grads.keys() == tuned.keys()
+    for name, p in tuned.items():
+        i = tuple(rng.integers(0, p.shape))
+        old, ends = p[i], []
         for change in (1e-5, -1e-5):
-            old = tuned.flat[i]
-            tuned.flat[i] = old + change
-            tuned.write()
-            ends.append(model.loss(idx, targets))
-            tuned.flat[i] = old
-        slope = 2 * (ends[0] - ends[1]) / 2e-5
-        assert abs(slope - grads.flat[i]) < 1e-6 * abs(slope) + 1e-9
+            p[i] = old + change
+            ends.append(loss())
+        p[i] = old
+        slope = (ends[0] - ends[1]) / 2e-5
+        assert abs(slope - grads[name][i]) < 1e-6 * abs(slope) + 1e-9, name
 
 
 # The two commands, from end to end
@@ -155,8 +160,7 @@ def test_adapt_learns_to_answer_and_merge_makes_a_model_of_it(
     first, last = held_out(printed)
     assert last < 0.4 * first and "no better" not in printed
     assert "36 examples to learn from, 4 held out" in printed
-    steps = [line.split(":")[0] for line in printed.splitlines() if line.startswith("step ")]
-    assert steps == [f"step {n} of 40" for n in range(4, 41, 4)]
+    assert "(40 steps, " in printed and "numbers will be trained" in printed
     out = tmp_path / "new" / "one"
     assert files(tmp_path / "new") == ["one"], "nothing temporary is left"
     if method != "full":
@@ -201,68 +205,70 @@ def test_a_text_is_learned_and_its_last_tenth_is_held_out(base, tmp_path, capsys
     run(*common, "--learning_rate", "0.02", "--out", tmp_path / "a")
     first, last = held_out(capsys.readouterr().out)
     model, tokenizer = gpt.load(base)
-    train, held = s.read_examples(tmp_path / "x.txt", gpt, model, tokenizer)
+    train, held = s.read_examples(gpt, tmp_path / "x.txt", model, tokenizer)
     cut = int(0.9 * len(text))
     for part, examples in ((text[:cut], train), (text[cut:], held)):
         ids = tokenizer.encode(part)
-        assert np.array_equal(np.concatenate([t[0] for _, t, _ in examples]), ids[1:])
-        assert np.array_equal(np.concatenate([i[0] for i, _, _ in examples]), ids[:-1])
-        assert max(i.shape[1] for i, _, _ in examples) == 40
-    nats = sum(model.loss(i, t) * t.size for i, t, _ in held) / (
-        len(tokenizer.encode(text[cut:])) - 1
-    )
+        assert np.array_equal(np.concatenate([t[0] for _, t in examples]), ids[1:])
+        assert np.array_equal(np.concatenate([i[0] for i, _ in examples]), ids[:-1])
+        assert max(i.shape[1] for i, _ in examples) == 40
+    nats = sum(model.loss(i, t) * t.size for i, t in held) / (len(tokenizer.encode(text[cut:])) - 1)
     assert abs(first - nats) < 6e-4 and last < 0.6 * first
 
 
 def test_only_a_response_and_its_end_are_learned(base, answers):
     model, tokenizer = gpt.load(base)
-    train, held = s.read_examples(answers, gpt, model, tokenizer)
+    train, held = s.read_examples(gpt, answers, model, tokenizer)
     assert (len(train), len(held)) == (36, 4)
-    idx, targets, rngs = train[1]
+    idx, targets = train[1]
     start = tokenizer.encode("what says the dog?", add_special_tokens=True)
     end = [1023] if model.config.arch == "llama" else list(tokenizer.encode("\n\n"))
     learned = [*tokenizer.encode(" bark."), *end]
-    assert rngs is None and idx.shape == targets.shape == (1, len(start) + len(learned) - 1)
+    assert idx.shape == targets.shape == (1, len(start) + len(learned) - 1)
     assert [*idx[0], learned[-1]] == [*start, *learned]
     assert list(targets[0]) == [-1] * (len(start) - 1) + learned
-    assert np.array_equal(held[0][0], s.read_examples(answers, gpt, model, tokenizer)[1][0][0])
+    assert np.array_equal(held[0][0], s.read_examples(gpt, answers, model, tokenizer)[1][0][0])
 
 
 def test_an_empty_prompt_is_no_prompt(tmp_path, base):
     model, tokenizer = gpt.load(base)
     path = tmp_path / "x.jsonl"
     path.write_text('{"prompt": "", "response": "abc"}\n\n{"prompt": "a", "response": ""}\n' * 2)
-    train, held = s.read_examples(path, gpt, model, tokenizer)
-    assert [(t >= 0).all() for _, t, _ in train] == [True] * 3 and len(held) == 1
+    train, held = s.read_examples(gpt, path, model, tokenizer)
+    assert [(t >= 0).all() for _, t in train] == [True] * 3 and len(held) == 1
 
 
-def test_the_rate_climbs_and_falls_and_batches_are_as_large_as_asked(
-    base, answers, tmp_path, monkeypatch
-):
-    seen, step = [], gpt.training_step
+def test_steps_rate_and_batches_are_as_asked(base, answers, tmp_path, monkeypatch):
+    sizes, seen, gradients, train = [], [], s.checkpoint_gradients, s.train
 
-    def watch(model, optimizer, batches, rate, team=None):
-        seen.append((len(batches), rate))
-        return step(model, optimizer, batches, rate, team)
+    def watch(model, plugs, batch):
+        sizes.append(len(batch))
+        return gradients(model, plugs, batch)
 
-    monkeypatch.setattr(gpt, "training_step", watch)
+    def watch_training(tuned, loss_and_grads, steps, rate):
+        seen.append((steps, rate))
+        return train(tuned, loss_and_grads, steps, rate)
+
+    monkeypatch.setattr(s, "checkpoint_gradients", watch)
+    monkeypatch.setattr(s, "train", watch_training)
     run("adapt", "--base", base, "--data", answers, "--steps", "20", "--batch_size", "3",
         "--learning_rate", "0.01", "--out", tmp_path / "a")  # fmt: skip
-    expected = [gpt.warmup_cosine(i, 0.01, 0.001, 2, 20) for i in range(20)]
-    assert seen == [(3, rate) for rate in expected]
+    assert sizes == [3] * 20 and seen == [(20, 0.01)]
 
 
 def test_one_step_by_hand(base, answers, tmp_path):
-    """B = 0 leaves A where it began, undecayed; B moves by the rate against its gradient."""
+    """B = 0 leaves A where it began, undecayed; B moves by the rate, at the last step a tenth of
+    its highest, against its gradient."""
     run("adapt", "--base", base, "--data", answers, "--steps", "1", "--batch_size", "3",
         "--learning_rate", "0.01", "--seed", "4", "--out", tmp_path / "a")  # fmt: skip
     model, tokenizer = gpt.load(base)
-    train, _ = s.read_examples(answers, gpt, model, tokenizer)
-    chosen = [train[i] for i in np.random.default_rng(4).integers(0, 36, 3)]
-    slopes = [model.loss_and_grads(idx, targets)[1] for idx, targets, _ in chosen]
-    moved = s.load_adapter(tmp_path / "a", model.params)
-    bases = {n: s.as_in_out(model.params, n) for n in model.params if n in moved}
-    fresh = s.apply_lora(bases, list(moved), 8, 16, 4)
+    train, _ = s.read_examples(gpt, answers, model, tokenizer)
+    moved, rng = s.load_adapter(tmp_path / "a", model.params), np.random.default_rng(4)
+    matrices = {n: s.as_in_out(model.params, n) for n in s.matrices_of(model.params)}
+    assert moved.keys() == matrices.keys()
+    fresh = {n: s.LoRALinear(W, 8, 16, rng) for n, W in matrices.items()}
+    chosen = [train[i] for i in rng.integers(0, 36, 3)]
+    slopes = [model.loss_and_grads(idx, targets)[1] for idx, targets in chosen]
     dB = {n: sum(2 * fresh[n].params["A"].T @ s.as_in_out(g, n) / 3 for g in slopes) for n in moved}
     norm = math.sqrt(sum((g * g).sum() for g in dB.values()))
     for name, plug in moved.items():
@@ -270,7 +276,7 @@ def test_one_step_by_hand(base, answers, tmp_path):
         g = dB[name] * min(1, 1 / norm)
         sure = np.abs(g) > 1e-5
         assert sure.any()
-        assert np.allclose(plug.params["B"][sure], -0.01 * np.sign(g[sure]), rtol=1e-2)
+        assert np.allclose(plug.params["B"][sure], -0.001 * np.sign(g[sure]), rtol=1e-2)
 
 
 def test_a_seed_repeats_a_run_and_another_does_not(base, answers, tmp_path):
@@ -346,8 +352,8 @@ def test_long_examples_are_left_out_and_counted(base, tmp_path, capsys):
     assert len(tokenizer.encode(fits[-1])) == room
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    train, held = s.read_examples(path, gpt, model, tokenizer)
-    assert len(train) + len(held) == 2 and "\n1 examples are left out" in capsys.readouterr().out
+    train, held = s.read_examples(gpt, path, model, tokenizer)
+    assert len(train) + len(held) == 2 and "1 examples are left out" in capsys.readouterr().out
     assert train[0][0].shape == (1, 40)
 
 
@@ -371,7 +377,7 @@ def test_an_interrupted_run_leaves_nothing(error, base, answers, tmp_path, monke
     def stop(*_):
         raise error() if error is MemoryError else error("stopped here")
 
-    monkeypatch.setattr(gpt, "training_step", stop)
+    monkeypatch.setattr(s, "checkpoint_gradients", stop)
     words = ["adapt", "--base", base, "--data", answers, "--out", tmp_path / "a"]
     with pytest.raises(SystemExit) as stopped:
         s.main([str(word) for word in words])
@@ -382,7 +388,7 @@ def test_an_interrupted_run_leaves_nothing(error, base, answers, tmp_path, monke
 def test_a_loss_that_is_no_number_saves_nothing_and_gives_advice(base, answers, tmp_path, capsys):
     words = ("--learning_rate", "1e18", "--method", "full", "--out", tmp_path / "a")
     error = refused(capsys, "adapt", "--base", base, "--data", answers, *words)
-    assert "lower --learning_rate" in error and files(tmp_path) == ["answers.jsonl"]
+    assert "lower learning_rate" in error and files(tmp_path) == ["answers.jsonl"]
 
 
 def test_a_directory_that_exists_is_not_touched(base, answers, tmp_path, capsys):
@@ -423,9 +429,8 @@ def test_merging_into_a_base_it_is_not_for(base, answers, tmp_path, capsys):
     path = tmp_path / "a" / "adapter_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"lora_alpha": 9e29}))
-    tensors = s.load_safetensors(tmp_path / "a" / "adapter_model.safetensors")
-    huge = {name: np.full_like(p, 1e30) for name, p in tensors.items()}
-    s.save_safetensors(tmp_path / "a" / "adapter_model.safetensors", huge)
+    huge = {name: np.full_like(p, 1e30) for name, p in arrays(tmp_path / "a").items()}
+    gpt.write_safetensors(tmp_path / "a" / "adapter_model.safetensors", huge)
     assert "not finite" in refused(capsys, *words)
     path.write_text(json.dumps(config | {"target_modules": ["q_proj", "c_fc"]}))
     assert "target_modules" in refused(capsys, *words)
@@ -441,6 +446,12 @@ def test_merging_into_a_base_it_is_not_for(base, answers, tmp_path, capsys):
 @pytest.fixture
 def params():
     return s.init_params(vocab_size=7, block_size=6, n_layer=2, width=4)
+
+
+def arrays(directory):
+    """{name: array} of the adapter there."""
+    stored, _ = gpt.read_safetensors(directory / "adapter_model.safetensors")
+    return {name: gpt.read_tensor(tensor).copy() for name, tensor in stored.items()}
 
 
 def adapter(directory, params, targets=("c_attn",), rank=2, kind=s.LoRALinear, **changes):
@@ -467,10 +478,10 @@ def test_patterns_choose_alpha_and_rank_by_the_end_of_the_name(params, tmp_path)
     assert scales == (6 / math.sqrt(2), 10 / math.sqrt(2))
     adapter(tmp_path, params, alpha_pattern={"attn": 64, "xattn.c_attn": 64, "n.c_attn": 64})
     assert s.load_adapter(tmp_path, params)[first].scale == 2
-    tensors = s.load_safetensors(tmp_path / "adapter_model.safetensors")
+    tensors = arrays(tmp_path)
     name = f"base_model.model.{first.removesuffix('weight')}lora_"
     tensors |= {f"{name}A.weight": np.ones((3, 4)), f"{name}B.weight": np.ones((12, 3))}
-    s.save_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+    gpt.write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
     adapter(tmp_path / "x", params, rank_pattern={"h.0.attn.c_attn": 3})
     config = (tmp_path / "x" / "adapter_config.json").read_text()
     (tmp_path / "adapter_config.json").write_text(config)
@@ -512,7 +523,7 @@ def test_settings_that_change_nothing_are_followed(params, tmp_path):
         ("lora_alpha", "4"), ("lora_alpha", None), ("lora_alpha", True),
         ("alpha_pattern", {"c_attn": "4"}), ("alpha_pattern", {".*attn": 4}), ("alpha_pattern", 5),
         ("alpha_pattern", {"^transformer": 4}), ("rank_pattern", {"c_attn": 10**9}),
-        ("rank_pattern", {"c_attn": -1}), ("rank_pattern", {"": 2}), ("rank_pattern", [2]),
+        ("rank_pattern", {"c_attn": -1}), ("rank_pattern", [2]),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_followed_are_refused_by_name(key, value, params, tmp_path):
@@ -523,8 +534,9 @@ def test_settings_that_cannot_be_followed_are_refused_by_name(key, value, params
     assert tracemalloc.get_traced_memory()[1] < 2e6, "nothing large is allocated first"
     tracemalloc.stop()
     told = str(error.value)
-    shapes = key in ("r", "rank_pattern", "use_dora") and "expected" in told
-    assert (key in told or shapes or "pattern" in told or "expected" in told) and len(told) < 500
+    alpha = "alpha" in key and told.startswith("alpha must be a finite number")
+    assert key in told or alpha or "expected" in told or "no target_modules" in told
+    assert len(told) < 500
 
 
 def test_llamas_matrices_are_seen_as_in_out(tmp_path, rng):
@@ -539,11 +551,11 @@ def test_llamas_matrices_are_seen_as_in_out(tmp_path, rng):
         expected[name] = model.params[name] + 2 * B @ A
         start = "base_model.model." + name.removesuffix("weight")
         tensors |= {f"{start}lora_A.weight": A, f"{start}lora_B.weight": B}
-    s.save_safetensors(tmp_path / "adapter_model.safetensors", tensors)
+    gpt.write_safetensors(tmp_path / "adapter_model.safetensors", tensors)
     config = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": None}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     plugs = s.load_adapter(tmp_path, model.params)
-    s.Plugged(model, plugs).write()
+    s.merge_into(model.params, plugs)
     for name in names:
         assert np.allclose(model.params[name], expected[name], atol=1e-5)
 
@@ -559,10 +571,10 @@ def test_matrices_outside_the_blocks_are_refused(params, tmp_path):
 def test_numbers_that_are_not_finite_are_refused_by_name(bad, key, params, tmp_path):
     adapter(tmp_path, params, kind=s.DoRALinear)
     path = tmp_path / "adapter_model.safetensors"
-    tensors = s.load_safetensors(path)
+    tensors = arrays(tmp_path)
     tensors[f"base_model.model.transformer.h.1.attn.c_attn.{key}"].flat[-1] = bad
-    s.save_safetensors(path, tensors)
-    with pytest.raises(ValueError, match=f"h.1.attn.c_attn.{key} holds a number"):
+    gpt.write_safetensors(path, tensors)
+    with pytest.raises(ValueError, match=f"h.1.attn.c_attn.{key}' holds a number"):
         s.load_adapter(tmp_path, params)
 
 
@@ -570,7 +582,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(bad, key, params, tmp_p
     "change, words",
     [
         (lambda t: {}, "no arrays"),
-        (lambda t: {n: p.astype(np.int32) for n, p in t.items()}, r"lora_A.weight: .* int32"),
+        (lambda t: {n: p.astype(np.int32) for n, p in t.items()}, r"lora_A.weight' is I32"),
         (lambda t: {n.replace("lora_A", "lora_C"): p for n, p in t.items()}, "lora_A.weight"),
         (
             lambda t: t | {"base_model.model.transformer.h.0.attn.c_attn.lora_x": np.ones(1)},
@@ -581,82 +593,57 @@ def test_numbers_that_are_not_finite_are_refused_by_name(bad, key, params, tmp_p
 def test_arrays_that_do_not_fit(change, words, params, tmp_path):
     adapter(tmp_path, params)
     path = tmp_path / "adapter_model.safetensors"
-    s.save_safetensors(path, change(s.load_safetensors(path)))
+    gpt.write_safetensors(path, change(arrays(tmp_path)))
     with pytest.raises(ValueError, match=words):
         s.load_adapter(tmp_path, params)
 
 
-def test_bfloat16_is_read_as_float32(tmp_path):
-    numbers = np.array([1.0, -2.5, 2**-130, 3e38, 0.0], np.float32)
-    upper = (numbers.view("<u4") >> 16).astype("<u2")
-    entry = {"dtype": "BF16", "shape": [5], "data_offsets": [0, 10]}
-    text = json.dumps({"x": entry}).encode()
-    raw = len(text).to_bytes(8, "little") + text + upper.tobytes()
-    (tmp_path / "x").write_bytes(raw)
-    found = s.load_safetensors(tmp_path / "x")["x"]
-    assert found.dtype == np.float32
-    assert np.array_equal(found, (upper.astype(np.uint32) << 16).view(np.float32))
-    assert list(found[[0, 1, 4]]) == [1.0, -2.5, 0.0] and abs(found[3] / 3e38 - 1) < 0.01
+def test_bfloat16_is_read_as_float32(params, tmp_path):
+    plugs = adapter(tmp_path, params)
+    header, body, upper = {}, b"", {}
+    for name, p in arrays(tmp_path).items():
+        upper[name] = (p.view("<u4") >> 16).astype("<u2")
+        end = len(body) + upper[name].nbytes
+        header[name] = {"dtype": "BF16", "shape": p.shape, "data_offsets": [len(body), end]}
+        body += upper[name].tobytes()
+    text = json.dumps(header).encode()
+    raw = len(text).to_bytes(8, "little") + text + body
+    (tmp_path / "adapter_model.safetensors").write_bytes(raw)
+    for name, plug in s.load_adapter(tmp_path, params).items():
+        for key, p in plug.params.items():
+            assert p.dtype == np.float32 and (p != plugs[name].params[key]).any()
+            np.testing.assert_allclose(p, plugs[name].params[key], rtol=2**-7)
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"", b"\0" * 7, (3).to_bytes(8, "little") + b"{}",
-        (2**63).to_bytes(8, "little"), (2**63).to_bytes(8, "little") + b"{}",
-        (2**64 - 1).to_bytes(8, "little") + b"{}" * 9, (2).to_bytes(8, "little") + b"{}x",
-        (4).to_bytes(8, "little") + b"null", (2).to_bytes(8, "little") + b"\xff\xff",
-    ],
-)  # fmt: skip
-def test_headers_that_lie_are_refused_in_one_sentence(raw, tmp_path):
-    (tmp_path / "x.safetensors").write_bytes(raw)
-    with pytest.raises(ValueError, match="x.safetensors") as error:
-        s.load_safetensors(tmp_path / "x.safetensors")
+@pytest.mark.parametrize("length", [2**63, 2**64 - 1, 10**6, 0, 1])
+def test_headers_that_lie_are_refused_in_one_sentence(length, params, tmp_path):
+    adapter(tmp_path, params)
+    path = tmp_path / "adapter_model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + path.read_bytes()[8:])
+    with pytest.raises(ValueError, match="adapter_model.safetensors") as error:
+        s.load_adapter(tmp_path, params)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize(
-    "shape", [[2**62, 4], [10**30], [-2], [2.0], ["2"], 2, None, [[2]], [True, 2]]
-)
-def test_shapes_that_lie_are_refused(shape, tmp_path):
-    text = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 8]}}).encode()
-    (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
-    with pytest.raises(ValueError, match="x"):
-        s.load_safetensors(tmp_path / "x")
+def test_an_adapter_cut_off_anywhere_is_refused(params, tmp_path):
+    adapter(tmp_path, params)
+    path = tmp_path / "adapter_model.safetensors"
+    raw = path.read_bytes()
+    for n in (0, 7, 8, 50, len(raw) // 2, len(raw) - 1):
+        path.write_bytes(raw[:n])
+        with pytest.raises(ValueError, match="adapter_model.safetensors"):
+            s.load_adapter(tmp_path, params)
 
 
-def test_saving_needs_memory_for_one_array_and_loading_for_one_copy(tmp_path):
+def test_saving_takes_a_memory_that_does_not_grow_with_the_number_of_arrays(tmp_path):
     """Adding array after array to one string of bytes took a time that grew as its square."""
-    tensors = {f"t{i}": np.full((250, 1000), i, np.float32) for i in range(32)}  # 1 MB each
+    base = np.ones((1000, 1000), np.float32)
+    plugs = {f"h.{i}.attn.c_attn.weight": s.LoRALinear(base, 100, 1) for i in range(16)}  # 0.8 MB
     tracemalloc.start()
-    s.save_safetensors(tmp_path / "x", tensors)
+    s.save_adapter(tmp_path, plugs)
     assert tracemalloc.get_traced_memory()[1] < 3e6
-    back = s.load_safetensors(tmp_path / "x")
-    assert tracemalloc.get_traced_memory()[1] < 36e6
     tracemalloc.stop()
-    assert all(np.array_equal(back[name], t) for name, t in tensors.items())
-
-
-@pytest.mark.parametrize("name", ["x" * n for n in range(8)])
-def test_arrays_begin_on_a_multiple_of_eight_bytes(name, tmp_path):
-    s.save_safetensors(tmp_path / "x", {name: np.arange(3.0)})
-    raw = (tmp_path / "x").read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    assert length % 8 == 0 and raw[8 + length :] == np.arange(3.0).tobytes()
-    assert len(json.dumps(json.loads(raw[8 : 8 + length]))) > length - 8
-
-
-def test_a_file_is_whole_or_the_old_one(tmp_path):
-    path = tmp_path / "x"
-    s.write_file(path, [b"old"])
-
-    def pieces():
-        yield b"new"
-        raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="full"):
-        s.write_file(path, pieces())
-    assert path.read_bytes() == b"old"
+    assert (tmp_path / "adapter_model.safetensors").stat().st_size > 12e6
 
 
 # The command line
@@ -683,7 +670,7 @@ def test_a_wrong_command_line_is_one_line(words, told, capsys):
     "flag, value",
     [("rank", "0"), ("rank", "-3"), ("steps", "0"), ("batch_size", "0"), ("alpha", "nan"),
      ("alpha", "inf"), ("alpha", "-1"), ("learning_rate", "nan"), ("learning_rate", "0"),
-     ("seed", "-1"), ("seed", str(10**400)), ("rank", str(2**62))],
+     ("seed", "-1"), ("seed", str(10**400)), ("rank", str(2**63))],
 )  # fmt: skip
 def test_numbers_out_of_range_are_named(flag, value, base, answers, tmp_path, capsys):
     words = ("--base", base, "--data", answers, "--out", tmp_path / "a")

@@ -17,6 +17,7 @@ from conftest import (
     worst_entry,
 )
 
+import capstone_gpt as gpt
 import stage09_lora as s
 
 H = 2
@@ -47,19 +48,16 @@ def plugs_of(kind, params, rng):
         "lora": lambda: s.apply_lora(params, TARGETS, 3, 2.0),
         "rslora": lambda: s.apply_lora(params, ["c_attn"], 3, 2.0, rslora=True),
         "dora": lambda: s.apply_lora(params, ["mlp.c_proj"], 2, 2.0, layer=s.DoRALinear),
-        "adapter": lambda: {
-            f"{h}.{half}.adapter": s.IA3((1, 1, 4), f8) for h in layers for half in ("attn", "mlp")
-        },
-        "prompt": lambda: {"transformer.prompt": s.PromptTuning(3, 4, dtype=f8)},
+        "prompt": lambda: {"transformer.prompt": s.PromptTuning(np.zeros((3, 4)))},
         "ia3": lambda: (
-            {f"{h}.attn.kv": s.IA3((2, 1, H, 1, 2), f8) for h in layers}
-            | {f"{h}.mlp.act": s.IA3((1, 1, 16), f8) for h in layers}
+            {f"{h}.attn.kv": s.IA3(8, f8) for h in layers}
+            | {f"{h}.mlp.act": s.IA3(16, f8) for h in layers}
         ),
     }
     return shake(made[kind](), rng)
 
 
-KINDS = ("none", "lora", "rslora", "dora", "adapter", "prompt", "ia3")
+KINDS = ("none", "lora", "rslora", "dora", "prompt", "ia3")
 IDX = np.array([[1, 2, 3, 2, 6], [0, 5, 5, 4, 1]])
 
 
@@ -139,10 +137,9 @@ def test_linear_plugs_gradients(layer, shape, rng):
 @pytest.mark.parametrize(
     "make, shape",
     [
-        (lambda: s.PromptTuning(2, 5, dtype=np.float64), (3, 1, 5)),
-        (lambda: s.IA3((2, 1, 3, 1, 5), np.float64), (2, 2, 3, 4, 5)),
-        (lambda: s.IA3((1, 1, 5), np.float64), (3, 1, 5)),
-        (lambda: s.IA3((1, 4), np.float64), (1, 4)),
+        (lambda: s.PromptTuning(np.zeros((2, 5))), (3, 1, 5)),
+        (lambda: s.IA3(5, np.float64), (3, 1, 5)),
+        (lambda: s.IA3(4, np.float64), (1, 4)),
     ],
 )
 def test_other_plugs_gradients(make, shape, rng):
@@ -296,7 +293,7 @@ def test_nf4_round_trip(shape, block_size, rng):
     bound = np.repeat(q.absmax, block_size)[: W.size].reshape(shape) * gap
     assert (abs(What - W) <= bound * (1 + 1e-5) + 1e-7).all()
     assert np.array_equal(s.dequantize_nf4(s.quantize_nf4(What, block_size)), What), "idempotent"
-    assert np.array_equal(s.dequantize_nf4(*q), What)
+    assert np.array_equal(s.dequantize_nf4(tuple(q)), What)
     np.testing.assert_allclose(s.dequantize_nf4(s.quantize_nf4(-What * 0, block_size)), 0)
 
 
@@ -308,17 +305,9 @@ def test_nf4_bytes_and_bad_input(rng):
             s.quantize_nf4(np.array(bad))
     with pytest.raises(ValueError, match="block_size.*not 0"):
         s.quantize_nf4(np.ones(3), 0)
-    for packed, absmax, shape, block_size, said in (
-        (q.packed[:-1], q.absmax, q.shape, 64, "do not fit"),
-        (q.packed, q.absmax[:-1], q.shape, 64, "do not fit"),
-        (q.packed, q.absmax, (-64, 64), 64, "do not fit"),
-        (q.packed, q.absmax, q.shape, 0, "block_size.*not 0"),
-        (q.packed[:0], q.absmax[:0], (0, 3), 0, "block_size.*not 0"),
-        (q.packed.astype(float), q.absmax, q.shape, 64, "uint8 and floats, not float64"),
-        (q.packed, q.absmax.astype(int), q.shape, 64, "uint8 and floats, not .* int64"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            s.dequantize_nf4(packed, absmax, shape, block_size)
+    for block_size in (0, -1, 2.0):
+        with pytest.raises(ValueError, match="block_size.*at least 1, not"):
+            s.dequantize_nf4(q._replace(block_size=block_size))
 
 
 def test_lora_over_a_quantised_base(params, rng):
@@ -392,7 +381,7 @@ def test_score_predicts_every_character_once(length, first, params, rng):
 def test_every_method_trains_what_its_name_says(method):
     base = s.init_params(7, 9, 2, 4)
     text = np.arange(20) % 7
-    tuned, plugs, trainable = s.prepare(method, base, H, text, 0)
+    tuned, plugs, trainable = s.prepare(method, base, text, 0)
     logits, cache = s.gpt_forward(tuned, text[None, :9], H, plugs)
     grads = s.gpt_backward(logits, cache, trainable)
     assert grads and all(np.isfinite(g).all() for g in grads.values())
@@ -425,7 +414,7 @@ def test_every_method_trains_what_its_name_says(method):
 def test_a_prompt_starts_as_text_with_its_positions():
     text = np.arange(20) % 7
     small = s.init_params(7, 9, 1, 4)
-    _, plugs, _ = s.prepare("prompt tuning", small, H, text, 0)
+    _, plugs, _ = s.prepare("prompt tuning", small, text, 0)
     prompt = plugs["transformer.prompt"].params["prompt"]
     wte, wpe = small["transformer.wte.weight"], small["transformer.wpe.weight"]
     np.testing.assert_allclose(prompt, wte[text[:8]] + wpe[:8])
@@ -438,7 +427,6 @@ def test_low_rank_pieces(rng):
     nearest, share = s.low_rank(W, 1)
     missing = np.linalg.norm(W - nearest) ** 2 / np.linalg.norm(W) ** 2
     assert share == pytest.approx(1 - missing) and np.linalg.matrix_rank(nearest) == 1
-    assert s.low_rank(W * 0, 1)[1] == 1
     cut, share = s.low_rank(np.diag([3.0, 0, -4]), 1)  # by hand: 16 of 9 + 16
     np.testing.assert_allclose(cut, np.diag([0, 0, -4]), atol=1e-12)
     assert share == pytest.approx(0.64)
@@ -470,35 +458,19 @@ def test_bad_layers(make, args, message):
         make(*args)
 
 
-@pytest.mark.parametrize("wrong, shape", [(0, (2, 4)), (2, (4, 1)), (3, (2, 2)), (3, (1, 3))])
-def test_shapes_that_do_not_match(wrong, shape, rng):
-    shapes = [(2, 3), (3, 2), (3, 1), (1, 2)]  # x, W, A, B
-    s.lora_forward(*(rng.normal(size=n) for n in shapes), 1.0)
-    shapes[wrong] = shape
-    with pytest.raises(ValueError):
-        s.lora_forward(*(rng.normal(size=n) for n in shapes), 1.0)
-
-
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda p: s.apply_lora(p, ["c_attn"], 0, 1), "rank"),
         (lambda p: s.apply_lora(p, ["c_attn"], 1, math.inf), "alpha"),
-        (lambda p: s.apply_lora(p, ["attn"], 1, 1), "'attn' matches no matrix"),
-        (lambda p: s.apply_lora(p, ["ln_1"], 1, 1), "'ln_1' matches no matrix"),
-        (lambda p: s.apply_lora(p, [], 1, 1), r"targets must be names .* not \[\]"),
-        (lambda p: s.apply_lora(p, 5, 1, 1), "targets must be names .* not 5"),
-        (lambda p: s.apply_lora(p, [5], 1, 1), "5 matches no matrix"),
-        (lambda p: s.gpt_forward(p, np.zeros((1, 7), int), H), r"T in 1\.\.6"),
-        (lambda p: s.gpt_forward(p, np.zeros((1, 0), int), H), r"T in 1\.\.6"),
+        (lambda p: s.apply_lora(p, ["attn"], 1, 1), r"\['attn'\] match no matrix"),
+        (lambda p: s.apply_lora(p, ["ln_1"], 1, 1), r"\['ln_1'\] match no matrix"),
+        (lambda p: s.apply_lora(p, [5], 1, 1), r"\[5\] match no matrix"),
+        (lambda p: s.gpt_forward(p, np.zeros((1, 7), int), H), "broadcast"),
+        (lambda p: s.gpt_forward(p, np.zeros((1, 0), int), H), "zero-size"),
         (lambda p: s.gpt_forward(p, np.zeros((1, 2)), H), "integers"),
         (lambda p: s.gpt_forward(p, np.array([[7]]), H), r"0\.\.6"),
-        (lambda p: s.gpt_forward(p, IDX, H, {"nowhere": s.IA3((4,))}), "'nowhere'"),
-        (lambda p: s.score(p, np.zeros(9, int), 5, H), "too few"),
-        (lambda p: s.score(p, np.zeros(9, int), 9, H), "too few"),
-        (lambda p: s.fit(p, np.zeros(6, int), H, 1, 1, np.random.default_rng(0)), "more than 6"),
-        (lambda p: s.PromptTuning(0, 4), "length .* not 0"),
-        (lambda p: s.PromptTuning(4, 1.5), "width .* not 1.5"),
+        (lambda p: s.gpt_forward(p, IDX, H, {"nowhere": s.IA3(4)}), "'nowhere'"),
     ],
 )
 def test_bad_calls(call, message, params):
@@ -506,57 +478,13 @@ def test_bad_calls(call, message, params):
         call(params)
 
 
-def test_upstream_gradient_of_another_shape(rng):
-    layer = s.LoRALinear(rng.normal(size=(3, 2)), 1, 1)
-    with pytest.raises(ValueError, match=r"dy must have the shape \(4, 2\)"):
-        layer.backward(np.ones((4, 3)), layer.forward(np.ones((4, 3)))[1])
-
-
 def test_targets_match_like_peft(params):
-    assert len(s.apply_lora(params, "c_proj", 1, 1)) == 4
+    assert len(s.apply_lora(params, ["c_proj"], 1, 1)) == 4
     assert len(s.apply_lora(params, ["attn.c_proj", "mlp.c_proj", "c_proj"], 1, 1)) == 4
     assert list(s.apply_lora(params, ["h.1.mlp.c_fc"], 1, 1)) == ["transformer.h.1.mlp.c_fc.weight"]
 
 
 # --- files
-
-
-def test_safetensors_round_trip_and_layout(tmp_path, rng):
-    tensors = {"b": rng.normal(size=(3, 0)), "a": rng.normal(size=(2, 3)).astype(np.float32).T}
-    tensors |= {"n": np.array(5), "é": np.arange(3, dtype=np.uint8)}
-    path = tmp_path / "x.safetensors"
-    s.save_safetensors(path, tensors)
-    back = s.load_safetensors(path)
-    assert back.keys() == tensors.keys()
-    for name, t in tensors.items():
-        assert np.array_equal(back[name], t) and back[name].dtype == t.dtype
-    raw = path.read_bytes()
-    size = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + size])
-    assert size % 8 == 0 and header["a"]["dtype"] == "F32" and header["a"]["shape"] == [3, 2]
-    start, end = header["a"]["data_offsets"]
-    assert raw[8 + size + start : 8 + size + end] == tensors["a"].tobytes()
-    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"], "no temporary left behind"
-    with pytest.raises(ValueError, match="complex128"):
-        s.save_safetensors(path, {"c": np.ones(2, complex)})
-    assert path.read_bytes() == raw
-
-
-def test_cut_or_forged_safetensors(tmp_path):
-    path = tmp_path / "x.safetensors"
-    s.save_safetensors(path, {"a": np.arange(6.0), "b": np.ones((2, 2))})
-    raw = path.read_bytes()
-    for n in range(len(raw)):
-        path.write_bytes(raw[:n])
-        with pytest.raises(ValueError, match="x.safetensors"):
-            s.load_safetensors(path)
-    for old, new in [(b"[0, 48]", b"[0, 40]"), (b"[0, 48]", b"[8, 56]"), (b"[48, 80]", b"[40, 72]"),
-                     (b"[2, 2]", b"[-2,2]"), (b"[2, 2]", b"[2,9] "), (b"F64", b"F99"),
-                     (b"[6]", b"6.0"), (b"{", b"["), (b"[0, 48]", b'"0, 48"')]:  # fmt: skip
-        assert old in raw and len(old) == len(new), old
-        path.write_bytes(raw.replace(old, new, 1))
-        with pytest.raises(ValueError, match="x.safetensors"):
-            s.load_safetensors(path)
 
 
 @pytest.mark.parametrize("layer", [s.LoRALinear, s.DoRALinear])
@@ -577,7 +505,7 @@ def test_adapter_round_trip_in_peft_layout(layer, rslora, params, rng, tmp_path)
     }
     wanted |= {"task_type": "CAUSAL_LM", "use_rslora": rslora, "use_dora": layer is s.DoRALinear}
     assert wanted.items() <= config.items()
-    tensors = s.load_safetensors(tmp_path / "adapter_model.safetensors")
+    tensors, _ = gpt.read_safetensors(tmp_path / "adapter_model.safetensors")
     module = "base_model.model.transformer.h.0.attn.c_attn"
     assert tensors[f"{module}.lora_A.weight"].shape == (3, 4)
     assert tensors[f"{module}.lora_B.weight"].shape == (12, 3)
@@ -586,12 +514,13 @@ def test_adapter_round_trip_in_peft_layout(layer, rslora, params, rng, tmp_path)
 
 def test_adapters_that_cannot_be_saved_or_loaded(params, tmp_path):
     plugs = s.apply_lora(params, ["c_attn"], 2, 4)
-    for bad in ({}, {"x": s.IA3((3,))}, plugs | s.apply_lora(params, ["c_fc"], 3, 4)):
-        with pytest.raises(ValueError, match="one kind, rank and alpha"):
-            s.save_adapter(tmp_path, bad)
+    with pytest.raises(ValueError):
+        s.save_adapter(tmp_path, plugs | s.apply_lora(params, ["c_fc"], 3, 4))
     s.save_adapter(tmp_path, plugs)
     other = s.init_params(7, 6, 2, 6)
-    with pytest.raises(ValueError, match=r"lora_A.weight: expected \(2, 6\), found \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"lora_A.weight: expected the shape \(2, 6\), found \(2, 4\)"
+    ):
         s.load_adapter(tmp_path, other)
     with pytest.raises(ValueError, match="h.1.attn.c_attn.*does not have"):
         s.load_adapter(tmp_path, s.init_params(7, 6, 1, 4))
@@ -610,9 +539,10 @@ def test_adapters_that_cannot_be_saved_or_loaded(params, tmp_path):
         with pytest.raises(ValueError):
             s.load_adapter(tmp_path, params)
     path.write_text(json.dumps(good))
-    tensors = s.load_safetensors(tmp_path / "adapter_model.safetensors")
+    stored, _ = gpt.read_safetensors(tmp_path / "adapter_model.safetensors")
+    tensors = {name: gpt.read_tensor(tensor).copy() for name, tensor in stored.items()}
     for change in (dict(list(tensors.items())[1:]), tensors | {"stray": np.ones(1)}):
-        s.save_safetensors(tmp_path / "adapter_model.safetensors", change)
+        gpt.write_safetensors(tmp_path / "adapter_model.safetensors", change)
         with pytest.raises(ValueError):
             s.load_adapter(tmp_path, params)
 
@@ -636,7 +566,7 @@ def test_fit_is_adamw_on_windows_with_warmup_cosine_clipping_and_decay(method):
     """Twelve steps, the first as the warmup, beside the textbook's formulas with β 0.9 and 0.99."""
     base, ids = s.init_params(7, 5, 1, 4, dtype=np.float64), np.arange(40) ** 2 % 7
     base = {name: 20 * p for name, p in base.items()}  # far out, so that gradients exceed 1
-    runs = [s.prepare(method, base, 2, ids, 0) for _ in range(2)]
+    runs = [s.prepare(method, base, ids, 0) for _ in range(2)]
     s.fit(runs[0][0], ids, 2, 12, 0.1, np.random.default_rng(3), *runs[0][1:], batch=3)
 
     params, plugs, trainable = runs[1]
@@ -779,7 +709,7 @@ def test_rates_and_sizes_are_those_of_the_sweep():
     base = s.init_params(50, 32, 1, 64)
     for method, recipe in s.METHODS.items():
         assert float(chosen[method][0]) == float(held_out[method][1]) == recipe.rate
-        made = s.prepare(method, base, 4, np.arange(40), 0)
+        made = s.prepare(method, base, np.arange(40), 0)
         trained = sum(p.size for p in s.tuned_arrays(*made).values())
         assert method == "full fine-tuning" or f"{trained:,}" == held_out[method][0]
     assert float(chosen["the base itself"][0]) == 0.008
@@ -828,35 +758,54 @@ def test_forgetting_is_read_from_the_line_between_finished_runs():
     assert s.forgetting([(-0.1, 0.3), (0.2, 0.1)], 0.1) == pytest.approx(0.05)
 
 
-def test_gains_and_losses_are_counted_from_the_base():
-    found = s.compare((2.0, 3.0), lambda *made: made, lambda method, part: ((2.5, 2.75), 7, 0.1))
-    assert found.keys() == s.METHODS.keys()
-    for made, trained, seconds, curve in found.values():
-        assert (made, trained, seconds) == ((2.5, 2.75), 7, 0.1)
-        assert curve[-1] == (0.25, 0.5) and len(curve) in (1, 3)
+def test_gains_and_losses_are_counted_from_the_base(capsys):
+    runs = []
+
+    def run(method, part):
+        runs.append((method, part))
+        return (method, part), 70, 0.1
+
+    def bits(method, part):
+        return 2.5 - part / 4, 2.75
+
+    full, curves = s.report_methods((2.0, 3.0), 1000, bits, run)
+    assert full == "full fine-tuning" and curves.keys() == s.METHODS.keys()
+    for method, curve in curves.items():
+        parts = [1] if "," in method else [1 / 8, 1 / 3, 1]
+        assert [part for name, part in runs if name == method] == parts
+        np.testing.assert_allclose(curve, [(0.25, 0.5 - part / 4) for part in parts])
+    said = capsys.readouterr().out
+    row = next(line for line in said.splitlines() if line.startswith("full fine-tuning  "))
+    assert row.split()[2:] == ["70", "7.0%", "0.1", "2.750", "2.250"]
+    assert ["3.000", "2.000"] == said.splitlines()[1].split()[-2:]
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_what_the_methods_show_is_said_of_the_numbers(turned, capsys):
-    results = {}
-    for method in s.METHODS:
-        results[method] = (None, 10, 0.1, [(0.1, 0.0), (0.195, 0.1)])
-    results["DoRA"][3][1] = (0.19, 0.1)
-    results["full fine-tuning"][3][:] = [(0.1, 0.5 if turned else 0.0), (0.4, 0.8)]
-    results["LoRA"][3][:] = [(0.1, 0.0), (0.2, 0.2)]
-    s.report_methods(1000, (2.0, 3.0), results)
+    curves = {method: [(0.1, 0.0), (0.195, 0.1)] for method in s.METHODS}
+    curves["full fine-tuning"] = [(0.1, 0.5 if turned else 0.0), (0.4, 0.8)]
+    curves["LoRA"] = [(0.1, 0.0), (0.2, 0.2)]
+    s.report_forgetting(curves)
     said = capsys.readouterr().out
     assert "LoRA gains 50% of what full fine-tuning gains. For the same gain of 0.180" in said
     full = 0.5 + 0.3 * 0.08 / 0.3 if turned else 0.8 * 0.08 / 0.3
     both = [f"full fine-tuning loses {full:.3f} bits on stories, LoRA 0.160.",
             f"LoRA loses 0.160 bits on stories, full fine-tuning {full:.3f}."]  # fmt: skip
     assert both[full > 0.16] in said
-    assert "The kinds of LoRA gain from 0.190 (DoRA) to 0.200 (LoRA)." in said
-    row = next(line for line in said.splitlines() if line.startswith("full fine-tuning  "))
-    half = 0.5 + 0.3 * 0.1 / 0.3 if turned else 0.8 * 0.1 / 0.3
-    assert row.split()[2:] == [
-        "10", "1.0%", "0.1", "2.600", "2.800", f"{half:.3f}", *row.split()[-2:]
-    ]  # fmt: skip
+
+
+def test_the_plot_has_a_curve_for_every_method_at_its_place(capsys):
+    curves = {method: [(0.1, 0.0)] for method in s.METHODS}
+    curves["full fine-tuning"] = [(0.5, 0.0), (1.0, 2.0)]
+    curves["LoRA"] = [(0.5, 2.0), (0.25, 1.0)]  # in any order
+    s.report_forgetting(curves)
+    said = capsys.readouterr().out
+    assert "0.000 to 2.000 (up)" in said and "F full fine-tuning, L LoRA" in said
+    rows = [line[3:] for line in said.splitlines() if line.startswith("  |")]
+    assert len(rows) == 12 and rows[0][71] == "F" and rows[-1][:30] == "F" * 30
+    assert rows[0].index("L") in (34, 35) and "L" in rows[5][15:21] and "F" in rows[5][50:57]
+    assert all(set(row) <= set(" FL") for row in rows)
+    assert not any("L" in row[36:] for row in rows), "no gain that LoRA never had"
 
 
 @pytest.mark.parametrize("useful", [1, 60])
@@ -866,13 +815,14 @@ def test_what_a_low_rank_is_worth_is_said_of_the_numbers(useful, capsys):
     params = {name: np.zeros((64, 64))}
     full = {name: np.eye(64)}
 
-    def bits(model, adapters, names):
-        assert adapters is None and names == ["verses"]
-        return [3 - min(useful, round(np.trace(model[name]))) / useful]
+    def bits(model):
+        return None, 3 - min(useful, round(np.trace(model[name]))) / useful
 
     s.report_ranks(params, full, bits)
     said = capsys.readouterr().out
-    assert "0.0%    1.6%    3.1%    6.2%   12.5%   25.0%   50.0%  100.0%" in said
+    rows = [line.split()[1:3] for line in said.splitlines() if line.startswith("rank ")]
+    kept = "0.0% 1.6% 3.1% 6.2% 12.5% 25.0% 50.0% 100.0%".split()
+    assert rows == [[f"{rank}:", share] for rank, share in zip((0, 1, 2, 4, 8, 16, 32, 64), kept)]
     assert ("a lower rank than ΔW itself" in said) == (useful == 1)
     assert ("as high a rank as ΔW" in said) == (useful == 60)
     assert f"take rank 64, nine tenths of the gain take rank {1 if useful == 1 else 64}." in said
@@ -944,16 +894,11 @@ def test_what_is_no_id_is_refused(wrong, said):
             call()
 
 
-def test_targets_need_the_shape_of_the_logits_and_one_that_counts():
+def test_targets_need_one_that_counts():
     logits = np.zeros((1, 2, 3))
     assert s.cross_entropy(logits, [[2, -1]])[0] == pytest.approx(math.log(3))
-    for targets, said in (
-        ([[0]], r"shape \(1, 2\), not \(1, 1\)"),
-        ([[0], [1]], r"shape \(1, 2\), not \(2, 1\)"),
-        ([[-1, -1]], "at least one that is not -1"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            s.cross_entropy(logits, targets)
+    with pytest.raises(ValueError, match="at least one that is not -1"):
+        s.cross_entropy(logits, [[-1, -1]])
     for shape in ((0, 2, 3), (2, 0, 3)):
         with pytest.raises(ValueError, match="at least one that is not -1"):
             s.cross_entropy(np.zeros(shape), np.zeros(shape[:2], int))
@@ -963,65 +908,21 @@ def test_targets_need_the_shape_of_the_logits_and_one_that_counts():
 
 
 def test_sizes_of_eight_bits_count_like_any_others(rng):
-    params = s.init_params(np.uint8(7), np.uint8(8), np.uint8(1), np.uint8(96))
-    assert params["transformer.h.0.attn.c_attn.weight"].shape == (96, 288)
     W = rng.normal(size=(30, 40))
     wide = s.quantize_nf4(W, 64)
     narrow = s.quantize_nf4(W, np.uint8(64))
     assert np.array_equal(narrow.packed, wide.packed) and narrow.block_size == 64
-    assert np.array_equal(s.dequantize_nf4(*wide[:3], np.uint8(64)), s.dequantize_nf4(wide))
-
-
-def test_upstream_gradients_of_another_shape_are_refused(rng):
-    x, W = rng.normal(size=(2, 3, 4)), rng.normal(size=(4, 4))
-    q = rng.normal(size=(2, 2, 3, 4))
-    backwards = [
-        lambda dy: s.linear_backward(dy, s.linear_forward(x, W)[1]),
-        lambda dy: s.layernorm_backward(dy, s.layernorm_forward(x, W[0], W[0])[1]),
-    ]
-    backwards += [
-        lambda dy, plug=plug: plug.backward(dy, plug.forward(x)[1])
-        for plug in (s.LoRALinear(W, 2, 1), s.DoRALinear(W, 2, 1), s.IA3((1, 1, 4)))
-    ]
-    for backward in backwards:
-        backward(np.ones((2, 3, 4)))
-        for wrong in ((1, 3, 4), (3, 2, 4), (2, 1, 4), (24,)):
-            with pytest.raises(ValueError):
-                backward(np.ones(wrong))
-    prompt = s.PromptTuning(2, 4)
-    _, cache = prompt.forward(x)
-    prompt.backward(np.ones((2, 5, 4)), cache)
-    for wrong in ((1, 5, 4), (2, 9, 4)):
-        with pytest.raises(ValueError, match=r"shape \(2, 5, 4\)"):
-            prompt.backward(np.ones(wrong), cache)
-    with pytest.raises(ValueError, match=r"dy must have the shape \(2, 2, 3, 4\)"):
-        s.attention_backward(np.ones((1, 1, 3, 4)), s.attention_forward(q, q, q)[1])
-    params = s.init_params(7, 8, 1, 8)
-    _, cache = s.gpt_forward(params, np.zeros((1, 4), int), 2)
-    with pytest.raises(ValueError, match=r"dlogits must have the shape \(1, 4, 7\)"):
-        s.gpt_backward(np.ones((4, 1, 7)), cache)
+    assert np.array_equal(
+        s.dequantize_nf4(wide._replace(block_size=np.uint8(64))), s.dequantize_nf4(wide)
+    )
 
 
 def test_wrong_numbers_are_named(rng):
     params, ids, W = s.init_params(7, 8, 1, 8), rng.integers(0, 7, 60), np.eye(3)
-
-    def fit(n_head=2, steps=1, rate=1e-2, batch=8):
-        s.fit(params, ids, n_head, steps, rate, rng, batch=batch)
-
     for call, said in (
-        (lambda: s.init_params("a", 8, 1, 8), "vocab_size .* not 'a'"),
-        (lambda: s.init_params(7, 8, True, 8), "n_layer .* not True"),
-        (lambda: s.gpt_forward(params, ids[None, :4], "a"), "n_head .* not 'a'"),
-        (lambda: s.gpt_forward(params, ids[None, :4], 3), "n_head must divide the 8 channels"),
-        (lambda: fit(n_head=None), "n_head .* not None"),
-        (lambda: fit(steps="a"), "steps .* not 'a'"),
-        (lambda: fit(rate="a"), "learning_rate .* not 'a'"),
-        (lambda: fit(rate=math.nan), "learning_rate .* not nan"),
-        (lambda: fit(batch=0), "batch .* not 0"),
-        (lambda: s.score(params, ids, "a", 2), "first .* not 'a'"),
+        (lambda: s.fit(params, ids, 2, "a", 1e-2, rng), "steps .* not 'a'"),
+        (lambda: s.fit(params, ids, 2, 0, 1e-2, rng), "steps .* not 0"),
         (lambda: s.LoRALinear(W, 1, True), "alpha .* not True"),
-        (lambda: s.apply_lora(params, None, 1, 1), "targets must be names .* not None"),
-        (lambda: s.prepare("LORA!", params, 2, ids, 0), "method .* not 'LORA!'"),
     ):
         with pytest.raises(ValueError, match=said):
             call()
