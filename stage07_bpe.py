@@ -16,13 +16,12 @@ You should know what a language model predicts (stage 1); section 7 uses logarit
   Theory: 1 the idea on one page   2 bytes   3 pre-tokens   5 BPE   6 WordPiece   7 Unigram
   Use:    4 regular expressions   8 the five steps, and files   9 comparing, choosing a vocabulary
 
-Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or `python
-stage07_bpe.py train` to learn a vocabulary (--help says more). Rests on: Gage (1994), "A new
-algorithm for data compression"; Sennrich et al. (2016), "Neural machine translation of rare words
-with subword units"; Schuster, Nakajima (2012), "Japanese and Korean voice search"; Kudo (2018),
-"Subword regularization"; Radford et al. (2019), "Language models are unsupervised multitask
-learners" (GPT-2); Provilkov et al. (2020), "BPE-dropout"; Petrov et al. (2023), "Language model
-tokenizers introduce unfairness".
+Run `python stage07_bpe.py [--fast] [--seed N]` for the report on the stories, or a command: train,
+encode or decode (--help). Rests on: Gage (1994), "A new algorithm for data compression";
+Sennrich et al. (2016), "Neural machine translation of rare words with subword units"; Schuster,
+Nakajima (2012), "Japanese and Korean voice search"; Kudo (2018), "Subword regularization"; Radford
+et al. (2019), "Language models are unsupervised multitask learners" (GPT-2); Provilkov et al.
+(2020), "BPE-dropout"; Petrov et al. (2023), "Language model tokenizers introduce unfairness".
 """
 
 import argparse
@@ -1600,7 +1599,7 @@ KINDS = {"bpe": BPETokenizer, "wordpiece": WordPieceTokenizer, "unigram": Unigra
 
 
 def build_parser():
-    """The command line: the report, or the command train."""
+    """The command line: the report, or one of the commands train, encode and decode."""
     what = "Without a command: the report on data/stories.txt."
     parser = CommandLine(prog="stage07_bpe.py", description=what)
     parser.add_argument("--fast", action="store_true", help="a smoke run of the report [no]")
@@ -1620,6 +1619,14 @@ def build_parser():
     about = "where the text is cut before learning; none is nowhere [gpt2]"
     names = [str(name).lower() for name in PATTERNS]
     train.add_argument("--pattern", choices=names, default="gpt2", help=about)
+    for name, what, words in (
+        ("encode", "print the ids of a text; special tokens in it are plain text", "TEXT"),
+        ("decode", "print the text of ids", "ID"),
+    ):
+        command = commands.add_parser(name, help=what, description=what)
+        about = "a tokenizer.json, or the directory of one; anybody's"
+        command.add_argument("path", metavar="PATH", help=about)
+        command.add_argument("words", nargs="+", metavar=words, help="joined by spaces")
     return parser
 
 
@@ -1652,6 +1659,13 @@ def main(argv=None):
     try:
         if args.command == "train":
             train_command(args)
+        elif args.command == "encode":
+            print(*Tokenizer.load(args.path).encode(" ".join(args.words)))
+        elif args.command == "decode":
+            wrong = [word for word in args.words if not word.isdigit()]
+            if wrong:
+                raise ValueError(f"id {wrong[0]!r}: expected a whole number")
+            print(Tokenizer.load(args.path).decode([int(word) for word in args.words]))
         else:
             report(args.fast, check_count("--seed", args.seed, 0))
         sys.stdout.flush()

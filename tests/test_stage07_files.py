@@ -1015,3 +1015,21 @@ def test_ranks_of_tiktoken(tmp_path):
 def test_wrong_arguments_are_named(call, said):
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_the_commands_encode_and_decode_with_anybodys_file(tmp_path, capsys):
+    BPETokenizer.train("the fox, the fox", 260).save(tmp_path)
+    stage.main(["encode", str(tmp_path), "the", "fox"])
+    ids = capsys.readouterr().out.split()
+    assert list(map(int, ids)) == Tokenizer.load(tmp_path).encode("the fox")
+    stage.main(["decode", str(tmp_path / "tokenizer.json"), *ids])
+    assert capsys.readouterr().out == "the fox\n"
+
+
+@pytest.mark.parametrize("ids, said", [(["12", "x"], "id 'x': expected a whole"), (["999"], "999")])
+def test_ids_that_are_none_are_one_line(tmp_path, capsys, ids, said):
+    BPETokenizer.train("the fox", 258).save(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        stage.main(["decode", str(tmp_path), *ids])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and said in error and error.count("\n") == 1
