@@ -13,6 +13,7 @@ DOCS = [TROUBLE, CHOOSING]
 # A place is written [stage05 §2], [stage05 mistake 3] or [finding leak]. The last lines of a
 # document say where each leads and what stands there, so that what has moved since is noticed.
 PLACE = re.compile(r"\[((?:stage\d\d|capstone) (?:§|mistake )\d+|finding [a-z-][a-z -]*)\]")
+WORDS = ("REMEDIES", "DOUBT", "NOTHING")  # where stage 8 keeps the names of its findings
 WRITE = "write an entry for the symptom, or name it in a cause of one"
 DEFINITION = re.compile(rf"^{PLACE.pattern}: .*\n?", re.M)
 
@@ -32,15 +33,19 @@ def mistakes(path):
 
 
 def findings():
-    """{name: the function that returns it} of all that stage 8's diagnose can say."""
-    found = {}
-    for node in ast.parse(FILES["stage08"].read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "(DOUBT, NOTHING)":
-            found |= dict.fromkeys(ast.literal_eval(node.value), "diagnose")
-        for call in ast.walk(node):
-            if isinstance(call, ast.Call) and ast.unparse(call.func) == "rule":
-                found[ast.literal_eval(call.args[2])] = node.name
-    return found
+    """{name: the function that returns it} of all that stage 8's diagnose can say.
+
+    The causes are the keys of REMEDIES; each is returned where a line says found["its name"] = ...
+    """
+    tree = ast.parse(FILES["stage08"].read_text(encoding="utf-8"))
+    constants, found = {}, {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in WORDS:
+            constants[ast.unparse(node.targets[0])] = ast.literal_eval(node.value)
+        for name in re.findall(r"found\['([^']+)'\] =", ast.unparse(node)):
+            found[name] = node.name
+    assert found.keys() == constants["REMEDIES"].keys(), "stage 8 has causes that it never finds"
+    return found | {constants[word]: "diagnose" for word in ("DOUBT", "NOTHING")}
 
 
 def what_stands_there():
