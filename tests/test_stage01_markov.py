@@ -1141,9 +1141,9 @@ def test_what_was_saved_writes_the_same(run, tmp_path, verse):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "has 0 characters; expected at least 100"),
-        (b"short", "has 5 characters"),
-        (b"\xff\xfe", "is not UTF-8"),
+        (b"", "bad.txt has 0 characters; expected at least 100"),
+        (b"short", "bad.txt has 5 characters"),
+        (b"\xff\xfe", "bad.txt is not UTF-8"),
     ],
 )
 @pytest.mark.parametrize("flag", ["--text", "--names"])
