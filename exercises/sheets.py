@@ -117,6 +117,17 @@ def blank_sheet(stage):
     return before.rstrip() + "\n\n" + "\n\n".join(stub(exercise) for exercise in exercises)
 
 
+def read_sheet(path):
+    """The source of a sheet, with or without the byte order mark of some editors; ValueError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path.name} is not UTF-8 from line {line} on; save it with this encoding"
+        ) from None
+
+
 def names_in(source):
     """The names that a source assigns or defines at its top level."""
     for node in ast.parse(source).body:
@@ -165,7 +176,7 @@ class Answers:
             exec(compile(padded, str(self.path), "exec"), self.names)
         except SyntaxError as error:
             return f"SyntaxError in line {error.lineno}: {error.msg}"
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = line_in(error, self.path)
             return f"{type(error).__name__} in line {where}: {error}"
         return None
@@ -174,7 +185,13 @@ class Answers:
     def read(cls, stage, directory):
         """The answers in a directory's sheet; one that is not there counts as untouched."""
         path = Path(directory) / f"{stage}.py"
-        source = path.read_text(encoding="utf-8") if path.is_file() else blank_sheet(stage)
+        try:
+            source = read_sheet(path) if path.is_file() else blank_sheet(stage)
+        except ValueError as error:
+            answers = cls(stage, blank_sheet(stage), path)
+            answers.faults = dict.fromkeys(answers.untouched, str(error))
+            answers.untouched = set()
+            return answers
         return cls(stage, source, path)
 
 

@@ -71,7 +71,7 @@ def test_5(answers, rng):
     for B in (1, 6):
         logs = [-rng.uniform(1, 9, B) for _ in range(4)]
         result = judge.call(answers, "dpo", *logs, 0.4)
-        if not isinstance(result, tuple) or len(result) != 3:
+        if not isinstance(result, (tuple, list)) or len(result) != 3:
             judge.wrong("dpo: expected the loss, dchosen and drejected")
         loss, dchosen, drejected, *_ = stage.dpo_loss(*logs, 0.4)
         h = (logs[0] - logs[2]) - (logs[1] - logs[3])
@@ -97,7 +97,7 @@ def test_6(answers, rng):
     logp = old + np.array([0, 0.5, -0.5, 0.5, -0.5, 0.1, -0.1, 1, -1, 1, -1, 0.05])
     advantages = np.array([1, 1, 1, -1, -1, 1, -1, -2, 2, 2, -2, 0.5])
     result = judge.call(answers, "ppo", logp, old, advantages)
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         judge.wrong("ppo: expected the loss and its slope")
     loss, dlogp, _ = stage.ppo_loss(logp, old, advantages)
     judge.array("the loss", result[0], loss, 1e-9, n=12)
@@ -165,6 +165,8 @@ def test_10(answers, rng):
         }
         for how, weights in expected.items():
             found = judge.call(answers, "token_weights", lengths, how, longest)
+            if not isinstance(found, (list, tuple)):
+                judge.wrong(f"{how}: expected a list of arrays, one for each answer")
             if len(found) != 4 or [np.shape(w) for w in found] != [(n,) for n in lengths]:
                 judge.wrong(f"{how}: expected an array of each answer's length")
             right = np.concatenate([np.full(n, w) for n, w in zip(lengths, weights)])
