@@ -205,17 +205,21 @@ def show_hint(stage, number):
     every = sheets.hints(stage, number)
     try:
         seen = json.loads(SEEN.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        seen = {str(name): int(n) for name, n in seen.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         seen = {}
     name = label(stage, number)
-    shown = min(int(seen.get(name, 0)) + 1, len(every))
+    shown = min(max(seen.get(name, 0), 0) + 1, len(every))
+    try:
+        SEEN.write_text(json.dumps({**seen, name: shown}), encoding="utf-8")
+    except OSError:  # it cannot be noted which one would be the next
+        shown = len(every)
     for n, hint in enumerate(every[:shown], 1):
         print(textwrap.fill(f"{n}. {hint}", 100, subsequent_indent="   "))
     if shown < len(every):
         print(f"\nAsk again for the next of {len(every)}.")
     else:
         print(f"\nThese were all. The solution: python exercises --solution {name}")
-    SEEN.write_text(json.dumps({**seen, name: shown}), encoding="utf-8")
 
 
 def show_solution(stage, number):

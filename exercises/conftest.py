@@ -23,7 +23,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     folder = Path(config.getoption("--answers"))
-    if not any((folder / f"{stage}.py").is_file() for stage in sheets.known_stages()):
+    own = folder.resolve() == HERE  # where sheets that are not there count as untouched
+    if not own and not any((folder / f"{stage}.py").is_file() for stage in sheets.known_stages()):
         raise pytest.UsageError(f"--answers {folder}: expected a folder with stage01.py or others")
 
 

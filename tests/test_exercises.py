@@ -232,15 +232,43 @@ def test_a_right_function_may_compute_in_float32_or_change_its_inputs(change):
     judge(checks("stage01")[4][0], answers)
 
 
-def learner(tmp_path, source):
-    """The folder of the exercises in a copy of the project, with this sheet of stage 1."""
+def learner(tmp_path, source, stage="stage01"):
+    """The folder of the exercises in a copy of the project, with this sheet of a stage."""
     folder = tmp_path / "clone" / "exercises"
     left_out = shutil.ignore_patterns("__pycache__", "*.old", ".hints.json", "wrong")
     shutil.copytree(FOLDER, folder, ignore=left_out)
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, folder.parent)
-    (folder / "stage01.py").write_text(source, encoding="utf-8")
+    (folder / f"{stage}.py").write_text(source, encoding="utf-8")
     return folder
+
+
+def test_an_answer_on_which_the_check_itself_fails_is_told_in_a_sentence(tmp_path):
+    source = sheets.blank_sheet("stage07")
+    assert source.count("    return pieces[::-1]") == 1
+    source = source.replace("    return pieces[::-1]", "    return 1")
+    _, out, _ = run_program("7.7", folder=learner(tmp_path, source, "stage07"))
+    assert "✗ 7.7  the answer is of another kind than" in out
+
+
+@pytest.mark.parametrize("noted", ["", "[]", '{"1.4": "x"}', '{"1.4": -5}', "folder"])
+def test_hints_come_even_if_what_was_noted_of_them_is_damaged(tmp_path, noted):
+    folder = learner(tmp_path, sheets.blank_sheet("stage01"))
+    if noted == "folder":  # nothing can be noted: all hints at once
+        (folder / ".hints.json").mkdir()
+    else:
+        (folder / ".hints.json").write_text(noted, encoding="utf-8")
+    status, out, error = run_program("--hint", "1.4", folder=folder)
+    assert (status, error) == (0, "") and out.startswith("1. ")
+    assert ("\n3. " in out) == (noted == "folder")
+
+
+def test_a_folder_without_any_sheets_is_a_fresh_start(tmp_path):
+    folder = learner(tmp_path, "")
+    for stage in STAGES:
+        (folder / f"{stage}.py").unlink()
+    status, out, error = run_program(folder=folder)
+    assert (status, error) == (0, "") and "Next: 1.1" in out
 
 
 def test_every_reset_keeps_what_stood_there(tmp_path):
