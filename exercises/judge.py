@@ -65,8 +65,8 @@ def lend(answers, name, *args, **kwargs):
     except NotImplementedError:
         written = False
     except (Exception, SystemExit) as error:
-        line = sheets.line_in(error, answers.path)
-        told = f"{name} raised {type(error).__name__} in line {line}: {error}"
+        where = sheets.line_in(error, answers.path)
+        told = f"{name} raised {type(error).__name__}{where}: {error}"
     if not written:
         open_exercise("not written yet")
     if found is None:
@@ -111,6 +111,8 @@ def explain(what, found, expected, tolerance, n=None, mistakes=(), unit=None):
     for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected, n, unit)]:
         if same(found, value, tolerance) and not same(value, expected, tolerance):
             wrong(f"{what}: {sentence}")
+    if np.any(found) and same(found, np.trunc(expected), 1e-12):
+        wrong(f"{what}: cut to whole numbers; is there // or int(), or an array of integers?")
     if same(found, expected, max(2 * tolerance, 0.02)):
         wrong(f"{what}: close, but not exact enough")
     wrong(f"{what}: not right yet")
@@ -162,6 +164,8 @@ def numeric(what, found, expected="numbers"):
         kind = array.dtype.kind
     except ValueError:  # lists of several lengths
         kind = "O"
+    if kind == "c":
+        wrong(f"{what} has complex entries; real ones were asked for (what is in .imag?)")
     if kind not in "iuf":
         wrong(f"{what} is {found!r:.60}; expected {expected}")
     return array

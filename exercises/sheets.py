@@ -177,8 +177,7 @@ class Answers:
         except SyntaxError as error:
             return f"SyntaxError in line {error.lineno}: {error.msg}"
         except (Exception, SystemExit) as error:
-            where = line_in(error, self.path)
-            return f"{type(error).__name__} in line {where}: {error}"
+            return f"{type(error).__name__}{line_in(error, self.path)}: {error}"
         return None
 
     @classmethod
@@ -196,11 +195,11 @@ class Answers:
 
 
 def line_in(error, path):
-    """The line of the file at `path` in which an error arose, or None."""
-    line, trace = None, error.__traceback__
+    """Where in the file at `path` an error arose, as " in line 7", or "" if outside of it."""
+    line, trace = "", error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
+            line = f" in line {trace.tb_lineno}"
         trace = trace.tb_next
     return line
 

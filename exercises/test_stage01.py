@@ -137,6 +137,7 @@ def test_8(answers, rng):
         columns = np.linalg.matrix_power(P.T / P.T.sum(1, keepdims=True), 4000)[0]
         mistakes = {
             "P is used the wrong way round: its rows are the contexts": columns,
+            "all alike: that is P·π = π, with π at the right of P": np.full(V, 1 / V),
             "these are the means of the columns of P, one step from equal shares": P.mean(0),
         }
         found = judge.call(answers, "stationary", P)

@@ -217,6 +217,15 @@ def test_answers_of_a_strange_kind_are_told_and_numbers_of_any_kind_are_numbers(
         judge(checks("stage01")[2][0], sheets.Answers("stage01", source, "stage01.py"))
 
 
+def test_whole_and_complex_numbers_are_told_as_what_they_are():
+    blank = sheets.blank_sheet("stage01")
+    before, head, after = blank.partition("def stationary(P):")
+    source = before + head + with_body(after, "return np.ones(len(P)) * 1j")
+    assert told("stage01", source, 8).startswith("stationary has complex entries")
+    source = blank.replace("ANSWER_2 = None", "ANSWER_2 = 1")
+    assert told("stage01", source, 2).startswith("ANSWER_2: cut to whole numbers")
+
+
 @pytest.mark.parametrize("change", ["float32", "in place"])
 def test_a_right_function_may_compute_in_float32_or_change_its_inputs(change):
     answers = sheets.Answers.read("stage01", FOLDER / "solutions")
