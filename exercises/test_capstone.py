@@ -86,6 +86,12 @@ def test_5(answers, rng):
     p = np.exp(logits - log_z)
     mistakes = {
         "the mean over the rows is missing (1/N)": 2 * c * log_z * p,
+        "the mean is over the N rows, not over all entries": 2 * c * log_z * p / logits.size,
+        "after subtracting the maximum, it has to be added to log Z again": 2
+        * c
+        * (log_z - logits.max(-1, keepdims=True))
+        * p
+        / 4,
         "the derivative of a square has a factor": c * log_z * p / 4,
         "log Z itself is the factor, not its square": 2 * c * log_z**2 * p / 4,
         "what is ∂(log Z)/∂z? e^z alone is ∂Z/∂z": 2 * c * log_z * np.exp(logits) / 4,

@@ -271,7 +271,7 @@ def test_9(answers, rng):
             judge.wrong(
                 f"dropout_penalty returns {found!r:.60}; expected one number, for all features"
             )
-        judge.array("dropout_penalty", found, penalty, 1e-9, mistakes=mistakes)
+        judge.array("dropout_penalty", found, penalty, 1e-9, n=K, mistakes=mistakes)
 
 
 @pytest.mark.project

@@ -194,7 +194,7 @@ def test_11(answers, rng):
             ** (1 / (alpha + beta)),
         }
         found = judge.call(answers, "best_size", K, A, B, alpha, beta)
-        judge.array("best_size", found, right, 1e-9, mistakes=mistakes)
+        judge.array("best_size", found, right, 1e-6, mistakes=mistakes)
 
         def loss(N, K=K, A=A, B=B, alpha=alpha, beta=beta):
             return A / N**alpha + B / (K / 6 / N) ** beta
