@@ -1,7 +1,7 @@
 """The exercises: where you are, what comes next, and help.
 
     python exercises                 checks all answers; shows progress and the next exercise
-    python exercises 3               the same for stage 3 alone: all its exercises, one a line
+    python exercises 3               stage 3 alone, an exercise a line (3.4: this exercise alone)
     python exercises --hint 3.4      a hint for exercise 4 of stage 3; asked again, the next one
     python exercises --solution 3.4  a solution with its reasoning
     python exercises --reset 3       stage 3 as it was (your answers are kept beside it); also 3.4
@@ -12,6 +12,7 @@ Your answers go into exercises/stage01.py and so on; "capstone" is the name of t
 """
 
 import argparse
+import codecs
 import contextlib
 import io
 import json
@@ -35,6 +36,14 @@ class Verdicts:
 
     def __init__(self):
         self.found = {}
+        self.stopped = ""  # where Ctrl-C ended the checks
+
+    def pytest_keyboard_interrupt(self, excinfo):
+        """Called by pytest at Ctrl-C."""
+        for entry in excinfo.traceback:
+            path = Path(str(entry.path))
+            if path.parent == ANSWERS and path.stem in sheets.STAGES:
+                self.stopped = f"stopped in {path.name}, line {entry.lineno + 1}"
 
     def pytest_runtest_logreport(self, report):
         """Called by pytest after each part of a check."""
@@ -62,6 +71,8 @@ def verdicts(stages, project=False):
     plugin = Verdicts()
     with contextlib.redirect_stdout(io.StringIO()) as said:
         status = pytest.main(["--rootdir", str(HERE.parent), *words], plugins=[plugin])
+    if status == 2 and "KeyboardInterrupt" in said.getvalue():
+        raise KeyboardInterrupt(plugin.stopped)
     if status not in (0, 1, 5):  # all right, some failed, none found
         raise ValueError(said.getvalue().strip()[-600:])
     return plugin.found
@@ -75,17 +86,18 @@ def label(stage, number=None):
 
 def parse_label(text, with_number=None):
     """(stage, number or None) of "3", "3.4" or "capstone.2"; ValueError."""
-    name, _, number = text.partition(".")
+    name, dot, number = text.strip().lower().removeprefix("stage").partition(".")
+    name = name.lstrip("0")
     stage = "capstone" if name == "capstone" else f"stage{name.zfill(2)}"
     if stage not in sheets.known_stages():
         known = ", ".join(label(stage) for stage in sheets.known_stages())
         raise ValueError(f"{text}: there is no such stage; there are {known}")
-    if not number and not with_number:
+    if not dot and not with_number:
         return stage, None
     if with_number is False and number:
         raise ValueError(f"{text}: expected a stage alone, such as {name}")
     numbers = [exercise.number for exercise in sheets.solutions(stage)]
-    if not number.isdigit() or int(number) not in numbers:
+    if not number.isdecimal() or int(number) not in numbers:
         raise ValueError(f"{text}: expected {name}.1 to {name}.{len(numbers)}")
     return stage, int(number)
 
@@ -96,6 +108,11 @@ def sheet_path(stage):
     if not path.exists():
         path.write_text(sheets.blank_sheet(stage), encoding="utf-8")
     return path
+
+
+def lenient(path):
+    """The source of a sheet, even if it has bytes that are not UTF-8."""
+    return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
 def find(stage, number):
@@ -115,9 +132,7 @@ def show_exercise(stage, number):
     """The words of an exercise, where to write, and how to get help."""
     exercise = find(stage, number)
     path = sheet_path(stage)
-    line = next(
-        (e.line for e in sheets.cut(path.read_text(encoding="utf-8"))[1] if e.number == number), 1
-    )
+    line = next((e.line for e in sheets.cut(lenient(path))[1] if e.number == number), 1)
     print(f"{label(stage, number)}  {exercise.stars} ({exercise.kind}) {exercise.title}\n")
     print(textwrap.indent(exercise.text(), "    "))
     print(f"\nAnswer in {os.path.relpath(path)}, line {line}.", end=" ")
@@ -126,11 +141,12 @@ def show_exercise(stage, number):
 
 def show_failures(found):
     """Every answer that is wrong, with what is wrong about it."""
+    same = {}  # a fault above all exercises is the fault of each: told once
     for (stage, number), (outcome, message) in found.items():
         if outcome == "failed":
-            print(
-                textwrap.fill(f"✗ {label(stage, number)}  {message}", 100, subsequent_indent="   ")
-            )
+            same.setdefault((stage, message), []).append(label(stage, number))
+    for (_, message), names in same.items():
+        print(textwrap.fill(f"✗ {', '.join(names)}  {message}", 100, subsequent_indent="   "))
 
 
 def show_progress(stages):
@@ -158,6 +174,15 @@ def show_progress(stages):
         show_exercise(*following)
 
 
+def show_one(stage, number):
+    """One exercise, and what is wrong with its answer."""
+    outcome, message = verdicts([stage]).get((stage, number), ("skipped", ""))
+    show_failures({(stage, number): (outcome, message)})
+    if outcome == "passed":
+        print(f"■ {label(stage, number)}  right")
+    show_exercise(stage, number)
+
+
 def show_stage(stage):
     """All exercises of one stage, a line each, and the next one."""
     found = verdicts([stage])
@@ -180,17 +205,21 @@ def show_hint(stage, number):
     every = sheets.hints(stage, number)
     try:
         seen = json.loads(SEEN.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        seen = {str(name): int(n) for name, n in seen.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         seen = {}
     name = label(stage, number)
-    shown = min(int(seen.get(name, 0)) + 1, len(every))
+    shown = min(max(seen.get(name, 0), 0) + 1, len(every))
+    try:
+        SEEN.write_text(json.dumps({**seen, name: shown}), encoding="utf-8")
+    except OSError:  # it cannot be noted which one would be the next
+        shown = len(every)
     for n, hint in enumerate(every[:shown], 1):
         print(textwrap.fill(f"{n}. {hint}", 100, subsequent_indent="   "))
     if shown < len(every):
         print(f"\nAsk again for the next of {len(every)}.")
     else:
         print(f"\nThese were all. The solution: python exercises --solution {name}")
-    SEEN.write_text(json.dumps({**seen, name: shown}), encoding="utf-8")
 
 
 def show_solution(stage, number):
@@ -203,12 +232,16 @@ def show_solution(stage, number):
 def reset(stage, number):
     """Put a sheet, or one exercise of it, back as it was; what stood there is kept."""
     path = sheet_path(stage)
-    old = path.read_text(encoding="utf-8")
-    kept = path.with_name(f"{stage}_{time.strftime('%Y%m%d_%H%M%S')}.old")
-    kept.write_text(old, encoding="utf-8")
     new = sheets.blank_sheet(stage)
+    old = new if number is None else sheets.read_sheet(path)
+    kept = path.with_name(f"{stage}_{time.strftime('%Y%m%d_%H%M%S')}.old")
+    while kept.exists():  # two in one second
+        kept = kept.with_name(f"{kept.stem}_.old")
+    kept.write_bytes(path.read_bytes())
     if number is not None:
         before, exercises = sheets.cut(old)
+        if not exercises:
+            before = sheets.cut(new)[0]
         blank = {exercise.number: exercise.source for exercise in sheets.cut(new)[1]}
         parts = {exercise.number: exercise.source for exercise in exercises}
         parts[number] = blank[number]
@@ -229,7 +262,10 @@ def watch(stages):
                 continue
             times[stage] = path.stat().st_mtime_ns
             print(f"\n--- {path.name} at {time.strftime('%H:%M:%S')}", flush=True)
-            subprocess.run([sys.executable, str(HERE), label(stage)])  # a fresh interpreter
+            try:  # in a fresh interpreter
+                subprocess.run([sys.executable, str(HERE), label(stage)], timeout=120)
+            except subprocess.TimeoutExpired:
+                print("Not done after two minutes: does a loop never end?", flush=True)
 
 
 def check_project(stage):
@@ -246,10 +282,21 @@ def check_project(stage):
             show_exercise(stage, number)
 
 
+PLAIN = dict(zip("■✗□·★′−‖₂⌈⌉", "#xo.*'-|2[]"))
+
+
+def in_plain_signs(error):
+    """For a terminal or a file that cannot have our signs: others that can be told apart."""
+    signs = error.object[error.start : error.end]
+    return "".join(PLAIN.get(sign, "?") for sign in signs), error.end
+
+
 def main(argv=None):
     """The command line; see --help."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+    codecs.register_error("plain", in_plain_signs)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
     usage = (__doc__ or "").strip()
     parser = argparse.ArgumentParser(
         prog="python exercises",
@@ -257,7 +304,7 @@ def main(argv=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: {message}\n")
-    parser.add_argument("stage", nargs="?", metavar="STAGE", help="one stage only")
+    parser.add_argument("stage", nargs="?", metavar="N[.M]", help="one stage, or one exercise")
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--hint", metavar="N.M", help="a hint for exercise M of stage N")
     only.add_argument("--solution", metavar="N.M", help="its solution")
@@ -277,14 +324,15 @@ def main(argv=None):
         elif args.watch:
             watch(sheets.known_stages())
         elif args.stage:
-            show_stage(parse_label(args.stage, False)[0])
+            stage, number = parse_label(args.stage)
+            show_stage(stage) if number is None else show_one(stage, number)
         else:
             show_progress(sheets.known_stages())
         sys.stdout.flush()
     except BrokenPipeError:  # whoever was reading has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        parser.exit(130, "\n")
+    except KeyboardInterrupt as stopped:
+        parser.exit(130, f"\n{stopped}\n".lstrip() if str(stopped) else "\n")
     except (OSError, ValueError) as error:
         parser.error(str(error))
 

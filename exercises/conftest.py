@@ -10,6 +10,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))  # the stages
 sys.path.insert(0, str(HERE))
 
+import judge  # noqa: E402
 import sheets  # noqa: E402
 
 
@@ -18,6 +19,21 @@ def pytest_addoption(parser):
         "--answers", metavar="DIR", default=str(HERE), help="whose answers to judge [exercises/]"
     )
     parser.addoption("--project", action="store_true", help="judge the projects only")
+
+
+def pytest_configure(config):
+    folder = Path(config.getoption("--answers"))
+    own = folder.resolve() == HERE  # where sheets that are not there count as untouched
+    if not own and not any((folder / f"{stage}.py").is_file() for stage in sheets.known_stages()):
+        raise pytest.UsageError(f"--answers {folder}: expected a folder with stage01.py or others")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    try:
+        return (yield)
+    except Exception as error:  # of the check itself: it did not expect such an answer
+        judge.unfit(error)
 
 
 def pytest_collection_modifyitems(config, items):

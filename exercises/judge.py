@@ -6,6 +6,7 @@ names the mistake where it is a known one; an answer that is not there yet is sk
 
 import hashlib
 import math
+import numbers as numbers_abc
 
 import numpy as np
 import pytest
@@ -13,8 +14,17 @@ import sheets
 
 
 def wrong(message):
-    """End the check: the answer is wrong, and this is why."""
-    pytest.fail(message, pytrace=False)
+    """End the check: the answer is wrong, and this is why, in one line."""
+    pytest.fail(" ".join(message.split()), pytrace=False)
+
+
+def unfit(error):
+    """End the check: it could do nothing with the answer, which is of another kind than asked."""
+    line = str(error).strip().partition("\n")[0]
+    wrong(
+        "the answer is of another kind than the text or the docstring asks for; the check ended"
+        f" with {type(error).__name__}: {line}"
+    )
 
 
 def open_exercise(message):
@@ -39,6 +49,12 @@ def answer(answers, name):
 
 
 def call(answers, name, *args, **kwargs):
+    """What the learner's function returns. Arrays are given as copies: it may work in place."""
+    args = [arg.copy() if isinstance(arg, np.ndarray) else arg for arg in args]
+    return lend(answers, name, *args, **kwargs)
+
+
+def lend(answers, name, *args, **kwargs):
     """What the learner's function returns, which is not None; an error is told with its line."""
     function = answer(answers, name)
     if not callable(function):
@@ -48,9 +64,9 @@ def call(answers, name, *args, **kwargs):
         found = function(*args, **kwargs)
     except NotImplementedError:
         written = False
-    except Exception as error:
-        line = sheets.line_in(error, answers.path)
-        told = f"{name} raised {type(error).__name__} in line {line}: {error}"
+    except (Exception, SystemExit) as error:
+        where = sheets.line_in(error, answers.path)
+        told = f"{name} raised {type(error).__name__}{where}: {error}"
     if not written:
         open_exercise("not written yet")
     if found is None:
@@ -95,21 +111,34 @@ def explain(what, found, expected, tolerance, n=None, mistakes=(), unit=None):
     for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected, n, unit)]:
         if same(found, value, tolerance) and not same(value, expected, tolerance):
             wrong(f"{what}: {sentence}")
+    if np.any(found) and same(found, np.trunc(expected), 1e-12):
+        wrong(f"{what}: cut to whole numbers; is there // or int(), or an array of integers?")
     if same(found, expected, max(2 * tolerance, 0.02)):
         wrong(f"{what}: close, but not exact enough")
     wrong(f"{what}: not right yet")
 
 
+def one_number(answers, name):
+    """ANSWER `name` as a float; a fraction or an array without axes is a number, too."""
+    found = answer(answers, name)
+    plain = found.item() if isinstance(found, np.ndarray) and found.ndim == 0 else found
+    try:
+        real = isinstance(plain, numbers_abc.Real) and not isinstance(plain, bool)
+        value = float(plain) if real else math.nan
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        wrong(f"{name} is {found!r:.60}; expected a finite number")
+    return value
+
+
 def number(answers, name, expected, digits=3, n=None, mistakes=(), unit=None):
     """ANSWER `name` is `expected`, to so many significant digits (half a unit of the last one)."""
-    found = answer(answers, name)
-    real = isinstance(found, (int, float, np.integer, np.floating)) and not isinstance(found, bool)
-    if not real or not math.isfinite(found):
-        wrong(f"{name} is {found!r:.60}; expected a finite number")
+    found = one_number(answers, name)
     expected, tolerance = float(expected), 0.6 * 10.0 ** (1 - digits)
     if same(found, expected, tolerance):
         return
-    explain(name, float(found), expected, tolerance, n, mistakes, unit)
+    explain(name, found, expected, tolerance, n, mistakes, unit)
 
 
 def seal(stage, number, choice):
@@ -135,6 +164,8 @@ def numeric(what, found, expected="numbers"):
         kind = array.dtype.kind
     except ValueError:  # lists of several lengths
         kind = "O"
+    if kind == "c":
+        wrong(f"{what} has complex entries; real ones were asked for (what is in .imag?)")
     if kind not in "iuf":
         wrong(f"{what} is {found!r:.60}; expected {expected}")
     return array
@@ -144,6 +175,8 @@ def array(what, found, expected, tolerance=1e-9, n=None, mistakes=()):
     """found has the shape and the entries of expected; shapes and transposes are told."""
     expected = np.asarray(expected)
     found = numeric(what, found)
+    if found.dtype.kind == "f" and found.dtype.itemsize < 8:  # right, in float32
+        tolerance = max(tolerance, 1e-5)
     if found.shape != expected.shape:
         if found.ndim == 2 and found.T.shape == expected.shape:
             if same(found.T, expected, tolerance):
@@ -200,9 +233,7 @@ def entries(what, found, names, expected, digits=3, mistakes=None):
 
 def measured(answers, name, expected, tolerance, mistakes=(), unit=None):
     """ANSWER `name` was measured, with chance in it: expected, give or take this share of it."""
-    found = answer(answers, name)
-    if isinstance(found, bool) or not isinstance(found, (int, float, np.integer, np.floating)):
-        wrong(f"{name} is {found!r:.60}; expected a number")
+    found = one_number(answers, name)
     if same(found, expected, tolerance):
         return
     for sentence, value in [*dict(mistakes).items(), *usual_mistakes(expected, unit=unit)]:

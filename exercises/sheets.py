@@ -117,6 +117,17 @@ def blank_sheet(stage):
     return before.rstrip() + "\n\n" + "\n\n".join(stub(exercise) for exercise in exercises)
 
 
+def read_sheet(path):
+    """The source of a sheet, with or without the byte order mark of some editors; ValueError."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path.name} is not UTF-8 from line {line} on; save it with this encoding"
+        ) from None
+
+
 def names_in(source):
     """The names that a source assigns or defines at its top level."""
     for node in ast.parse(source).body:
@@ -165,25 +176,30 @@ class Answers:
             exec(compile(padded, str(self.path), "exec"), self.names)
         except SyntaxError as error:
             return f"SyntaxError in line {error.lineno}: {error.msg}"
-        except Exception as error:
-            where = line_in(error, self.path)
-            return f"{type(error).__name__} in line {where}: {error}"
+        except (Exception, SystemExit) as error:
+            return f"{type(error).__name__}{line_in(error, self.path)}: {error}"
         return None
 
     @classmethod
     def read(cls, stage, directory):
         """The answers in a directory's sheet; one that is not there counts as untouched."""
         path = Path(directory) / f"{stage}.py"
-        source = path.read_text(encoding="utf-8") if path.is_file() else blank_sheet(stage)
+        try:
+            source = read_sheet(path) if path.is_file() else blank_sheet(stage)
+        except ValueError as error:
+            answers = cls(stage, blank_sheet(stage), path)
+            answers.faults = dict.fromkeys(answers.untouched, str(error))
+            answers.untouched = set()
+            return answers
         return cls(stage, source, path)
 
 
 def line_in(error, path):
-    """The line of the file at `path` in which an error arose, or None."""
-    line, trace = None, error.__traceback__
+    """Where in the file at `path` an error arose, as " in line 7", or "" if outside of it."""
+    line, trace = "", error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
+            line = f" in line {trace.tb_lineno}"
         trace = trace.tb_next
     return line
 

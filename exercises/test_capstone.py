@@ -57,8 +57,8 @@ def test_3(answers):
 def test_4(answers, rng):
     x = rng.normal(size=(3, 5))
     before = x.copy()
-    result = judge.call(answers, "relu2_forward", x)
-    if not isinstance(result, tuple) or len(result) != 2:
+    result = judge.lend(answers, "relu2_forward", x)
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         judge.wrong("relu2_forward: expected two things, y and a cache")
     y, cache = result
     if not np.array_equal(x, before):
@@ -86,6 +86,12 @@ def test_5(answers, rng):
     p = np.exp(logits - log_z)
     mistakes = {
         "the mean over the rows is missing (1/N)": 2 * c * log_z * p,
+        "the mean is over the N rows, not over all entries": 2 * c * log_z * p / logits.size,
+        "after subtracting the maximum, it has to be added to log Z again": 2
+        * c
+        * (log_z - logits.max(-1, keepdims=True))
+        * p
+        / 4,
         "the derivative of a square has a factor": c * log_z * p / 4,
         "log Z itself is the factor, not its square": 2 * c * log_z**2 * p / 4,
         "what is ∂(log Z)/∂z? e^z alone is ∂Z/∂z": 2 * c * log_z * np.exp(logits) / 4,
@@ -114,7 +120,7 @@ def test_5(answers, rng):
 def test_6(answers, rng):
     dy, x, W = rng.normal(size=(7, 3)), rng.normal(size=(7, 5)), rng.normal(size=(3, 5))
     result = judge.call(answers, "transposed_linear_backward", dy, x, W)
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         judge.wrong("transposed_linear_backward: expected two arrays, dx and dW")
     judge.array("dx", result[0], dy @ W)
     judge.array("dW", result[1], dy.T @ x, n=7)
@@ -176,7 +182,7 @@ def test_10(answers, rng):
     kept = ids.copy()
     for first, block_size, stride in [(20, 6, 3), (1, 6, 6), (23, 5, 2), (39, 4, 4)]:
         arguments = model, ids, first, block_size, stride
-        found = judge.call(answers, "held_out_nats", *arguments)
+        found = judge.lend(answers, "held_out_nats", *arguments)
         if not np.array_equal(ids, kept):
             judge.wrong("held_out_nats changed ids; copy the slice before you write -1 into it")
         expected, n = capstone.evaluate(*arguments)
@@ -199,7 +205,7 @@ def test_10(answers, rng):
 def test_11(answers):
     with tempfile.TemporaryDirectory() as directory:
         result = judge.call(answers, "my_model", directory)
-        if not isinstance(result, tuple) or len(result) != 2:
+        if not isinstance(result, (tuple, list)) or len(result) != 2:
             judge.wrong("my_model: expected two paths, of the checkpoint and of the text")
         checkpoint, path = map(Path, result)
         try:

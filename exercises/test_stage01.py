@@ -10,11 +10,11 @@ import stage01_markov as stage
 def test_1(answers):
     levels = stage.count_levels([0, 1, 0, 1], 1, 2)[0]
     keys = levels[1].keys[:-1]
-    found = judge.answer(answers, "ANSWER_1")
+    found = judge.numeric("ANSWER_1", judge.answer(answers, "ANSWER_1")).tolist()
     places = "these are the keys of all pairs in the order of the text; sort the different ones"
-    if list(found) == [1, 2, 1]:
+    if found == [1, 2, 1]:
         judge.wrong(f"ANSWER_1: {places}")
-    swapped = "c and h are exchanged: a key is rank(h)·V + c" if list(found) == [2, 1] else ""
+    swapped = "c and h are exchanged: a key is rank(h)·V + c" if found == [2, 1] else ""
     if swapped:
         judge.wrong(f"ANSWER_1: {swapped}")
     judge.array("ANSWER_1", found, keys)
@@ -41,7 +41,11 @@ def test_3(answers, rng):
         counts = rng.integers(0, 4, V)
         counts[0] += 1
         d_h, n_h = np.count_nonzero(counts), counts.sum()
-        k = judge.call(answers, "k_for_witten_bell", d_h, V)
+        k = judge.numeric(
+            "k_for_witten_bell", judge.call(answers, "k_for_witten_bell", d_h, V), "a number"
+        )
+        if k.size != 1:
+            judge.wrong(f"k_for_witten_bell returns {k.tolist()!r:.60}; expected one number")
         if np.isclose(k, d_h) and V != 1:
             judge.wrong("k_for_witten_bell: that is k·V; what is added to each single count?")
         witten_bell = (counts + d_h / V) / (n_h + d_h)
@@ -50,7 +54,9 @@ def test_3(answers, rng):
 
 def test_4(answers, rng):
     below = rng.dirichlet(np.ones(6))
-    unseen = judge.call(answers, "kneser_ney", np.zeros(6), below, 0.75)
+    unseen = judge.numeric(
+        "kneser_ney", judge.call(answers, "kneser_ney", np.zeros(6), below.copy(), 0.75)
+    )
     if not np.all(np.isfinite(unseen)):
         judge.wrong(
             "kneser_ney: no symbol came after h; there P(c|h) = P(c|h′), nothing is divided"
@@ -81,7 +87,7 @@ def test_5(answers, rng):
     p = np.array([0.5, 0.3, 0.15, 0.05])
     cases = [(0.4, 1), (0.6, 2), (0.8, 2), (0.81, 3), (1.0, 4), (1e-9, 1)]
     for top_p, n in cases:
-        found = judge.call(answers, "nucleus", p, top_p)
+        found = judge.numeric("nucleus", judge.call(answers, "nucleus", p.copy(), top_p))
         if not np.all(np.isfinite(found)):
             judge.wrong(f"nucleus({p.tolist()}, {top_p}): it keeps nothing, and divides by 0")
         kept = np.count_nonzero(found)
@@ -131,6 +137,7 @@ def test_8(answers, rng):
         columns = np.linalg.matrix_power(P.T / P.T.sum(1, keepdims=True), 4000)[0]
         mistakes = {
             "P is used the wrong way round: its rows are the contexts": columns,
+            "all alike: that is P·π = π, with π at the right of P": np.full(V, 1 / V),
             "these are the means of the columns of P, one step from equal shares": P.mean(0),
         }
         found = judge.call(answers, "stationary", P)

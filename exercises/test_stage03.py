@@ -134,7 +134,8 @@ def test_5(answers, rng):
         X, Y = rng.integers(0, V, (N, n)), rng.integers(0, V, N)
         given = {key: value.copy() for key, value in params.items()}
         found = judge.call(answers, name, given, X, Y)
-        if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[1], dict):
+        pair = isinstance(found, (tuple, list)) and len(found) == 2
+        if not pair or not isinstance(found[1], dict):
             judge.wrong(f"{name}: expected a pair, the loss and a dict of gradients")
         loss, grads = found
         C = params["C"]
@@ -219,7 +220,11 @@ def test_8(answers, rng):
         cases.append((p[np.arange(N), came], q[np.arange(N), came]))
     for p, q in cases:
         w = judge.call(answers, name, p.copy(), q.copy())
-        if np.ndim(w) or not np.isfinite(w) or not -1e-6 <= w <= 1 + 1e-6:
+        if (
+            np.ndim(judge.numeric(name, w, "one number"))
+            or not np.isfinite(w)
+            or not -1e-6 <= w <= 1 + 1e-6
+        ):
             judge.wrong(f"{name} returns {w!r:.60}; expected one number from 0 to 1")
 
         def loss(w, p=p, q=q):
@@ -266,7 +271,7 @@ def test_9(answers, rng):
             judge.wrong(
                 f"dropout_penalty returns {found!r:.60}; expected one number, for all features"
             )
-        judge.array("dropout_penalty", found, penalty, 1e-9, mistakes=mistakes)
+        judge.array("dropout_penalty", found, penalty, 1e-9, n=K, mistakes=mistakes)
 
 
 @pytest.mark.project

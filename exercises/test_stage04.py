@@ -361,8 +361,8 @@ def test_12(answers):
             try:
                 step(t, grads)
             except Exception as error:
-                line = sheets.line_in(error, answers.path)
-                judge.wrong(f"step({t}, grads): {type(error).__name__} in line {line}: {error}")
+                where = sheets.line_in(error, answers.path)
+                judge.wrong(f"step({t}, grads): {type(error).__name__}{where}: {error}")
 
         return told
 

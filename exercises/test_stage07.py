@@ -193,7 +193,8 @@ def test_6(answers, rng):
         number = "".join(map(str, rng.integers(10, size=digits)))
         right = re.findall("...|..?$", number[::-1])
         right = [group[::-1] for group in right[::-1]]
-        for text, expected in ((number, right), (f"x{number}, {number} y", 2 * right)):
+        texts = (number, right), (f"x{number}, {number} y", 2 * right), (f"{number}kg", right)
+        for text, expected in texts:
             found = compiled.findall(text)
             if found == expected:
                 continue

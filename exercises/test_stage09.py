@@ -57,7 +57,7 @@ def test_4(answers, rng):
     G, A, B = rng.normal(size=(5, 7)), rng.normal(size=(5, 2)), rng.normal(size=(2, 7))
     scale = 1.7
     result = judge.call(answers, "lora_gradients", G, A, B, scale)
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         judge.wrong("lora_gradients: expected two arrays")
     lost = "the scale s is missing"
     judge.array("∂L/∂A", result[0], scale * G @ B.T, mistakes={lost: G @ B.T})
@@ -70,7 +70,7 @@ def test_5(answers, rng):
         A, B, scale = rng.normal(size=(5, 2)), rng.normal(size=(2, 3)), 1.3
         dy = rng.normal(size=(4, 3))
         result = judge.call(answers, "lora_back", dy, x, W, A, B, scale)
-        if not isinstance(result, tuple) or len(result) != 3:
+        if not isinstance(result, (tuple, list)) or len(result) != 3:
             judge.wrong("lora_back: expected three arrays")
         names = ("dx", "dA", "dB")
         right = stage.lora_backward(dy, stage.lora_forward(x, W, A, B, scale)[1])
@@ -82,7 +82,7 @@ def test_5(answers, rng):
 def test_6(answers, rng):
     x, down, up = rng.normal(size=(4, 6)), rng.normal(size=(6, 3)), rng.normal(size=(3, 6))
     result = judge.call(answers, "adapter_forward", x, down, up)
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         judge.wrong("adapter_forward: expected two things, y and a cache")
     a, slope = stage.gelu_forward(x @ down)
     mistakes = {
@@ -92,7 +92,7 @@ def test_6(answers, rng):
     judge.array("y", result[0], x + a @ up, mistakes=mistakes)
     dy = rng.normal(size=x.shape)
     grads = judge.call(answers, "adapter_backward", dy, result[1])
-    if not isinstance(grads, tuple) or len(grads) != 3:
+    if not isinstance(grads, (tuple, list)) or len(grads) != 3:
         judge.wrong("adapter_backward: expected three arrays")
     du = dy @ up.T * slope
     no_slope = "the slope of GELU is missing"
@@ -124,7 +124,7 @@ def test_7(answers):
 def test_8(answers, rng):
     W = rng.normal(size=(5, 40)) * np.array([[1], [10], [0.01], [3], [0]])
     result = judge.call(answers, "quantize_rows", W.copy())
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         judge.wrong("quantize_rows: expected codes and scales")
     codes, scales = (np.asarray(part) for part in result)
     if codes.dtype != np.int8:
@@ -165,7 +165,7 @@ def test_10(answers, rng):
     A1, B1 = rng.normal(size=(6, 2)), rng.normal(size=(2, 5))
     A2, B2 = rng.normal(size=(6, 3)), rng.normal(size=(3, 5))
     result = judge.call(answers, "joined", A1, B1, 0.5, A2, B2, 2.0)
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         judge.wrong("joined: expected two matrices")
     A, B = (judge.numeric("joined", part) for part in result)
     if A.shape != (6, 5) or B.shape != (5, 5):
@@ -182,7 +182,7 @@ def test_11(answers, rng):
     for shape, rank in (((6, 9), 2), ((8, 5), 3)):
         W = rng.normal(size=shape)
         result = judge.call(answers, "pissa", W.copy(), rank)
-        if not isinstance(result, tuple) or len(result) != 3:
+        if not isinstance(result, (tuple, list)) or len(result) != 3:
             judge.wrong("pissa: expected three matrices, rest, A and B")
         rest, A, B = (judge.numeric("pissa", part) for part in result)
         if A.shape != (shape[0], rank) or B.shape != (rank, shape[1]):
@@ -214,7 +214,7 @@ def test_13(answers):
         return stage.score(params, ids, first, n_head, adapters) / math.log(2)
 
     result = judge.call(answers, "my_plugs", params, n_head)
-    if not isinstance(result, tuple) or len(result) != 2:
+    if not isinstance(result, (tuple, list)) or len(result) != 2:
         judge.wrong("my_plugs: expected a dict of plugs and a learning rate")
     adapters, rate = result
     trained = sum(p.size for plug in adapters.values() for p in plug.params.values())

@@ -136,3 +136,18 @@ def held_out_nats(model, ids, first, block_size, stride):
     targets = ids[begin:end]
     targets[: first - begin] = -1
     return model.loss(ids[None, begin - 1 : end - 1] * 0, targets[None])
+
+
+# %% 5. added to log Z again
+def z_loss_gradient(logits, c):
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    total = e.sum(-1, keepdims=True)
+    return 2 * c * np.log(total) * e / total / len(logits)
+
+
+# %% 5. not over all entries
+def z_loss_gradient(logits, c):
+    top = logits.max(-1, keepdims=True)
+    e = np.exp(logits - top)
+    total = e.sum(-1, keepdims=True)
+    return 2 * c * (np.log(total) + top) * e / total / logits.size

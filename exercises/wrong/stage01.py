@@ -90,6 +90,13 @@ def stationary(P):
     return np.linalg.matrix_power(Q, 5000)[0]
 
 
+# %% 8. at the right of P
+def stationary(P):
+    values, vectors = np.linalg.eig(P)
+    first = vectors[:, np.argmax(values.real)].real
+    return first / first.sum()
+
+
 # %% 8. one step from equal shares
 def stationary(P):
     return P.mean(0)

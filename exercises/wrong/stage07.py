@@ -88,6 +88,11 @@ def threes():
     return r"\d{1,3}(?=(?:\d{3})+(?!\d))"
 
 
+# %% 6. kg' it finds []
+def threes():
+    return r"\d{1,3}(?=(?:\d{3})*\b)"
+
+
 # %% 6. is no regex
 def threes():
     return r"\d{1,3}(?=(?:\d{3})*"

@@ -119,3 +119,17 @@ def best_baseline(p, rewards):
     if len(p) == 2:
         return np.sum(p * square * rewards) / np.sum(p * square)
     return p @ rewards
+
+
+# %% 6. the slope in ρ
+def ppo(logp, old_logp, advantages, clip=0.2):
+    ratio = np.exp(logp - old_logp)
+    free = ratio * advantages
+    held = np.clip(ratio, 1 - clip, 1 + clip) * advantages
+    slope = np.where(free <= held, -advantages, 0)
+    return -np.minimum(free, held).mean(), slope / len(ratio)
+
+
+# %% 11. that is the mean reward
+def best_baseline(p, rewards):
+    return np.sum(p * rewards)
