@@ -101,8 +101,8 @@ def ladder():
     return svg(760, bottom + 48, "The ladder: bits per held-out character of every model", parts)
 
 
-SHOWN = {"PPO": "PPO", "GRPO, k3": "GRPO", "DPO": "DPO", "SimPO": "SimPO"}
-SHOWN |= {"PPO, verified": "PPO on the true reward", "best-of-n": "best of n (untrained)"}
+SHOWN = {"PPO": "PPO", "GRPO, k3": "GRPO (k3 in the loss)", "DPO": "DPO", "SimPO": "SimPO"}
+SHOWN |= {"PPO, verified": "PPO, verified", "best-of-n": "best of n (untrained)"}
 
 
 def read_methods():
@@ -153,8 +153,6 @@ def frontier():
         parts.append(f'<polyline class="line" points="{path}"/>')
         parts += [dot(x, y, method == "best-of-n") for x, y in places]
         x, y = places[-1]
-        if method == "PPO, verified":  # to its right stands another
-            x, y = x - 120, y - 14
         parts.append(text(x + 12, y + 5, SHOWN[method], small=True))
     return svg(760, bottom + 60, "Stage 10: reward against distance, by method", parts)
 
