@@ -1958,6 +1958,8 @@ def check_normalized(added):
 
 def read_tokenizer(j):
     """The tokenizer in the object of a tokenizer.json; ValueError."""
+    kind = j["model"].get("type", "BPE")
+    need(kind == "BPE", f"model's type is {kind!r:.80}; handled here: BPE")
     vocab, merges, added = j["model"]["vocab"], j["model"]["merges"], j["added_tokens"]
     if j.get("decoder") == {"type": "Fuse"}:
         check_keys("key", j, CHARACTERS)

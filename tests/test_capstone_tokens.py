@@ -433,6 +433,7 @@ REFUSED = [
     (parts(model_surprise=[0]), "'surprise'"),
     (parts(model_ignore_merges="yes"), "ignore_merges"),
     (parts(model_type="WordPiece"), "WordPiece"),
+    (parts(model={"type": "Unigram", "vocab": [["a", -1.0]]}), "'Unigram'; handled here: BPE"),
     (parts(model_vocab=[["a", 0]]), "damaged"),
     (parts(model_vocab=vocabulary() | {"lo": -1}), "'lo', -1"),
     (parts(model_vocab=vocabulary() | {"lo": 2**32}), "'lo'"),

@@ -642,6 +642,7 @@ REFUSED = [
     ("model.merges.0", ["b", "a"], "merges: .*'ba'"),
     ("model.merges.0", None, "merges: None"),
     ("added_tokens.0.content", "", "added_tokens: ''"),
+    ("added_tokens.0.content", "\ud83d", "surrogate"),
     ("added_tokens.0.id", 7, "with id 7: expected .*here 0"),
     ("added_tokens.0.id", "0", "'id' is '0'; handled here: int"),
     ("added_tokens.0.lstrip", "no", "'lstrip' is 'no'"),
