@@ -97,7 +97,7 @@ def main():
     parser.add_argument("--signals", nargs="+", default=SIGNALS, choices=SIGNALS)
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
     args = parser.parse_args()
-    for name in SIGNALS:  # whoever started us with nohup or & may ignore them, and runs inherit that
+    for name in SIGNALS:  # started with nohup or &, we ignore some, and every run would, too
         if signal.getsignal(signal.Signals[name]) == signal.SIG_IGN:
             signal.signal(signal.Signals[name], signal.SIG_DFL)
     rng = random.Random(args.seed)
