@@ -536,7 +536,8 @@ def ppo_loss(logp, old_logp, advantages, clip=0.2, mask=None):
 def grpo_advantages(rewards, normalize=True, eps=1e-8):
     """Rewards (..., G), a group per row -> advantages of mean 0 and, if normalize, deviation 1."""
     (rewards,) = checked(rewards=np.atleast_1d(rewards))
-    centred = rewards.astype(np.float64) - rewards[..., :1]  # equal rewards are exactly 0, in any dtype
+    # Less the first of its group, so that equal rewards are exactly 0, in any dtype.
+    centred = rewards.astype(np.float64) - rewards[..., :1]
     centred = centred - centred.mean(-1, keepdims=True)
     if normalize:
         centred = centred / (centred.std(-1, keepdims=True) + eps)
