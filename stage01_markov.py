@@ -255,9 +255,9 @@ def kl_divergence(p, q, base=math.e):
 # one, and the report counts more. Shares explain the past best and are useless for the future.
 #
 # The remedy begins with an admission: we do not know the true θ; what we read leaves many of them
-# plausible. Bayes (1763) made this a game of darts. Throw V - 1 darts blindly at the line from 0 to
-# 1: they cut it into V pieces, one a symbol, and the length of piece c is θ_c. Let each symbol of
-# the text be one more blind dart: it hits c with probability θ_c, as a symbol should. For V = 3:
+# plausible. Bayes (1763) thought of balls on a table; take darts. Throw V - 1 of them blindly at the
+# line from 0 to 1: they cut it into V pieces, one a symbol, and the length of piece c is θ_c. Let
+# each symbol of the text be one more blind dart: it hits c with probability θ_c. For V = 3:
 #
 #     0 -------|-●-----●--|------- 1       | the 2 borders, ● what was read: b, b
 #          a        b         c            4 darts, so 5 gaps: a has 1, b has 3, c has 1
