@@ -255,7 +255,7 @@ def kl_divergence(p, q, base=math.e):
 # one, and the report counts more. Shares explain the past best and are useless for the future.
 #
 # The remedy begins with an admission: we do not know the true θ; what we read leaves many of them
-# plausible. Bayes (1763) thought of balls on a table; take darts. Throw V - 1 of them blindly at the
+# plausible. Bayes (1763) thought of balls on a table; take darts. Throw V - 1 of them blindly at a
 # line from 0 to 1: they cut it into V pieces, one a symbol, and the length of piece c is θ_c. Let
 # each symbol of the text be one more blind dart: it hits c with probability θ_c. For V = 3:
 #
