@@ -201,8 +201,8 @@ def numbers(answers, name, n):
     return found
 
 
-def gradient(what, f, x, found, tolerance=1e-6, h=1e-5):
-    """found is the gradient of f() in the float64 array x, by central differences."""
+def slopes(f, x, h=1e-5):
+    """The gradient of f() in the float64 array x, by central differences."""
     slope = np.empty_like(x)
     for i in np.ndindex(x.shape):
         old = x[i]
@@ -212,7 +212,12 @@ def gradient(what, f, x, found, tolerance=1e-6, h=1e-5):
         down = f()
         x[i] = old
         slope[i] = (up - down) / (2 * h)
-    array(what, found, slope, max(tolerance, 1e-7))
+    return slope
+
+
+def gradient(what, f, x, found, tolerance=1e-6):
+    """found is the gradient of f() in the float64 array x, by central differences."""
+    array(what, found, slopes(f, x), max(tolerance, 1e-7))
 
 
 def entries(what, found, names, expected, digits=3, mistakes=None):

@@ -10,20 +10,6 @@ import pytest
 import stage03_nlm as stage
 
 
-def slopes(f, x, h=1e-5):
-    """The gradient of f() in the float64 array x, by central differences."""
-    found = np.empty_like(x)
-    for i in np.ndindex(x.shape):
-        old = x[i]
-        x[i] = old + h
-        up = f()
-        x[i] = old - h
-        down = f()
-        x[i] = old
-        found[i] = (up - down) / (2 * h)
-    return found
-
-
 def test_1(answers):
     ids, _ = stage.encode("\naa\nb\n")
     counts = np.zeros((3, 3))
@@ -95,7 +81,7 @@ def test_3(answers, rng):
             mistakes["the shares were made to add up to 1; they count as they are"] = p - y / total
         mistakes["this is the loss's change in p, not in z"] = -y / p
         found = judge.call(answers, "soft_gradient", z.copy(), y.copy())
-        judge.array("soft_gradient", found, slopes(loss, z), 1e-6, mistakes=mistakes)
+        judge.array("soft_gradient", found, judge.slopes(loss, z), 1e-6, mistakes=mistakes)
 
 
 def test_4(answers, rng):
@@ -146,11 +132,11 @@ def test_5(answers, rng):
             judge.wrong(f"{name} returns gradients of {', '.join(sorted(grads))}, not of all six")
         for key in ("W", "U", "b", "H", "d"):
             f = functools.partial(direct_loss, params, C, C, X, Y)
-            expected = slopes(f, params[key])
+            expected = judge.slopes(f, params[key])
             judge.array(f"{name}: the gradient of {key}", grads[key], expected, 1e-6, n=N)
         moved = C.copy()
-        by_hidden = slopes(functools.partial(direct_loss, params, moved, C, X, Y), moved)
-        by_direct = slopes(functools.partial(direct_loss, params, C, moved, X, Y), moved)
+        by_hidden = judge.slopes(functools.partial(direct_loss, params, moved, C, X, Y), moved)
+        by_direct = judge.slopes(functools.partial(direct_loss, params, C, moved, X, Y), moved)
         mistakes = {
             "x is used twice; what comes back through W is missing": by_hidden,
             "x is used twice; what comes back through H is missing": by_direct,

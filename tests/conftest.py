@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 import sys
 from pathlib import Path
@@ -117,3 +118,52 @@ def assert_bad_text_is_one_clean_line(main, flag, content, message, folder, caps
         main([flag, str(path)])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+
+
+def save_checkpoint(directory, arch, tokenizer, sizes, texts=(), steps=0, **config_json):
+    """A capstone checkpoint that has learned these texts, each with an end behind it, by heart.
+
+    The end is token 1,023 (llama) or a blank line. config_json: what transformers adds."""
+    import capstone_gpt as gpt
+
+    fields = {"n_kv_head": 1} if arch == "llama" else {}
+    model = gpt.GPT(gpt.GPTConfig(arch, tokenizer.vocab_size, **sizes, **fields), 1)
+    if steps:
+        end = [1023] if arch == "llama" else tokenizer.encode("\n\n")
+        rows = [[*tokenizer.encode(text), *end] for text in texts]
+        longest = max(map(len, rows))
+        ids = np.array([row + [0] * (longest - len(row)) for row in rows])
+        optimizer = gpt.AdamW(model.params)
+        for _ in range(steps):
+            gpt.training_step(model, optimizer, [(ids[:, :-1], ids[:, 1:], None)], 0.01)
+    model.save_pretrained(directory)
+    tokenizer.save(directory)
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config_json))
+    return directory
+
+
+LIKE_TRANSFORMERS = {
+    "eos_token_id": [1023, 0],
+    "bos_token_id": 1023,
+    "dtype": "float32",
+    "use_cache": True,
+    "architectures": ["LlamaForCausalLM"],
+    "transformers_version": "5.24.0",
+}
+
+
+def refusal(program, capsys, words):
+    """The one line on stderr with which a program's main refuses these words."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        program.main([str(word) for word in words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and len(error) <= 401
+    assert error.startswith(f"{program.__name__}.py: error: ")
+    return error
+
+
+def files(directory):
+    """The names in a directory, in order."""
+    return sorted(path.name for path in directory.iterdir())

@@ -9,7 +9,15 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from conftest import ROOT, assert_gradients, relative_error
+from conftest import (
+    LIKE_TRANSFORMERS,
+    ROOT,
+    assert_gradients,
+    files,
+    refusal,
+    relative_error,
+    save_checkpoint,
+)
 
 import capstone_gpt as gpt
 import stage09_lora as s
@@ -21,26 +29,11 @@ QUESTIONS = {"cat": "purr", "dog": "bark", "hen": "cluck", "pig": "grunt"}
 
 def save(directory, arch, tokenizer, steps=0, **config_json):
     """A checkpoint that has learned, for some steps, to give any answer to any question, half
-    of them right.
-
-    config_json: what transformers adds to its config.json."""
-    fields = {"n_kv_head": 1} if arch == "llama" else {}
-    model = gpt.GPT(gpt.GPTConfig(arch, tokenizer.vocab_size, **SIZES, **fields), 1)
-    if steps:
-        ends = [1023] if arch == "llama" else tokenizer.encode("\n\n")
-        pairs = [(animal, sound) for animal in QUESTIONS for sound in QUESTIONS.values()]
-        pairs += 2 * list(QUESTIONS.items())  # so that half of all answers are right
-        rows = [[*tokenizer.encode(f"what says the {a}? {sound}."), *ends] for a, sound in pairs]
-        longest = max(map(len, rows))
-        ids = np.array([row + [0] * (longest - len(row)) for row in rows])
-        optimizer = gpt.AdamW(model.params)
-        for _ in range(steps):
-            gpt.training_step(model, optimizer, [(ids[:, :-1], ids[:, 1:], None)], 0.01)
-    model.save_pretrained(directory)
-    tokenizer.save(directory)
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config_json))
-    return directory
+    of them right."""
+    pairs = [(animal, sound) for animal in QUESTIONS for sound in QUESTIONS.values()]
+    pairs += 2 * list(QUESTIONS.items())  # so that half of all answers are right
+    texts = [f"what says the {animal}? {sound}." for animal, sound in pairs]
+    return save_checkpoint(directory, arch, tokenizer, SIZES, texts, steps, **config_json)
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -50,9 +43,8 @@ def base(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param) / "base"
     if request.param == "gpt2":
         return save(directory, "gpt2", gpt.CharTokenizer(LETTERS), 100)
-    more = {"eos_token_id": [1023, 0], "bos_token_id": 1023, "dtype": "float32", "use_cache": True}
-    more |= {"architectures": ["LlamaForCausalLM"], "transformers_version": "5.24.0"}
-    return save(directory, "llama", gpt.load_tokenizer(ROOT / "data" / "tokenizer"), 100, **more)
+    tokens = gpt.load_tokenizer(ROOT / "data" / "tokenizer")
+    return save(directory, "llama", tokens, 100, **LIKE_TRANSFORMERS)
 
 
 @pytest.fixture
@@ -73,24 +65,14 @@ def run(*words):
 
 
 def refused(capsys, *words):
-    """The one line on stderr with which the program refuses these words."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        s.main([str(word) for word in words])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and len(error) <= 401
-    assert error.startswith("stage09_lora.py: error: ")
-    return error
+    """The one line with which the program refuses these words."""
+    return refusal(s, capsys, words)
 
 
 def held_out(text):
     """The two numbers in what adapt prints: before and after."""
     lines = [line for line in text.splitlines() if line.startswith("held out ")]
     return [float(line.split(":")[1].split()[0]) for line in lines]
-
-
-def files(directory):
-    return sorted(path.name for path in directory.iterdir())
 
 
 # The gradients

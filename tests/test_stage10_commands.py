@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import LIKE_TRANSFORMERS, ROOT, files, refusal, save_checkpoint
 
 import capstone_gpt as gpt
 import stage10_dpo as s
@@ -24,26 +24,11 @@ def base(request, tmp_path_factory):
     transformers adds and a tokenizer with special tokens (llama). It finds both of two answers to
     a question equally likely."""
     directory = tmp_path_factory.mktemp(request.param) / "base"
-    if request.param == "gpt2":
-        tokenizer, fields = gpt.CharTokenizer(LETTERS), {}
-        end, more = tokenizer.encode("\n\n"), {}
-    else:
-        tokenizer, fields = gpt.load_tokenizer(ROOT / "data" / "tokenizer"), {"n_kv_head": 1}
-        end, more = [1023], {"eos_token_id": [1023, 0], "bos_token_id": 1023, "use_cache": True}
-        more |= {"architectures": ["LlamaForCausalLM"], "transformers_version": "5.24.0"}
-    model = gpt.GPT(gpt.GPTConfig(request.param, tokenizer.vocab_size, **SIZES, **fields), 1)
     texts = [f"is it {c}? {word}." for c in COLOURS for word in ("yes", "no")]
-    rows = [[*tokenizer.encode(text), *end] for text in texts]
-    longest = max(map(len, rows))
-    ids = np.array([row + [0] * (longest - len(row)) for row in rows])
-    optimizer = gpt.AdamW(model.params)
-    for _ in range(60):
-        gpt.training_step(model, optimizer, [(ids[:, :-1], ids[:, 1:], None)], 0.01)
-    model.save_pretrained(directory)
-    tokenizer.save(directory)
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | more))
-    return directory
+    if request.param == "gpt2":
+        return save_checkpoint(directory, "gpt2", gpt.CharTokenizer(LETTERS), SIZES, texts, 60)
+    tokens = gpt.load_tokenizer(ROOT / "data" / "tokenizer")
+    return save_checkpoint(directory, "llama", tokens, SIZES, texts, 60, **LIKE_TRANSFORMERS)
 
 
 @pytest.fixture
@@ -64,18 +49,8 @@ def run(*words):
 
 
 def refused(capsys, *words):
-    """The one line on stderr with which the program refuses these words."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        s.main([str(word) for word in words])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and len(error) <= 401
-    assert error.startswith("stage10_dpo.py: error: ")
-    return error
-
-
-def files(directory):
-    return sorted(path.name for path in directory.iterdir())
+    """The one line with which the program refuses these words."""
+    return refusal(s, capsys, words)
 
 
 def loaded_pairs(base, path):
