@@ -1242,6 +1242,8 @@ class Tokenizer:
         """
         try:
             return cls(read_files(Path(path), pattern, special_tokens))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from None
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         except RecursionError:

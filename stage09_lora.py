@@ -1128,9 +1128,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         for name, value in vars(args).items():
-            lowest = 0 if name == "seed" else 1e-30
-            if type(value) in (int, float) and not lowest <= value < 2**63:
-                raise ValueError(f"--{name} must be at least {lowest:g}, below 2**63, not {value}")
+            lowest = 0 if name == "seed" else 1
+            if type(value) is int and not lowest <= value < 2**63:
+                raise ValueError(f"--{name} must be at least {lowest}, below 2**63, not {value}")
+            if type(value) is float and not 0 < value < 2**63:
+                raise ValueError(f"--{name} must be above 0 and below 2**63, not {value}")
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named
             args.run(args)
         sys.stdout.flush()

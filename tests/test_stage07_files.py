@@ -1034,3 +1034,9 @@ def test_ids_that_are_none_are_one_line(tmp_path, capsys, ids, said):
         stage.main(["decode", str(tmp_path), *ids])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and said in error and error.count("\n") == 1
+
+
+def test_a_file_that_is_no_json_is_called_that(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("# a page")
+    with pytest.raises(ValueError, match="not JSON: Expecting value"):
+        Tokenizer.load(tmp_path)

@@ -684,3 +684,16 @@ def test_a_closed_pipe_does_not_stop_the_training(base, answers, tmp_path):
     os.close(pipe)
     assert (done.returncode, done.stderr) == (0, b"")
     assert files(tmp_path / "a") == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("flag, value", [("--rank", 0), ("--steps", -1), ("--batch_size", 0)])
+def test_a_count_below_one_is_told_the_lowest(flag, value, capsys):
+    words = ["adapt", "--base", "b", "--data", "d", "--out", "o", flag, value]
+    assert f"{flag} must be at least 1, below 2**63, not {value}" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("flag", ["--alpha", "--learning_rate"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_size_must_be_above_zero(flag, value, capsys):
+    words = ["adapt", "--base", "b", "--data", "d", "--out", "o", f"{flag}={value}"]
+    assert f"{flag} must be above 0" in refused(capsys, *words)
