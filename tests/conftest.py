@@ -4,9 +4,13 @@ import contextlib
 import io
 import json
 import math
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
+import browser
 import numpy as np
 import pytest
 
@@ -167,3 +171,51 @@ def refusal(program, capsys, words):
 def files(directory):
     """The names in a directory, in order."""
     return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    """The folder in which the live pages of this session keep what they trained."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="session")
+def site(kept):
+    """The address of explore.py, which runs until the last test is over."""
+    if browser.lacking():
+        pytest.skip(browser.lacking())
+    command = [sys.executable, str(ROOT / "explore.py"), "--no-browser", "--fast"]
+    environment = {**os.environ, "EXPLORE_KEPT": str(kept)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as server:
+        line = server.stdout.readline()
+        address = re.search(r"http://127\.0\.0\.1:\d+/", line)
+        assert address, line + server.stdout.read()
+        try:
+            yield address.group()
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="session")
+def chromium(site):
+    """The browser, with one cache. As root, the usual user of a container, it has no sandbox."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        program = playwright.chromium.launch(
+            executable_path=browser.CHROMIUM, args=["--no-sandbox"]
+        )
+        yield program.new_context(viewport={"width": 1400, "height": 900})
+        program.close()
+
+
+@pytest.fixture
+def visit(site, chromium):
+    """A new window of 1,400 pixels' width; at its end, nothing may have gone wrong in it."""
+    window = chromium.new_page()
+    guest = browser.Visit(site, window)
+    yield guest
+    window.close()
+    assert guest.complaints == []

@@ -1,0 +1,1 @@
+"""The live pages of explore.py, one marimo notebook for each stage."""
