@@ -222,6 +222,12 @@ def symbols(name, pieces, shares, titles, colours=None):
     return shown(tag("div", spans, "symbols", data_name=name))
 
 
+def names(name, written):
+    """Short texts in a row, which wraps."""
+    spans = "".join(tag("span", html.escape(text)) for text in written)
+    return shown(tag("div", spans, "names", data_name=name))
+
+
 def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
     """The matrix (R, C) as a table of numbers on backgrounds, |value| = most being the strongest.
 

@@ -141,6 +141,11 @@ class Visit:
         self.until(lambda: part in self.problem(), f"a problem with {part!r}")
         assert "\n" not in self.problem() and "Traceback" not in self.text()
 
+    def trained(self, label):
+        """Wait until the slider `label` is there, which comes when the training is over."""
+        slider = self.window.get_by_role("slider", name=label, exact=True)
+        slider.wait_for(timeout=3000 * PATIENCE)
+
     # using it
 
     def slide(self, label, value):
