@@ -50,6 +50,7 @@ matplotlib.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": LINE,
         "grid.linewidth": 0.6,
         "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
@@ -220,6 +221,12 @@ def symbols(name, pieces, shares, titles, colours=None):
         text = html.escape(piece).replace("\n", "⏎\n")
         spans += tag("span", text, style=wash(colour, shares[i]), title=titles[i])
     return shown(tag("div", spans, "symbols", data_name=name))
+
+
+def quote(name, given, written):
+    """A text that a model wrote, after the part that it was given."""
+    text = tag("b", html.escape(given)) + tag("span", html.escape(written), data_name=name)
+    return shown(tag("blockquote", text))
 
 
 def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
