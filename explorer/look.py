@@ -50,6 +50,7 @@ matplotlib.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": LINE,
         "grid.linewidth": 0.6,
         "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
@@ -226,6 +227,12 @@ def names(name, written):
     """Short texts in a row, which wraps."""
     spans = "".join(tag("span", html.escape(text)) for text in written)
     return shown(tag("div", spans, "names", data_name=name))
+
+
+def quote(name, given, written):
+    """A text that a model wrote, after the part that it was given."""
+    text = tag("b", html.escape(given)) + tag("span", html.escape(written), data_name=name)
+    return shown(tag("blockquote", text))
 
 
 def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
