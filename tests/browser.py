@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, PROGRAMS)), None)
 NEEDED = ("marimo", "matplotlib", "playwright")
 PATIENCE = 20  # seconds; an answer takes a fifth of one unless the machine is very busy
 
