@@ -11,6 +11,7 @@ import json
 import marimo as mo
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from explorer.pages import PAGES
@@ -18,6 +19,7 @@ from explorer.pages import PAGES
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PURPLE, SKY = "#cc79a7", "#56b4e9"
 INK, QUIET, LINE = "#111111", "#777777", "#cccccc"
+PAPER = "#fefefe"  # what the page is drawn on
 COLOURS = {
     "blue": BLUE,
     "orange": ORANGE,
@@ -28,6 +30,7 @@ COLOURS = {
     "ink": INK,
     "quiet": QUIET,
     "line": LINE,
+    "paper": PAPER,
 }
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 # Lines differ in their dashes, too, for those who see no colours.
@@ -270,7 +273,9 @@ def picture(figure, says, fills=None):
     place "x, y" into it.
     """
     file = io.BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    for artist in (figure, *figure.axes):
+        artist.patch.set_visible(False)  # the page shows through
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # savefig draws twice
     svg = file.getvalue().decode()
     svg = svg[svg.index("<svg") :]
     for name, value in COLOURS.items():
