@@ -107,9 +107,11 @@ def watch(job):
     if not job.over:
 
         def follow():
-            while not mo.current_thread().should_exit and not job.over:
+            over = False  # asked for before it is told, so that the end is told, too
+            while not mo.current_thread().should_exit and not over:
                 time.sleep(0.3)
-                see((job.done, job.over))
+                over = job.over
+                see((job.done, over))
 
         mo.Thread(target=follow, daemon=True).start()
     return seen

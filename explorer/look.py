@@ -132,10 +132,16 @@ def problem(message):
     return shown(tag("p", html.escape(str(message)), "problem", role="alert"))
 
 
+def written(value, form):
+    """A number as text: -∞ for -inf, and 0.00 where rounding would leave -0.00."""
+    text = format(value, form).replace("inf", "∞")
+    return text if text.strip("-0.%") else text.lstrip("-")
+
+
 def number(name, value, form=".3f"):
     """A number to be read; data-name and data-value keep it whole, for tests."""
     value = float(value)
-    return mo.Html(tag("output", format(value, form), data_name=name, data_value=repr(value)))
+    return mo.Html(tag("output", written(value, form), data_name=name, data_value=repr(value)))
 
 
 def sentence(*parts):
@@ -222,20 +228,23 @@ def symbols(name, pieces, shares, titles, colours=None):
     return shown(tag("div", spans, "symbols", data_name=name))
 
 
-def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
+def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0, blank=None):
     """The matrix (R, C) as a table of numbers on backgrounds, |value| = most being the strongest.
 
-    rows, columns: their labels.
+    rows, columns: their labels. blank: boolean (R, C), where nothing is written.
     """
     head = tag("th")
     for column in columns:
         head += tag("th", tag("code", html.escape(visible(column))), scope="col")
     body = ""
-    for label, row in zip(rows, np.asarray(matrix, dtype=float)):
+    matrix = np.asarray(matrix, dtype=float)
+    blank = np.zeros(matrix.shape, bool) if blank is None else blank
+    for label, row, empty in zip(rows, matrix, blank):
         cells = tag("th", tag("code", html.escape(visible(label))), scope="row")
-        for value in row:
+        for value, nothing in zip(row, empty):
             style = wash(colour, abs(value) / most)
-            cells += tag("td", format(value, form), style=style, data_value=repr(float(value)))
+            text = "" if nothing else written(value, form)
+            cells += tag("td", text, style=style, data_value=repr(float(value)))
         body += tag("tr", cells)
     filled = tag("thead", tag("tr", head)) + tag("tbody", body)
     return shown(tag("table", filled, "heat", data_name=name), "scroll")
