@@ -58,6 +58,16 @@ def fresh_texts():
 
 
 @app.function
+def lesson_of(share, guessing):
+    """What a share right teaches, beside that of guessing."""
+    if share > 0.95:
+        return "So it has learned to recall."
+    if share > guessing + 0.1:
+        return "So it has begun to recall, but often fails."
+    return "So it has not learned to recall, and what its heads do means little."
+
+
+@app.function
 def read_prompt(text):
     """Token ids (1, T) of what was typed. ValueError: nothing, too much, or no token."""
     tokens = "".join(text.split())  # spaces are for the eye only
@@ -216,12 +226,6 @@ def _(further, job):
 @app.cell
 def _(texts, trained_share):
     guessing = share_of_guessing(texts)
-    if trained_share > 0.95:
-        verdict = "it has learned to recall."
-    elif trained_share > guessing + 0.1:
-        verdict = "it has begun to learn, but often fails."
-    else:
-        verdict = "it has not learned to recall, and what its heads do below means little."
     look.sentence(
         f"A model of {N_LAYER} layers with {N_HEAD} heads each has read texts of {4 * N_PAIRS} "
         "tokens: letters with digits, then the same letters again, asking which digit stood "
@@ -229,7 +233,7 @@ def _(texts, trained_share):
         look.number("trained_share", trained_share, ".1%"),
         " right; a most frequent digit would be right in ",
         look.number("guessing", guessing, ".1%"),
-        f". So {verdict}",
+        f". {lesson_of(trained_share, guessing)}",
     )
     return
 
@@ -273,13 +277,8 @@ def _():
     )
     look.below(
         look.words("Untick what the model shall do without: a layer's division by √D, or a head."),
-        *(
-            look.controls(
-                scales[layer],
-                *(box for box, place in zip(heads, HEADS) if place[0] == layer),
-            )
-            for layer in range(N_LAYER)
-        ),
+        look.controls(*scales),
+        *(look.controls(*heads[first : first + N_HEAD]) for first in range(0, len(HEADS), N_HEAD)),
     )
     return heads, scales
 
@@ -435,7 +434,7 @@ def _(asks, cache, expected, head, layer, model, places, silenced, tokens):
         ),
         look.table("steps", titles, [*(row(i) for i in range(len(tokens))), sums]),
         look.words(f"Σ p v, all {D} numbers of what this head hands over:"),
-        look.heat("sum", [total], ["Σ p v"], map(str, range(1, D + 1)), most=np.abs(total).max()),
+        look.heat("sum", [total], ["Σpv"], map(str, range(1, D + 1)), most=np.abs(total).max()),
     )
     return
 
@@ -503,15 +502,14 @@ def _(looks, trained_share, without):
     else:
         said.append("Each of them alone can be spared.")
     look.below(
-        look.words(f"Average weights in {N_TEXTS} new texts, and answers right without the head:"),
+        look.words(
+            f"In {N_TEXTS} new texts: the average weight of a digit on the letter before it, "
+            "and of a letter that is asked for on the digits that have followed it; the share of "
+            "right answers when this head alone hands over nothing."
+        ),
         look.table(
             "heads",
-            [
-                "",
-                "p from a digit to its letter",
-                "p from a letter to its digits",
-                "right without it",
-            ],
+            ["", "on letter before", "on its digits", "right without it"],
             [
                 [
                     name_of(place),
