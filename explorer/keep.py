@@ -117,6 +117,21 @@ def watch(job):
     return seen
 
 
+def ready(job):
+    """A getter: a cell that calls it runs again once, when the job is over."""
+    seen, see = mo.state(job.over)
+    if not job.over:
+
+        def wait():
+            while not mo.current_thread().should_exit and not job.over:
+                time.sleep(0.1)
+            if job.over:
+                see(True)
+
+        mo.Thread(target=wait, daemon=True).start()
+    return seen
+
+
 def progress(job, what):
     """A bar that tells how far the job is, or the sentence that says why it stopped."""
     if job.error:

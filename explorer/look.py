@@ -231,20 +231,18 @@ def symbols(name, pieces, shares, titles, colours=None):
 def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0, blank=None):
     """The matrix (R, C) as a table of numbers on backgrounds, |value| = most being the strongest.
 
-    rows, columns: their labels. blank: boolean (R, C), where nothing is written.
+    rows, columns: their labels. Cells whose value is `blank` stay empty.
     """
     head = tag("th")
     for column in columns:
         head += tag("th", tag("code", html.escape(visible(column))), scope="col")
     body = ""
-    matrix = np.asarray(matrix, dtype=float)
-    blank = np.zeros(matrix.shape, bool) if blank is None else blank
-    for label, row, empty in zip(rows, matrix, blank):
+    for label, row in zip(rows, np.asarray(matrix, dtype=float)):
         cells = tag("th", tag("code", html.escape(visible(label))), scope="row")
-        for value, nothing in zip(row, empty):
+        for value in row:
             style = wash(colour, abs(value) / most)
-            text = "" if nothing else written(value, form)
-            cells += tag("td", text, style=style, data_value=repr(float(value)))
+            seen = "" if value == blank else format(value, form)
+            cells += tag("td", seen, style=style, data_value=repr(float(value)))
         body += tag("tr", cells)
     filled = tag("thead", tag("tr", head)) + tag("tbody", body)
     return shown(tag("table", filled, "heat", data_name=name), "scroll")

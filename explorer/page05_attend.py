@@ -201,8 +201,8 @@ def _():
 @app.cell
 def _():
     job = keep.start(NAME, train_recall, stage)
-    further = keep.watch(job)
-    return further, job
+    further, ready = keep.watch(job), keep.ready(job)
+    return further, job, ready
 
 
 @app.cell
@@ -214,9 +214,8 @@ def _(further, job):
 
 
 @app.cell
-def _(further, job):
-    further()
-    mo.stop(job.result is None)
+def _(job, ready):
+    mo.stop(not ready() or job.result is None)
     model = rebuild(job.result)
     texts = fresh_texts()
     trained_share = model.loss_and_grads(texts)[1]
@@ -388,7 +387,7 @@ def _(asks, cache, head, layer, places, tokens):
             pattern,
             [f"→{name}" if i == asks else name for i, name in enumerate(places)],
             tokens,
-            blank=~stage.sliding_window_mask(len(tokens), len(tokens)),
+            blank=0,
         ),
     )
     return
@@ -509,7 +508,7 @@ def _(looks, trained_share, without):
         ),
         look.table(
             "heads",
-            ["", "on letter before", "on its digits", "right without it"],
+            ["", "on letter", "on digits", "right without"],
             [
                 [
                     name_of(place),

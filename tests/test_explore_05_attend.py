@@ -32,7 +32,8 @@ def page():
 def model(visit, kept):
     """The model that the page has trained and kept, once the page is open and shows it."""
     visit.open("attend")
-    visit.until(lambda: visit.bars("usual"), "a prediction")
+    visit.until(lambda: visit.bars("usual"), "a prediction", patience=60)
+    visit.equals(visit.window.locator("progress").count, 0, "no bar any more")
     (path,) = kept.glob(f"recall-{N_PAIRS}-{STEPS}-{WIDTH}-2-2-fast-*.npz")
     model = stage.AttentionOnly(WIDTH, 2, 2, dtype=np.float64)
     with np.load(path) as arrays:
