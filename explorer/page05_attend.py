@@ -351,16 +351,16 @@ def _():
         [str(layer + 1) for layer in range(N_LAYER)], value=str(N_LAYER), label="layer"
     )
     head_choice = mo.ui.dropdown([str(head + 1) for head in range(N_HEAD)], value="1", label="head")
+    look.controls(layer_choice, head_choice)
     return head_choice, layer_choice
 
 
 @app.cell
-def _(head_choice, ids, layer_choice):
+def _(ids):
     mo.stop(ids is None)
-    place = mo.ui.slider(
-        1, max(2, ids.shape[1]), value=ids.shape[1], label="place that asks", show_value=True
-    )
-    look.controls(layer_choice, head_choice, place)
+    T = ids.shape[1]  # a new prompt: its last token asks
+    place = mo.ui.slider(1, max(2, T), value=T, label="place that asks", show_value=True)
+    look.controls(place)
     return (place,)
 
 

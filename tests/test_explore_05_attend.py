@@ -125,9 +125,10 @@ def test_prompts_and_predictions(visit, model):
 def test_one_head_number_by_number(visit, model):
     logits, _, caches = model.forward(ids_of(PROMPT))
     for layer, head, place in ((1, 0, 13), (0, 0, 6), (0, 1, 1), (1, 1, 5)):
+        visit.slide("place that asks", place)
+        visit.says(f"Place {place}, ")
         visit.choose("layer", str(layer + 1))
         visit.choose("head", str(head + 1))
-        visit.slide("place that asks", place)
         q, k, v, p, scale = (x if np.isscalar(x) else x[0] for x in caches[layer][2])
         visit.shows_matrix("pattern", p[head])
         scores = q[head] @ k[head].T
