@@ -111,11 +111,28 @@ def watch(job):
     if not job.over:
 
         def follow():
-            while not mo.current_thread().should_exit and not job.over:
+            over = False  # asked for before it is told, so that the end is told, too
+            while not mo.current_thread().should_exit and not over:
                 time.sleep(0.3)
-                see((job.done, job.over))
+                over = job.over
+                see((job.done, over))
 
         mo.Thread(target=follow, daemon=True).start()
+    return seen
+
+
+def ready(job):
+    """A getter: a cell that calls it runs again once, when the job is over."""
+    seen, see = mo.state(job.over)
+    if not job.over:
+
+        def wait():
+            while not mo.current_thread().should_exit and not job.over:
+                time.sleep(0.1)
+            if job.over:
+                see(True)
+
+        mo.Thread(target=wait, daemon=True).start()
     return seen
 
 

@@ -136,10 +136,16 @@ def problem(message):
     return shown(tag("p", html.escape(str(message)), "problem", role="alert"))
 
 
+def written(value, form):
+    """A number as text: -∞ for -inf, and 0.00 where rounding would leave -0.00."""
+    text = format(value, form).replace("inf", "∞")
+    return text if text.strip("-0.%") else text.lstrip("-")
+
+
 def number(name, value, form=".3f"):
     """A number to be read; data-name and data-value keep it whole, for tests."""
     value = float(value)
-    return mo.Html(tag("output", format(value, form), data_name=name, data_value=repr(value)))
+    return mo.Html(tag("output", written(value, form), data_name=name, data_value=repr(value)))
 
 
 def sentence(*parts):
@@ -238,10 +244,10 @@ def quote(name, given, written):
     return shown(tag("blockquote", text))
 
 
-def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
+def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0, blank=None):
     """The matrix (R, C) as a table of numbers on backgrounds, |value| = most being the strongest.
 
-    rows, columns: their labels.
+    rows, columns: their labels. Cells whose value is `blank` stay empty.
     """
     head = tag("th")
     for column in columns:
@@ -251,7 +257,8 @@ def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
         cells = tag("th", tag("code", html.escape(visible(label))), scope="row")
         for value in row:
             style = wash(colour, abs(value) / most)
-            cells += tag("td", format(value, form), style=style, data_value=repr(float(value)))
+            seen = "" if value == blank else format(value, form)
+            cells += tag("td", seen, style=style, data_value=repr(float(value)))
         body += tag("tr", cells)
     filled = tag("thead", tag("tr", head)) + tag("tbody", body)
     return shown(tag("table", filled, "heat", data_name=name), "scroll")

@@ -70,7 +70,7 @@ PAGES = (
         5,
         "attend",
         "stage05_attention.py",
-        "Each token asks all tokens before it, and takes an average of their answers.",
+        "Each token asks all tokens up to itself, and takes an average of their answers.",
         ("Attention and its backward", "Two layers learn to recall", "What single heads do"),
     ),
     Page(
