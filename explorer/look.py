@@ -222,10 +222,10 @@ def symbols(name, pieces, shares, titles, colours=None):
     return shown(tag("div", spans, "symbols", data_name=name))
 
 
-def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
+def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0, blank=None):
     """The matrix (R, C) as a table of numbers on backgrounds, |value| = most being the strongest.
 
-    rows, columns: their labels.
+    rows, columns: their labels. Cells whose value is `blank` stay empty.
     """
     head = tag("th")
     for column in columns:
@@ -235,7 +235,8 @@ def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
         cells = tag("th", tag("code", html.escape(visible(label))), scope="row")
         for value in row:
             style = wash(colour, abs(value) / most)
-            cells += tag("td", format(value, form), style=style, data_value=repr(float(value)))
+            seen = "" if value == blank else format(value, form)
+            cells += tag("td", seen, style=style, data_value=repr(float(value)))
         body += tag("tr", cells)
     filled = tag("thead", tag("tr", head)) + tag("tbody", body)
     return shown(tag("table", filled, "heat", data_name=name), "scroll")
