@@ -332,9 +332,10 @@ def _(get_run):
 
 @app.cell
 def _():
+    again = mo.ui.button(label="open it again", value=0, on_click=lambda n: n + 1)
     train = mo.ui.button(label="train a small one now", value=0, on_click=lambda n: n + 1)
-    train
-    return (train,)
+    look.controls(again, train)
+    return again, train
 
 
 @app.cell
@@ -355,7 +356,8 @@ def _(job, seen, set_run):
 
 
 @app.cell
-def _(folder):
+def _(again, folder):
+    again.value  # a run that goes on has changed, or a file was mended
     model, tokenizer, where, closed = None, None, None, None
     try:
         model, tokenizer, where = open_checkpoint(folder.value)

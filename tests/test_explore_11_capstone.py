@@ -40,7 +40,8 @@ def softmax(z):
 def named(values, p):
     """{token: value} of the twelve likeliest under p."""
     best = np.argsort(-p, kind="stable")[:12]
-    return {TOKENIZER.tokens[i].decode("utf-8", "backslashreplace"): values[i] for i in best}
+    texts = [TOKENIZER.tokens[i].decode("utf-8", "backslashreplace") for i in best]
+    return {text.replace("\0", r"\x00"): values[i] for text, i in zip(texts, best)}
 
 
 def test_a_small_one_is_trained_and_writes(visit, kept):
@@ -167,21 +168,24 @@ def test_damaged_checkpoints(visit, llama, tmp_path):
     visit.open("capstone")
     open_folder(visit, llama)
     refused(visit, tmp_path / "nowhere")
-    for name, damage in (
+    damages = (
         ("model.safetensors", lambda content: content[:-1000]),
         ("config.json", lambda content: content.replace(b'"silu"', b'"relu"')),
         ("config.json", lambda content: content.replace(b": 32,", b": 64,")),
         ("config.json", lambda content: content[:50]),
         ("tokenizer.json", None),
-    ):
-        folder = tmp_path / f"{name} {damage is None}"
-        shutil.copytree(llama, folder, dirs_exist_ok=True)
+    )
+    for i, (name, damage) in enumerate(damages):
+        folder = shutil.copytree(llama, tmp_path / f"damaged {i}")
         content = (folder / name).read_bytes()
         (folder / name).unlink()
         if damage:
             assert damage(content) != content
             (folder / name).write_bytes(damage(content))
         refused(visit, folder)
+    shutil.copy(llama / name, folder)  # mended
+    visit.press("open it again")
+    visit.says(f"{folder} is a ")
     large = tmp_path / "large"
     large.mkdir()
     with open(large / "model.safetensors", "wb") as file:
@@ -192,7 +196,7 @@ def test_damaged_checkpoints(visit, llama, tmp_path):
     visit.says("python capstone_gpt.py trains a model")
 
 
-def test_curves_of_several_runs(visit, tmp_path):
+def test_curves_of_several_runs(visit, llama, tmp_path):
     rows = [
         {"step": 10 * i, "train_loss": 2 - i / 9 if i else None, "dev_loss": 2.1 - i / 10}
         for i in range(5)
@@ -208,6 +212,7 @@ def test_curves_of_several_runs(visit, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text(content)
     visit.open("capstone")
+    open_folder(visit, llama)
     label = "runs to compare, a directory a line"
     visit.fill(label, f"{tmp_path}/whole\n{tmp_path}/killed")
     visit.says("killed: 1 line of metrics.jsonl cannot be read.")
