@@ -130,12 +130,13 @@ def read_row(line, after):
 
 @app.function
 def read_curve(run):
-    """(rows (N, 3) of read_row, damaged lines) of a run's metrics.jsonl; ValueError."""
+    """(rows (N, 3) of read_row, damaged lines, what was held out) of a run; ValueError."""
     path = Path(os.path.expanduser(run)) / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{run}: no metrics.jsonl, so it is not the directory of a run")
     rows, damaged, last = [], 0, -1
-    for line in path.read_bytes().splitlines():
+    content = path.read_bytes()
+    for line in content.splitlines():
         try:
             rows.append(read_row(line, last))
             last = rows[-1][0]
@@ -144,7 +145,8 @@ def read_curve(run):
     if not rows:
         state = f"none of its {damaged} lines can be read" if damaged else "the file is empty"
         raise ValueError(f"{path}: {state}, expected a JSON object with step and losses a line")
-    return np.array(rows), damaged
+    held = "development piece" if b'"dev_loss"' in content else "last tenth"
+    return np.array(rows), damaged, held
 
 
 @app.function
@@ -399,7 +401,7 @@ def _(get_run):
         "\n".join(found_runs()[:MOST_RUNS]),
         label="runs to compare, a directory a line",
         debounce=400,
-        rows=2,
+        rows=3,
         full_width=True,
     )
     compared
@@ -411,24 +413,25 @@ def _(compared, where):
     wanted = [line.strip() for line in compared.value.splitlines() if line.strip()]
     if where is not None and (where.parent / "metrics.jsonl").is_file():
         wanted.insert(0, str(where.parent))  # the one that is open comes first
-    runs, curves, remarks = [], [], []
+    runs, curves, pieces, remarks = [], [], [], []
     for run in dict.fromkeys(wanted):
         try:
-            curve, damaged = read_curve(run)
+            curve, damaged, piece = read_curve(run)
         except (ValueError, OSError) as error:
             remarks.append(look.problem(error))
             continue
         runs.append(run)
         curves.append(curve)
+        pieces.append(piece)
         if damaged:
             lines = "1 line" if damaged == 1 else f"{damaged} lines"
             remarks.append(look.sentence(f"{run}: {lines} of metrics.jsonl cannot be read."))
     look.below(*remarks)
-    return curves, runs
+    return curves, pieces, runs
 
 
 @app.cell
-def _(curves, runs):
+def _(curves, pieces, runs):
     mo.stop(not runs, look.words("There is no curve to draw: name a run above, or train one."))
     names = names_of(runs)
     final = np.array([curve[-1] for curve in curves])  # (runs, 3)
@@ -445,12 +448,15 @@ def _(curves, runs):
             look.number(f"train {name}", curve[-1, 1]),
             look.number(f"held {name}", curve[-1, 2]),
             look.number(f"lowest {name}", curve[:, 2].min()),
+            piece,
         ]
-        for name, curve in zip(names, curves)
+        for name, curve, piece in zip(names, curves, pieces)
     ]
     look.beside(
         look.picture(draw_curves(names, curves), says),
-        look.table("runs", ["run", "steps", "train", "held out", "its lowest"], table),
+        look.table(
+            "runs", ["run", "steps", "train", "held out", "its lowest", "held out is"], table
+        ),
     )
     return
 
@@ -704,8 +710,8 @@ def _(place, weights):
         look.heat(
             "heads",
             heads,
-            [f"layer {i + 1}" for i in range(heads.shape[0])],
-            [f"head {i + 1}" for i in range(heads.shape[1])],
+            [f"layer\u00a0{i + 1}" for i in range(heads.shape[0])],
+            [f"head\u00a0{i + 1}" for i in range(heads.shape[1])],
             colour="green",
         ),
         look.sentence(
