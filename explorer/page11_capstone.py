@@ -413,25 +413,25 @@ def _(compared, where):
     wanted = [line.strip() for line in compared.value.splitlines() if line.strip()]
     if where is not None and (where.parent / "metrics.jsonl").is_file():
         wanted.insert(0, str(where.parent))  # the one that is open comes first
-    runs, curves, pieces, remarks = [], [], [], []
+    runs, curves, held_outs, remarks = [], [], [], []
     for run in dict.fromkeys(wanted):
         try:
-            curve, damaged, piece = read_curve(run)
+            curve, damaged, held_out = read_curve(run)
         except (ValueError, OSError) as error:
             remarks.append(look.problem(error))
             continue
         runs.append(run)
         curves.append(curve)
-        pieces.append(piece)
+        held_outs.append(held_out)
         if damaged:
             lines = "1 line" if damaged == 1 else f"{damaged} lines"
             remarks.append(look.sentence(f"{run}: {lines} of metrics.jsonl cannot be read."))
     look.below(*remarks)
-    return curves, pieces, runs
+    return curves, held_outs, runs
 
 
 @app.cell
-def _(curves, pieces, runs):
+def _(curves, held_outs, runs):
     mo.stop(not runs, look.words("There is no curve to draw: name a run above, or train one."))
     names = names_of(runs)
     final = np.array([curve[-1] for curve in curves])  # (runs, 3)
@@ -448,9 +448,9 @@ def _(curves, pieces, runs):
             look.number(f"train {name}", curve[-1, 1]),
             look.number(f"held {name}", curve[-1, 2]),
             look.number(f"lowest {name}", curve[:, 2].min()),
-            piece,
+            of,
         ]
-        for name, curve, piece in zip(names, curves, pieces)
+        for name, curve, of in zip(names, curves, held_outs)
     ]
     look.beside(
         look.picture(draw_curves(names, curves), says),
