@@ -59,6 +59,7 @@ def train_small(report):
             if row:
                 report(int(row[1]) / steps)
     if training.returncode:
+        shutil.rmtree(unfinished, ignore_errors=True)
         raise ValueError(line.strip())
     shutil.rmtree(SMALL_RUN, ignore_errors=True)
     os.replace(unfinished, SMALL_RUN)
