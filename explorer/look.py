@@ -222,6 +222,11 @@ def symbols(name, pieces, shares, titles, colours=None):
     return shown(tag("div", spans, "symbols", data_name=name))
 
 
+def apart(pieces):
+    """Coloured pieces (what `symbols` returns), larger and with a gap between them."""
+    return shown(plain(pieces), "apart")
+
+
 def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
     """The matrix (R, C) as a table of numbers on backgrounds, |value| = most being the strongest.
 
