@@ -23,7 +23,7 @@ with app.setup:
     LONGEST_TEXT = 10_000  # characters; more would not be cut while you type
     LONGEST_TO_MERGE = 200  # characters; the first page's plain code reads all of them each time
     LONGEST_WORD = 40  # bytes
-    MOST_SHOWN = 800  # tokens in colours; the numbers count all of them
+    MOST_SHOWN = 400  # tokens in colours; the numbers count all of them
     LARGEST_FILE = 100_000_000  # bytes; the largest tokenizer.json in use have a third of it
     DRAWS = 100
     TEXT = (
@@ -198,7 +198,7 @@ def why(pair, counts, spellings):
     times = dict(counts)[pair]
     equals = sum(n == times for _, n in counts)
     often = "once" if times == 1 else f"{times} times"
-    name = f"`{stage.spell([spellings[i] for i in pair])}` {pair}"
+    name = f"{stage.spell([spellings[i] for i in pair])} {pair}"
     if equals == 1:
         return f"Next comes {name}, which stands there {often}, and no other pair so often."
     tie = f"{equals} pairs stand there {often}, and none more often."
@@ -446,7 +446,7 @@ def _(counts, merges, n, spellings, states):
             " symbols: grey ones are single bytes (· is the space), blue ones were merged, and "
             "orange is the newest token.",
         ),
-        look.words(next_pair),
+        look.sentence(next_pair),
     )
     return
 
