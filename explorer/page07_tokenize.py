@@ -61,23 +61,28 @@ def open_trained(kept, size):
 
 @app.function
 def open_file(name, pattern):
-    """The tokenizer in a file or folder; ValueError, in one sentence, where there is none."""
+    """The tokenizer in a file or folder; ValueError, in one sentence, where there is none.
+
+    pattern: of a *.tiktoken file, which does not say its own."""
     if not name.strip():
         raise ValueError("No path is given: expected a tokenizer.json, or the folder of one.")
+    shown = f"{name.strip():.200}"
     try:
         path = ROOT / Path(name.strip()).expanduser()
         names = ("tokenizer.json", "vocab.json", "merges.txt")
         files = [path / inner for inner in names] if path.is_dir() else [path]
-        size = sum(file.stat().st_size for file in files if file.exists())
-        is_device = any(file.exists() and not file.is_file() for file in files)
-        if not path.exists():
-            raise ValueError(f"{name}: there is no such file or folder.")
+        files = [file for file in files if file.exists()]
+        size = sum(file.stat().st_size for file in files)
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"{name}: {error}.") from None
-    if is_device:
-        raise ValueError(f"{name}: neither a file nor a folder of files.")
+        raise ValueError(f"{shown}: {error}") from None
+    if not files and path.is_dir():
+        raise ValueError(f"{shown} is a folder that has no tokenizer.json, and no vocab.json.")
+    if not files:
+        raise ValueError(f"{shown}: there is no such file or folder.")
+    if not all(file.is_file() for file in files):
+        raise ValueError(f"{shown}: neither a file nor a folder of files.")
     if size > LARGEST_FILE:
-        raise ValueError(f"{name} has {size:,} bytes; at most {LARGEST_FILE:,} are read here.")
+        raise ValueError(f"{shown} has {size:,} bytes; at most {LARGEST_FILE:,} are read here.")
     return stage.Tokenizer.load(path, pattern if path.suffix == ".tiktoken" else None)
 
 
