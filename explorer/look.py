@@ -11,6 +11,7 @@ import json
 import marimo as mo
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from explorer.pages import PAGES
@@ -18,6 +19,7 @@ from explorer.pages import PAGES
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PURPLE, SKY = "#cc79a7", "#56b4e9"
 INK, QUIET, LINE = "#111111", "#777777", "#cccccc"
+PAPER = "#fefefe"  # what the page is drawn on
 COLOURS = {
     "blue": BLUE,
     "orange": ORANGE,
@@ -28,6 +30,7 @@ COLOURS = {
     "ink": INK,
     "quiet": QUIET,
     "line": LINE,
+    "paper": PAPER,
 }
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 # Lines differ in their dashes, too, for those who see no colours.
@@ -50,6 +53,7 @@ matplotlib.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": LINE,
         "grid.linewidth": 0.6,
         "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
@@ -227,6 +231,18 @@ def apart(pieces):
     return shown(plain(pieces), "apart")
 
 
+def names(name, written):
+    """Short texts in a row, which wraps."""
+    spans = "".join(tag("span", html.escape(text)) for text in written)
+    return shown(tag("div", spans, "names", data_name=name))
+
+
+def quote(name, given, written):
+    """A text that a model wrote, after the part that it was given."""
+    text = tag("b", html.escape(given)) + tag("span", html.escape(written), data_name=name)
+    return shown(tag("blockquote", text))
+
+
 def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
     """The matrix (R, C) as a table of numbers on backgrounds, |value| = most being the strongest.
 
@@ -262,7 +278,9 @@ def picture(figure, says, fills=None):
     place "x, y" into it.
     """
     file = io.BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    for artist in (figure, *figure.axes):
+        artist.patch.set_visible(False)  # the page shows through
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # savefig draws twice
     svg = file.getvalue().decode()
     svg = svg[svg.index("<svg") :]
     for name, value in COLOURS.items():

@@ -104,7 +104,7 @@ PAGES = (
         9,
         "adapt",
         "stage09_lora.py",
-        "What fine-tuning changes is nearly of low rank, so a few numbers can hold it.",
+        "What fine-tuning is good for takes few directions, so a small adapter can hold it.",
         ("LoRA: learn a low-rank update", "Which method, where, which rank and alpha"),
     ),
     Page(
