@@ -232,6 +232,11 @@ def symbols(name, pieces, shares, titles, colours=None):
     return shown(tag("div", spans, "symbols", data_name=name))
 
 
+def apart(pieces):
+    """Coloured pieces (what `symbols` returns), larger and with a gap between them."""
+    return shown(plain(pieces), "apart")
+
+
 def names(name, written):
     """Short texts in a row, which wraps."""
     spans = "".join(tag("span", html.escape(text)) for text in written)

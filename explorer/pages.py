@@ -86,9 +86,11 @@ PAGES = (
         "stage07_bpe.py",
         "What a model reads are pieces of words, and each tokenizer cuts them its own way.",
         (
+            "The idea on one page",
             "Byte-pair encoding",
             "WordPiece, and the longest match",
             "Unigram: a probability for every piece",
+            "The five steps of every tokenizer",
         ),
     ),
     Page(
