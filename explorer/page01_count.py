@@ -193,9 +193,7 @@ def _(chain, context, names, options, p, seed, set_start, symbols):
 
     one = mo.ui.button(label="draw one letter", on_change=extend(1))
     many = mo.ui.button(label="draw 50 letters", on_change=extend(50))
-    chosen = mo.ui.array(
-        [mo.ui.button(label=look.visible(name), on_change=choose(name)) for name in names[:8]]
-    )
+    chosen = [mo.ui.button(label=look.visible(name), on_change=choose(name)) for name in names[:8]]
     look.controls(one, many, *chosen)
     return
 

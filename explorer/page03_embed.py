@@ -145,7 +145,7 @@ def _():
 @app.cell
 def _(n_embd, rate):
     job = keep.start(
-        "embed", train_names, stage, n_embd=SIZES[n_embd.value], rate=RATES[rate.value]
+        "embed", train_names, stage, read_names, n_embd=SIZES[n_embd.value], rate=RATES[rate.value]
     )
     seen = keep.watch(job)
     return job, seen

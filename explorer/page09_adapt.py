@@ -172,22 +172,22 @@ def _():
 
 @app.cell
 def _():
-    job = keep.start("adapt", train_all, stage)
-    seen = keep.watch(job)
-    return job, seen
+    job = keep.start("adapt", train_all, stage, cut, verses_bits)
+    further, ready = keep.watch(job), keep.ready(job)
+    return further, job, ready
 
 
 @app.cell
-def _(job, seen):
-    seen()
+def _(further, job):
+    further()
     what = "A small GPT learns the stories, then the verses in four ways:"
     keep.progress(job, what) if job.result is None else None
     return
 
 
 @app.cell
-def _(job, seen):
-    mo.stop(not seen()[1] or job.result is None)
+def _(job, ready):
+    mo.stop(not ready() or job.result is None)
     base = parameters(job.result, "base")
     full = parameters(job.result, "full")
     updates = {name: full[name] - base[name] for name in stage.matrices_of(base)}
