@@ -9,7 +9,6 @@ app = marimo.App(
 
 with app.setup:
     import ast
-    import html
     import itertools
     import math
     import operator
@@ -19,7 +18,7 @@ with app.setup:
     import marimo as mo
 
     import stage02_autograd as stage
-    from explorer import look
+    from explorer import graph, look
 
     FIRST = "tanh(a*b + c) * a"
     EXAMPLES = {  # expression → values at which it is worth a look
@@ -28,8 +27,9 @@ with app.setup:
         "log(sigmoid(w*x + b))": {"w": 1, "x": -2, "b": 0.5},
         "(x**2 + y**2)**0.5": {"x": 3, "y": -2},
         "x**y / (1 + exp(-x))": {"x": 2, "y": 3},
-        "relu(x) + relu(-x)": {"x": 0},
+        "relu(x) - 0.1*relu(-x)": {"x": 0},  # a kink
     }
+    AGREE = 1e-6  # of a derivative, or of 1: more than measuring usually misses by
     MOST_LETTERS, MOST_LINES, MOST_VARIABLES = 200, 40, 6
 
     # What may be typed. The functions are those that the stage's rulebook has, under its names.
@@ -47,9 +47,6 @@ with app.setup:
     }
     KNOWN = f"stage 2 knows + - * / ** and {', '.join(FUNCTIONS)}"
 
-    # The drawing, in pixels.
-    HIGH, APART, LETTER = 60, 50, 7.3
-
 
 @app.class_definition
 class Line(NamedTuple):
@@ -59,6 +56,12 @@ class Line(NamedTuple):
     form: str = ""  # of an operation: "{} * {}"
     inputs: tuple[int, ...] = ()  # the lines that it works on
     make: Callable | None = None  # its Value, from theirs; a variable has none
+
+
+@app.function
+def cut(text):
+    """A text for a message: not too long."""
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 @app.class_definition
@@ -71,9 +74,8 @@ class Reader(ast.NodeVisitor):
         self.variables = {}  # name → its line, the same for all its uses
 
     def part(self, node):
-        """What was typed for this node, cut if it is long."""
-        typed = ast.get_source_segment(self.text, node) or type(node).__name__
-        return typed if len(typed) <= 40 else f"{typed[:37]}..."
+        """What was typed for this node."""
+        return cut(ast.get_source_segment(self.text, node) or type(node).__name__)
 
     def add(self, node, form="", inputs=(), make=None):
         if len(self.lines) == MOST_LINES:
@@ -137,7 +139,7 @@ class Reader(ast.NodeVisitor):
 @app.function
 def take_apart(text):
     """The lines of a typed expression, inputs before users; nothing of it is run by Python."""
-    text = text.strip()
+    text = " ".join(text.split())
     if not text:
         raise ValueError(f"The expression is empty: type one, such as {FIRST}.")
     if len(text) > MOST_LETTERS:
@@ -148,7 +150,7 @@ def take_apart(text):
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         message = getattr(error, "msg", "it is no text that Python can read")
-        raise ValueError(f"{text} cannot be read: {message}.") from error
+        raise ValueError(f"{cut(text)} cannot be read: {message}.") from error
     reader = Reader(text)
     reader.visit(tree.body)
     return reader.lines
@@ -242,6 +244,7 @@ class Moment(NamedTuple):
     known: set  # lines that have their values
     latest: int | None  # the line that got its value in this step
     terms: dict  # line → the contributions that arrived so far
+    total: dict  # line → their sum
     passed: list  # the edges gone back along; the last one in this step
 
 
@@ -254,11 +257,14 @@ def look_at(lines, nodes, edges, step):
     inputs = set(order) - set(operations)
     back = step - len(operations)  # 0 or less: still on the way forward
     passed = edges[: max(0, back - 1)]
-    terms = {len(lines) - 1: [1.0]} if back > 0 else {}
+    terms, total = {}, {}
+    if back > 0:  # the result's own gradient
+        terms[len(lines) - 1], total[len(lines) - 1] = [1.0], 1.0
     for edge in passed:
         terms.setdefault(edge.to, []).append(edge.contribution)
+        total[edge.to] = edge.total
     latest = operations[step - 1] if step and back <= 0 else None
-    return Moment(inputs | set(operations[:step]), latest, terms, passed)
+    return Moment(inputs | set(operations[:step]), latest, terms, total, passed)
 
 
 @app.function
@@ -272,161 +278,83 @@ def measure(lines, values, name):
 
 
 @app.function
-def agree(a, b):
-    """Whether two derivatives differ by less than rounding explains; nan agrees with nothing."""
-    return abs(a - b) <= 1e-6 * max(1.0, abs(a))
-
-
-@app.function
 def compare(lines, nodes, swept, measured):
-    """What the two kinds of derivatives, {variable: number} each, say about each other."""
+    """What the derivatives by the sweep and by measuring, {variable: number} each, say together."""
     if not swept:
         return "There is no variable in this expression, so there is nothing to turn."
     if not all(map(math.isfinite, swept.values())):
-        return "A slope on the way is infinite here, and what is multiplied by it is no number."
-    apart = [name for name in swept if not agree(swept[name], measured[name])]
+        return "A slope or a product on the way is infinite here, so the sweep ends in inf or nan."
+    gaps = {name: abs(swept[name] - measured[name]) for name in swept}  # nan: not measured
+    apart = [name for name in swept if gaps[name] > AGREE * max(1, abs(swept[name]))]
     if not apart:
-        return "Measured with two values of the expression each, all of them agree with the sweep."
-    told = f"The two do not agree about {', '.join(apart)}."
-    if any(line.text.startswith("relu(") and not nodes[line.inputs[0]].data for line in lines):
-        told += (
-            " The input of a relu is 0, where relu has a kink: the stage takes 0 as its slope, and "
-            "measuring finds the mean of the slopes on the left and on the right."
+        same = [name for name in swept if math.isfinite(gaps[name])]
+        return f"By both ways the same comes out for {', '.join(same)}." if same else ""
+    told = f"The two differ in {', '.join(apart)}. "
+    largest = max(abs(node.data) for node in nodes)
+    rounding = 2.0**-53 * largest / 1e-6  # of a difference over 2h, with h near 5e-6
+    if any(line.form.startswith("relu") and not nodes[line.inputs[0]].data for line in lines):
+        return told + (
+            "The input of a relu is 0, where it has a kink: the stage takes 0 for its slope there, "
+            "and measuring finds the mean of the slopes on both sides."
         )
-    return told
+    if max(gaps[name] for name in apart) < rounding:
+        return told + f"Rounding values near {largest:.1g} can make a difference of that size."
+    return told + "A slope is wrong, or the expression bends too sharply to be measured."
 
 
 # The graph
 
 
 @app.function
-def place_boxes(lines, titles):
-    """Layers from the inputs above to the result below: (x of each line, y of each line, width of
-    each box, way of each edge). A way is the list of x at which an edge passes through layers.
-    """
-    layer = [0] * len(lines)
-    users = [[] for _ in lines]
-    for i, line in enumerate(lines):
-        for j in line.inputs:
-            users[j].append(i)
-        if line.inputs:
-            layer[i] = 1 + max(layer[j] for j in line.inputs)
-    for i, line in enumerate(lines):
-        if users[i] and not line.inputs:  # an input stands just above its first user
-            layer[i] = min(layer[u] for u in users[i]) - 1
-    # An edge that skips layers gets a narrow place of its own in each of them.
-    width = {i: max(76, LETTER * len(title) + 18) for i, title in enumerate(titles)}
-    rows = [[] for _ in range(max(layer) + 1)]
-    ways, near, x = {}, {}, {}
-    for i, line in enumerate(lines):
-        rows[layer[i]].append(i)
-        near.setdefault(i, [])
-        x[i] = 90.0 * i
-        for k, j in enumerate(line.inputs):
-            between = [(i, k, level) for level in range(layer[j] + 1, layer[i])]
-            for item in between:
-                rows[item[2]].append(item)
-                width[item], x[item], near[item] = 14, x[j], []
-            ways[i, k] = [j, *between, i]
-            for above, below in itertools.pairwise(ways[i, k]):
-                near[above].append(below)
-                near[below].append(above)
-    # Again and again each moves to the middle of its neighbours, as far as there is room.
-    for turn in range(24):
-        for row in rows if turn % 2 else reversed(rows):
-            wish = {item: sum(x[n] for n in near[item] or [item]) for item in row}
-            wish = {item: total / max(1, len(near[item])) for item, total in wish.items()}
-            row.sort(key=wish.get)
-            for last, item in itertools.pairwise([None, *row]):
-                room = -math.inf if last is None else x[last] + (width[last] + width[item]) / 2 + 18
-                x[item] = max(wish[item], room)
-            shift = sum(wish[item] - x[item] for item in row) / len(row)
-            for item in row:
-                x[item] += shift
-    left = min(x[item] - width[item] / 2 for item in x) - 50  # room for a slope beside an edge
-    x = {item: value - left for item, value in x.items()}
-    return x, layer, width, ways
-
-
-@app.function
-def write_at(x, y, text, colour="ink", bold=False, anchor="middle"):
-    """SVG: a word, on a rim of paper."""
-    style = (
-        f"fill:var(--{colour});stroke:var(--paper);stroke-width:4px;paint-order:stroke;"
-        f"font-size:13px;font-weight:{700 if bold else 400};text-anchor:{anchor}"
-    )
-    return look.tag("text", html.escape(text), x=f"{x:.1f}", y=f"{y:.1f}", style=style)
-
-
-@app.function
-def draw_edge(points, colour, thick, upward):
-    """SVG: a smooth line downward through points, with an arrowhead at one of its ends."""
-    path = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        middle = (y0 + y1) / 2
-        path += f"C{x0:.1f} {middle:.1f} {x1:.1f} {middle:.1f} {x1:.1f} {y1:.1f}"
-    (x, y), back = (points[0], 9) if upward else (points[-1], -9)
-    head = f"M{x:.1f} {y:.1f}l-5 {back}h10z"
-    line = f"fill:none;stroke:var(--{colour});stroke-width:{thick}px"
-    return look.tag("path", d=path, style=line) + look.tag(
-        "path", d=head, style=f"fill:var(--{colour})"
-    )
-
-
-@app.function
-def draw_graph(lines, titles, boxes, nodes, moment, uses):
-    """SVG of what is known at this moment: (width, height, inside)."""
-    x, layer, width, ways = boxes
-    top = [12 + (HIGH + APART) * level for level in layer]
-    passed = {(edge.user, edge.k) for edge in moment.passed}
-    latest = moment.passed[-1] if moment.passed else None
-    edges, slopes, rectangles = "", "", ""
-    for (user, k), way in sorted(ways.items(), key=lambda item: item[0] in passed):
-        # Two edges arrive at a box side by side, in the order of where they come from.
-        comes = [x[ways[user, j][-2]] for j in range(len(lines[user].inputs))]
-        side = 0
-        if len(comes) == 2:
-            side = -1 if (comes[k], k) < (comes[1 - k], 1 - k) else 1
-        points = [(x[way[0]], top[way[0]] + HIGH)]
-        for item in way[1:-1]:
-            level = 12 + (HIGH + APART) * item[2]
-            points += [(x[item], level), (x[item], level + HIGH)]
-        points.append((x[user] + 16 * side, top[user]))
-        now = latest is not None and (latest.user, latest.k) == (user, k)
+def draw_edges(nodes, places, moment):
+    """SVG of the edges, and beside each, as soon as it is known, its slope."""
+    passed = [(edge.user, edge.k) for edge in moment.passed]
+    edges, slopes = "", ""
+    for user, k in sorted(places.ways, key=lambda edge: edge in passed):
+        side = graph.arrival(places, user, k)
+        points = graph.find_way(places, places.ways[user, k], places.x[user] + side)
         gone = (user, k) in passed
+        now = user == moment.latest or (gone and passed[-1] == (user, k))
         colour = "orange" if gone else "quiet"
-        edges += draw_edge(points, colour, 3.5 if now else 1.5, gone)
+        edges += graph.draw_edge(points, colour, 3.5 if now else 1.5, upward=gone)
         if user in moment.known:
-            anchor = "end" if side < 0 else "start"
-            place = x[user] + 16 * side + (-9 if side < 0 else 9)
+            x, y = points[-1]
             slope = f"{nodes[user]._slopes[k]:.4g}"
-            colour = "orange" if gone else "quiet"
-            slopes += write_at(place, top[user] - 9, slope, colour, now, anchor)
-    for i, line in enumerate(lines):
-        now = i == moment.latest or (latest is not None and i == latest.to)
-        colour = "blue" if not line.inputs and line.make is None else "quiet"
-        style = (
-            f"fill:var(--{'wash' if now else 'paper'});stroke:var(--{colour});"
-            f"stroke-width:{2.5 if now else 1.2}px"
-        )
-        rectangles += look.tag(
-            "rect",
-            x=f"{x[i] - width[i] / 2:.1f}",
-            y=top[i],
-            width=f"{width[i]:.1f}",
-            height=HIGH,
-            rx=6,
-            style=style,
-        )
-        rectangles += write_at(x[i], top[i] + 17, titles[i], "ink", True)
-        value = f"{nodes[i].data:.4g}" if i in moment.known else "?"
-        rectangles += write_at(x[i], top[i] + 35, value, "ink" if i in moment.known else "quiet")
-        if i in moment.terms:
-            total = next((e.total for e in reversed(moment.passed) if e.to == i), 1.0)
-            more = " + ..." if len(moment.terms[i]) < uses[i] else ""
-            rectangles += write_at(x[i], top[i] + 53, f"{total:.4g}{more}", "orange", True)
-    wide = max(x[item] + width[item] / 2 for item in x) + 50
-    return wide, max(top) + HIGH + 12, edges + slopes + rectangles
+            if side < 0:
+                slopes += graph.write_at(x - 9, y - 9, slope, colour, now, "end")
+            else:
+                slopes += graph.write_at(x + 9, y - 9, slope, colour, now, "start")
+    return edges + slopes
+
+
+@app.function
+def draw_boxes(lines, titles, nodes, places, moment, uses):
+    """SVG of the lines: in each box a title, a value, and the gradient so far."""
+    boxes = ""
+    for i, (line, node) in enumerate(zip(lines, nodes)):
+        now = i == moment.latest or (moment.passed and i == moment.passed[-1].to)
+        x, y = places.x[i], graph.top(places.layer[i])
+        boxes += graph.draw_box(places, i, "quiet" if line.make else "blue", now)
+        boxes += graph.write_at(x, y + 17, titles[i], bold=True)
+        if i in moment.known:
+            boxes += graph.write_at(x, y + 35, f"{node.data:.4g}")
+        else:
+            boxes += graph.write_at(x, y + 35, "?", "quiet")
+        if i in moment.total:
+            to_come = " + …" if len(moment.terms[i]) < uses[i] else ""
+            boxes += graph.write_at(x, y + 53, f"{moment.total[i]:.4g}{to_come}", "orange", True)
+    return boxes
+
+
+@app.function
+def write_sum(terms, uses):
+    """The contributions to a gradient: "0.5 + -2 + …"; of many only the last three."""
+    shown = [f"{term:.4g}" for term in terms[-3:]]
+    if len(terms) > 3:
+        shown.insert(0, f"{len(terms) - 3} others")
+    if 0 < len(terms) < uses:
+        shown.append("…")
+    return " + ".join(shown)
 
 
 # The page
@@ -460,26 +388,28 @@ def _():
 @app.cell
 def _(chosen, set_step, set_text):
     def show(example):
-        chosen.update(EXAMPLES[example])
-        set_text(example)
-        set_step(0)
+        def press(_):
+            chosen.update(EXAMPLES[example])
+            set_text(example)
+            set_step(0)
 
-    _examples = [
-        mo.ui.button(label=f"`{example}`", on_change=lambda _, example=example: show(example))
-        for example in EXAMPLES
-    ]
-    look.controls(*_examples)
+        return press
+
+    examples = mo.ui.array(
+        [mo.ui.button(label=f"`{example}`", on_change=show(example)) for example in EXAMPLES]
+    )
+    look.controls(*examples)
     return
 
 
 @app.cell
-def _(get_text, set_step):
+def _(get_text, set_step, set_text):
+    def typed(text):
+        set_text(text)
+        set_step(0)
+
     expression = mo.ui.text(
-        get_text(),
-        label="expression",
-        debounce=False,
-        full_width=True,
-        on_change=lambda _: set_step(0),
+        get_text(), label="expression", debounce=False, full_width=True, on_change=typed
     )
     expression
     return (expression,)
@@ -549,9 +479,9 @@ def _(lines):
     mo.stop(lines is None)
     names = name_lines(lines)
     titles = title_lines(lines, names)
-    boxes = place_boxes(lines, titles)
+    places = graph.place_boxes([line.inputs for line in lines], titles)
     uses = [sum(line.inputs.count(i) for line in lines) for i in range(len(lines))]
-    return boxes, names, titles, uses
+    return names, places, titles, uses
 
 
 @app.cell
@@ -579,7 +509,7 @@ def _(forward, moment, most, names, nodes, step, titles, uses):
         told = look.sentence(
             f"Backward begins: the result {names[-1]} changes exactly as fast as itself, so its "
             "gradient is ",
-            look.number("seed", moment.terms[len(names) - 1][0], "g"),
+            look.number("seed", moment.total[len(names) - 1], "g"),
             ".",
         )
     else:
@@ -601,32 +531,26 @@ def _(forward, moment, most, names, nodes, step, titles, uses):
 
 
 @app.cell
-def _(boxes, lines, moment, most, names, nodes, step, titles, uses):
+def _(lines, moment, most, names, nodes, places, step, titles, uses):
     _complete = sum(len(terms) == max(1, uses[i]) for i, terms in moment.terms.items())
-    _picture = look.drawing(
-        *draw_graph(lines, titles, boxes, nodes, moment, uses),
+    _graph = look.drawing(
+        *graph.size(places),
+        draw_edges(nodes, places, moment) + draw_boxes(lines, titles, nodes, places, moment, uses),
         f"After step {step.value} of {most}, {len(moment.known)} of {len(lines)} values are known "
         f"and {_complete} gradients complete. In a box stand a name, a value and, below, the "
         "gradient; beside an edge stands its slope.",
     )
     _rows = []
-    for _i in reversed([nodes.index(node) for node in stage.topological_order(nodes[-1])]):
-        _terms = moment.terms.get(_i, [])
-        _more = [" + ..."] if 0 < len(_terms) < uses[_i] else []
-        _total = next((e.total for e in reversed(moment.passed) if e.to == _i), 1.0)
-        _sum = " + ".join(f"{term:.4g}" for term in _terms)
-        _rows.append(
-            [
-                titles[_i],
-                f"{nodes[_i].data:.4g}" if _i in moment.known else "?",
-                _sum + "".join(_more),
-                look.number(f"grad_{names[_i]}", _total, ".4g") if _terms else "",
-            ]
-        )
-    look.beside(
-        _picture,
-        look.table("sums", ["", "value", "contributions", "their sum"], _rows),
-    )
+    for _node in reversed(stage.topological_order(nodes[-1])):
+        _i = nodes.index(_node)
+        _value, _sum = "?", ""
+        if _i in moment.known:
+            _value = look.number(f"value_{names[_i]}", _node.data, ".4g")
+        if _i in moment.total:
+            _sum = look.number(f"grad_{names[_i]}", moment.total[_i], ".4g")
+        _rows.append([titles[_i], _value, write_sum(moment.terms.get(_i, []), uses[_i]), _sum])
+    _sums = look.table("sums", ["", "value", "contributions", "gradient"], _rows)
+    look.beside(_graph, _sums) if graph.size(places)[0] < 560 else look.below(_graph, _sums)
     return
 
 
@@ -641,13 +565,13 @@ def _(nodes):
 def _(lines, nodes, sliders, variables):
     mo.stop(nodes is None)
     _swept = {line.text: node.grad for line, node in zip(lines, nodes) if line.text in variables}
-    _measured, unmeasured = {}, []
+    _measured, _unmeasured = {}, []
     for _name in variables:
         try:
             _measured[_name] = measure(lines, sliders.value, _name)
         except ValueError as error:
             _measured[_name] = math.nan
-            unmeasured.append(f"{_name} cannot be measured: {error}. ")
+            _unmeasured.append(f"{_name} cannot be measured: {error}. ")
     _rows = [
         [
             name,
@@ -659,7 +583,7 @@ def _(lines, nodes, sliders, variables):
     ]
     look.below(
         look.table("derivatives", ["variable", "by the sweep", "measured", "difference"], _rows),
-        look.sentence(compare(lines, nodes, _swept, _measured), " ", "".join(unmeasured)),
+        look.sentence(compare(lines, nodes, _swept, _measured), " ", *_unmeasured),
     )
     return
 
