@@ -321,9 +321,9 @@ def draw_edges(nodes, places, moment):
             x, y = points[-1]
             slope = f"{nodes[user]._slopes[k]:.4g}"
             if side < 0:
-                slopes += graph.write_at(x - 9, y - 9, slope, colour, now, "end")
+                slopes += graph.write_at(x - 8, y - 4, slope, colour, now, "end")
             else:
-                slopes += graph.write_at(x + 9, y - 9, slope, colour, now, "start")
+                slopes += graph.write_at(x + 8, y - 4, slope, colour, now, "start")
     return edges + slopes
 
 
@@ -395,8 +395,10 @@ def _(chosen, set_step, set_text):
 
         return press
 
+    # A label is Markdown, where a plain * would begin a slanted word.
+    _labels = {example: example.replace("*", r"\*") for example in EXAMPLES}
     examples = mo.ui.array(
-        [mo.ui.button(label=f"`{example}`", on_change=show(example)) for example in EXAMPLES]
+        [mo.ui.button(label=_labels[example], on_change=show(example)) for example in EXAMPLES]
     )
     look.controls(*examples)
     return
