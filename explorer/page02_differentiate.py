@@ -157,13 +157,21 @@ def take_apart(text):
 
 
 @app.function
-def build(lines, values):
-    """The stage's Value of every line. ValueError: one of them is no finite number here."""
+def build(lines, values, held=None):
+    """The stage's Value of every line. ValueError: one of them is no finite number here.
+
+    held: {line: number} to put in the place of what the line makes.
+    """
     nodes = []
-    for line in lines:
-        inputs = [nodes[i] for i in line.inputs]
+    for i, line in enumerate(lines):
+        inputs = [nodes[j] for j in line.inputs]
         try:
-            node = line.make(*inputs) if line.make else stage.Value(values[line.text])
+            if held and i in held:
+                node = stage.Value(held[i])
+            elif line.make:
+                node = line.make(*inputs)
+            else:
+                node = stage.Value(values[line.text])
             if not math.isfinite(node.data):
                 raise OverflowError
         except OverflowError:
@@ -268,13 +276,28 @@ def look_at(lines, nodes, edges, step):
 
 
 @app.function
-def measure(lines, values, name):
-    """∂result/∂name by the stage's central differences; no graph is gone back through."""
+def measure(lines, values, nodes, i):
+    """∂result/∂(line i) by the stage's central differences: only values are asked for."""
 
     def result(x):
-        return build(lines, {**values, name: x})[-1].data
+        return build(lines, values, {i: x})[-1].data
 
-    return stage.measured_slope(result, float(values[name]))
+    return stage.measured_slope(result, nodes[i].data)
+
+
+@app.function
+def measure_all(lines, values, nodes):
+    """For every line its measured derivative, or nan; and why there is none, or None."""
+    slopes, reasons = [], []
+    for i in range(len(lines)):
+        slope, reason = math.nan, None
+        try:
+            slope = measure(lines, values, nodes, i)
+        except ValueError as error:
+            reason = str(error)
+        slopes.append(slope)
+        reasons.append(reason)
+    return slopes, reasons
 
 
 @app.function
@@ -487,6 +510,13 @@ def _(lines):
 
 
 @app.cell
+def _(lines, nodes, sliders):
+    mo.stop(nodes is None)
+    measured, reasons = measure_all(lines, sliders.value, nodes)
+    return measured, reasons
+
+
+@app.cell
 def _(edges, lines, nodes, step):
     mo.stop(nodes is None)
     moment = look_at(lines, nodes, edges, step.value)
@@ -533,7 +563,7 @@ def _(forward, moment, most, names, nodes, step, titles, uses):
 
 
 @app.cell
-def _(lines, moment, most, names, nodes, places, step, titles, uses):
+def _(lines, measured, moment, most, names, nodes, places, step, titles, uses):
     _complete = sum(len(terms) == max(1, uses[i]) for i, terms in moment.terms.items())
     _graph = look.drawing(
         *graph.size(places),
@@ -545,13 +575,16 @@ def _(lines, moment, most, names, nodes, places, step, titles, uses):
     _rows = []
     for _node in reversed(stage.topological_order(nodes[-1])):
         _i = nodes.index(_node)
-        _value, _sum = "?", ""
+        _value, _sum, _beside = "?", "", ""
         if _i in moment.known:
             _value = look.number(f"value_{names[_i]}", _node.data, ".4g")
         if _i in moment.total:
             _sum = look.number(f"grad_{names[_i]}", moment.total[_i], ".4g")
-        _rows.append([titles[_i], _value, write_sum(moment.terms.get(_i, []), uses[_i]), _sum])
-    _sums = look.table("sums", ["", "value", "contributions", "gradient"], _rows)
+        _terms = moment.terms.get(_i, [])
+        if len(_terms) == max(1, uses[_i]):  # complete, so it can be compared
+            _beside = look.number(f"beside_{names[_i]}", measured[_i], ".4g")
+        _rows.append([titles[_i], _value, write_sum(_terms, uses[_i]), _sum, _beside])
+    _sums = look.table("sums", ["", "value", "contributions", "gradient", "measured"], _rows)
     look.beside(_graph, _sums) if graph.size(places)[0] < 560 else look.below(_graph, _sums)
     return
 
@@ -564,16 +597,14 @@ def _(nodes):
 
 
 @app.cell
-def _(lines, nodes, sliders, variables):
+def _(lines, measured, nodes, reasons, variables):
     mo.stop(nodes is None)
-    _swept = {line.text: node.grad for line, node in zip(lines, nodes) if line.text in variables}
-    _measured, _unmeasured = {}, []
-    for _name in variables:
-        try:
-            _measured[_name] = measure(lines, sliders.value, _name)
-        except ValueError as error:
-            _measured[_name] = math.nan
-            _unmeasured.append(f"{_name} cannot be measured: {error}. ")
+    _places = {name: next(i for i, x in enumerate(lines) if x.text == name) for name in variables}
+    _swept = {name: nodes[i].grad for name, i in _places.items()}
+    _measured = {name: measured[i] for name, i in _places.items()}
+    _unmeasured = [
+        f"{name} cannot be measured: {reasons[i]}. " for name, i in _places.items() if reasons[i]
+    ]
     _rows = [
         [
             name,

@@ -48,6 +48,9 @@ def test_every_step_forward_and_back(visit):
     root.backward()
     for name in nodes:
         assert visit.number(f"grad_{name}") == pytest.approx(nodes[name].grad)
+        assert visit.number(f"beside_{name}") == pytest.approx(nodes[name].grad, rel=1e-7)
+    slope = stage.measured_slope(lambda v2: math.tanh(v2) * 2.0, -0.5)  # v2 held, all else as it is
+    assert visit.number("beside_v2") == pytest.approx(slope, rel=1e-12)
     visit.says("After step 12 of 12, 7 of 7 values are known and 7 gradients complete")
     visit.press("on")  # there is no thirteenth
     visit.press("back")
