@@ -176,6 +176,11 @@ def field(identity, element):
     return mo.Html(tag("div", plain(element), id=identity))
 
 
+def steady(element):
+    """An element whose length changes, with room for some lines, so that nothing below it jumps."""
+    return shown(plain(element), "steady")
+
+
 # Tables, bars, coloured texts
 
 
@@ -300,3 +305,15 @@ def picture(figure, says, fills=None):
         place = [box.x0, 1 - box.y1, box.x1, 1 - box.y0, *axes.get_xlim(), *axes.get_ylim()]
         clicks = {"data_fills": fills, "data_axes": json.dumps([float(v) for v in place])}
     return shown(tag("figure", svg + tag("figcaption", html.escape(says)), **clicks))
+
+
+def drawing(width, height, inside, says):
+    """SVG of your own, in pixels, above its sentence. Its colours are variables: var(--blue).
+
+    Where the page is narrow it shrinks a little, and then scrolls in a box of its own.
+    """
+    size = f"width:100%;min-width:{0.85 * width:.0f}px;max-width:{width:.0f}px"
+    view = f"0 0 {width:.0f} {height:.0f}"
+    svg = tag("svg", inside, viewBox=view, role="img", aria_label=says, style=size)
+    box = tag("div", svg, style="overflow-x:auto")
+    return shown(tag("figure", box + tag("figcaption", html.escape(says)), style="max-width:none"))

@@ -48,7 +48,8 @@ PAGES = (
         "A derivative travels backward along the edges of an expression, one factor an edge.",
         (
             "There and back",
-            "The rules, and the chain rule",
+            "The derivative, and how to measure it",
+            "Part two: one rulebook",
             "Reverse mode: remember, then sweep back",
         ),
     ),
