@@ -268,24 +268,27 @@ def _(prompt):
 
 @app.cell
 def _():
-    scales = mo.ui.array(
-        [mo.ui.checkbox(True, label=f"layer {layer + 1}: √D") for layer in range(N_LAYER)]
-    )
-    heads = mo.ui.array(
-        [mo.ui.checkbox(True, label=f"layer {layer + 1}: head {head + 1}") for layer, head in HEADS]
-    )
+    # Six names instead of a mo.ui.array, which forgets a tick if two come quickly.
+    scale1 = mo.ui.checkbox(True, label="layer 1: √D")
+    scale2 = mo.ui.checkbox(True, label="layer 2: √D")
+    head11 = mo.ui.checkbox(True, label="layer 1: head 1")
+    head12 = mo.ui.checkbox(True, label="layer 1: head 2")
+    head21 = mo.ui.checkbox(True, label="layer 2: head 1")
+    head22 = mo.ui.checkbox(True, label="layer 2: head 2")
     look.below(
         look.words("Untick what the model shall do without: a layer's division by √D, or a head."),
-        look.controls(*scales),
-        *(look.controls(*heads[first : first + N_HEAD]) for first in range(0, len(HEADS), N_HEAD)),
+        look.controls(scale1, scale2),
+        look.controls(head11, head12),
+        look.controls(head21, head22),
     )
-    return heads, scales
+    return head11, head12, head21, head22, scale1, scale2
 
 
 @app.cell
-def _(heads, scales):
-    unscaled = [layer for layer, ticked in enumerate(scales.value) if not ticked]
-    silenced = [place for place, ticked in zip(HEADS, heads.value) if not ticked]
+def _(head11, head12, head21, head22, scale1, scale2):
+    unscaled = [layer for layer, box in enumerate((scale1, scale2)) if not box.value]
+    boxes = (head11, head12, head21, head22)  # in the order of HEADS
+    silenced = [place for place, box in zip(HEADS, boxes) if not box.value]
     changed = bool(unscaled or silenced)
     return changed, silenced, unscaled
 
