@@ -9,6 +9,7 @@ app = marimo.App(
 
 with app.setup:
     import math
+    from string import Formatter
     from types import SimpleNamespace
 
     import marimo as mo
@@ -118,6 +119,17 @@ def part(arrays, prefix, i=...):
 
 
 @app.function
+def tell(text, **values):
+    """A paragraph in which each {name:format} of the text is a shown number."""
+    parts = []
+    for words, name, form, _ in Formatter().parse(text):
+        parts.append(words)
+        if name:
+            parts.append(look.number(name, values[name], form))
+    return look.sentence(*parts)
+
+
+@app.function
 def title(method, setting):
     """PPO, β = 0.5"""
     return f"{method}, {'n' if method == 'imitate best' else 'β'} = {setting:g}"
@@ -161,29 +173,26 @@ def shares_of(points, world):
 
 @app.function
 def conclude(means):
-    """The parts of a sentence: which method is nearest to the frontier, and which is furthest."""
+    """Which method is nearest to the frontier, and which is furthest, in a sentence or two."""
     if not means:
-        return ["No run ended where the frontier is known."]
+        return "No run ended where the frontier is known."
 
     def told(method):
-        return [method, " (", look.number(f"mean {method}", 100 * means[method], ".0f"), " %)"]
+        return f"{method} ({100 * means[method]:.0f} %)"
 
     nearest = max(means, key=means.get)
-    parts = ["By its mean share of the possible gain, nearest to the frontier is ", *told(nearest)]
-    guessing = {method: share for method, share in means.items() if method != "PPO, verified"}
+    text = f"By its mean share of the possible gain, nearest to the frontier is {told(nearest)}"
+    guessing = [method for method in means if method != "PPO, verified"]
     if nearest not in guessing:
-        parts.append(", which is paid by the truth itself")
+        text += ", which is paid by the truth itself"
     if guessing:
-        first = max(guessing, key=guessing.get)
-        last = min(guessing, key=guessing.get)
-        level = [m for m in guessing if m != first and guessing[m] > guessing[first] - 0.02]
-        parts += [". Of those that must guess the reward it is ", *told(first)]
+        first = max(guessing, key=means.get)
+        level = [m for m in guessing if m != first and means[m] > means[first] - 0.02]
+        text += f". Of those that must guess the reward it is {told(first)}"
         if level:
-            parts.append(
-                f", and, less than 2 points behind and so level with it, {', '.join(level)}"
-            )
-        parts += ["; the furthest is ", *told(last)]
-    return [*parts, "."]
+            text += f", and level with it, less than 2 points behind, {', '.join(map(told, level))}"
+        text += f"; the furthest is {told(min(guessing, key=means.get))}"
+    return text + "."
 
 
 @app.function
@@ -207,7 +216,7 @@ def draw_plane(world, points, beta, picked, everything):
     axes.set_ylabel("true reward")
 
     axes.plot(*world.best.T, color=look.INK, linewidth=2)
-    axes.text(end, top, "  frontier", va="center", color=look.INK)
+    axes.text(end + 0.01 * right, top, "frontier", va="center", color=look.INK)
     axes.plot(0, world.start, "o", color=look.QUIET, markersize=8)
     at, reward = stage.frontier(world.truth, world.weights, [beta])[0]
     axes.axline((at, reward), slope=beta, color=look.ORANGE, linestyle="--", linewidth=1.2)
@@ -215,23 +224,26 @@ def draw_plane(world, points, beta, picked, everything):
     if points is None:
         return figure, []
 
-    ends = []  # (height, method, place): where each method's label points to
+    ends = []  # (height, place, method, alpha): what each method's label points to
     for method, (colour, marker) in LOOKS.items():
         mine = inside & [run[0] == method for run in RUNS]
-        strong = picked is None or RUNS[picked][0] == method
-        alpha = 1 if strong else 0.25
-        axes.plot(kl[mine], true[mine], color=colour, linewidth=0.8, alpha=0.5 * alpha)
-        axes.plot(kl[mine], true[mine], marker, color=colour, markersize=7, alpha=alpha)
+        alpha = 1 if picked is None or RUNS[picked][0] == method else 0.25
+        look_of_it = {"color": colour, "marker": marker, "markersize": 7, "alpha": alpha}
+        axes.plot(kl[mine], true[mine], linewidth=0.7, **look_of_it)
         last = np.flatnonzero(mine & (kl < end))[-1:]
         if len(last):
-            ends.append((true[last[0]], method, (kl[last[0]], true[last[0]])))
-    for i, (_, method, place) in enumerate(sorted(ends)):
-        colour, marker = LOOKS[method]
-        height = 0.04 + 0.075 * i  # as a fraction of the picture's
-        axes.plot(0.62, height, marker, color=colour, transform=axes.transAxes)
-        axes.text(0.645, height, method, color=colour, va="center", transform=axes.transAxes)
-        leader = {"arrowstyle": "-", "color": look.LINE, "linewidth": 0.8, "shrinkB": 4}
-        axes.annotate("", place, (0.61, height), textcoords="axes fraction", arrowprops=leader)
+            ends.append((true[last[0]], kl[last[0]], method, look_of_it))
+    for i, (y, x, method, look_of_it) in enumerate(sorted(ends)):  # labels below one another
+        height = low + (high - low) * (-0.03 + 0.09 * i)
+        axes.plot(
+            [x, 0.62 * right],
+            [y, height],
+            linewidth=0.4,
+            linestyle=":",
+            markevery=[1],
+            **look_of_it,
+        )
+        axes.text(0.65 * right, height, method, color=look_of_it["color"], va="center")
     if picked is not None and inside[picked]:
         axes.plot(kl[picked], true[picked], "o", color=look.INK, markersize=15, fillstyle="none")
     return figure, [title(*run) for run, seen in zip(RUNS, inside) if not seen]
@@ -374,14 +386,14 @@ def _(get_points, setting, writer):
 def _(again, points, price, run, world, writer):
     # The same seed for all writers: what differs between their names is not luck alone.
     rng = np.random.default_rng(again.value)
+    drawn, likelier, kl, true = None, None, None, None
     if writer.value == BEST:
         drawn, likelier = draw_best(price.value, world, rng)
         kl, true = stage.frontier(world.truth, world.weights, [price.value])[0]
     elif writer.value == REFERENCE:
         drawn, likelier = draw(world.reference, world, rng)
-        kl, true = 0.0, world.start
-    else:
-        mo.stop(points is None, look.words("This method is still in training."))
+        kl, true = 0.0, float(world.start)
+    elif points is not None:
         drawn, likelier = draw(part(points, "policy_", run), world, rng)
         kl, true = points["kl"][run], points["true"][run]
     return drawn, kl, likelier, true
@@ -389,16 +401,23 @@ def _(again, points, price, run, world, writer):
 
 @app.cell
 def _(drawn, likelier, world):
-    names = stage.decode(drawn)
-    rewards = stage.true_rewards(drawn)
-    # The reward model knows rewards up to a constant: let it be right about the reference's mean.
-    believed = stage.learned_rewards(world.model, drawn) - world.start_learned + world.start
-    rows = []
-    for i in range(SHOWN):
-        row = {"true": rewards[i], "believed": believed[i], "likelier": likelier[i]}
-        rows.append([names[i], *[look.number(f"{key} {i}", row[key], "+.1f") for key in row]])
-    listed = look.table("names", ["name", "true", "believed", "likelier"], rows)
-    return listed, rewards
+    listed = look.words("This method is still in training.")
+    if drawn is not None:
+        names, rewards = stage.decode(drawn[:SHOWN]), stage.true_rewards(drawn[:SHOWN])
+        # It knows rewards up to a constant: let it be right about the reference's mean.
+        believed = stage.learned_rewards(world.model, drawn) - world.start_learned + world.start
+        rows = []
+        for i, written in enumerate(names):
+            row = {"true": rewards[i], "believed": believed[i], "likelier": likelier[i]}
+            rows.append([written, *[look.number(f"{key} {i}", row[key], "+.1f") for key in row]])
+        listed = look.below(
+            look.table("names", ["name", "true", "believed", "likelier"], rows),
+            look.words(
+                "The reward of each name, true and as the reward model believes; and by how many "
+                "nats it is likelier than under the reference."
+            ),
+        )
+    return (listed,)
 
 
 @app.cell
@@ -409,67 +428,67 @@ def _(everything, listed, points, price, run, world):
         says += f" The ring is {title(*RUNS[run])}."
     if outside:
         says += f" Outside this picture: {' and '.join(outside)}."
-    explained = look.words(
-        "Rewards of each name: what is true, and what the reward model believes. Likelier: by how "
-        "many nats, log π/π_ref."
-    )
-    look.beside(look.picture(figure, says), look.below(listed, explained))
+    look.beside(look.picture(figure, says), listed)
     return
 
 
 @app.cell
-def _(kl, price, true, world, writer):
+def _(price, world):
     best_kl, best_reward = stage.frontier(world.truth, world.weights, [price.value])[0]
     best_worth = best_reward - price.value * best_kl
+    tell(
+        f"At the price β = {price.value:g} the best policy has a true reward of {{best_reward:.2f}}"
+        " at a distance of {best_kl:.2f} nats: after paying for that it is worth {best_worth:.2f}.",
+        best_reward=best_reward,
+        best_kl=best_kl,
+        best_worth=best_worth,
+    )
+    return (best_worth,)
+
+
+@app.cell
+def _(best_worth, drawn, kl, price, run, true, writer):
+    mo.stop(drawn is None or writer.value == BEST)
+    name = "The reference" if run is None else title(*RUNS[run])
     worth = true - price.value * kl
-    at_best = look.sentence(
-        f"At the price β = {price.value:g} the best policy has a true reward of ",
-        look.number("best_reward", best_reward),
-        " at a distance of ",
-        look.number("best_kl", best_kl),
-        " nats: after paying for the distance it is worth ",
-        look.number("best_worth", best_worth),
-        ".",
+    tell(
+        f"{name} has a true reward of {{reward:.2f}} at a distance of {{kl:.2f}} nats, and so is "
+        "worth {worth:.2f}. What it lacks is β times its distance from the best policy (section "
+        "7), which must be {from_best:.2f} nats.",
+        reward=true,
+        kl=kl,
+        worth=worth,
+        from_best=(best_worth - worth) / price.value,
     )
-    compared = look.sentence(
-        f"{writer.value} has a true reward of ".capitalize()
-        if writer.value == REFERENCE
-        else f"{writer.value} has a true reward of ",
-        look.number("reward", true),
-        " at a distance of ",
-        look.number("kl", kl),
-        " nats, worth ",
-        look.number("worth", worth),
-        " at this price. That is short of the best by ",
-        look.number("short", best_worth - worth),
-        ": β times its distance from the best policy, which is therefore ",
-        look.number("from_best", (best_worth - worth) / price.value),
-        " nats.",
-    )
-    look.below(at_best, compared) if writer.value != BEST else at_best
     return
 
 
 @app.cell
-def _(kl, likelier, points, rewards, run, true, world):
-    _parts = []
-    if run is not None:
-        share = stage.share_of(true, kl, world)
-        if math.isfinite(share):
-            _parts = ["It has ", look.number("share", 100 * share, ".0f")]
-            _parts.append(" % of the gain that is possible at its distance. ")
-        else:
-            _parts = ["What is possible so far out is not known: the frontier ends at "]
-            _parts.append(f"{world.best[-1, 0]:.1f} nats. ")
-        _parts += ["It is believed to have gained ", look.number("gain", points["believed"][run])]
-        _parts += [", and has gained ", look.number("true_gain", true - world.start), ". "]
-    look.sentence(
-        *_parts,
-        f"The {DRAWN} names just drawn have a mean true reward of ",
-        look.number("drawn_reward", rewards.mean()),
-        ", and are likelier than under the reference by ",
-        look.number("drawn_kl", likelier.mean()),
-        " nats on average, which estimates the distance.",
+def _(drawn, kl, points, run, true, world):
+    mo.stop(drawn is None or run is None)
+    share = stage.share_of(true, kl, world)
+    possible = f". What is possible beyond {world.best[-1, 0]:.1f} nats is not known"
+    if math.isfinite(share):
+        possible = ", {share:.0f} % of what is possible at its distance"
+    tell(
+        "The reward model believes that it has gained {gain:+.2f} over the reference. In truth it "
+        f"is {{true_gain:+.2f}}{possible}.",
+        gain=points["believed"][run],
+        true_gain=true - world.start,
+        share=100 * share,
+    )
+    return
+
+
+@app.cell
+def _(drawn, likelier):
+    mo.stop(drawn is None)
+    tell(
+        f"The {DRAWN} names just drawn have a mean true reward of {{drawn_reward:.2f}}, and are "
+        "likelier than under the reference by {drawn_kl:.2f} nats on average, which estimates the "
+        "distance.",
+        drawn_reward=stage.true_rewards(drawn).mean(),
+        drawn_kl=likelier.mean(),
     )
     return
 
@@ -486,7 +505,7 @@ def _(points, world):
         _rows.append([title(*_run), *_cells, _share])
     _head = ["trained with", "true reward", "KL", "believed gain", "share"]
     look.below(
-        look.sentence(*conclude(means)),
+        look.sentence(conclude(means)),
         mo.Html(
             look.tag(
                 "details",
@@ -520,18 +539,16 @@ def _(points, trial, watched):
     history = points["histories"][watched[trial.value]]  # (batches, 2): believed, true
     highest = int(history[:, 1].argmax())
     paid = "the truth" if "verified" in trial.value else "the reward model"
-    look.below(
+    look.beside(
         look.picture(draw_history(history), f"{trial.value}: its rewards are given by {paid}."),
-        look.sentence(
-            f"In the last of {len(history)} batches the reward model believes in a gain of ",
-            look.number("last_believed", history[-1, 0], "+.2f"),
-            "; the truth has changed by ",
-            look.number("last_true", history[-1, 1], "+.2f"),
-            ". It was at its best in batch ",
-            look.number("highest", highest + 1, ".0f"),
-            ", with ",
-            look.number("highest_true", history[highest, 1], "+.2f"),
-            ".",
+        tell(
+            f"In the last of {len(history)} batches the reward model believes in a gain of "
+            "{last_believed:+.2f}; the truth has changed by {last_true:+.2f}. It was at its best "
+            "in batch {highest:.0f}, with {highest_true:+.2f}.",
+            last_believed=history[-1, 0],
+            last_true=history[-1, 1],
+            highest=highest + 1,
+            highest_true=history[highest, 1],
         ),
     )
     return
