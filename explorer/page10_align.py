@@ -216,7 +216,7 @@ def draw_plane(world, points, beta, picked, everything):
     axes.set_ylabel("true reward")
 
     axes.plot(*world.best.T, color=look.INK, linewidth=2)
-    axes.text(end + 0.01 * right, top, "frontier", va="center", color=look.INK)
+    axes.text(end, top, " frontier", va="bottom", color=look.INK)
     axes.plot(0, world.start, "o", color=look.QUIET, markersize=8)
     at, reward = stage.frontier(world.truth, world.weights, [beta])[0]
     axes.axline((at, reward), slope=beta, color=look.ORANGE, linestyle="--", linewidth=1.2)
@@ -233,16 +233,11 @@ def draw_plane(world, points, beta, picked, everything):
         last = np.flatnonzero(mine & (kl < end))[-1:]
         if len(last):
             ends.append((true[last[0]], kl[last[0]], method, look_of_it))
+    lowest = 0.42 if everything else 0.05  # from far away the place below is taken
     for i, (y, x, method, look_of_it) in enumerate(sorted(ends)):  # labels below one another
-        height = low + (high - low) * (-0.03 + 0.09 * i)
-        axes.plot(
-            [x, 0.62 * right],
-            [y, height],
-            linewidth=0.4,
-            linestyle=":",
-            markevery=[1],
-            **look_of_it,
-        )
+        height = low + (high - low) * (lowest + 0.07 * i)
+        leader = {"linewidth": 0 if everything else 0.4, "linestyle": ":", "markevery": [1]}
+        axes.plot([x, 0.62 * right], [y, height], **leader, **look_of_it)
         axes.text(0.65 * right, height, method, color=look_of_it["color"], va="center")
     if picked is not None and inside[picked]:
         axes.plot(kl[picked], true[picked], "o", color=look.INK, markersize=15, fillstyle="none")
@@ -284,7 +279,7 @@ def _():
 def _():
     look.hint(
         "lower the price β of distance and watch the names. The star is the best that any method "
-        "can do at this price: it walks along the frontier. Then let a method write the names.",
+        "can do at this price: it walks along the frontier. Then let PPO write the names, trained with β = 0.",
         "β is the slope of the frontier: the dashed line touches it at the star. Further out the "
         "line is flatter, so that each step away from the reference buys less reward.",
     )
@@ -424,7 +419,7 @@ def _(drawn, likelier, world):
 def _(everything, listed, points, price, run, world):
     figure, outside = draw_plane(world, points, price.value, run, everything.value)
     says = f"The star is the best policy at β = {price.value:g}, the grey dot the reference."
-    if run is not None:
+    if points is not None and run is not None and title(*RUNS[run]) not in outside:
         says += f" The ring is {title(*RUNS[run])}."
     if outside:
         says += f" Outside this picture: {' and '.join(outside)}."
@@ -447,49 +442,43 @@ def _(price, world):
 
 
 @app.cell
-def _(best_worth, drawn, kl, price, run, true, writer):
-    mo.stop(drawn is None or writer.value == BEST)
-    name = "The reference" if run is None else title(*RUNS[run])
-    worth = true - price.value * kl
-    tell(
-        f"{name} has a true reward of {{reward:.2f}} at a distance of {{kl:.2f}} nats, and so is "
-        "worth {worth:.2f}. What it lacks is β times its distance from the best policy (section "
-        "7), which must be {from_best:.2f} nats.",
-        reward=true,
-        kl=kl,
-        worth=worth,
-        from_best=(best_worth - worth) / price.value,
-    )
-    return
-
-
-@app.cell
-def _(drawn, kl, points, run, true, world):
-    mo.stop(drawn is None or run is None)
-    share = stage.share_of(true, kl, world)
-    possible = f". What is possible beyond {world.best[-1, 0]:.1f} nats is not known"
-    if math.isfinite(share):
-        possible = ", {share:.0f} % of what is possible at its distance"
-    tell(
-        "The reward model believes that it has gained {gain:+.2f} over the reference. In truth it "
-        f"is {{true_gain:+.2f}}{possible}.",
-        gain=points["believed"][run],
-        true_gain=true - world.start,
-        share=100 * share,
-    )
-    return
-
-
-@app.cell
-def _(drawn, likelier):
+def _(best_worth, drawn, kl, likelier, points, price, run, true, world, writer):
     mo.stop(drawn is None)
-    tell(
+    paragraphs = []
+    if writer.value != BEST:
+        worth = true - price.value * kl
+        compared = tell(
+            f"{'The reference' if run is None else title(*RUNS[run])} has a true reward of "
+            "{reward:.2f} at a distance of {kl:.2f} nats, and so is worth {worth:.2f}. What it "
+            "lacks is β times its distance from the best policy (section 7), which must be "
+            "{from_best:.2f} nats.",
+            reward=true,
+            kl=kl,
+            worth=worth,
+            from_best=(best_worth - worth) / price.value,
+        )
+        paragraphs.append(compared)
+    if run is not None:
+        share = stage.share_of(true, kl, world)
+        possible = f". What is possible beyond {world.best[-1, 0]:.1f} nats is not known"
+        if math.isfinite(share):
+            possible = ", {share:.0f} % of what is possible at its distance"
+        gained = tell(
+            "The reward model believes that it has gained {gain:+.2f} over the reference. In truth "
+            f"it is {{true_gain:+.2f}}{possible}.",
+            gain=points["believed"][run],
+            true_gain=true - world.start,
+            share=100 * share,
+        )
+        paragraphs.append(gained)
+    sampled = tell(
         f"The {DRAWN} names just drawn have a mean true reward of {{drawn_reward:.2f}}, and are "
         "likelier than under the reference by {drawn_kl:.2f} nats on average, which estimates the "
         "distance.",
         drawn_reward=stage.true_rewards(drawn).mean(),
         drawn_kl=likelier.mean(),
     )
+    look.below(*paragraphs, sampled)
     return
 
 
@@ -521,34 +510,31 @@ def _(points, world):
 @app.cell
 def _(points):
     mo.stop(points is None)
-    look.heading("What is believed, and what is true")
-    return
-
-
-@app.cell
-def _(points):
-    mo.stop(points is None)
     watched = {title(*run): i for i, run in enumerate(RUNS) if run[0] in BY_TRIAL}
     trial = mo.ui.dropdown(list(watched), value="PPO, β = 0", label="a run by trial")
-    look.controls(trial)
+    look.below(look.heading("What is believed, and what is true"), look.controls(trial))
     return trial, watched
 
 
 @app.cell
 def _(points, trial, watched):
     history = points["histories"][watched[trial.value]]  # (batches, 2): believed, true
-    highest = int(history[:, 1].argmax())
+    best_batch = int(history[:, 1].argmax())
+    since = history[-1] - history[best_batch]  # (2,)
+    verdict = ""
+    if since[0] > 0 and since[1] < -0.5:  # the report's limit
+        verdict = " Since then the belief has grown and the truth has not: it is over-optimised."
     paid = "the truth" if "verified" in trial.value else "the reward model"
     look.beside(
         look.picture(draw_history(history), f"{trial.value}: its rewards are given by {paid}."),
         tell(
             f"In the last of {len(history)} batches the reward model believes in a gain of "
-            "{last_believed:+.2f}; the truth has changed by {last_true:+.2f}. It was at its best "
-            "in batch {highest:.0f}, with {highest_true:+.2f}.",
+            "{last_believed:+.2f}; the truth has changed by {last_true:+.2f}. The truth was at its "
+            f"best in batch {{best_batch:.0f}}, with {{best_true:+.2f}}.{verdict}",
             last_believed=history[-1, 0],
             last_true=history[-1, 1],
-            highest=highest + 1,
-            highest_true=history[highest, 1],
+            best_batch=best_batch + 1,
+            best_true=history[best_batch, 1],
         ),
     )
     return

@@ -13,15 +13,24 @@ RUNS = [(name, value) for name, (values, _) in stage.METHODS.items() for value i
 TOKENS = stage.encode((ROOT / "data" / "names.txt").read_text(encoding="utf-8").split())
 
 
-@pytest.fixture
-def page(monkeypatch):
+@pytest.fixture(scope="module")
+def page():
     """The page's file; its trainings are small, as in the browser of the tests."""
     pytest.importorskip("marimo")
     pytest.importorskip("matplotlib")
     from explorer import keep, page10_align
 
-    monkeypatch.setattr(keep, "FAST", True)
-    return page10_align
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keep, "FAST", True)
+        yield page10_align
+
+
+@pytest.fixture(scope="module")
+def trained(page):
+    """What the page trains from seed 3, the stage's world of this seed, the progress told."""
+    done = []
+    points = page.train_methods(done.append, seed=3)
+    return points, stage.make_world(TOKENS, stage.FAST, np.random.default_rng(3)), done
 
 
 @pytest.fixture
@@ -125,15 +134,20 @@ def test_what_is_believed_and_what_is_true(aligned):
         history = points["histories"][RUNS.index((method, setting))]
         visit.shows("last_believed", history[-1, 0])
         visit.shows("last_true", history[-1, 1])
-        visit.shows("highest_true", history[:, 1].max())
-        visit.shows("highest", history[:, 1].argmax() + 1)
+        visit.shows("best_true", history[:, 1].max())
+        visit.shows("best_batch", history[:, 1].argmax() + 1)
 
 
-def test_training_is_the_stages_own(page):
-    done = []
-    points = page.train_methods(done.append, seed=3)
+def test_training_is_the_stages_own(page, trained):
+    points, world, done = trained
     assert done == sorted(done) and 0 <= done[0] and done[-1] <= 1
-    world = stage.make_world(TOKENS, stage.FAST, np.random.default_rng(3))
+    kept = page.make_world(done.append, seed=3)
+    for name in ("truth", "learned", "best", "weights", "start", "start_learned", "prompts"):
+        assert np.array_equal(kept[name], getattr(world, name)), name
+    for name, p in world.reference.items():
+        assert np.array_equal(kept[f"reference_{name}"], p)
+    rewards = stage.true_rewards(kept["bank"].reshape(-1, 1 + stage.LONGEST))
+    assert np.array_equal(kept["bank_rewards"].ravel(), rewards)
     for i in (0, 3, 7, 10, 13, 16, 19, 22, 25, 31):
         method, setting = RUNS[i]
         rng = np.random.default_rng([3, i])
@@ -145,9 +159,8 @@ def test_training_is_the_stages_own(page):
         assert shown == pytest.approx([true, believed, kl])
 
 
-def test_the_history_is_told_batch_by_batch(page):
-    points = page.train_methods(lambda done: None, seed=3)
-    world = stage.make_world(TOKENS, stage.FAST, np.random.default_rng(3))
+def test_the_history_is_told_batch_by_batch(trained):
+    points, world, _ = trained
     letters = list(np.unique(world.prompts))
     batches = []
 
