@@ -279,7 +279,8 @@ def _():
 def _():
     look.hint(
         "lower the price β of distance and watch the names. The star is the best that any method "
-        "can do at this price: it walks along the frontier. Then let PPO write the names, trained with β = 0.",
+        "can do at this price: it walks along the frontier. Then let PPO write the names, trained "
+        "with β = 0.",
         "β is the slope of the frontier: the dashed line touches it at the star. Further out the "
         "line is flatter, so that each step away from the reference buys less reward.",
     )
