@@ -224,7 +224,7 @@ def draw_plane(world, points, beta, picked, everything):
     if points is None:
         return figure, []
 
-    ends = []  # (height, place, method, alpha): what each method's label points to
+    ends = []  # (y, x, method, its look): the point to which each method's label belongs
     for method, (colour, marker) in LOOKS.items():
         mine = inside & [run[0] == method for run in RUNS]
         alpha = 1 if picked is None or RUNS[picked][0] == method else 0.25
@@ -315,7 +315,7 @@ def _(get_world):
 
 @app.cell
 def _(world):
-    world  # trained first: two trainings at once would only slow each other down
+    world  # made first: two trainings at once would only slow each other down
     methods_job = keep.start("align_methods", train_methods, stage)
     methods_seen = keep.watch(methods_job)
     get_points, set_points = mo.state(None)
