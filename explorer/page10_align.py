@@ -196,7 +196,7 @@ def conclude(means):
 
 
 @app.function
-def draw_plane(world, points, beta, picked, everything):
+def draw_plane(world, points, picked, everything):
     """(figure, the titles of the runs that lie outside it).
 
     points: None while they are trained; picked: the index of the run to ring, or None;
@@ -218,9 +218,6 @@ def draw_plane(world, points, beta, picked, everything):
     axes.plot(*world.best.T, color=look.INK, linewidth=2)
     axes.text(end, top, " frontier", va="bottom", color=look.INK)
     axes.plot(0, world.start, "o", color=look.QUIET, markersize=8)
-    at, reward = stage.frontier(world.truth, world.weights, [beta])[0]
-    axes.axline((at, reward), slope=beta, color=look.ORANGE, linestyle="--", linewidth=1.2)
-    axes.plot(at, reward, "*", color=look.ORANGE, markersize=17, zorder=5)
     if points is None:
         return figure, []
 
@@ -242,6 +239,26 @@ def draw_plane(world, points, beta, picked, everything):
     if picked is not None and inside[picked]:
         axes.plot(kl[picked], true[picked], "o", color=look.INK, markersize=15, fillstyle="none")
     return figure, [title(*run) for run, seen in zip(RUNS, inside) if not seen]
+
+
+@app.function
+def draw_star(figure, kl, reward, beta):
+    """SVG over the plane: a star on the frontier, and the line of slope β through it."""
+    axes = figure.axes[0]
+    (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
+    start, end = max(left, kl - (reward - low) / beta), min(right, kl + (high - reward) / beta)
+    x1, y1 = look.place(figure, start, reward + beta * (start - kl))
+    x2, y2 = look.place(figure, end, reward + beta * (end - kl))
+    x, y = look.place(figure, kl, reward)
+    corners = ""
+    for i in range(10):
+        radius, angle = (4 if i % 2 else 10), math.pi * i / 5
+        corners += f"{x + radius * math.sin(angle):.2f},{y - radius * math.cos(angle):.2f} "
+    line = {"x1": f"{x1:.2f}", "y1": f"{y1:.2f}", "x2": f"{x2:.2f}", "y2": f"{y2:.2f}"}
+    style = "stroke:var(--orange);stroke-width:1.2;stroke-dasharray:5 3"
+    return look.tag("line", style=style, **line) + look.tag(
+        "polygon", points=corners, style="fill:var(--orange)"
+    )
 
 
 @app.function
@@ -417,21 +434,34 @@ def _(drawn, likelier, world):
 
 
 @app.cell
-def _(everything, listed, points, price, run, world):
-    figure, outside = draw_plane(world, points, price.value, run, everything.value)
-    says = f"The star is the best policy at β = {price.value:g}, the grey dot the reference."
+def _(everything, points, run, world):
+    figure, outside = draw_plane(world, points, run, everything.value)
+    plane = look.drawn(figure)
+    pointed = ""
     if points is not None and run is not None and title(*RUNS[run]) not in outside:
-        says += f" The ring is {title(*RUNS[run])}."
+        pointed += f" The ring is {title(*RUNS[run])}."
     if outside:
-        says += f" Outside this picture: {' and '.join(outside)}."
-    look.beside(look.picture(figure, says), listed)
-    return
+        pointed += f" Outside this picture: {' and '.join(outside)}."
+    return figure, plane, pointed
 
 
 @app.cell
 def _(price, world):
     best_kl, best_reward = stage.frontier(world.truth, world.weights, [price.value])[0]
     best_worth = best_reward - price.value * best_kl
+    return best_kl, best_reward, best_worth
+
+
+@app.cell
+def _(best_kl, best_reward, figure, listed, plane, pointed, price):
+    star = draw_star(figure, best_kl, best_reward, price.value)
+    says = f"The star is the best policy at β = {price.value:g}, the grey dot the reference."
+    look.beside(look.layered(plane, star, says + pointed), listed)
+    return
+
+
+@app.cell
+def _(best_kl, best_reward, best_worth, price):
     tell(
         f"At the price β = {price.value:g} the best policy has a true reward of {{best_reward:.2f}}"
         " at a distance of {best_kl:.2f} nats: after paying for that it is worth {best_worth:.2f}.",
@@ -439,7 +469,7 @@ def _(price, world):
         best_kl=best_kl,
         best_worth=best_worth,
     )
-    return (best_worth,)
+    return
 
 
 @app.cell

@@ -1,6 +1,7 @@
 """Page 10 in the browser: its numbers are those of stage10_dpo's own functions."""
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,11 +220,31 @@ def test_what_lies_outside_the_plane_is_named(page):
     world = SimpleNamespace(truth=truth, weights=weight, best=best, start=1.5)
     points = {"kl": np.linspace(0, 3, len(RUNS)), "true": np.linspace(1.5, -8, len(RUNS))}
     far = [page.title(*run) for run, kl in zip(RUNS, points["kl"]) if kl >= 1.6 * best[-1, 0]]
-    figure, outside = page.draw_plane(world, points, 0.5, 0, False)
+    figure, outside = page.draw_plane(world, points, 0, False)
     assert far and outside == far
-    figure, outside = page.draw_plane(world, points, 0.5, len(RUNS) - 1, True)
+    figure, outside = page.draw_plane(world, points, len(RUNS) - 1, True)
     assert outside == [] and figure.axes[0].get_xlim()[1] > 3 and figure.axes[0].get_ylim()[0] < -8
     shares, means = page.shares_of(points, world)
     known = [stage.share_of(t, k, world) for t, k in zip(points["true"][:3], points["kl"][:3])]
     assert means["imitate best"] == pytest.approx(np.mean(known))
     assert math.isnan(shares[-1]) and "PPO, verified" not in means
+
+
+def test_the_star_and_its_line_stand_where_they_should(page):
+    from explorer import look
+
+    figure, axes = look.plot(5, 4)
+    axes.set_xlim(0, 4)
+    axes.set_ylim(0, 2)
+    axes.plot([1], [0.5], "o", color=look.RED)
+    svg = look.drawn(figure)
+    marker = re.search(
+        r'<use xlink:href="#m\w+" x="([\d.]+)" y="([\d.]+)" style="fill: var\(--red', svg
+    )
+    assert look.place(figure, 1, 0.5) == pytest.approx([float(v) for v in marker.groups()], abs=0.1)
+    star = page.draw_star(figure, 1, 0.5, 2)
+    x, y, *_ = map(float, re.search('points="([^"]+)"', star)[1].replace(",", " ").split())
+    assert (x, y + 10) == pytest.approx(look.place(figure, 1, 0.5), abs=0.02)  # its tip is above
+    ends = [float(re.search(f'{name}="([^"]+)"', star)[1]) for name in ("x1", "y1", "x2", "y2")]
+    assert ends[:2] == pytest.approx(look.place(figure, 0.75, 0), abs=0.02)  # y = 0.5 + 2 (x - 1)
+    assert ends[2:] == pytest.approx(look.place(figure, 1.75, 2), abs=0.02)
