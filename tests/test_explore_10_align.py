@@ -37,6 +37,7 @@ def trained(page):
 @pytest.fixture
 def aligned(visit, kept):
     """(the page when all is trained, its world, its points) as they are kept in files."""
+    visit.window.set_default_navigation_timeout(90_000)  # the first visit of a session is slow
     visit.open("align")
     visit.until(lambda: visit.number(f"kl {len(RUNS) - 1}") >= 0, "the methods", patience=90)
     arrays = []
