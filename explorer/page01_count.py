@@ -15,9 +15,9 @@ with app.setup:
     from explorer import look
     from explorer.pages import ROOT
 
-    TEXTS = {"185 short stories": "stories.txt", "2,254 names": "names.txt", "your own": None}
-    MOST_ORDER = 8
     LONGEST_OWN = 100_000  # characters; more would not be counted while you wait
+    MOST_ORDER = 8
+    TEXTS = {"185 short stories": "stories.txt", "2,254 names": "names.txt", "your own": None}
 
 
 @app.function
