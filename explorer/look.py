@@ -283,12 +283,8 @@ def plot(width=5.6, height=3.4):
     return figure, figure.add_subplot()
 
 
-def picture(figure, says, fills=None):
-    """A matplotlib figure as SVG in the page's colours, above the sentence that says what it shows.
-
-    fills: the identity of a `field`; a click in the first axes (with linear scales) writes the
-    place "x, y" into it.
-    """
+def drawn(figure):
+    """A matplotlib figure as SVG in the page's colours: a tenth of a second's work."""
     file = io.BytesIO()
     for artist in (figure, *figure.axes):
         artist.patch.set_visible(False)  # the page shows through
@@ -297,7 +293,29 @@ def picture(figure, says, fills=None):
     svg = svg[svg.index("<svg") :]
     for name, value in COLOURS.items():
         svg = svg.replace(value, f"var(--{name})")
+    return svg
+
+
+def place(figure, x, y):
+    """Where the point x, y of the first axes stands in the SVG of a figure that has been drawn."""
+    across, up = figure.axes[0].transData.transform((x, y)) * 72 / figure.dpi
+    return float(across), float(72 * figure.get_figheight() - up)
+
+
+def layered(svg, over, says):
+    """A drawn figure with more SVG elements over it: those a slider moves, as they cost nothing."""
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(says)}"', 1)
+    svg = svg.replace("</svg>", f"{over}</svg>")
+    return shown(tag("figure", svg + tag("figcaption", html.escape(says))))
+
+
+def picture(figure, says, fills=None):
+    """A matplotlib figure as SVG in the page's colours, above the sentence that says what it shows.
+
+    fills: the identity of a `field`; a click in the first axes (with linear scales) writes the
+    place "x, y" into it.
+    """
+    svg = drawn(figure).replace("<svg", f'<svg role="img" aria-label="{html.escape(says)}"', 1)
     clicks = {}
     if fills:
         axes = figure.axes[0]

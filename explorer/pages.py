@@ -112,7 +112,7 @@ PAGES = (
         10,
         "align",
         "stage10_dpo.py",
-        "More reward costs distance from the model's start, and there is a best price for it.",
+        "Reward is paid for with distance from the model's start; each price has its best policy.",
         (
             "The optimal policy",
             "PPO: several steps on one batch, each kept small",
