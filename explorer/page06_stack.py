@@ -80,7 +80,8 @@ def train_reader(report):
     stage.train(model, lab.ids[: lab.start], steps, batch=32, learning_rate=0.03)
     depths = range(model.config.n_layer + 1)
     nats = [stage.held_out_loss(cut_after(model, d), lab.ids, lab.start) for d in depths]
-    return model.params | {"nats": nats, "config": json.dumps(asdict(model.config))}
+    config = np.array(json.dumps(asdict(model.config)))
+    return model.params | {"nats": np.array(nats), "config": config}
 
 
 @app.function
@@ -195,7 +196,7 @@ def train_sizes(report):
 def draw_law(N, nats, n_fit, E, A, alpha):
     """The models' points and the law L(N) = E + A/N^alpha, both axes logarithmic."""
     figure, axes = look.plot(6.2, 3.9)
-    sizes = np.geomspace(N[0] / 1.2, N[-1] * 1.6, 100)
+    sizes = np.geomspace(N[0] / 1.2, N[-1] * 4, 100)
     law = E + A / sizes**alpha
     inside = sizes <= N[n_fit - 1]
     axes.loglog(sizes[inside], law[inside], color=look.ORANGE)
@@ -204,25 +205,15 @@ def draw_law(N, nats, n_fit, E, A, alpha):
     axes.plot(N[n_fit:], nats[n_fit:], "o", color=look.BLUE, fillstyle="none")
     predicted = E + A / N[-1] ** alpha
     axes.plot(N[-1], predicted, "D", color=look.ORANGE, fillstyle="none", markersize=8)
-    places = {"above": (0, 10, "bottom"), "below": (0, -10, "top")}
-    where = ("above", "below") if predicted > nats[-1] else ("below", "above")
-    for word, y, side, colour in (
-        (f"predicted {predicted:.3f}", predicted, where[0], look.ORANGE),
-        (f"measured {nats[-1]:.3f}", nats[-1], where[1], look.BLUE),
+    up = 9 if predicted > nats[-1] else -9  # points, so that the two words stay apart
+    for word, y, shift, colour in (
+        ("predicted", predicted, up, look.ORANGE),
+        ("measured", nats[-1], -up, look.BLUE),
     ):
-        x_off, y_off, align = places[side]
-        axes.annotate(
-            word,
-            (N[-1], y),
-            (x_off, y_off),
-            textcoords="offset points",
-            ha="center",
-            va=align,
-            color=colour,
-        )
-    values = [*nats, predicted]
-    axes.set_ylim(min(values) / 1.05, max(values) * 1.03)
-    axes.xaxis.set_major_locator(FixedLocator([2000, 5000, 10_000, 20_000, 50_000]))
+        style = {"textcoords": "offset points", "va": "center", "color": colour}
+        axes.annotate(f"{word} {y:.3f}", (N[-1], y), (10, shift), **style)
+    axes.set_ylim(min(*nats, predicted) / 1.05, max(*nats, predicted) * 1.03)
+    axes.xaxis.set_major_locator(FixedLocator([2000, 5000, 10_000, 20_000, 50_000, 100_000]))
     axes.yaxis.set_major_locator(MultipleLocator(0.1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
@@ -246,10 +237,10 @@ def _():
 @app.cell
 def _():
     look.hint(
-        "move the letter along the prompt and read the table down its column. Then choose a model "
-        "below, and double its context.",
-        "the embedding alone knows one letter, so it guesses the same after every `n`. Each block "
-        "adds what it has found in the letters before, and the guess changes.",
+        "move along the prompt, and read the table of guesses down its columns. Further below, "
+        "double the context of GPT-2.",
+        "the embedding alone knows one letter, so it guesses the same after every `n`; each block "
+        "adds what it finds in the letters before. Twice the context, four times the maps.",
     )
     return
 
@@ -356,7 +347,7 @@ def _(depth_names, guesses, lab, letters, t):
     settled = len(best) - 1  # from this depth on the likeliest letter stays the same
     while settled > 0 and best[settled - 1] == best[-1]:
         settled -= 1
-    read = look.visible("".join(letters[: t + 1]))
+    read = "".join(letters[: t + 1])
     look.below(
         look.sentence(f"The chance of each letter after “{read}”, by depth:"),
         look.heat("lens", here[:, shown], depth_names, [lab.letters[i] for i in shown]),
@@ -382,14 +373,16 @@ def _(bits, depth_names, stream, t):
     look.below(
         look.beside(
             look.below(
-                look.words("Size of the stream (root mean square of its numbers)"),
+                look.words("Size of the stream (root mean square)"),
                 look.bars("stream", depth_names, tops, most=longest, form=".2f"),
-                look.words("Bits a letter on the held-out stories, by depth"),
-                look.bars("depth_bits", depth_names, bits, form=".2f"),
             ),
             look.below(
                 look.words("Size of what each part adds to it"),
                 look.bars("added", list(added), added.values(), most=longest, form=".2f"),
+            ),
+            look.below(
+                look.words("Bits a letter on the held-out stories"),
+                look.bars("depth_bits", depth_names, bits, form=".2f"),
             ),
         ),
         look.sentence(
