@@ -205,14 +205,16 @@ def draw_law(N, nats, n_fit, E, A, alpha):
     axes.plot(N[n_fit:], nats[n_fit:], "o", color=look.BLUE, fillstyle="none")
     predicted = E + A / N[-1] ** alpha
     axes.plot(N[-1], predicted, "D", color=look.ORANGE, fillstyle="none", markersize=8)
-    up = 9 if predicted > nats[-1] else -9  # points, so that the two words stay apart
+    up = 10 if predicted > nats[-1] else -10  # so that the two words stay apart
     for word, y, shift, colour in (
         ("predicted", predicted, up, look.ORANGE),
         ("measured", nats[-1], -up, look.BLUE),
     ):
-        style = {"textcoords": "offset points", "va": "center", "color": colour}
-        axes.annotate(f"{word} {y:.3f}", (N[-1], y), (10, shift), **style)
-    axes.set_ylim(min(*nats, predicted) / 1.05, max(*nats, predicted) * 1.03)
+        # the curve falls, so there is room above it on the right and below it on the left
+        style = {"ha": "left" if shift > 0 else "right", "va": "center", "color": colour}
+        style |= {"xytext": (shift, shift), "textcoords": "offset points"}
+        axes.annotate(f"{word} {y:.3f}", (N[-1], y), **style)
+    axes.set_ylim(min(*nats, predicted) / 1.07, max(*nats, predicted) * 1.03)
     axes.xaxis.set_major_locator(FixedLocator([2000, 5000, 10_000, 20_000, 50_000, 100_000]))
     axes.yaxis.set_major_locator(MultipleLocator(0.1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
