@@ -67,11 +67,12 @@ def test_the_stream_and_what_is_read_off_it(visit, kept):
     nats = stage.held_out_loss(model, LAB.ids, LAB.start)
     visit.shows("bits", nats / math.log(2))
     names = ["embedding", *(f"block{GAP}{i}" for i in (1, 2, 3))]
-    for prompt, t in (("The Lion and the Mous", 20), ("Once upon a time", 5)):
+    for prompt, t in (("The Lion and the Mous", 20), ("Once upon a time", 4)):
         visit.fill("the prompt", prompt)
         ids = LAB.encode(prompt)[None]
         visit.says(f"The chance of each letter after “{prompt}”")  # so that the slider is the new
-        visit.slide("after which letter", t + 1)
+        if t + 1 < len(prompt):  # else it stands there
+            visit.slide("after which letter", t + 1)
         streams, halves, guesses = by_hand(model, ids)
         own = stage.softmax(stage.Tensor(model.logits(ids))).data[0]
         letters = np.argsort(-guesses[:, t].max(0), kind="stable")[:10]
