@@ -274,6 +274,27 @@ def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0, blank
     return shown(tag("table", filled, "heat", data_name=name), "scroll")
 
 
+def spelled(name, words, shares, rows, columns, marked=None, colour="blue"):
+    """A `heat` table of short words (R, C) in place of numbers; shares (R, C) in 0..1 colour them.
+
+    marked: the column whose head is underlined.
+    """
+    head = tag("th")
+    for i, column in enumerate(columns):
+        kind = "marked" if i == marked else ""
+        head += tag("th", tag("code", html.escape(visible(column))), kind, scope="col")
+    body = ""
+    for label, row, strengths in zip(rows, words, np.asarray(shares, dtype=float)):
+        cells = tag("th", tag("code", html.escape(label)), scope="row")
+        for word, share in zip(row, strengths):
+            seen = html.escape(visible(word))
+            told = {"title": f"{visible(word)}: {share:.3f}", "data_value": repr(float(share))}
+            cells += tag("td", tag("code", seen), style=wash(colour, share), **told)
+        body += tag("tr", cells)
+    filled = tag("thead", tag("tr", head)) + tag("tbody", body)
+    return shown(tag("table", filled, "heat", data_name=name), "scroll")
+
+
 # Pictures
 
 
