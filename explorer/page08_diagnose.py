@@ -66,15 +66,13 @@ with app.setup:
     SIGNALS = {
         "data: what one input tells": Signal("How far it fixes the target: 1 is entirely.", 0, 1),
         "data: surprise": Signal("Nats by which targets are less usual than they should be.", 0, 1),
-        "data: skip": Signal("Above 4, y is the character after the next one.", -10, 10),
+        "data: skip": Signal("In standard errors; above 4, y is 2 after the last input.", -10, 10),
         "data: shared rows": Signal("Held-out rows trained on, beyond a natural share.", 0, 1),
         "units: difference": Signal("0 if all units of an array are the same, at the end.", 0, 1),
         "units: dead": Signal("The share that is 0 on every example, at the worst time.", 0, 1),
         "units: saturated": Signal("The share mostly at -1 or 1, at the worst time.", 0, 1),
         "gradient: check of slopes": Signal("Its relative error, array by array.", 1e-9, 1, True),
-        "gradient: reach": Signal(
-            "The first layer's (or letter's), over the last's.", 0.01, 1, True
-        ),
+        "gradient: reach": Signal("At the first layer or letter, over the last.", 0.01, 1, True),
         "gradient: norm": Signal("Of what the optimizer was given.", 0.1, 10, True),
         "steps: length": Signal("Over the length of all weights.", 1e-3, 0.1, True),
         "steps: length by array": Signal("Over the array's own, at the median.", 1e-3, 0.1, True),
@@ -272,17 +270,15 @@ def verdict(kind, guess, findings):
     causes = " or ".join(true_causes(kind)) or NONE
     found = [finding.name for finding in findings]
     if is_right(kind, guess):
-        said = f"Right: the clinic's words for this run are “{kind}”, the cause is {causes}."
+        said = f"Right: the cause is {causes}; in the clinic this run is called “{kind}”."
     else:
-        said = f"No: it is not {guess}. The clinic's words for this run are “{kind}”, "
-        said += f"the cause is {causes}."
+        said = f"No, it is not {guess}. The cause is {causes}; in the clinic this run is called "
+        said += f"“{kind}”."
         if guess in found:
             said += f" The stage finds {guess}, too, but as number {found.index(guess) + 1}."
     if found[0] in (true_causes(kind) or [stage.DOUBT]):
-        said += " The stage is right as well: "
-    else:
-        said += " The stage does not name it first: "
-    return said + f"its first finding is “{found[0]}”."
+        return said + f" The stage is right: its first finding is “{found[0]}”."
+    return said + f" The stage is not: its first finding is “{found[0]}”."
 
 
 @app.function
@@ -448,8 +444,9 @@ def _(histories, kinds, run):
     losses = look.below(
         look.picture(
             draw_losses(broken, healthy),
-            f"The loss of run {run.value}, broken and healthy. At the unigram line, "
-            f"{broken.audit['unigram']:.2f}, a model knows only how frequent each letter is.",
+            f"The loss of run {run.value}, and of the same model, text and settings but for what "
+            f"broke it. At the unigram line, {broken.audit['unigram']:.2f}, a model knows only "
+            "how frequent each letter is.",
         ),
         look.sentence(
             "Over the last tenth the loss is ",
@@ -516,7 +513,7 @@ def _(run):
     for cause in stage.REMEDIES:
         causes[f"{cause}: {MEANING[cause]}"] = cause
     run.value  # each run begins without a guess
-    guess = mo.ui.dropdown(dict(sorted(causes.items())), label="your guess", searchable=False)
+    guess = mo.ui.dropdown(dict(sorted(causes.items())), label="your guess", full_width=True)
     return (guess,)
 
 
@@ -566,6 +563,7 @@ def _(broken, get_guesses, healthy, kinds, measured, run):
     guessed = get_guesses()[run.value]
     findings = stage.diagnose(broken)
     times = outstanding(kind, measured)
+    labels = [name.replace(" ", "\N{NO-BREAK SPACE}") for name in list(times)[:5]]
     look.below(
         look.sentence(verdict(kind, guessed, findings)),
         look.heading("What the stage finds, causes before symptoms"),
@@ -579,7 +577,7 @@ def _(broken, get_guesses, healthy, kinds, measured, run):
         look.sentence(f"In the healthy run: {stage.diagnose(healthy)[0].name}."),
         look.heading("Which signals stand out"),
         look.sentence(standing_out(times)),
-        look.bars("times", list(times)[:5], list(times.values())[:5], form=".1f"),
+        look.bars("times", labels, list(times.values())[:5], form=".1f"),
     )
     return
 
