@@ -15,6 +15,7 @@ with app.setup:
 
     import marimo as mo
     import numpy as np
+    from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
     import stage08_dynamics as stage
@@ -297,10 +298,18 @@ def standing_out(times):
 
 
 @app.function
-def count_in_powers(axes, which):
-    """Make one of the two axes logarithmic, with plain numbers: 0.01, not 10⁻²."""
-    axes.set(**{f"{which}scale": "log"})
-    axis = axes.xaxis if which == "x" else axes.yaxis
+def plot(left, right, top, bottom):
+    """(figure, axes) with margins as fractions of the whole. They are fixed, since finding the best
+    ones takes as long as drawing."""
+    figure = Figure(figsize=(5.6, 3.6), layout="none")
+    figure.subplots_adjust(left=left, right=1 - right, top=1 - top, bottom=bottom)
+    return figure, figure.add_subplot()
+
+
+@app.function
+def count_in_powers(axis):
+    """Make an axis logarithmic, with plain numbers: 0.01, not 10⁻²."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
@@ -308,7 +317,7 @@ def count_in_powers(axes, which):
 @app.function
 def draw_losses(broken, healthy):
     """The loss of both runs: each step thin, smoothed thick, held-out rows with markers."""
-    figure, axes = look.plot(5.6, 3.6)
+    figure, axes = plot(0.13, 0.14, 0.17, 0.14)
     for name, history, colour, dash, marker in (
         ("broken", broken, look.RED, "-", "o"),
         ("healthy", healthy, look.BLUE, "--", "s"),
@@ -337,10 +346,9 @@ def draw_losses(broken, healthy):
         color=look.QUIET,
     )
     if stage.measured(broken.losses).max() > 10:
-        count_in_powers(axes, "y")
+        count_in_powers(axes.yaxis)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss in nats")
-    figure.legend(loc="outside upper left", ncols=2)
+    figure.legend(loc="upper left", ncols=2)
     return figure
 
 
@@ -349,7 +357,7 @@ def draw_signal(signal, these, those):
     """A signal of both runs: lines over the steps, or a dot for each place that has a name."""
     _, low, high, powers = SIGNALS[signal]
     along_steps = by_step(these)
-    figure, axes = look.plot(5.6, 3.6 if along_steps else 1.7 + 0.26 * len(these))
+    figure, axes = plot(0.15 if along_steps else 0.24, 0.04, 0.17, 0.14)
     for name, values, colour, dash, marker in (
         ("broken", these, look.RED, "-", "o"),
         ("healthy", those, look.BLUE, "--", "s"),
@@ -367,7 +375,7 @@ def draw_signal(signal, these, those):
                 heights, places, marker, color=colour, fillstyle=fill, markersize=size, label=name
             )
     if powers:
-        count_in_powers(axes, "y" if along_steps else "x")
+        count_in_powers(axes.yaxis if along_steps else axes.xaxis)
     axes.update_datalim([(0, low), (0, high)] if along_steps else [(low, 0), (high, 0)])
     axes.autoscale_view()
     if along_steps:
@@ -375,7 +383,7 @@ def draw_signal(signal, these, those):
     else:
         axes.margins(y=0.6 / len(these))
         axes.invert_yaxis()
-    figure.legend(loc="outside upper left", ncols=2)
+    figure.legend(loc="upper left", ncols=2)
     return figure
 
 
@@ -444,8 +452,8 @@ def _(histories, kinds, run):
     losses = look.below(
         look.picture(
             draw_losses(broken, healthy),
-            f"The loss of run {run.value}, and of the same model, text and settings but for what "
-            f"broke it. At the unigram line, {broken.audit['unigram']:.2f}, a model knows only "
+            f"The loss of run {run.value}, in nats, and of the same model, text and settings but "
+            f"for what broke it. At the unigram line, {broken.audit['unigram']:.2f}, a model knows only "
             "how frequent each letter is.",
         ),
         look.sentence(
