@@ -453,8 +453,8 @@ def _(histories, kinds, run):
         look.picture(
             draw_losses(broken, healthy),
             f"The loss of run {run.value}, in nats, and of the same model, text and settings but "
-            f"for what broke it. At the unigram line, {broken.audit['unigram']:.2f}, a model knows only "
-            "how frequent each letter is.",
+            f"for what broke it. At the unigram line, {broken.audit['unigram']:.2f}, a model knows "
+            "only how frequent each letter is.",
         ),
         look.sentence(
             "Over the last tenth the loss is ",
