@@ -18,6 +18,7 @@ import argparse
 import html
 import importlib.util
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -96,11 +97,16 @@ def serve(listener):
     uvicorn.Server(config).run(sockets=[listener])
 
 
-def edit(page):
-    """Open marimo's editor on one page's file, or on the folder of all."""
+def edit(page, port, headless):
+    """Open marimo's editor on one page's file, or on the folder of all; returns its exit status."""
     target = page.notebook if page else FOLDER
     command = [sys.executable, "-m", "marimo", "edit", str(target), "--host", HOST]
-    return subprocess.call([*command, "--no-sandbox", "--skip-update-check"], cwd=ROOT)
+    command += ["--port", str(port), "--no-sandbox", "--skip-update-check"]
+    if headless:
+        command.append("--headless")
+    with subprocess.Popen(command, cwd=ROOT) as editor:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the editor's: it asks first
+        return editor.wait()
 
 
 def page_of(word):
@@ -136,16 +142,21 @@ def main(argv=None):
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if args.fast:
         os.environ["EXPLORE_FAST"] = "1"
+    if not 0 < args.port < 65536:
+        parser.error(f"argument --port: {args.port} is no port; expected 1 to 65535")
     if args.edit:
-        return edit(args.stage)
+        return edit(args.stage, args.port, args.no_browser)
     listener = listen(args.port)
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
     if args.stage:
         address += f"{args.stage.name}/"
-    print(f"The pages are at {address} (Ctrl-C ends this)", flush=True)
-    if not args.no_browser:
-        webbrowser.open(address)
-    serve(listener)
+    try:
+        print(f"The pages are at {address} (Ctrl-C ends this)", flush=True)
+        if not args.no_browser:
+            webbrowser.open(address)
+        serve(listener)
+    except (KeyboardInterrupt, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a closed pipe stays closed
     return 0
 
 

@@ -3,7 +3,8 @@
 A page says `job = keep.start("recall", train_recall, stage)`. If out/explore/ has the result of the
 same function and the same stage file, it is read; else a thread calls
 
-    train_recall(report)      report(done) with done in 0..1, as often as it likes
+    train_recall(report)      report(done) with done in 0..1, as often as it likes;
+                              report(done, partial) shows something on the way, in job.partial
 
 which returns a dict of arrays, and these are kept. A name belongs to one function and one stage
 file, as they stand: where either has changed it is trained again, so what a page shows is never
@@ -35,6 +36,7 @@ class Job:
 
     def __init__(self):
         self.done = 0.0
+        self.partial = None
         self.result = None
         self.error = None
         self.began = time.monotonic()
@@ -43,16 +45,17 @@ class Job:
     def over(self):
         return self.result is not None or self.error is not None
 
-    def run(self, make, path):
+    def run(self, make, path, settings):
         """Train, and keep the arrays where the next visit finds them."""
         try:
-            result = make(self.report)
+            result = make(self.report, **settings)
             save(path, result)
             self.result = result
         except Exception as error:
             self.error = f"The training stopped: {error}"
 
-    def report(self, done):
+    def report(self, done, partial=None):
+        self.partial = partial
         self.done = float(done)
 
 
@@ -81,11 +84,14 @@ def read(path):
         return None
 
 
-def place(name, make, *modules):
-    """Where the result of `make` is kept: its name tells the code that it came from.
+def place(name, make, *modules, **settings):
+    """Where the result of `make` is kept: the file's name tells the code that it came from.
 
     Among the modules may stand functions that `make` calls: their code counts, too."""
     code = hashlib.sha256(inspect.getsource(make).encode())
+    code.update(repr(sorted(settings.items())).encode())
+    code = hashlib.sha256(inspect.getsource(make).encode())
+    code.update(repr(sorted(settings.items())).encode())
     for module in modules:
         if inspect.isfunction(module):
             code.update(inspect.getsource(module).encode())
@@ -94,15 +100,15 @@ def place(name, make, *modules):
     return KEPT / f"{name}{'-fast' if FAST else ''}-{code.hexdigest()[:12]}.npz"
 
 
-def start(name, make, *modules):
-    """The Job of this training, begun now unless it was begun, or kept, before."""
-    path = place(name, make, *modules)
+def start(name, make, *modules, **settings):
+    """The Job of make(report, **settings), begun now unless it was begun, or kept, before."""
+    path = place(name, make, *modules, **settings)
     with lock:
         if path not in jobs or jobs[path].error:
             job = jobs[path] = Job()
             job.result = read(path)
             if job.result is None:
-                threading.Thread(target=job.run, args=(make, path), daemon=True).start()
+                threading.Thread(target=job.run, args=(make, path, settings), daemon=True).start()
         return jobs[path]
 
 
@@ -112,11 +118,28 @@ def watch(job):
     if not job.over:
 
         def follow():
-            while not mo.current_thread().should_exit and not job.over:
+            over = False  # asked for before it is told, so that the end is told, too
+            while not mo.current_thread().should_exit and not over:
                 time.sleep(0.3)
-                see((job.done, job.over))
+                over = job.over
+                see((job.done, over))
 
         mo.Thread(target=follow, daemon=True).start()
+    return seen
+
+
+def ready(job):
+    """A getter: a cell that calls it runs again once, when the job is over."""
+    seen, see = mo.state(job.over)
+    if not job.over:
+
+        def wait():
+            while not mo.current_thread().should_exit and not job.over:
+                time.sleep(0.1)
+            if job.over:
+                see(True)
+
+        mo.Thread(target=wait, daemon=True).start()
     return seen
 
 

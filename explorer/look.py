@@ -11,6 +11,7 @@ import json
 import marimo as mo
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from explorer.pages import PAGES
@@ -18,6 +19,7 @@ from explorer.pages import PAGES
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#009e73", "#d55e00"
 PURPLE, SKY = "#cc79a7", "#56b4e9"
 INK, QUIET, LINE = "#111111", "#777777", "#cccccc"
+PAPER = "#fefefe"  # what the page is drawn on
 COLOURS = {
     "blue": BLUE,
     "orange": ORANGE,
@@ -28,6 +30,7 @@ COLOURS = {
     "ink": INK,
     "quiet": QUIET,
     "line": LINE,
+    "paper": PAPER,
 }
 CYCLE = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY)
 # Lines differ in their dashes, too, for those who see no colours.
@@ -50,6 +53,7 @@ matplotlib.rcParams.update(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
+        "axes.axisbelow": True,
         "grid.color": LINE,
         "grid.linewidth": 0.6,
         "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
@@ -132,10 +136,16 @@ def problem(message):
     return shown(tag("p", html.escape(str(message)), "problem", role="alert"))
 
 
+def written(value, form):
+    """A number as text: -∞ for -inf, and 0.00 where rounding would leave -0.00."""
+    text = format(value, form).replace("inf", "∞")
+    return text if text.strip("-0.%") else text.lstrip("-")
+
+
 def number(name, value, form=".3f"):
     """A number to be read; data-name and data-value keep it whole, for tests."""
     value = float(value)
-    return mo.Html(tag("output", format(value, form), data_name=name, data_value=repr(value)))
+    return mo.Html(tag("output", written(value, form), data_name=name, data_value=repr(value)))
 
 
 def sentence(*parts):
@@ -164,6 +174,11 @@ def below(*items):
 def field(identity, element):
     """A text field that clicks in a picture can fill: see `picture`."""
     return mo.Html(tag("div", plain(element), id=identity))
+
+
+def steady(element):
+    """An element whose length changes, with room for some lines, so that nothing below it jumps."""
+    return shown(plain(element), "steady")
 
 
 # Tables, bars, coloured texts
@@ -222,10 +237,27 @@ def symbols(name, pieces, shares, titles, colours=None):
     return shown(tag("div", spans, "symbols", data_name=name))
 
 
-def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
+def apart(pieces):
+    """Coloured pieces (what `symbols` returns), larger and with a gap between them."""
+    return shown(plain(pieces), "apart")
+
+
+def names(name, written):
+    """Short texts in a row, which wraps."""
+    spans = "".join(tag("span", html.escape(text)) for text in written)
+    return shown(tag("div", spans, "names", data_name=name))
+
+
+def quote(name, given, written):
+    """A text that a model wrote, after the part that it was given."""
+    text = tag("b", html.escape(given)) + tag("span", html.escape(written), data_name=name)
+    return shown(tag("blockquote", text))
+
+
+def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0, blank=None):
     """The matrix (R, C) as a table of numbers on backgrounds, |value| = most being the strongest.
 
-    rows, columns: their labels.
+    rows, columns: their labels. Cells whose value is `blank` stay empty.
     """
     head = tag("th")
     for column in columns:
@@ -235,7 +267,8 @@ def heat(name, matrix, rows, columns, form=".2f", colour="blue", most=1.0):
         cells = tag("th", tag("code", html.escape(visible(label))), scope="row")
         for value in row:
             style = wash(colour, abs(value) / most)
-            cells += tag("td", format(value, form), style=style, data_value=repr(float(value)))
+            seen = "" if value == blank else format(value, form)
+            cells += tag("td", seen, style=style, data_value=repr(float(value)))
         body += tag("tr", cells)
     filled = tag("thead", tag("tr", head)) + tag("tbody", body)
     return shown(tag("table", filled, "heat", data_name=name), "scroll")
@@ -257,7 +290,9 @@ def picture(figure, says, fills=None):
     place "x, y" into it.
     """
     file = io.BytesIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    for artist in (figure, *figure.axes):
+        artist.patch.set_visible(False)  # the page shows through
+    FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})  # savefig draws twice
     svg = file.getvalue().decode()
     svg = svg[svg.index("<svg") :]
     for name, value in COLOURS.items():
@@ -270,3 +305,15 @@ def picture(figure, says, fills=None):
         place = [box.x0, 1 - box.y1, box.x1, 1 - box.y0, *axes.get_xlim(), *axes.get_ylim()]
         clicks = {"data_fills": fills, "data_axes": json.dumps([float(v) for v in place])}
     return shown(tag("figure", svg + tag("figcaption", html.escape(says)), **clicks))
+
+
+def drawing(width, height, inside, says):
+    """SVG of your own, in pixels, above its sentence. Its colours are variables: var(--blue).
+
+    Where the page is narrow it shrinks a little, and then scrolls in a box of its own.
+    """
+    size = f"width:100%;min-width:{0.85 * width:.0f}px;max-width:{width:.0f}px"
+    view = f"0 0 {width:.0f} {height:.0f}"
+    svg = tag("svg", inside, viewBox=view, role="img", aria_label=says, style=size)
+    box = tag("div", svg, style="overflow-x:auto")
+    return shown(tag("figure", box + tag("figcaption", html.escape(says)), style="max-width:none"))

@@ -15,9 +15,9 @@ with app.setup:
     from explorer import look
     from explorer.pages import ROOT
 
-    TEXTS = {"185 short stories": "stories.txt", "2,254 names": "names.txt", "your own": None}
-    MOST_ORDER = 8
     LONGEST_OWN = 100_000  # characters; more would not be counted while you wait
+    MOST_ORDER = 8
+    TEXTS = {"185 short stories": "stories.txt", "2,254 names": "names.txt", "your own": None}
 
 
 @app.function
@@ -193,9 +193,7 @@ def _(chain, context, names, options, p, seed, set_start, symbols):
 
     one = mo.ui.button(label="draw one letter", on_change=extend(1))
     many = mo.ui.button(label="draw 50 letters", on_change=extend(50))
-    chosen = mo.ui.array(
-        [mo.ui.button(label=look.visible(name), on_change=choose(name)) for name in names[:8]]
-    )
+    chosen = [mo.ui.button(label=look.visible(name), on_change=choose(name)) for name in names[:8]]
     look.controls(one, many, *chosen)
     return
 

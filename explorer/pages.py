@@ -48,7 +48,8 @@ PAGES = (
         "A derivative travels backward along the edges of an expression, one factor an edge.",
         (
             "There and back",
-            "The rules, and the chain rule",
+            "The derivative, and how to measure it",
+            "Part two: one rulebook",
             "Reverse mode: remember, then sweep back",
         ),
     ),
@@ -70,7 +71,7 @@ PAGES = (
         5,
         "attend",
         "stage05_attention.py",
-        "Each token asks all tokens before it, and takes an average of their answers.",
+        "Each token asks all tokens up to itself, and takes an average of their answers.",
         ("Attention and its backward", "Two layers learn to recall", "What single heads do"),
     ),
     Page(
@@ -86,9 +87,11 @@ PAGES = (
         "stage07_bpe.py",
         "What a model reads are pieces of words, and each tokenizer cuts them its own way.",
         (
+            "The idea on one page",
             "Byte-pair encoding",
             "WordPiece, and the longest match",
             "Unigram: a probability for every piece",
+            "The five steps of every tokenizer",
         ),
     ),
     Page(
@@ -102,7 +105,7 @@ PAGES = (
         9,
         "adapt",
         "stage09_lora.py",
-        "What fine-tuning changes is nearly of low rank, so a few numbers can hold it.",
+        "What fine-tuning is good for takes few directions, so a small adapter can hold it.",
         ("LoRA: learn a low-rank update", "Which method, where, which rank and alpha"),
     ),
     Page(

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, PROGRAMS)), None)
 NEEDED = ("marimo", "matplotlib", "playwright")
 PATIENCE = 20  # seconds; an answer takes a fifth of one unless the machine is very busy
 
@@ -140,6 +141,11 @@ class Visit:
         """Wait until one sentence says what is wrong, with `part` in it."""
         self.until(lambda: part in self.problem(), f"a problem with {part!r}")
         assert "\n" not in self.problem() and "Traceback" not in self.text()
+
+    def trained(self, label):
+        """Wait until the slider `label` is there, which comes when the training is over."""
+        slider = self.window.get_by_role("slider", name=label, exact=True)
+        slider.wait_for(timeout=3000 * PATIENCE)
 
     # using it
 
