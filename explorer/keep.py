@@ -90,8 +90,6 @@ def place(name, make, *modules, **settings):
     Among the modules may stand functions that `make` calls: their code counts, too."""
     code = hashlib.sha256(inspect.getsource(make).encode())
     code.update(repr(sorted(settings.items())).encode())
-    code = hashlib.sha256(inspect.getsource(make).encode())
-    code.update(repr(sorted(settings.items())).encode())
     for module in modules:
         if inspect.isfunction(module):
             code.update(inspect.getsource(module).encode())
