@@ -85,11 +85,16 @@ def read(path):
 
 
 def place(name, make, *modules, **settings):
-    """Where the result of `make` is kept: the file's name tells the code that it came from."""
+    """Where the result of `make` is kept: the file's name tells the code that it came from.
+
+    Among the modules may stand functions that `make` calls: their code counts, too."""
     code = hashlib.sha256(inspect.getsource(make).encode())
     code.update(repr(sorted(settings.items())).encode())
     for module in modules:
-        code.update(Path(module.__file__).read_bytes())
+        if inspect.isfunction(module):
+            code.update(inspect.getsource(module).encode())
+        else:
+            code.update(Path(module.__file__).read_bytes())
     return KEPT / f"{name}{'-fast' if FAST else ''}-{code.hexdigest()[:12]}.npz"
 
 
