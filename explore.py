@@ -85,8 +85,6 @@ def serve(listener):
 
     pages = marimo.create_asgi_app(quiet=True, include_code=True)
     for page in PAGES:
-        if not page.notebook.exists():
-            continue
         pages = pages.with_app(path=f"/{page.name}", root=str(page.notebook))
     front = HTMLResponse(front_page())
     app = Starlette(

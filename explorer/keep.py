@@ -1,18 +1,21 @@
 """What a page needs trained: done in the background, once, and kept in out/explore/.
 
-A page says `job = keep.start("recall", train_recall, stage)`. If out/explore/ has the result of the
-same function and the same stage file, it is read; else a thread calls
+A page says `job = keep.start("recall", train_recall)`. If out/explore/ has the result of the same
+code, it is read; else a thread calls
 
     train_recall(report)      report(done) with done in 0..1, as often as it likes;
                               report(done, partial) shows something on the way, in job.partial
 
-which returns a dict of arrays, and these are kept. A name belongs to one function and one stage
-file, as they stand: where either has changed it is trained again, so what a page shows is never
-older than the code beside it.
+which returns a dict of arrays, and these are kept. "The same code" is the function, what it uses of
+its page, and the stage's file: where any of it has changed, the page trains again, so that what it
+shows is never older than the code beside it.
 """
 
+import contextlib
+import dis
 import hashlib
 import inspect
+import json
 import os
 import threading
 import time
@@ -84,23 +87,43 @@ def read(path):
         return None
 
 
-def place(name, make, *modules, **settings):
-    """Where the result of `make` is kept: the file's name tells the code that it came from.
+def sources(function, found):
+    """Add to `found` {name: text} what the function's code, and what it uses, is written as.
 
-    Among the modules may stand functions that `make` calls: their code counts, too."""
-    code = hashlib.sha256(inspect.getsource(make).encode())
-    code.update(repr(sorted(settings.items())).encode())
-    for module in modules:
-        if inspect.isfunction(module):
-            code.update(inspect.getsource(module).encode())
+    Followed are functions and classes of the same page, its constants that JSON can write, and the
+    stages' files.
+    """
+    scope = function.__globals__
+    codes, names = [function.__code__], set()
+    while codes:
+        code = codes.pop()
+        names |= {step.argval for step in dis.get_instructions(code) if "GLOBAL" in step.opname}
+        codes += [part for part in code.co_consts if inspect.iscode(part)]
+    for name in sorted(names & scope.keys() - found.keys()):
+        value = scope[name]
+        if inspect.isfunction(value) and value.__globals__ is scope:
+            found[name] = inspect.getsource(value)
+            sources(value, found)
+        elif inspect.isclass(value) and value.__module__ == function.__module__:
+            found[name] = inspect.getsource(value)
+        elif inspect.ismodule(value) and Path(getattr(value, "__file__", "/")).parent == ROOT:
+            found[name] = Path(value.__file__).read_text(encoding="utf-8")
         else:
-            code.update(Path(module.__file__).read_bytes())
-    return KEPT / f"{name}{'-fast' if FAST else ''}-{code.hexdigest()[:12]}.npz"
+            with contextlib.suppress(TypeError, ValueError):
+                found[name] = json.dumps(value)
 
 
-def start(name, make, *modules, **settings):
+def place(name, make, **settings):
+    """Where the result of make(report, **settings) is kept: its name tells of what code it came."""
+    found = {make.__name__: inspect.getsource(make), "settings": json.dumps(settings)}
+    sources(make, found)
+    code = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+    return KEPT / f"{name}{'-fast' if FAST else ''}-{code[:12]}.npz"
+
+
+def start(name, make, **settings):
     """The Job of make(report, **settings), begun now unless it was begun, or kept, before."""
-    path = place(name, make, *modules, **settings)
+    path = place(name, make, **settings)
     with lock:
         if path not in jobs or jobs[path].error:
             job = jobs[path] = Job()

@@ -144,9 +144,7 @@ def _():
 
 @app.cell
 def _(n_embd, rate):
-    job = keep.start(
-        "embed", train_names, stage, read_names, n_embd=SIZES[n_embd.value], rate=RATES[rate.value]
-    )
+    job = keep.start("embed", train_names, n_embd=SIZES[n_embd.value], rate=RATES[rate.value])
     seen = keep.watch(job)
     return job, seen
 

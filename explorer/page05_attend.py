@@ -200,7 +200,7 @@ def _():
 
 @app.cell
 def _():
-    job = keep.start(NAME, train_recall, stage)
+    job = keep.start(NAME, train_recall)
     further, ready = keep.watch(job), keep.ready(job)
     return further, job, ready
 

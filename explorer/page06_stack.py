@@ -256,7 +256,7 @@ def _():
 @app.cell
 def _():
     lab = stage.Lab(True, 0)
-    reader_job = keep.start("stack-reader", train_reader, stage)
+    reader_job = keep.start("stack-reader", train_reader)
     reader_seen = keep.watch(reader_job)
     return lab, reader_job, reader_seen
 
@@ -559,7 +559,7 @@ def _():
 def _(reader_job, reader_seen):
     reader_seen()
     mo.stop(not reader_job.over, look.words("Its models are trained when the one above is ready."))
-    law_job = keep.start("stack-sizes", train_sizes, stage)
+    law_job = keep.start("stack-sizes", train_sizes)
     law_seen = keep.watch(law_job)
     return law_job, law_seen
 

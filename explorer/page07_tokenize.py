@@ -281,7 +281,7 @@ def _():
 
 @app.cell
 def _():
-    job = keep.start("tokenizers", train_tokenizers, stage)
+    job = keep.start("tokenizers", train_tokenizers)
     seen = keep.watch(job)
     return job, seen
 

@@ -410,7 +410,7 @@ def _():
 @app.cell
 def _():
     kinds = quiz()
-    job = keep.start("clinic", train_all, stage, quiz, healthy_twin, pack)
+    job = keep.start("clinic", train_all)
     seen = keep.watch(job)
     return job, kinds, seen
 

@@ -172,7 +172,7 @@ def _():
 
 @app.cell
 def _():
-    job = keep.start("adapt", train_all, stage, cut, verses_bits)
+    job = keep.start("adapt", train_all)
     further, ready = keep.watch(job), keep.ready(job)
     return further, job, ready
 

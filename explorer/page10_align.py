@@ -306,7 +306,7 @@ def _():
 
 @app.cell
 def _():
-    world_job = keep.start("align_world", make_world, stage)
+    world_job = keep.start("align_world", make_world)
     world_seen = keep.watch(world_job)
     get_world, set_world = mo.state(None)
     return get_world, set_world, world_job, world_seen
@@ -333,7 +333,7 @@ def _(get_world):
 @app.cell
 def _(world):
     world  # made first: two trainings at once would only slow each other down
-    methods_job = keep.start("align_methods", train_methods, stage)
+    methods_job = keep.start("align_methods", train_methods)
     methods_seen = keep.watch(methods_job)
     get_points, set_points = mo.state(None)
     return get_points, methods_job, methods_seen, set_points

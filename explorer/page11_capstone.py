@@ -69,18 +69,18 @@ def train_small(report):
 @app.function
 def begin():
     """The Job that trains the small run: begun now, unless it was before."""
-    record = keep.place("small-run", train_small, stage)
+    record = keep.place("small-run", train_small)
     job = keep.jobs.get(record)
     if not SMALL_RUN.is_dir() and (job is None or job.over):  # its directory was removed
         record.unlink(missing_ok=True)
         keep.jobs.pop(record, None)
-    return keep.start("small-run", train_small, stage)
+    return keep.start("small-run", train_small)
 
 
 @app.function
 def under_way():
     """The Job of the small run if it is at work, perhaps begun in another window; else None."""
-    job = keep.jobs.get(keep.place("small-run", train_small, stage))
+    job = keep.jobs.get(keep.place("small-run", train_small))
     return job if job and not job.over else None
 
 
