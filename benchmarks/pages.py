@@ -1,22 +1,21 @@
 """How fast does a live page answer? Every control of every page, from the key press to the picture.
 
-    python benchmarks/pages.py [--stages 1,2,...,11] [--rounds 5] [--fast]
+    python benchmarks/pages.py [--stages 1,2,...,11] [--rounds 2] [--fast]
 
 Serves explore.py's pages, opens each in chromium and waits until its trainings are over. Then it
-moves every slider by one step, takes the next choice of every list, types a letter into every field
-and turns every switch, --rounds times each, and takes the time until the page has stood still for
-a second: that of the last change on it, less that of the key. The table shows medians; the promise
-is a fifth of a second. Buttons start something (a training, a text) and are left out.
+moves every slider by one step and back, takes the next choice of every list and the old one again,
+types a letter into every field and erases it, and turns every switch twice, --rounds times each.
+An answer takes from the key until the last change on the page, after which it stands still for a
+second. The table shows medians; the promise is a fifth of a second. Buttons start something (a
+training, a text) and are left out.
 
 Needs marimo, matplotlib, playwright and a chromium (see .ci/run). --fast: one round of stage 1.
 """
 
-import os
 import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from functools import partial
 
@@ -62,66 +61,80 @@ def label(control):
     )
 
 
-def move_slider(slider):
-    """One step to the right, or to the left from the end."""
+def move_slider(slider, forth):
+    """One step to the right, or to the left from the end; and back."""
     at_end = slider.get_attribute("aria-valuenow") == slider.get_attribute("aria-valuemax")
-    slider.press("ArrowLeft" if at_end else "ArrowRight")
+    slider.press("ArrowRight" if forth and not at_end else "ArrowLeft")
 
 
-def choose_next(choice):
-    """The next of a list's options, the first after the last."""
+def choose(choice, forth):
+    """The next of a list's options, the first after the last; and back."""
     options = choice.locator("option").count()
-    choice.select_option(index=(choice.evaluate("e => e.selectedIndex") + 1) % options)
+    step = 1 if forth else -1
+    choice.select_option(index=(choice.evaluate("e => e.selectedIndex") + step) % options)
 
 
-def type_letter(field):
-    """One letter more at the end."""
+def write(field, forth):
+    """One letter more at the end; and back."""
     field.press("End")
-    field.press("a")
+    field.press("a" if forth else "Backspace")
 
 
-def turn(switch):
-    """On, or off."""
+def turn(switch, forth):
+    """On, or off; and back."""
     switch.press("Space")
 
 
 KINDS = {
     "slider": move_slider,
-    "textbox": type_letter,
+    "textbox": write,
     "switch": turn,
     "checkbox": turn,
-    "combobox": choose_next,
+    "combobox": choose,
 }
 
 
-def serve(kept):
-    """(the process, its address) of explore.py, its trainings kept in a folder."""
+def serve():
+    """(the process, its address) of explore.py."""
     command = [sys.executable, str(common.ROOT / "explore.py"), "--no-browser"]
-    environment = {**os.environ, "EXPLORE_KEPT": kept}
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     return server, re.search(r"http://\S+", server.stdout.readline()).group()
 
 
-def measure(window, rounds):
-    """[(kind, label, milliseconds)] of all controls of the page that is open."""
-    while window.locator("progress").count():  # a training
+def trained(window):
+    """Wait until nothing is trained any more; whether anything was."""
+    bars = window.locator("progress")
+    if not bars.count():
+        return False
+    while bars.count():
         window.wait_for_timeout(500)
+    return True
+
+
+def measure(window, rounds):
+    """[(kind, label, milliseconds)] of all controls of the page that is open.
+
+    Milliseconds are a sentence instead where nothing changed, or where a training began.
+    """
+    trained(window)
     window.wait_for_timeout(3000)
     window.evaluate(WATCH)
     rows = []
     for kind, move in KINDS.items():
         for control in window.locator("#App").get_by_role(kind).all():
-            name = label(control)
-            times = [answer(window, partial(move, control)) for _ in range(rounds)]
+            times, began = [], False
+            for _ in range(rounds):
+                for forth in (True, False):
+                    times.append(answer(window, partial(move, control, forth)))
+                    began |= trained(window)
             seen = [time for time in times if time is not None]
-            if kind == "textbox" and not seen:  # some wait for the enter key
-                seen = [answer(window, partial(control.press, "Enter")) or 0.0]
-            rows.append((kind, name, statistics.median(seen) if seen else None))
+            found = statistics.median(seen) if seen else "nothing changed"
+            rows.append((kind, label(control), "trains first" if began else found))
     return rows
 
 
 def main():
-    parser = common.make_parser(__doc__, rounds=5)
+    parser = common.make_parser(__doc__, rounds=2)
     everything = list(range(1, len(PAGES) + 1))
     parser.add_argument("--stages", type=common.whole_numbers, default=everything, help="[all]")
     args = common.parse(parser, {"stages": [1], "rounds": 1})
@@ -130,8 +143,8 @@ def main():
     from playwright.sync_api import sync_playwright
 
     record = {"machine": common.machine("marimo"), "rounds": args.rounds, "rows": []}
-    with tempfile.TemporaryDirectory() as kept, sync_playwright() as playwright:
-        server, site = serve(kept)
+    with sync_playwright() as playwright:
+        server, site = serve()
         chromium = playwright.chromium.launch(
             executable_path=browser.CHROMIUM, args=["--no-sandbox"]
         )
@@ -144,15 +157,15 @@ def main():
                 window.wait_for_selector(".look h1")
                 opened = time.perf_counter() - began
                 print(f"\n{page.title}, open after {opened:.1f} s")
-                for kind, name, milliseconds in measure(window, args.rounds):
-                    told = "nothing changed" if milliseconds is None else f"{milliseconds:5.0f} ms"
+                for kind, name, found in measure(window, args.rounds):
+                    told = found if isinstance(found, str) else f"{found:5.0f} ms"
                     print(f"  {kind:9} {name:40.40} {told}", flush=True)
-                    record["rows"].append([number, kind, name, milliseconds])
+                    record["rows"].append([number, kind, name, found])
                 window.close()
         finally:
             server.terminate()
             server.wait()
-    timed = [row for row in record["rows"] if row[3] is not None]
+    timed = [row for row in record["rows"] if not isinstance(row[3], str)]
     slow = [f"{row[2]} ({row[0]}): {row[3]:.0f} ms" for row in timed if row[3] > LIMIT]
     middle = statistics.median(row[3] for row in timed)
     slowest = max(row[3] for row in timed)
