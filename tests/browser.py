@@ -12,7 +12,7 @@ import pytest
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, PROGRAMS)), None)
 NEEDED = ("marimo", "matplotlib", "playwright")
-PATIENCE = 20  # seconds; an answer takes a fifth of one unless the machine is very busy
+PATIENCE = 60  # seconds; an answer takes a fifth of one, unless the machine is very busy
 
 
 def lacking():
