@@ -341,7 +341,7 @@ def _():
         "set the temperature to 0 and write 40 tokens, twice; then do the same with 1. In the text "
         "below that, replace `submarine` by a word that you expect. Then move through the heads.",
         "at temperature 0 a small model soon says the same again and again. In the text the "
-        "strongest colours stand where nothing announced what comes. And each head looks elsewhere.",
+        "strongest colours stand where nothing announced what comes. Each head looks elsewhere.",
     )
     return
 
