@@ -135,6 +135,9 @@ def main(argv=None):
     parser.add_argument("--port", type=int, default=PORT, help=f"the first to try ({PORT})")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     args = parser.parse_args(argv)
+    for name in ("stdout", "stderr"):  # None where they were closed; marimo wants them
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     lacking = missing()
     if lacking:
         print(
@@ -160,8 +163,7 @@ def main(argv=None):
             webbrowser.open(address)
         serve(listener)
     except (KeyboardInterrupt, BrokenPipeError):
-        if sys.stdout is not None:  # a closed pipe stays closed
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a closed pipe stays closed
     return 0
 
 
