@@ -163,8 +163,8 @@ def main(argv=None):
             webbrowser.open(address)
         serve(listener)
     except (KeyboardInterrupt, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a closed pipe stays closed
-    return 0
+        pass
+    os._exit(0)  # at once: neither marimo's threads nor a training are waited for
 
 
 if __name__ == "__main__":
