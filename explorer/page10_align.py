@@ -442,7 +442,7 @@ def _(drawn, likelier, world):
             look.table("names", ["name", "true", "believed", "likelier"], rows),
             look.words(
                 "The reward of each name, true and as the reward model believes; and by how many "
-                "nats it is likelier than under the reference."
+                "nats (steps of a factor e) it is likelier than under the reference."
             ),
         )
     return (listed,)
