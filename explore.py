@@ -17,6 +17,7 @@ this machine only.
 import argparse
 import html
 import importlib.util
+import logging
 import os
 import signal
 import socket
@@ -83,6 +84,11 @@ def serve(listener):
 
     from explorer import look  # noqa: F401  matplotlib takes a second; better now than later
 
+    # Whoever closes a window in the middle of a training cuts off what is being sent to it. That is
+    # no news: asyncio's warning of it, and no other, is left out.
+    logging.getLogger("asyncio").addFilter(
+        lambda record: record.getMessage() != "socket.send() raised exception."
+    )
     pages = marimo.create_asgi_app(quiet=True, include_code=True)
     for page in PAGES:
         pages = pages.with_app(path=f"/{page.name}", root=str(page.notebook))
@@ -129,6 +135,9 @@ def main(argv=None):
     parser.add_argument("--port", type=int, default=PORT, help=f"the first to try ({PORT})")
     parser.add_argument("--no-browser", action="store_true", help="only print the address")
     args = parser.parse_args(argv)
+    for name in ("stdout", "stderr"):  # None where they were closed; marimo wants them
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
     lacking = missing()
     if lacking:
         print(
@@ -154,8 +163,8 @@ def main(argv=None):
             webbrowser.open(address)
         serve(listener)
     except (KeyboardInterrupt, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # a closed pipe stays closed
-    return 0
+        pass
+    os._exit(0)  # at once: neither marimo's threads nor a training are waited for
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -51,15 +52,27 @@ class Job:
     def run(self, make, path, settings):
         """Train, and keep the arrays where the next visit finds them."""
         try:
-            result = make(self.report, **settings)
-            save(path, result)
+            result = arrays_of(make(self.report, **settings))
+            with contextlib.suppress(OSError):  # where nothing can be kept, this visit still has it
+                save(path, result)
             self.result = result
-        except Exception as error:
-            self.error = f"The training stopped: {error}"
+        except BaseException as error:  # SystemExit, too: a job that died must be over
+            self.error = f"The training stopped: {str(error) or type(error).__name__}"
 
     def report(self, done, partial=None):
         self.partial = partial
         self.done = float(done)
+
+
+def arrays_of(result):
+    """What a training returned, as the arrays that `read` will give; ValueError: it is no such."""
+    if not isinstance(result, dict):
+        raise ValueError(f"it returned {type(result).__name__}, expected a dict of arrays")
+    arrays = {name: np.asarray(value) for name, value in result.items()}
+    for name, array in arrays.items():
+        if array.dtype.hasobject:
+            raise ValueError(f"it returned {name!r} of Python objects, expected numbers or text")
+    return arrays
 
 
 def save(path, arrays):
@@ -81,10 +94,16 @@ def read(path):
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return dict(arrays)
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
     except Exception:  # damage shows itself in many ways, most of them zipfile's own
         return None
+
+
+def stage_file(value):
+    """The file of a stage, or of the stage that a function or class was imported from, or None."""
+    if not inspect.ismodule(value):
+        value = sys.modules.get(getattr(value, "__module__", None))
+    path = Path(getattr(value, "__file__", None) or "/")
+    return path if path.parent == ROOT else None
 
 
 def sources(function, found):
@@ -106,8 +125,10 @@ def sources(function, found):
             sources(value, found)
         elif inspect.isclass(value) and value.__module__ == function.__module__:
             found[name] = inspect.getsource(value)
-        elif inspect.ismodule(value) and Path(getattr(value, "__file__", "/")).parent == ROOT:
-            found[name] = Path(value.__file__).read_text(encoding="utf-8")
+            for method in filter(inspect.isfunction, vars(value).values()):
+                sources(method, found)
+        elif stage := stage_file(value):
+            found[name] = stage.read_text(encoding="utf-8")
         else:
             with contextlib.suppress(TypeError, ValueError):
                 found[name] = json.dumps(value)
@@ -129,38 +150,40 @@ def start(name, make, **settings):
             job = jobs[path] = Job()
             job.result = read(path)
             if job.result is None:
+                # A daemon: Ctrl-C does not wait for it.
                 threading.Thread(target=job.run, args=(make, path, settings), daemon=True).start()
         return jobs[path]
 
 
+def follow(job, tell):
+    """Call tell(over) from the background until the job, the cell, or the window's session ends."""
+    kernel = threading.current_thread()  # runs the cells of one window, and ends with its session
+
+    def look_again():
+        over = False
+        while not over and kernel.is_alive() and not mo.current_thread().should_exit:
+            time.sleep(0.3)
+            over = job.over  # asked for before it is told, so that the end is told, too
+            tell(over)
+
+    mo.Thread(target=look_again, daemon=True).start()
+
+
 def watch(job):
     """A getter: a cell that calls it runs again when the job has come further, or is over."""
-    seen, see = mo.state((job.done, job.over))
-    if not job.over:
-
-        def follow():
-            over = False  # asked for before it is told, so that the end is told, too
-            while not mo.current_thread().should_exit and not over:
-                time.sleep(0.3)
-                over = job.over
-                see((job.done, over))
-
-        mo.Thread(target=follow, daemon=True).start()
+    now = (job.done, job.over)
+    seen, see = mo.state(now)
+    if not now[1]:
+        follow(job, lambda over: see((job.done, over)))
     return seen
 
 
 def ready(job):
     """A getter: a cell that calls it runs again once, when the job is over."""
-    seen, see = mo.state(job.over)
-    if not job.over:
-
-        def wait():
-            while not mo.current_thread().should_exit and not job.over:
-                time.sleep(0.1)
-            if job.over:
-                see(True)
-
-        mo.Thread(target=wait, daemon=True).start()
+    now = job.over
+    seen, see = mo.state(now)
+    if not now:
+        follow(job, lambda over: over and see(True))
     return seen
 
 

@@ -3,7 +3,12 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="full", app_title="1 count", css_file="look.css", html_head_file="look.html")
+app = marimo.App(
+    width="full",
+    app_title="1 count",
+    css_file="look.css",
+    html_head_file="look.html",
+)
 
 with app.setup:
     import math
@@ -90,7 +95,7 @@ def _(own, which):
     except ValueError as error:
         refused = look.problem(error)
     refused
-    return counted, text
+    return (counted,)
 
 
 @app.cell
@@ -163,7 +168,7 @@ def _(p, q, symbols):
             look.bars("drawn", names, q[best], kept=q[best] > 0, most=most),
         ),
     )
-    return best, names
+    return (names,)
 
 
 @app.cell

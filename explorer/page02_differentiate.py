@@ -4,7 +4,10 @@ import marimo
 
 __generated_with = "0.25.2"
 app = marimo.App(
-    width="full", app_title="2 differentiate", css_file="look.css", html_head_file="look.html"
+    width="full",
+    app_title="2 differentiate",
+    css_file="look.css",
+    html_head_file="look.html",
 )
 
 with app.setup:
@@ -55,7 +58,8 @@ class Line(NamedTuple):
     text: str  # what was typed
     form: str = ""  # of an operation: "{} * {}"
     inputs: tuple[int, ...] = ()  # the lines that it works on
-    make: Callable | None = None  # its Value, from theirs; a variable has none
+    # its Value, from theirs; a variable has none
+    make: Callable | None = None
 
 
 @app.function
@@ -204,7 +208,10 @@ def title_lines(lines, names):
     return titles
 
 
-# What happens at each step
+@app.cell
+def _():
+    # What happens at each step
+    return
 
 
 @app.class_definition
@@ -217,7 +224,8 @@ class Edge(NamedTuple):
     upstream: float
     slope: float
     contribution: float
-    total: float  # the sum in `to`, with this contribution
+    # the sum in `to`, with this contribution
+    total: float
 
 
 @app.function
@@ -253,7 +261,8 @@ class Moment(NamedTuple):
     latest: int | None  # the line that got its value in this step
     terms: dict  # line → the contributions that arrived so far
     total: dict  # line → their sum
-    passed: list  # the edges gone back along; the last one in this step
+    # the edges gone back along; the last one in this step
+    passed: list
 
 
 @app.function
@@ -325,7 +334,10 @@ def compare(lines, nodes, swept, measured):
     return told + "A slope is wrong, or the expression bends too sharply to be measured."
 
 
-# The graph
+@app.cell
+def _():
+    # The graph
+    return
 
 
 @app.function
@@ -380,7 +392,10 @@ def write_sum(terms, uses):
     return " + ".join(shown)
 
 
-# The page
+@app.cell
+def _():
+    # The page
+    return
 
 
 @app.cell

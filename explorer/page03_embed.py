@@ -3,7 +3,12 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="full", app_title="3 embed", css_file="look.css", html_head_file="look.html")
+app = marimo.App(
+    width="full",
+    app_title="3 embed",
+    css_file="look.css",
+    html_head_file="look.html",
+)
 
 with app.setup:
     import math
@@ -83,7 +88,8 @@ def plane(C):
     if C.shape[1] == 2:
         return np.eye(2)
     axes = np.linalg.svd(C - C.mean(axis=0), full_matrices=False)[2][:2].T  # section 9
-    return axes * np.where(axes[0] < 0, -1, 1)  # either sign would do; one keeps it from flipping
+    # either sign would do; one keeps it from flipping
+    return axes * np.where(axes[0] < 0, -1, 1)
 
 
 @app.function

@@ -4,7 +4,10 @@ import marimo
 
 __generated_with = "0.25.2"
 app = marimo.App(
-    width="full", app_title="4 descend", css_file="look.css", html_head_file="look.html"
+    width="full",
+    app_title="4 descend",
+    css_file="look.css",
+    html_head_file="look.html",
 )
 
 with app.setup:

@@ -4,7 +4,10 @@ import marimo
 
 __generated_with = "0.25.2"
 app = marimo.App(
-    width="full", app_title="5 attend", css_file="look.css", html_head_file="look.html"
+    width="full",
+    app_title="5 attend",
+    css_file="look.css",
+    html_head_file="look.html",
 )
 
 with app.setup:
@@ -22,7 +25,8 @@ with app.setup:
 
     LONGEST = 24  # tokens of a prompt: six pairs and six questions
     N_TEXTS = 200  # fresh texts, on which right answers are counted
-    SHOWN = 4  # numbers of a value that the table has room for
+    # numbers of a value that the table has room for
+    SHOWN = 4
 
 
 @app.function

@@ -3,7 +3,12 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="full", app_title="6 stack", css_file="look.css", html_head_file="look.html")
+app = marimo.App(
+    width="full",
+    app_title="6 stack",
+    css_file="look.css",
+    html_head_file="look.html",
+)
 
 with app.setup:
     import copy
@@ -43,7 +48,8 @@ with app.setup:
     BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
     TIMES = {"seconds": 1 / 86400, "minutes": 1 / 1440, "hours": 1 / 24, "days": 1}  # in days
     GAP = "\N{NO-BREAK SPACE}"  # in labels, where look makes other spaces visible
-    WIDTHS = (8, 12, 16, 24, 32, 48, 64)  # of the models that the scaling law is about
+    # of the models that the scaling law is about
+    WIDTHS = (8, 12, 16, 24, 32, 48, 64)
 
 
 @app.function

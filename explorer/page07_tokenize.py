@@ -4,7 +4,10 @@ import marimo
 
 __generated_with = "0.25.2"
 app = marimo.App(
-    width="full", app_title="7 tokenize", css_file="look.css", html_head_file="look.html"
+    width="full",
+    app_title="7 tokenize",
+    css_file="look.css",
+    html_head_file="look.html",
 )
 
 with app.setup:
@@ -457,7 +460,7 @@ def _(counts, merges, n, spellings, states):
 
 
 @app.cell
-def _(counts, merges, n, spellings, states):
+def _(counts, merges, n, spellings):
     def spell(pair):
         return stage.spell([spellings[i] for i in pair]), f"{pair[0]}, {pair[1]}"
 

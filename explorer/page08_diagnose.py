@@ -4,7 +4,10 @@ import marimo
 
 __generated_with = "0.25.2"
 app = marimo.App(
-    width="full", app_title="8 diagnose", css_file="look.css", html_head_file="look.html"
+    width="full",
+    app_title="8 diagnose",
+    css_file="look.css",
+    html_head_file="look.html",
 )
 
 with app.setup:
@@ -86,7 +89,10 @@ with app.setup:
     }
 
 
-# The runs: broken by the stage's clinic, and what they would have been without
+@app.cell
+def _():
+    # The runs: broken by the stage's clinic, and what they would have been without
+    return
 
 
 @app.function
@@ -166,7 +172,10 @@ def train_all(report):
     return arrays
 
 
-# Signals: what a History holds, under the names that a reader chooses from
+@app.cell
+def _():
+    # Signals: what a History holds, under the names that a reader chooses from
+    return
 
 
 @app.function
@@ -250,7 +259,10 @@ def outstanding(kind, measured):
     return dict(sorted(times.items(), key=lambda pair: -pair[1]))
 
 
-# Judgement
+@app.cell
+def _():
+    # Judgement
+    return
 
 
 @app.function
@@ -294,7 +306,10 @@ def standing_out(times):
     )
 
 
-# Pictures
+@app.cell
+def _():
+    # Pictures
+    return
 
 
 @app.function
@@ -387,7 +402,10 @@ def draw_signal(signal, these, those):
     return figure
 
 
-# The page
+@app.cell
+def _():
+    # The page
+    return
 
 
 @app.cell

@@ -3,7 +3,12 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="full", app_title="9 adapt", css_file="look.css", html_head_file="look.html")
+app = marimo.App(
+    width="full",
+    app_title="9 adapt",
+    css_file="look.css",
+    html_head_file="look.html",
+)
 
 with app.setup:
     import math
@@ -194,7 +199,7 @@ def _(job, ready):
     cut_bits = job.result["cut_bits"]  # (13,) of the verses, for each of RANKS
     base_bits = verses_bits(base)
     lora_bits = {rank: verses_bits(base, adapters(job.result, base, rank)) for rank in LORAS}
-    return base, base_bits, cut_bits, full, lora_bits, updates
+    return base, base_bits, cut_bits, lora_bits, updates
 
 
 @app.cell

@@ -4,7 +4,10 @@ import marimo
 
 __generated_with = "0.25.2"
 app = marimo.App(
-    width="full", app_title="10 align", css_file="look.css", html_head_file="look.html"
+    width="full",
+    app_title="10 align",
+    css_file="look.css",
+    html_head_file="look.html",
 )
 
 with app.setup:
@@ -39,7 +42,10 @@ with app.setup:
     }
 
 
-# The world and the policies
+@app.cell
+def _():
+    # The world and the policies
+    return
 
 
 @app.function
@@ -135,7 +141,10 @@ def title(method, setting):
     return f"{method}, {'n' if method == 'imitate best' else 'β'} = {setting:g}"
 
 
-# Names
+@app.cell
+def _():
+    # Names
+    return
 
 
 @app.function
@@ -156,7 +165,10 @@ def draw_best(beta, world, rng):
     return world.bank[rows, picked].astype(np.int64), likelier
 
 
-# Shares and the plane
+@app.cell
+def _():
+    # Shares and the plane
+    return
 
 
 @app.function
@@ -283,7 +295,10 @@ def draw_history(history):
     return figure
 
 
-# The page
+@app.cell
+def _():
+    # The page
+    return
 
 
 @app.cell
@@ -427,7 +442,7 @@ def _(drawn, likelier, world):
             look.table("names", ["name", "true", "believed", "likelier"], rows),
             look.words(
                 "The reward of each name, true and as the reward model believes; and by how many "
-                "nats it is likelier than under the reference."
+                "nats (steps of a factor e) it is likelier than under the reference."
             ),
         )
     return (listed,)
@@ -473,7 +488,18 @@ def _(best_kl, best_reward, best_worth, price):
 
 
 @app.cell
-def _(best_worth, drawn, kl, likelier, points, price, run, true, world, writer):
+def _(
+    best_worth,
+    drawn,
+    kl,
+    likelier,
+    points,
+    price,
+    run,
+    true,
+    world,
+    writer,
+):
     mo.stop(drawn is None)
     paragraphs = []
     if writer.value != BEST:

@@ -4,7 +4,10 @@ import marimo
 
 __generated_with = "0.25.2"
 app = marimo.App(
-    width="full", app_title="11 capstone", css_file="look.css", html_head_file="look.html"
+    width="full",
+    app_title="11 capstone",
+    css_file="look.css",
+    html_head_file="look.html",
 )
 
 with app.setup:
@@ -22,19 +25,22 @@ with app.setup:
 
     import capstone_gpt as stage
     from explorer import keep, look
-    from stage01_markov import entropy, tempered
+    from stage01_markov import tempered
 
     LARGEST = 2_000_000_000  # bytes of weights; more would fill the memory of a small machine
     MOST_READ = 256  # tokens of the prompt; every head has their square of weights
     MOST_SHOWN = 20  # tokens in the table of attention
     MOST_RUNS = 12  # curves to begin with
     LONGEST_TEXT = 2_000  # characters to measure
-    DRAWS = 500
     SMALL_RUN = keep.KEPT / ("small-run-fast" if keep.FAST else "small-run")
-    TROUBLE = (ValueError, OSError, ArithmeticError, MemoryError)  # what the stage's main expects
+    # what the stage's main expects
+    TROUBLE = (ValueError, OSError, ArithmeticError, MemoryError)
 
 
-# A checkpoint: trained here, or found
+@app.cell
+def _():
+    # A checkpoint: trained here, or found
+    return
 
 
 @app.function
@@ -67,21 +73,16 @@ def train_small(report):
 
 
 @app.function
-def begin():
-    """The Job that trains the small run: begun now, unless it was before."""
+def small_run(pressed):
+    """The Job of the small run: begun if the button was pressed; else one at work, or None."""
     record = keep.place("small-run", train_small)
     job = keep.jobs.get(record)
-    if not SMALL_RUN.is_dir() and (job is None or job.over):  # its directory was removed
+    if job and not job.over:  # perhaps begun in another window
+        return job
+    if pressed and not SMALL_RUN.is_dir():  # it was removed
         record.unlink(missing_ok=True)
         keep.jobs.pop(record, None)
-    return keep.start("small-run", train_small)
-
-
-@app.function
-def under_way():
-    """The Job of the small run if it is at work, perhaps begun in another window; else None."""
-    job = keep.jobs.get(keep.place("small-run", train_small))
-    return job if job and not job.over else None
+    return keep.start("small-run", train_small) if pressed else None
 
 
 @app.function
@@ -106,7 +107,10 @@ def open_checkpoint(folder):
     return *stage.load(where), where
 
 
-# Loss curves
+@app.cell
+def _():
+    # Loss curves
+    return
 
 
 @app.function
@@ -131,7 +135,7 @@ def read_row(line, after):
 
 @app.function
 def read_curve(run):
-    """(rows (N, 3) of read_row, damaged lines, what was held out) of a run; ValueError."""
+    """(rows (N, 3) of read_row, remarks) of a run; ValueError."""
     path = Path(os.path.expanduser(run)) / "metrics.jsonl"
     if not path.is_file():
         raise ValueError(f"{run}: no metrics.jsonl, so it is not the directory of a run")
@@ -146,8 +150,12 @@ def read_curve(run):
     if not rows:
         state = f"none of its {damaged} lines can be read" if damaged else "the file is empty"
         raise ValueError(f"{path}: {state}, expected a JSON object with step and losses a line")
-    held = "development piece" if b'"dev_loss"' in content else "last tenth"
-    return np.array(rows), damaged, held
+    remarks = []
+    if damaged:
+        remarks.append(f"{run}: {damaged} of the lines of metrics.jsonl cannot be read.")
+    if b'"dev_loss"' in content:
+        remarks.append(f"{run}: what it held out is a development piece, not the last tenth.")
+    return np.array(rows), remarks
 
 
 @app.function
@@ -158,11 +166,11 @@ def names_of(runs):
 
 
 @app.function
-def draw_curves(names, curves):
-    """The curves (N, 3) of all runs in one figure, each with its name at its end."""
+def draw_curves(curves):
+    """The curves {name: (N, 3)} of all runs in one figure, each with its name at its end."""
     figure, axes = look.plot(5.6, 3.6)
     ends = []  # (loss, step, name, colour)
-    for i, (name, curve) in enumerate(zip(names, curves)):
+    for i, (name, curve) in enumerate(curves.items()):
         step, train, held = curve.T
         colour = look.CYCLE[i % len(look.CYCLE)]
         dash = look.DASHES[(i + i // len(look.CYCLE)) % len(look.DASHES)]
@@ -191,7 +199,10 @@ def draw_curves(names, curves):
     return figure
 
 
-# What the model computes
+@app.cell
+def _():
+    # What the model computes
+    return
 
 
 @app.function
@@ -207,7 +218,7 @@ def token_name(tokenizer, i):
 @app.function
 def attention_weights(cache):
     """P (H, T, T) of what attention_forward left for its backward: E/l, block by block."""
-    _, _, _, y, blocks = cache
+    *_, y, blocks = cache
     H, T = y.shape[1:3]
     P = np.zeros((H, T, T), y.dtype)
     for rows, end, E, _, l in blocks:
@@ -217,25 +228,14 @@ def attention_weights(cache):
 
 @app.function
 def read_prompt(model, ids):
-    """One forward pass over ids (T,): scores of the next token (V,), attention (L, H, T, T)."""
+    """One forward pass over ids (T,): P of the next token (V,), attention (L, H, T, T)."""
     x, (_, _, caches, _) = model._forward(model._check(ids[None]), keep=True)
-    scores = x[0, -1] @ model.params.top["head.weight"].T
-    return scores, np.array([attention_weights(cache[3]) for cache in caches])
-
-
-@app.function
-def probabilities(scores):
-    """The softmax of scores (V,), as the cross-entropy computes it on its way."""
-    _, (e, total, *_) = stage.cross_entropy_forward(scores[None].astype(np.float64), np.array([-1]))
-    return e[0] / total[0]
-
-
-@app.function
-def draw_many(scores, n, temperature, top_k, top_p):
-    """How often each of V tokens comes in n draws by sample_token: (V,)."""
-    rows = np.broadcast_to(scores, (n, len(scores)))
-    drawn = stage.sample_token(rows, temperature, top_k, top_p, np.random.default_rng(0))
-    return np.bincount(drawn, minlength=len(scores))
+    scores = x[-1:, -1] @ model.params.top["head.weight"].T  # (1, V)
+    if not np.isfinite(scores).all():
+        raise ValueError("The model's scores are not finite: its weights are damaged.")
+    # its softmax is computed on the way to the cross-entropy, whatever the target
+    _, (e, total, *_) = stage.cross_entropy_forward(scores.astype(np.float64), np.array([-1]))
+    return e[0] / total[0], np.array([attention_weights(cache[3]) for cache in caches])
 
 
 @app.function
@@ -279,17 +279,54 @@ def pieces_of(tokenizer, ids):
 
 
 @app.function
-def toward(weights, what):
-    """(L, H): how much of its attention each head gives to one place, on average over tokens."""
-    T = weights.shape[-1]
-    if what == "the first token":
-        return weights[..., 1:, 0].mean(-1)
-    back = 1 if what == "the token before" else 0
-    at = np.arange(1, T)
-    return weights[..., at, at - back].mean(-1)
+def colour_by_surprise(model, tokenizer, text):
+    """The text in colours, and what it costs; ValueError: why it cannot be measured."""
+    if len(text) > LONGEST_TEXT:
+        raise ValueError(
+            f"The text has {len(text):,} characters; at most {LONGEST_TEXT:,} go here."
+        )
+    ids = tokenizer.encode(text, add_special_tokens=True)
+    # a model's own first token is given; without one, the text's first cannot be predicted
+    known = max(1, len(tokenizer.bos))
+    if len(ids) <= known:
+        raise ValueError("The text is too short to be predicted: it needs two tokens.")
+    bits = surprise(model, ids, known)
+    if not np.isfinite(bits).all():
+        raise ValueError("The model's scores are not finite: its weights are damaged.")
+    costs = [math.nan] * (known - len(tokenizer.bos)) + list(bits)
+    shown, strengths, titles = [], [], []
+    for piece, n in pieces_of(tokenizer, ids[len(tokenizer.bos) :]):
+        own, costs = costs[:n], costs[n:]
+        shown.append(piece)
+        strengths.append(min(np.nansum(own), 12) / 12)
+        titles.append(" + ".join("given" if math.isnan(b) else f"{b:.2f} bits" for b in own))
+    dearest = token_name(tokenizer, ids[known + bits.argmax()])
+    return look.below(
+        look.symbols("surprise", shown, strengths, titles),
+        look.sentence(
+            "The text costs ",
+            look.number("bits", bits.sum(), ".1f"),
+            " bits, ",
+            look.number("bits_per_character", bits.sum() / len(text)),
+            f" for each of its {len(text):,} characters. The dearest token, "
+            f"“{look.visible(dearest)}”, costs ",
+            look.number("dearest", bits.max(), ".1f"),
+            ". The stronger its colour, the more bits a token costs; point at one to read them.",
+        ),
+    )
 
 
-# The page
+@app.function
+def look_back(weights):
+    """(..., H): how much of its attention each head gives to the token before, on average."""
+    at = np.arange(1, weights.shape[-1])
+    return weights[..., at, at - 1].mean(-1)
+
+
+@app.cell
+def _():
+    # The page
+    return
 
 
 @app.cell
@@ -303,15 +340,9 @@ def _():
     look.hint(
         "set the temperature to 0 and write 40 tokens, twice; then do the same with 1. In the text "
         "below that, replace `submarine` by a word that you expect. Then move through the heads.",
-        "at temperature 0 a small model soon says the same again and again. Of the whole text, the "
-        "end of `submarine` is the darkest: nothing announced it. And no two heads look alike.",
+        "at temperature 0 a small model soon says the same again and again. In the text the "
+        "strongest colours stand where nothing announced what comes. Each head looks elsewhere.",
     )
-    return
-
-
-@app.cell
-def _():
-    look.heading("A checkpoint")
     return
 
 
@@ -329,7 +360,7 @@ def _(get_run):
         debounce=True,
         full_width=True,
     )
-    folder
+    look.below(look.heading("A checkpoint"), folder)
     return (folder,)
 
 
@@ -343,7 +374,7 @@ def _():
 
 @app.cell
 def _(train):
-    job = begin() if train.value else under_way()
+    job = small_run(train.value)
     seen = keep.watch(job) if job else None
     return job, seen
 
@@ -361,38 +392,26 @@ def _(job, seen, set_run):
 @app.cell
 def _(again, folder):
     again.value  # a run that goes on has changed, or a file was mended
-    model, tokenizer, where, closed = None, None, None, None
+    model, tokenizer, where = None, None, None
     try:
         model, tokenizer, where = open_checkpoint(folder.value)
+        c = model.config
+        told = look.sentence(
+            f"{where} is a model of the {c.arch} kind with ",
+            look.number("parameters", model.num_params(), ",.0f"),
+            f" parameters: {c.n_layer} layers of {c.n_head} heads, and {c.n_embd} channels. It "
+            f"knows {tokenizer.vocab_size:,} tokens, and looks back over {c.block_size:,} at most.",
+        )
     except TROUBLE as error:
-        closed = look.below(
+        told = look.below(
             look.problem(str(error) or "not enough memory for this model"),
             look.words(
                 "`python capstone_gpt.py` trains a model in about two minutes, into `out/stories`; "
                 "the button trains a smaller one in about half a minute, into `out/explore/`."
             ),
         )
-    closed
+    told
     return model, tokenizer, where
-
-
-@app.cell
-def _(model, tokenizer, where):
-    mo.stop(model is None)
-    c = model.config
-    look.sentence(
-        f"{where} is a {c.arch} of ",
-        look.number("parameters", model.num_params(), ",.0f"),
-        f" parameters: {c.n_layer} layers with {c.n_head} heads, {c.n_embd} channels, a context of "
-        f"{c.block_size:,} tokens, and {tokenizer.vocab_size:,} different ones.",
-    )
-    return
-
-
-@app.cell
-def _():
-    look.heading("How it learned")
-    return
 
 
 @app.cell
@@ -405,7 +424,7 @@ def _(get_run):
         rows=3,
         full_width=True,
     )
-    compared
+    look.below(look.heading("How it learned"), compared)
     return (compared,)
 
 
@@ -414,57 +433,42 @@ def _(compared, where):
     wanted = [line.strip() for line in compared.value.splitlines() if line.strip()]
     if where is not None and (where.parent / "metrics.jsonl").is_file():
         wanted.insert(0, str(where.parent))  # the one that is open comes first
-    runs, curves, held_outs, remarks = [], [], [], []
+    curves, remarks = {}, []
     for run in dict.fromkeys(wanted):
         try:
-            curve, damaged, held_out = read_curve(run)
+            curves[run], odd = read_curve(run)
+            remarks += map(look.sentence, odd)
         except (ValueError, OSError) as error:
             remarks.append(look.problem(error))
-            continue
-        runs.append(run)
-        curves.append(curve)
-        held_outs.append(held_out)
-        if damaged:
-            lines = "1 line" if damaged == 1 else f"{damaged} lines"
-            remarks.append(look.sentence(f"{run}: {lines} of metrics.jsonl cannot be read."))
     look.below(*remarks)
-    return curves, held_outs, runs
+    return (curves,)
 
 
 @app.cell
-def _(curves, held_outs, runs):
-    mo.stop(not runs, look.words("There is no curve to draw: name a run above, or train one."))
-    names = names_of(runs)
-    final = np.array([curve[-1] for curve in curves])  # (runs, 3)
-    best = int(final[:, 2].argmin())
-    lead = f"{names[best]} ends lowest, " if len(runs) > 1 else f"{names[best]} ends "
+def _(curves):
+    mo.stop(not curves, look.words("There is no curve to draw: name a run above, or train one."))
+    named = dict(zip(names_of(list(curves)), curves.values()))
+    ends = {name: curve[-1] for name, curve in named.items()}  # step, train, held out
+    best = min(ends, key=lambda name: ends[name][2])
     says = (
-        f"{lead}at {final[best, 2]:.3f} bits per held-out character after {final[best, 0]:,.0f} "
-        "steps. Thick lines are text held out, thin ones the text trained on."
+        f"{best} ends{' lowest,' if len(named) > 1 else ''} at {ends[best][2]:.3f} bits per "
+        f"held-out character after {ends[best][0]:,.0f} steps. Thick lines are text held out, thin "
+        "ones the text trained on."
     )
     table = [
         [
             name,
-            f"{curve[-1, 0]:,.0f}",
-            look.number(f"train {name}", curve[-1, 1]),
-            look.number(f"held {name}", curve[-1, 2]),
-            look.number(f"lowest {name}", curve[:, 2].min()),
-            of,
+            f"{step:,.0f}",
+            look.number(f"train {name}", train_loss),
+            look.number(f"held {name}", held_loss),
+            look.number(f"lowest {name}", named[name][:, 2].min()),
         ]
-        for name, curve, of in zip(names, curves, held_outs)
+        for name, (step, train_loss, held_loss) in ends.items()
     ]
     look.beside(
-        look.picture(draw_curves(names, curves), says),
-        look.table(
-            "runs", ["run", "steps", "train", "held out", "its lowest", "held out is"], table
-        ),
+        look.picture(draw_curves(named), says),
+        look.table("runs", ["run", "steps", "train", "held out", "its lowest"], table),
     )
-    return
-
-
-@app.cell
-def _():
-    look.heading("What comes next")
     return
 
 
@@ -479,7 +483,7 @@ def _(get_prompt):
     prompt = mo.ui.text_area(
         get_prompt(), label="the prompt", debounce=False, rows=2, full_width=True
     )
-    prompt
+    look.below(look.heading("What comes next"), prompt)
     return (prompt,)
 
 
@@ -496,86 +500,60 @@ def _():
 @app.cell
 def _(model, prompt, tokenizer):
     mo.stop(model is None)
-    read, weights, scores, unread = None, None, None, None
+    read, weights, p, remark = None, None, None, None
     try:
         tokens = tokenizer.encode(prompt.value, add_special_tokens=True)
         if len(tokens) == 0:
             raise ValueError("The prompt is empty: type at least one letter.")
         most = min(MOST_READ, model.config.block_size)
         read = tokens[-most:]
-        scores, weights = read_prompt(model, read)
+        p, weights = read_prompt(model, read)  # (V,), (L, H, T, T)
         if len(tokens) > most:
-            unread = look.sentence(
+            remark = look.sentence(
                 f"The prompt has {len(tokens):,} tokens, of which the last {most} are read."
             )
     except TROUBLE as error:
-        unread = look.problem(error)
-    unread
-    return read, scores, weights
+        remark = look.problem(error)
+    remark
+    return p, read, weights
 
 
 @app.cell
-def _(temperature, top_k, top_p):
+def _(p, temperature, tokenizer, top_k, top_p):
+    mo.stop(p is None)
     options = (
         temperature.value,
         top_k.value or None,
         top_p.value if top_p.value < 1 else None,
     )
-    return (options,)
-
-
-@app.cell
-def _(options, scores):
-    mo.stop(scores is None)
-    p, q, counts, odd = None, None, None, None
-    draws = max(1, min(DRAWS, 2**21 // len(scores)))  # fewer if there are very many tokens
-    try:
-        counts = draw_many(scores, draws, *options)  # the scores are finite, or it says so
-        p = probabilities(scores)  # (V,)
-        q = tempered(p, *options)  # (V,) what is drawn from
-    except ValueError as error:
-        odd = look.problem(error)
-    odd
-    return counts, draws, p, q
-
-
-@app.cell
-def _(counts, draws, p, q, tokenizer):
-    mo.stop(p is None)
+    q = tempered(p, *options)  # (V,) what is drawn from
     likeliest = np.argsort(-p, kind="stable")[:12]
     labels = [token_name(tokenizer, i) for i in likeliest]
     longest = max(p.max(), q.max())
     kept = q[likeliest] > 0
-    share = counts[likeliest] / draws
     look.below(
         look.beside(
             look.below(
-                look.words("P(next | prompt), by the model"),
+                look.words("The probability of each token to come next, by the model:"),
                 look.bars("next", labels, p[likeliest], most=longest),
             ),
             look.below(
-                look.words("after temperature, top-k and top-p"),
+                look.words("What is drawn from, after temperature, top-k and top-p:"),
                 look.bars("cut", labels, q[likeliest], kept=kept, most=longest),
-            ),
-            look.below(
-                look.words(f"{draws} draws by `sample_token`"),
-                look.bars("draws", labels, share, kept=kept, most=max(longest, share.max())),
             ),
         ),
         look.sentence(
-            "The surprise to expect is ",
-            look.number("entropy", entropy(p, 2)),
-            " bits by the model, and ",
-            look.number("entropy_cut", entropy(q, 2)),
-            f" bits after the cut, which keeps {np.count_nonzero(q):,} of {len(q):,} tokens.",
+            f"These are the twelve likeliest. The cut keeps {np.count_nonzero(q):,} of {len(q):,} "
+            "tokens, to which the model gave ",
+            look.number("kept", p[q > 0].sum()),
+            " of all probability.",
         ),
     )
-    return
+    return (options,)
 
 
 @app.cell
-def _(model, options, p, prompt, seed, set_prompt, tokenizer):
-    mo.stop(p is None)
+def _(model, options, prompt, seed, set_prompt, tokenizer):
 
     def write(_):
         sampling = (*options, [seed.value, len(prompt.value)])
@@ -583,12 +561,6 @@ def _(model, options, p, prompt, seed, set_prompt, tokenizer):
         set_prompt(prompt.value + "".join(texts))
 
     mo.ui.button(label="write 40 tokens more", on_change=write)
-    return
-
-
-@app.cell
-def _():
-    look.heading("What a text costs, token by token")
     return
 
 
@@ -602,62 +574,46 @@ def _():
         rows=3,
         full_width=True,
     )
-    text
+    look.below(look.heading("What a text costs, token by token"), text)
     return (text,)
 
 
 @app.cell
 def _(model, text, tokenizer):
     mo.stop(model is None)
-    bits, spelled, strange = None, None, None
     try:
-        spelled = tokenizer.encode(text.value, add_special_tokens=True)
-        # a model's own first token is given; without one, the text's first cannot be predicted
-        known = max(1, len(tokenizer.bos))
-        if len(text.value) > LONGEST_TEXT:
-            raise ValueError(
-                f"The text has {len(text.value):,} characters; at most {LONGEST_TEXT:,} go here."
-            )
-        if len(spelled) <= known:
-            raise ValueError("The text is too short to be predicted: it needs two tokens.")
-        bits = surprise(model, spelled, known)
-        if not np.isfinite(bits).all():
-            raise ValueError("The model's scores are not finite: its weights are damaged.")
+        coloured = colour_by_surprise(model, tokenizer, text.value)
     except TROUBLE as error:
-        bits, strange = None, look.problem(error)
-    strange
-    return bits, spelled
-
-
-@app.cell
-def _(bits, spelled, text, tokenizer):
-    mo.stop(bits is None)
-    given = len(spelled) - len(bits)  # tokens that nothing stands before
-    costs = [math.nan] * (given - len(tokenizer.bos)) + list(bits)
-    shown, strengths, titles = [], [], []
-    for piece, n in pieces_of(tokenizer, spelled[len(tokenizer.bos) :]):
-        own, costs = costs[:n], costs[n:]
-        shown.append(piece)
-        strengths.append(min(np.nansum(own), 12) / 12)
-        titles.append(" + ".join("given" if math.isnan(b) else f"{b:.2f} bits" for b in own))
-    look.below(
-        look.symbols("surprise", shown, strengths, titles),
-        look.sentence(
-            "The text costs ",
-            look.number("bits", bits.sum(), ".1f"),
-            " bits, ",
-            look.number("bits_per_character", bits.sum() / len(text.value)),
-            f" for each of its {len(text.value):,} characters; the dearest token costs ",
-            look.number("dearest", bits.max(), ".1f"),
-            ". Darker is more surprising; point at a token for its bits.",
-        ),
-    )
+        coloured = look.problem(error)
+    coloured
     return
 
 
 @app.cell
-def _():
-    look.heading("Where the heads look, in the prompt")
+def _(weights):
+    mo.stop(weights is None)
+    mo.stop(weights.shape[-1] < 2, look.words("With a single token all heads look at it."))
+    L, H, T, _ = weights.shape
+    heads = look_back(weights)  # (L, H)
+    strongest = np.unravel_index(heads.argmax(), heads.shape)
+    look.below(
+        look.heading("Where the heads look, in the prompt"),
+        look.heat(
+            "heads",
+            heads,
+            [f"layer\u00a0{i + 1}" for i in range(L)],
+            [f"head\u00a0{i + 1}" for i in range(H)],
+            colour="green",
+        ),
+        look.sentence(
+            "How much each head gives to the token before, on average over the prompt: most of "
+            f"all head {strongest[1] + 1} of layer {strongest[0] + 1}, ",
+            look.number("strongest", heads[strongest]),
+            ". A head that looked everywhere alike would give ",
+            look.number("even", look_back(np.tri(T) / np.arange(1, T + 1)[:, None])),
+            ". Choose one to see it whole.",
+        ),
+    )
     return
 
 
@@ -666,13 +622,8 @@ def _(model):
     mo.stop(model is None)
     layer = mo.ui.slider(1, model.config.n_layer, value=1, label="layer", show_value=True)
     head = mo.ui.slider(1, model.config.n_head, value=1, label="head", show_value=True)
-    place = mo.ui.dropdown(
-        ["the token before", "the token itself", "the first token"],
-        value="the token before",
-        label="compare all heads by their attention to",
-    )
-    look.controls(layer, head, place)
-    return head, layer, place
+    look.controls(layer, head)
+    return head, layer
 
 
 @app.cell
@@ -693,34 +644,6 @@ def _(head, layer, read, tokenizer, weights):
             f"{head.value}, the last one gives most, ",
             look.number("most", P[-1, at]),
             f", to token {at + 1} of {len(words)}, “{look.visible(words[at])}”.",
-        ),
-    )
-    return
-
-
-@app.cell
-def _(place, weights):
-    mo.stop(weights is None)
-    mo.stop(weights.shape[-1] < 2, look.words("With a single token all heads look at it."))
-    heads = toward(weights, place.value)  # (L, H)
-    even = toward(
-        np.tri(weights.shape[-1]) / np.arange(1, weights.shape[-1] + 1)[:, None], place.value
-    )
-    top = np.unravel_index(heads.argmax(), heads.shape)
-    look.below(
-        look.heat(
-            "heads",
-            heads,
-            [f"layer\u00a0{i + 1}" for i in range(heads.shape[0])],
-            [f"head\u00a0{i + 1}" for i in range(heads.shape[1])],
-            colour="green",
-        ),
-        look.sentence(
-            f"Head {top[1] + 1} of layer {top[0] + 1} gives most to {place.value}: ",
-            look.number("strongest", heads[top]),
-            " on average over the prompt. A head that looked everywhere alike would give ",
-            look.number("even", even),
-            ".",
         ),
     )
     return

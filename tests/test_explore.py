@@ -3,6 +3,7 @@
 import http.client
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,12 +107,38 @@ def test_a_page_is_as_wide_as_its_window_in_light_and_dark(page, visit):
     assert "Behind this page: " + page.file in visit.text()
 
 
-def test_ctrl_c_ends_it_quietly(site, kept):
-    environment = {**os.environ, "EXPLORE_KEPT": str(kept)}
-    command = [*PYTHON, "--stage", "5"]
+def test_ctrl_c_ends_it_quietly_and_at_once(visit, tmp_path):
+    """Even while somebody is looking and something is in training."""
+    environment = {**os.environ, "EXPLORE_KEPT": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as server:
-        assert server.stdout.readline().startswith("The pages are at http://127.0.0.1:")
+    with subprocess.Popen([*PYTHON, "--stage", "10"], env=environment, **pipes) as server:
+        line = server.stdout.readline()
+        assert line.startswith("The pages are at http://127.0.0.1:")
+        window = visit.window.context.new_page()
+        window.goto(line.split()[4])
+        window.wait_for_selector("progress")
         server.send_signal(signal.SIGINT)
-        rest, error = server.communicate(timeout=30)
+        rest, error = server.communicate(timeout=10)
     assert (server.returncode, rest, error) == (0, "", "")
+
+
+def test_closed_output_does_not_stop_it(site, tmp_path):
+    code = (
+        "import explore, sys; sys.stdout = sys.stderr = None;"
+        "explore.serve = lambda listener: sys.exit(7 * (sys.stdout is not None));"
+        "explore.main(['--no-browser'])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 7
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_saving_a_page_in_the_editor_leaves_it_as_it_was(page):
+    """A comment between cells, or behind a function's last line, would be lost."""
+    pytest.importorskip("marimo")
+    parse = pytest.importorskip("marimo._ast.parse")
+    converters = pytest.importorskip("marimo._convert.converters")
+    before = page.notebook.read_text("utf-8")
+    notebook = parse.parse_notebook(before, filepath=str(page.notebook))
+    after = converters.MarimoConvert.from_ir(notebook).to_py()
+    version = re.compile('^__generated_with = ".*"$', re.M)
+    assert version.sub("", after) == version.sub("", before)
