@@ -154,17 +154,18 @@ def _(chain, context, symbols, temperature, top_k, top_p):
 def _(context, order, p, q, symbols):
     mo.stop(p is None)
     _seen = context.value[max(0, len(context.value) - order.value) :]
+    _given = f" | {look.visible(_seen)}" if _seen else ""
     best = np.argsort(-p, kind="stable")[:12]
     names = [symbols[i] for i in best]
     most = max(p.max(), q.max())
     look.beside(
         look.below(
-            look.sentence(f"P(next | {look.visible(_seen)}) by counting" if _seen else "P(next) by counting"),
+            look.sentence(f"P(next{_given}) by counting"),
             look.bars("counted", names, p[best], most=most),
         ),
         look.below(
             look.sentence("what is drawn from: after temperature, top-k and top-p"),
-            look.bars("drawn", names, q[best], kept=q[best] > 0, most=most),
+            look.bars("drawn", names, q[best], kept=(q[best] > 0) | (p[best] == 0), most=most),
         ),
     )
     return best, names
@@ -260,8 +261,8 @@ def _(order, perplexity, sentence, surprise):
         _t = _impossible[0]
         _before = sentence.value[max(0, _t - order.value) : _t]
         _meaning = (
-            f" bits each: {look.visible(sentence.value[_t])} was never counted after "
-            f"{look.visible(_before)}, so the whole sentence has the probability 0. Perplexity: "
+            f" bits each: “{look.visible(sentence.value[_t])}” was never counted after "
+            f"“{look.visible(_before)}”, so the whole sentence has the probability 0. Perplexity: "
         )
         _end = "."
     else:
