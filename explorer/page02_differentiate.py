@@ -67,11 +67,12 @@ def cut(text):
 @app.function
 def plain_number(node):
     """The finite number that is written here, perhaps with a minus before it; else None."""
-    try:
-        n = ast.literal_eval(node)
-    except ValueError:
+    sign = 1
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        sign, node = -1, node.operand
+    if not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
         return None
-    return n if type(n) in (int, float) and math.isfinite(n) else None
+    return sign * node.value if math.isfinite(node.value) else None
 
 
 @app.class_definition

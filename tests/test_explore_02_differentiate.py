@@ -193,7 +193,7 @@ def test_other_things_that_python_can_read_are_refused(page):
         *("a if b else c", "lambda: a", "[a]", "a,", "a @ b", "a // b", "a % b", "not a", "~a"),
         *("(a := 3)", "a[0]", "f'{a}'", "True", "None", "...", "tanh(x=a)", "tanh(*a)", "tanh()"),
         *("tanh(a)(a)", "{a: a}", "a and b", "a ^ b", "await a", "a; b", "-" * 199 + "a"),
-        *("(" * 190 + "a", "\0", "a\\", "\ud800", "a ** 1j", "a ** True", "exp"),
+        *("(" * 190 + "a", "\0", "a\\", "\ud800", "a ** 1j", "a ** True", "exp", "a ** {[]}"),
     ):
         with pytest.raises(ValueError, match=r"\.$") as refusal:
             page.take_apart(text)

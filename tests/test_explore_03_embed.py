@@ -64,10 +64,12 @@ def letters_stand_at(visit, C, symbols):
         .evaluate_all(
             """all => all.filter(e => /^[a-z]$/i.test(e.textContent)).map(e => {
             const box = e.getBoundingClientRect();
-            return [e.textContent, box.x + box.width / 2, box.y + box.height / 2]})"""
+            const red = e.outerHTML.includes("var(--red)");
+            return [e.textContent, box.x + box.width / 2, box.y + box.height / 2, red]})"""
         )
     )
-    shown, x, y = zip(*middles)
+    shown, x, y, red = zip(*middles)
+    assert [letter.isupper() for letter in shown] == list(red)
     assert sorted(shown) == sorted("AEIOU" + "bcdfghjklmnpqrstvwxyz")
     expected = C[[symbols.index(letter.lower()) for letter in shown]]
     right = np.corrcoef(x, expected[:, 0])[0, 1]
@@ -85,6 +87,7 @@ def test_training_and_going_back(visit, examples):
         visit.choose("learning rate", f"{rate:g}")
         model = learned(examples, n_embd, rate, STEPS)
         visit.shows("dev", model.loss(*dev) / math.log(2), rel=1e-5)
+        visit.trained("after this many steps")
         visit.slide("after this many steps", moment)
         model = learned(examples, n_embd, rate, EVERY * moment)
         visit.shows("dev", model.loss(*dev) / math.log(2), rel=1e-5)
@@ -117,14 +120,17 @@ def test_the_loss_and_its_lowest_point(visit, examples):
 
 
 def test_beginnings_and_seeds(visit, examples):
-    _, symbols, _, _ = examples
+    names, symbols, _, _ = examples
     visit.open("embed")
     visit.trained("after this many steps")
     model = learned(examples, 2, 0.2, STEPS)
     spans = visit.window.locator('[data-name="written"] span')
     visit.fill("beginning with", "mar")
     visit.slide("seed", 4)
-    visit.equals(spans.all_inner_texts, written(model, symbols, "mar", 4), "the names")
+    expected = written(model, symbols, "mar", 4)
+    visit.equals(spans.all_inner_texts, expected, "the names")
+    known = [name for name in expected if name in names]
+    visit.says(f"In the file stand {', '.join(known)}." if known else "None is in the file.")
     visit.fill("beginning with", "Ma3")
     visit.refuses("'M' is not among the model's 27 symbols")
 
