@@ -54,6 +54,10 @@ def test_every_step_forward_and_back(visit):
     for name in nodes:
         assert visit.number(f"grad_{name}") == pytest.approx(nodes[name].grad)
         assert visit.number(f"measured_{name}") == pytest.approx(nodes[name].grad, rel=1e-7)
+    drawn = visit.window.locator("figure svg text").evaluate_all("e => e.map(e => e.textContent)")
+    numbers = [x for node in nodes.values() for x in (node.data, node.grad, *node._slopes)]
+    expected = sorted([f"{x:.4g}" for x in numbers])
+    assert sorted(text for text in drawn if text[-1].isdigit() and "v" not in text) == expected
     slope = stage.measured_slope(lambda v2: math.tanh(v2) * 2.0, -0.5)  # v2 held, all else as it is
     assert visit.number("measured_v2") == pytest.approx(slope, rel=1e-12)
     visit.says("After step 12 of 12, 7 of 7 values are known and 7 gradients complete")
