@@ -21,6 +21,7 @@ with app.setup:
     from explorer.pages import ROOT
 
     LONGEST_OWN = 100_000  # characters; more would not be counted while you wait
+    LONGEST_SENTENCE = 1000
     MOST_ORDER = 8
     TEXTS = {"185 short stories": "stories.txt", "2,254 names": "names.txt", "your own": None}
 
@@ -62,10 +63,11 @@ def _():
 @app.cell
 def _():
     look.hint(
-        "move the order from 0 to 8 and watch the bars grow surer. Then set the smoothing to "
-        "`mle`, which does not smooth at all.",
-        "the surest prediction is not the best one. With `mle` and a high order the sentence at "
-        "the end of this page becomes impossible, long before the bars look wrong.",
+        "move the order, which is how many symbols back the prediction looks, from 0 to 8. Then "
+        "set the smoothing to `mle`, where what was never counted gets the probability 0.",
+        "the longer the context, the surer the first bars. But surer is not better: the sentence "
+        "at the end of this page costs least at order 5, and more again at 8, because long "
+        "contexts were seen too rarely. With `mle` it is impossible at every order above 0.",
     )
     return
 
@@ -120,7 +122,9 @@ def _():
 
 @app.cell
 def _(get_start):
-    context = mo.ui.text(get_start(), label="after this context", debounce=False, full_width=True)
+    context = mo.ui.text_area(
+        get_start(), label="after this context", debounce=False, rows=2, full_width=True
+    )
     context
     return (context,)
 
@@ -130,9 +134,8 @@ def _():
     temperature = mo.ui.slider(0, 2, step=0.1, value=1, label="temperature", show_value=True)
     top_k = mo.ui.slider(0, 20, value=0, label="top-k (0: all)", show_value=True)
     top_p = mo.ui.slider(0.1, 1, step=0.05, value=1, label="top-p", show_value=True)
-    seed = mo.ui.number(0, 999, value=0, label="seed")
-    look.controls(temperature, top_k, top_p, seed)
-    return seed, temperature, top_k, top_p
+    look.controls(temperature, top_k, top_p)
+    return temperature, top_k, top_p
 
 
 @app.cell
@@ -153,19 +156,21 @@ def _(chain, context, symbols, temperature, top_k, top_p):
 
 
 @app.cell
-def _(p, q, symbols):
+def _(context, order, p, q, symbols):
     mo.stop(p is None)
+    _seen = context.value[max(0, len(context.value) - order.value) :]
+    _given = f" | {look.visible(_seen)}" if _seen else ""
     best = np.argsort(-p, kind="stable")[:12]
     names = [symbols[i] for i in best]
     most = max(p.max(), q.max())
     look.beside(
         look.below(
-            look.words("P(next | context), by counting"),
+            look.sentence(f"P(next{_given}) by counting"),
             look.bars("counted", names, p[best], most=most),
         ),
         look.below(
-            look.words("after temperature, top-k and top-p"),
-            look.bars("drawn", names, q[best], kept=q[best] > 0, most=most),
+            look.sentence("what is drawn from: after temperature, top-k and top-p"),
+            look.bars("drawn", names, q[best], kept=(q[best] > 0) | (p[best] == 0), most=most),
         ),
     )
     return (names,)
@@ -179,9 +184,16 @@ def _(p, q):
         look.number("entropy", stage.entropy(p, 2)),
         " bits by the counts, and ",
         look.number("entropy_drawn", stage.entropy(q, 2)),
-        f" bits after the cut, which keeps {np.count_nonzero(q)} of {len(q)} symbols.",
+        f" bits in what is drawn from, which keeps {np.count_nonzero(q)} of {len(q)} symbols.",
     )
     return
+
+
+@app.cell
+def _():
+    seed = mo.ui.slider(0, 20, value=0, label="seed of the draws", show_value=True)
+    look.controls(seed)
+    return (seed,)
 
 
 @app.cell
@@ -223,33 +235,53 @@ def _():
 
 @app.cell
 def _(chain, sentence, symbols):
-    surprise, strange = None, None
+    surprise, perplexity, strange = None, None, None
     try:
         if not sentence.value:
-            raise ValueError("the sentence is empty")
-        surprise = -chain.log_probabilities(stage.encode(sentence.value, symbols)) / math.log(2)
+            raise ValueError("it is empty")
+        if len(sentence.value) > LONGEST_SENTENCE:
+            raise ValueError(
+                f"it has {len(sentence.value):,} symbols; at most {LONGEST_SENTENCE:,} go here"
+            )
+        _ids = stage.encode(sentence.value, symbols)
+        surprise = -chain.log_probabilities(_ids) / math.log(2)  # bits, of each symbol
+        perplexity = chain.perplexity(_ids)
     except ValueError as error:
         strange = look.problem(f"This sentence cannot be measured: {error}.")
     strange
-    return (surprise,)
+    return perplexity, surprise
 
 
 @app.cell
-def _(sentence, surprise):
+def _(order, perplexity, sentence, surprise):
     mo.stop(surprise is None)
+    _coloured = look.symbols(
+        "surprise",
+        list(sentence.value),
+        np.minimum(surprise, 12) / 12,
+        titles=[f"{s:.2f} bits" for s in surprise],
+    )
+    _impossible = np.flatnonzero(np.isinf(surprise))
+    if len(_impossible):
+        _t = _impossible[0]
+        _before = sentence.value[max(0, _t - order.value) : _t]
+        _meaning = (
+            f" bits each: “{look.visible(sentence.value[_t])}” was never counted after "
+            f"“{look.visible(_before)}”, so the whole sentence has the probability 0. Perplexity: "
+        )
+        _end = "."
+    else:
+        _meaning = " bits each, as if each were one of "
+        _end = " equally likely ones: their perplexity."
     look.below(
-        look.symbols(
-            "surprise",
-            list(sentence.value),
-            np.minimum(surprise, 12) / 12,
-            titles=[f"{s:.2f} bits" for s in surprise],
-        ),
+        _coloured,
         look.sentence(
             "Its symbols cost ",
             look.number("bits", surprise.mean()),
-            " bits each, as if each were one of ",
-            look.number("perplexity", 2 ** surprise.mean(), ".2f"),
-            " equally likely ones. Darker is more surprising; point at a symbol for its bits.",
+            _meaning,
+            look.number("perplexity", perplexity, ".2f"),
+            _end,
+            " Darker is more surprising; point at a symbol for its bits.",
         ),
     )
     return

@@ -56,16 +56,26 @@ class Line(NamedTuple):
     """One line of an expression taken apart: a variable, a number, or one operation."""
 
     text: str  # what was typed
-    form: str = ""  # of an operation: "{} * {}"
-    inputs: tuple[int, ...] = ()  # the lines that it works on
-    # its Value, from theirs; a variable has none
-    make: Callable | None = None
+    form: str = ""  # of an operation, how it is written: "{} * {}"
+    inputs: tuple[int, ...] = ()  # the numbers of the lines that it works on
+    make: Callable | None = None  # makes its Value from theirs; a variable has none
 
 
 @app.function
 def cut(text):
     """A text for a message: not too long."""
     return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+@app.function
+def plain_number(node):
+    """The finite number that is written here, perhaps with a minus before it; else None."""
+    sign = 1
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        sign, node = -1, node.operand
+    if not isinstance(node, ast.Constant) or type(node.value) not in (int, float):
+        return None
+    return sign * node.value if math.isfinite(node.value) else None
 
 
 @app.class_definition
@@ -99,19 +109,14 @@ class Reader(ast.NodeVisitor):
             self.variables[name] = self.add(node)
         return self.variables[name]
 
-    def visit_Constant(self, node, sign=1):
-        number = node.value
-        if type(number) not in (int, float):
+    def visit_Constant(self, node):
+        if type(node.value) not in (int, float):
             raise ValueError(f"{self.part(node)} is no real number.")
-        return self.add(node, make=lambda: stage.Value(sign * number))
+        return self.add(node, make=lambda: stage.Value(node.value))
 
     def visit_UnaryOp(self, node):
         if not isinstance(node.op, ast.USub):
             self.generic_visit(node)
-        if isinstance(node.operand, ast.Constant):  # -3 is a number
-            line = self.visit_Constant(node.operand, sign=-1)
-            self.lines[line] = self.lines[line]._replace(text=self.part(node))
-            return line
         return self.add(node, "-{}", (self.visit(node.operand),), operator.neg)
 
     def visit_BinOp(self, node):
@@ -119,12 +124,9 @@ class Reader(ast.NodeVisitor):
             self.generic_visit(node)
         sign, operate = SIGNS[type(node.op)]
         left = self.visit(node.left)
-        if sign == "**":
-            exponent = Reader(self.text)
-            exponent.visit(node.right)
-            if not exponent.variables:  # a plain number, which the stage takes as it is
-                n = build(exponent.lines, {})[-1].data
-                return self.add(node, f"{{}} ** {n:g}", (left,), lambda x: x**n)
+        n = plain_number(node.right)
+        if sign == "**" and n is not None:  # the stage takes an exponent like 2 or -0.5 as it is
+            return self.add(node, f"{{}} ** {n:g}", (left,), lambda x: x**n)
         return self.add(node, f"{{}} {sign} {{}}", (left, self.visit(node.right)), operate)
 
     def visit_Call(self, node):
@@ -190,22 +192,17 @@ def build(lines, values, held=None):
 
 @app.function
 def name_lines(lines):
-    """Each line's name: a variable and a number as typed; v1, v2, ... the operations."""
-    letter = next(
-        letter for letter in "vmutpqr" if not any(line.text.startswith(letter) for line in lines)
-    )
+    """Each line's name ("a", "2", "v1"), and what stands in its box ("a", "2", "v1 = a * b")."""
+    variables = [line.text for line in lines if line.make is None]
+    taken = {name[0] for name in variables}
+    letter = next(letter for letter in "vmutpqr" if letter not in taken)  # 6 at most are
     count = itertools.count(1)
-    return [f"{letter}{next(count)}" if line.inputs else line.text for line in lines]
-
-
-@app.function
-def title_lines(lines, names):
-    """What stands in each box: "a", "2", "v1 = a * b"."""
+    names = [f"{letter}{next(count)}" if line.inputs else line.text for line in lines]
     titles = []
     for line, name in zip(lines, names):
         made = line.form.format(*[names[i] for i in line.inputs])
         titles.append(f"{name} = {made}" if made else name)
-    return titles
+    return names, titles
 
 
 @app.cell
@@ -224,33 +221,20 @@ class Edge(NamedTuple):
     upstream: float
     slope: float
     contribution: float
-    # the sum in `to`, with this contribution
-    total: float
 
 
 @app.function
 def go_back(nodes):
     """The edges in the order of the stage's sweep, with the numbers that it multiplied."""
-    place = {node: i for i, node in enumerate(nodes)}
-    ends, products, edges, total = [], [], [], {}
+    ends, products = [], []
 
     def times(slope, upstream):
         products.append((upstream, slope, slope * upstream))
         return slope * upstream
 
     for user, _ in stage.sweep(nodes[-1], 1.0, times):
-        ends += [(place[user], k, place[v]) for k, v in enumerate(user._prev)]
-    for (user, k, to), (upstream, slope, contribution) in zip(ends, products):
-        total[to] = total[to] + contribution if to in total else contribution
-        edges.append(Edge(user, k, to, upstream, slope, contribution, total[to]))
-    return edges
-
-
-@app.function
-def count_steps(lines):
-    """(forward, all): one step an operation; then the gradient 1 of the result, and the edges."""
-    forward = sum(bool(line.inputs) for line in lines)
-    return forward, forward + 1 + sum(len(line.inputs) for line in lines)
+        ends += [(nodes.index(user), k, nodes.index(v)) for k, v in enumerate(user._prev)]
+    return [Edge(*end, *product) for end, product in zip(ends, products)]
 
 
 @app.class_definition
@@ -259,79 +243,71 @@ class Moment(NamedTuple):
 
     known: set  # lines that have their values
     latest: int | None  # the line that got its value in this step
+    passed: list  # the edges gone back along; the last one in this step
     terms: dict  # line → the contributions that arrived so far
     total: dict  # line → their sum
-    # the edges gone back along; the last one in this step
-    passed: list
+    complete: set  # lines whose contributions have all arrived
 
 
 @app.function
 def look_at(lines, nodes, edges, step):
-    """The Moment after this many steps, in the order of the stage's topological_order and sweep."""
-    place = {node: i for i, node in enumerate(nodes)}
-    order = [place[node] for node in stage.topological_order(nodes[-1])]
+    """The Moment after this many steps: one an operation, one that begins, one an edge."""
+    order = [nodes.index(node) for node in stage.topological_order(nodes[-1])]
     operations = [i for i in order if lines[i].inputs]
     inputs = set(order) - set(operations)
-    back = step - len(operations)  # 0 or less: still on the way forward
-    passed = edges[: max(0, back - 1)]
-    terms, total = {}, {}
-    if back > 0:  # the result's own gradient
-        terms[len(lines) - 1], total[len(lines) - 1] = [1.0], 1.0
+    begun = step > len(operations)  # on the way back
+    passed = edges[: step - len(operations) - 1] if begun else []
+    latest = operations[step - 1] if step and not begun else None
+    terms = {len(lines) - 1: [1.0]} if begun else {}  # the result's gradient in itself
     for edge in passed:
         terms.setdefault(edge.to, []).append(edge.contribution)
-        total[edge.to] = edge.total
-    latest = operations[step - 1] if step and back <= 0 else None
-    return Moment(inputs | set(operations[:step]), latest, terms, total, passed)
+    complete = {i for i in terms if i not in [edge.to for edge in edges[len(passed) :]]}
+    total = {i: nodes[i].grad if i in complete else sum(terms[i]) for i in terms}
+    return Moment(inputs | set(operations[:step]), latest, passed, terms, total, complete)
 
 
 @app.function
-def measure(lines, values, nodes, i):
-    """∂result/∂(line i) by the stage's central differences: only values are asked for."""
+def measure(lines, values, nodes):
+    """For each line ∂result/∂line by the stage's central differences, which ask for values only.
 
-    def result(x):
-        return build(lines, values, {i: x})[-1].data
+    Returns also the reason why the last line that cannot be measured, nan, cannot, or "".
+    """
+    slopes, reason = [], ""
+    for i, line in enumerate(lines):
 
-    return stage.measured_slope(result, nodes[i].data)
+        def result(x, i=i):
+            return build(lines, values, {i: x})[-1].data
 
-
-@app.function
-def measure_all(lines, values, nodes):
-    """For every line its measured derivative, or nan; and why there is none, or None."""
-    slopes, reasons = [], []
-    for i in range(len(lines)):
-        slope, reason = math.nan, None
         try:
-            slope = measure(lines, values, nodes, i)
+            slopes.append(stage.measured_slope(result, nodes[i].data))
         except ValueError as error:
-            reason = str(error)
-        slopes.append(slope)
-        reasons.append(reason)
-    return slopes, reasons
+            slopes.append(math.nan)
+            reason = f"{line.text} cannot be measured: {error}."
+    return slopes, reason
 
 
 @app.function
-def compare(lines, nodes, swept, measured):
-    """What the derivatives by the sweep and by measuring, {variable: number} each, say together."""
-    if not swept:
-        return "There is no variable in this expression, so there is nothing to turn."
-    if not all(map(math.isfinite, swept.values())):
+def compare(lines, names, nodes, measured):
+    """What the gradients by the sweep and by measuring say together."""
+    if not all(math.isfinite(node.grad) for node in nodes):
         return "A slope or a product on the way is infinite here, so the sweep ends in inf or nan."
-    gaps = {name: abs(swept[name] - measured[name]) for name in swept}  # nan: not measured
-    apart = [name for name in swept if gaps[name] > AGREE * max(1, abs(swept[name]))]
-    if not apart:
-        same = [name for name in swept if math.isfinite(gaps[name])]
-        return f"By both ways the same comes out for {', '.join(same)}." if same else ""
-    told = f"The two differ in {', '.join(apart)}. "
-    largest = max(abs(node.data) for node in nodes)
-    rounding = 2.0**-53 * largest / 1e-6  # of a difference over 2h, with h near 5e-6
+    differing = [
+        name
+        for name, node, slope in zip(names, nodes, measured)
+        if abs(node.grad - slope) > AGREE * max(1, abs(node.grad))
+    ]
+    if not differing:
+        return "Each gradient is what measuring finds."
+    told = f"Gradient and measured slope differ in {', '.join(dict.fromkeys(differing))}. "
     if any(line.form.startswith("relu") and not nodes[line.inputs[0]].data for line in lines):
         return told + (
             "The input of a relu is 0, where it has a kink: the stage takes 0 for its slope there, "
             "and measuring finds the mean of the slopes on both sides."
         )
-    if max(gaps[name] for name in apart) < rounding:
-        return told + f"Rounding values near {largest:.1g} can make a difference of that size."
-    return told + "A slope is wrong, or the expression bends too sharply to be measured."
+    return told + (
+        "Either the values are so large that rounding hides small changes, or the expression "
+        "bends too sharply to be measured, or a slope is wrong."
+    )
 
 
 @app.cell
@@ -354,7 +330,7 @@ def draw_edges(nodes, places, moment):
         edges += graph.draw_edge(points, colour, 3.5 if now else 1.5, upward=gone)
         if user in moment.known:
             x, y = points[-1]
-            slope = f"{nodes[user]._slopes[k]:.4g}"
+            slope = look.written(nodes[user]._slopes[k], ".4g")
             if side < 0:
                 slopes += graph.write_at(x - 8, y - 4, slope, colour, now, "end")
             else:
@@ -363,7 +339,7 @@ def draw_edges(nodes, places, moment):
 
 
 @app.function
-def draw_boxes(lines, titles, nodes, places, moment, uses):
+def draw_boxes(lines, titles, nodes, places, moment):
     """SVG of the lines: in each box a title, a value, and the gradient so far."""
     boxes = ""
     for i, (line, node) in enumerate(zip(lines, nodes)):
@@ -372,22 +348,23 @@ def draw_boxes(lines, titles, nodes, places, moment, uses):
         boxes += graph.draw_box(places, i, "quiet" if line.make else "blue", now)
         boxes += graph.write_at(x, y + 17, titles[i], bold=True)
         if i in moment.known:
-            boxes += graph.write_at(x, y + 35, f"{node.data:.4g}")
+            boxes += graph.write_at(x, y + 35, look.written(node.data, ".4g"))
         else:
             boxes += graph.write_at(x, y + 35, "?", "quiet")
         if i in moment.total:
-            to_come = " + …" if len(moment.terms[i]) < uses[i] else ""
-            boxes += graph.write_at(x, y + 53, f"{moment.total[i]:.4g}{to_come}", "orange", True)
+            to_come = "" if i in moment.complete else " + …"
+            so_far = look.written(moment.total[i], ".4g") + to_come
+            boxes += graph.write_at(x, y + 53, so_far, "orange", True)
     return boxes
 
 
 @app.function
-def write_sum(terms, uses):
+def write_sum(terms, complete):
     """The contributions to a gradient: "0.5 + -2 + …"; of many only the last three."""
-    shown = [f"{term:.4g}" for term in terms[-3:]]
+    shown = [look.written(term, ".4g") for term in terms[-3:]]
     if len(terms) > 3:
         shown.insert(0, f"{len(terms) - 3} others")
-    if 0 < len(terms) < uses:
+    if terms and not complete:
         shown.append("…")
     return " + ".join(shown)
 
@@ -407,10 +384,11 @@ def _():
 @app.cell
 def _():
     look.hint(
-        "press *on* (or the arrow keys on *step*) until the end. First the values appear from "
+        "press *next* (or the arrow keys on *step*) until the end. First the values appear from "
         "top to bottom; then the gradient comes back along one edge at a time.",
-        "`a` is used twice, so two edges lead back to it, and its gradient is the sum of what "
-        "arrives on them. Then type an expression of your own, and compare the last table.",
+        f"`{FIRST}` uses `a` twice, so two edges lead back to it, and its gradient is the sum of "
+        "what arrives on them. As soon as a gradient is complete, the table shows beside it what "
+        "measuring finds. Move a variable, or type an expression of your own, and compare the two.",
     )
     return
 
@@ -469,18 +447,18 @@ def _(expression):
 @app.cell
 def _(chosen, lines):
     mo.stop(lines is None)
-    variables = [line.text for line in lines if line.make is None]
     sliders = mo.ui.dictionary(
         {
-            name: mo.ui.slider(
-                -3, 3, step=0.1, value=chosen.setdefault(name, 1), label=name, show_value=True
+            line.text: mo.ui.slider(
+                *(-3, 3, 0.1, chosen.setdefault(line.text, 1)), label=line.text, show_value=True
             )
-            for name in variables
+            for line in lines
+            if line.make is None
         },
         on_change=chosen.update,
     )
     look.controls(*sliders.elements.values())
-    return sliders, variables
+    return (sliders,)
 
 
 @app.cell
@@ -499,36 +477,38 @@ def _(lines, sliders):
 @app.cell
 def _(lines, set_step):
     mo.stop(lines is None)
-    forward, most = count_steps(lines)
-    back = mo.ui.button(label="back", on_change=lambda _: set_step(lambda now: max(now - 1, 0)))
-    on = mo.ui.button(label="on", on_change=lambda _: set_step(lambda now: min(now + 1, most)))
-    return back, forward, most, on
+    forward = sum(bool(line.inputs) for line in lines)  # steps: one an operation
+    most = forward + 1 + sum(len(line.inputs) for line in lines)  # and one an edge
+    buttons = [
+        mo.ui.button(label="previous", on_change=lambda _: set_step(lambda now: max(now - 1, 0))),
+        mo.ui.button(label="next", on_change=lambda _: set_step(lambda now: min(now + 1, most))),
+        mo.ui.button(label="to the end", on_change=lambda _: set_step(most)),
+    ]
+    return buttons, forward, most
 
 
 @app.cell
-def _(back, get_step, most, on, set_step):
+def _(buttons, get_step, most, set_step):
     step = mo.ui.slider(
         0, most, value=min(get_step(), most), label="step", show_value=True, on_change=set_step
     )
-    look.controls(step, back, on)
+    look.controls(step, *buttons)
     return (step,)
 
 
 @app.cell
 def _(lines):
     mo.stop(lines is None)
-    names = name_lines(lines)
-    titles = title_lines(lines, names)
+    names, titles = name_lines(lines)
     places = graph.place_boxes([line.inputs for line in lines], titles)
-    uses = [sum(line.inputs.count(i) for line in lines) for i in range(len(lines))]
-    return names, places, titles, uses
+    return names, places, titles
 
 
 @app.cell
 def _(lines, nodes, sliders):
     mo.stop(nodes is None)
-    measured, reasons = measure_all(lines, sliders.value, nodes)
-    return measured, reasons
+    measured, unmeasured = measure(lines, sliders.value, nodes)
+    return measured, unmeasured
 
 
 @app.cell
@@ -539,17 +519,17 @@ def _(edges, lines, nodes, step):
 
 
 @app.cell
-def _(forward, moment, most, names, nodes, step, titles, uses):
+def _(forward, moment, most, names, nodes, step, titles):
     if step.value == 0:
         told = look.sentence(
-            f"Nothing is computed yet. There will be {forward} steps forward, one an operation; "
-            f"then one that begins at the result, and {most - forward - 1} back, one an edge."
+            f"Nothing is computed yet. There will be {forward} steps forward, one for each "
+            "operation, then one that starts the way back, and "
+            f"{most - forward - 1} back, one for each edge."
         )
     elif moment.latest is not None:
-        _node = nodes[moment.latest]
         told = look.sentence(
             f"Forward: {titles[moment.latest]} = ",
-            look.number("value", _node.data, ".4g"),
+            look.number("value", nodes[moment.latest].data, ".4g"),
             ". Beside its edges stand its slopes: how many times as fast as each input it changes.",
         )
     elif not moment.passed:
@@ -561,7 +541,6 @@ def _(forward, moment, most, names, nodes, step, titles, uses):
         )
     else:
         _edge = moment.passed[-1]
-        _left = uses[_edge.to] - len(moment.terms[_edge.to])
         told = look.sentence(
             f"Back from {names[_edge.user]} to {names[_edge.to]}: upstream ",
             look.number("upstream", _edge.upstream, ".4g"),
@@ -570,69 +549,38 @@ def _(forward, moment, most, names, nodes, step, titles, uses):
             " = contribution ",
             look.number("contribution", _edge.contribution, ".4g"),
             f". The sum in {names[_edge.to]} is now ",
-            look.number("sum", _edge.total, ".4g"),
-            f", and {_left} more will come." if _left else ", and complete.",
+            look.number("sum", moment.total[_edge.to], ".4g"),
+            ", and complete." if _edge.to in moment.complete else ", and more will come.",
         )
     look.steady(told)
     return
 
 
 @app.cell
-def _(lines, measured, moment, most, names, nodes, places, step, titles, uses):
-    _complete = sum(len(terms) == max(1, uses[i]) for i, terms in moment.terms.items())
+def _(lines, measured, moment, most, names, nodes, places, step, titles, unmeasured):
     _graph = look.drawing(
         *graph.size(places),
-        draw_edges(nodes, places, moment) + draw_boxes(lines, titles, nodes, places, moment, uses),
+        draw_edges(nodes, places, moment) + draw_boxes(lines, titles, nodes, places, moment),
         f"After step {step.value} of {most}, {len(moment.known)} of {len(lines)} values are known "
-        f"and {_complete} gradients complete. In a box stand a name, a value and, below, the "
-        "gradient; beside an edge stands its slope.",
+        f"and {len(moment.complete)} gradients complete. In a box stand a name, a value and, "
+        "below, the gradient; beside an edge stands its slope.",
     )
     _rows = []
-    for _node in reversed(stage.topological_order(nodes[-1])):
-        _i = nodes.index(_node)
-        _value, _sum, _beside = "?", "", ""
+    for _i in reversed(range(len(lines))):  # the result first
+        _value, _sum, _measured = "?", "", ""
         if _i in moment.known:
-            _value = look.number(f"value_{names[_i]}", _node.data, ".4g")
+            _value = look.number(f"value_{names[_i]}", nodes[_i].data, ".4g")
         if _i in moment.total:
             _sum = look.number(f"grad_{names[_i]}", moment.total[_i], ".4g")
-        _terms = moment.terms.get(_i, [])
-        if len(_terms) == max(1, uses[_i]):  # complete, so it can be compared
-            _beside = look.number(f"beside_{names[_i]}", measured[_i], ".4g")
-        _rows.append([titles[_i], _value, write_sum(_terms, uses[_i]), _sum, _beside])
+        if _i in moment.complete:
+            _measured = look.number(f"measured_{names[_i]}", measured[_i], ".4g")
+        _terms = write_sum(moment.terms.get(_i, []), _i in moment.complete)
+        _rows.append([titles[_i], _value, _terms, _sum, _measured])
     _sums = look.table("sums", ["", "value", "contributions", "gradient", "measured"], _rows)
+    if step.value == most:
+        _said = look.sentence(compare(lines, names, nodes, measured), " ", unmeasured)
+        _sums = look.below(_sums, _said)
     look.beside(_graph, _sums) if graph.size(places)[0] < 560 else look.below(_graph, _sums)
-    return
-
-
-@app.cell
-def _(nodes):
-    mo.stop(nodes is None)
-    look.heading("The same derivatives, measured")
-    return
-
-
-@app.cell
-def _(lines, measured, nodes, reasons, variables):
-    mo.stop(nodes is None)
-    _places = {name: next(i for i, x in enumerate(lines) if x.text == name) for name in variables}
-    _swept = {name: nodes[i].grad for name, i in _places.items()}
-    _measured = {name: measured[i] for name, i in _places.items()}
-    _unmeasured = [
-        f"{name} cannot be measured: {reasons[i]}. " for name, i in _places.items() if reasons[i]
-    ]
-    _rows = [
-        [
-            name,
-            look.number(f"swept_{name}", _swept[name], ".6g"),
-            look.number(f"measured_{name}", _measured[name], ".6g"),
-            look.number(f"gap_{name}", abs(_swept[name] - _measured[name]), ".1e"),
-        ]
-        for name in variables
-    ]
-    look.below(
-        look.table("derivatives", ["variable", "by the sweep", "measured", "difference"], _rows),
-        look.sentence(compare(lines, nodes, _swept, _measured), " ", *_unmeasured),
-    )
     return
 
 

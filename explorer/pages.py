@@ -45,7 +45,7 @@ PAGES = (
         2,
         "differentiate",
         "stage02_autograd.py",
-        "A derivative travels backward along the edges of an expression, one factor an edge.",
+        "A derivative travels backward along edges, and each multiplies it by its slope.",
         (
             "There and back",
             "The derivative, and how to measure it",

@@ -25,7 +25,7 @@ def test_order_smoothing_and_context(visit, chain):
     visit.open("count")
     p = chain.variant(order=4).distribution(stage.encode("The fox ", SYMBOLS))
     visit.shows_bars("counted", likeliest(p, p))
-    for order, smoothing in ((0, "mle"), (3, "witten-bell"), (8, "add-k"), (2, "interpolated")):
+    for order, smoothing in ((0, "mle"), (8, "add-k"), (2, "interpolated")):
         visit.slide("order", order)
         visit.choose("smoothing", smoothing)
         visit.fill("after this context", "in the ")
@@ -60,8 +60,15 @@ def test_writing_by_choice_and_by_chance(visit, chain):
         rng = np.random.default_rng([0, len(before)])
         ids = chain.variant(order=4).generate(n, rng, stage.encode(before, SYMBOLS))
         after = before + "".join(SYMBOLS[i] for i in ids)
-        if "\n" not in after:  # a field of one line drops them
-            visit.equals(field.input_value, after, "the context")
+        visit.equals(field.input_value, after, "the context")
+    visit.fill("after this context", "The fox ")
+    visit.slide("seed of the draws", 3)
+    visit.slide("temperature", 0.5)
+    visit.press("draw one letter")
+    rng = np.random.default_rng([3, 8])
+    context = stage.encode("The fox ", SYMBOLS)
+    (drawn,) = chain.variant(order=4).generate(1, rng, context, temperature=0.5)
+    visit.equals(field.input_value, f"The fox {SYMBOLS[drawn]}", "the context")
 
 
 def test_a_sentence_symbol_by_symbol(visit, chain):
@@ -73,9 +80,11 @@ def test_a_sentence_symbol_by_symbol(visit, chain):
     visit.shows("bits", bits.mean())
     visit.shows("perplexity", 2 ** bits.mean())
     assert visit.pieces("surprise") == [[c, f"{b:.2f} bits"] for c, b in zip("The hen sang.", bits)]
-    visit.slide("order", 8)
+    visit.slide("order", 1)
     visit.choose("smoothing", "mle")
+    visit.fill("a sentence", "The xq")
     visit.shows("perplexity", math.inf)
+    visit.says("“x” was never counted after “␣”, so")
 
 
 def test_your_own_text(visit):
@@ -87,6 +96,8 @@ def test_your_own_text(visit):
     visit.slide("order", 1)
     visit.choose("smoothing", "mle")
     visit.shows_bars("counted", {"a": 1, "b": 0, "c": 0, "d": 0, "r": 0})
+    visit.says("P(next | r) by counting")
+    assert visit.window.locator("tr.cut").count() == 0  # what is impossible need not be cut
 
 
 def test_letters_never_counted(visit):
@@ -96,4 +107,15 @@ def test_letters_never_counted(visit):
     visit.fill("after this context", "")
     visit.until(lambda: visit.bars("counted"), "bars without a context")
     visit.fill("a sentence", "")
-    visit.refuses("the sentence is empty")
+    visit.refuses("This sentence cannot be measured: it is empty.")
+    visit.fill("a sentence", "a" * 1001)
+    visit.refuses("it has 1,001 symbols; at most 1,000")
+
+
+def test_what_the_hint_says(chain):
+    ids = stage.encode("The owl and the king of Bulgaria had soup.", SYMBOLS)
+    orders = [chain.variant(order=order).perplexity(ids) for order in range(9)]
+    assert orders.index(min(orders)) == 5 and orders[8] > orders[5]
+    for order in range(9):
+        impossible = chain.variant(order=order, smoothing="mle").perplexity(ids) == math.inf
+        assert impossible == (order > 0)
