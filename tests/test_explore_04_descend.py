@@ -128,7 +128,7 @@ def test_the_start_by_click_and_by_hand(visit):
     visit.fill("start x, y", "-1, 1.5")
     visit.slide("step", 0)
     visit.shows("y SGD", 1.5)
-    marker = visit.window.locator('figure[data-fills] [id="now-SGD"] use').last
+    marker = visit.window.locator('figure[data-fills] [id="now-SGD"]')
     box = marker.bounding_box()  # the place (-1, 1.5) as it was drawn
     visit.fill("start x, y", "0.5, -0.5")
     visit.shows("x SGD", 0.5)
