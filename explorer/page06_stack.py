@@ -242,7 +242,8 @@ def _():
         "move along the prompt, and read the table of guesses down its columns. Further below, "
         "double the context of GPT-2.",
         "the embedding alone knows one letter, so it guesses the same after every `n`; each block "
-        "adds what it finds in the letters before. Twice the context, four times the maps.",
+        "adds what it finds in the letters before. Twice the context needs four times the memory "
+        "for maps, the weights with which each token looks at each other.",
     )
     return
 
@@ -257,17 +258,21 @@ def _():
 def _():
     lab = stage.Lab(True, 0)
     reader_job = keep.start("stack-reader", train_reader)
-    reader_seen = keep.watch(reader_job)
-    return lab, reader_job, reader_seen
+    reader_further, reader_ready = keep.watch(reader_job), keep.ready(reader_job)
+    return lab, reader_further, reader_job, reader_ready
 
 
 @app.cell
-def _(reader_job, reader_seen):
-    reader_seen()
-    mo.stop(
-        reader_job.result is None,
-        keep.progress(reader_job, "A llama of 3 layers learns the stories, for half a minute:"),
-    )
+def _(reader_further, reader_job):
+    reader_further()
+    mo.stop(reader_job.result is not None)
+    keep.progress(reader_job, "A llama of 3 layers learns the stories, for half a minute:")
+    return
+
+
+@app.cell
+def _(reader_job, reader_ready):
+    mo.stop(not reader_ready() or reader_job.result is None)
     model = load_reader(reader_job.result)
     depth_names = ["embedding", *(f"block{GAP}{i + 1}" for i in range(model.config.n_layer))]
     bits = reader_job.result["nats"] / math.log(2)
@@ -371,31 +376,18 @@ def _(bits, depth_names, stream, t):
         added[f"MLP{GAP}{_n}"] = size(_thought[t])
         tops.append(size((_below + _attended + _thought)[t]))
     longest = max(*tops, *added.values())
-    apart = math.hypot(tops[0], *added.values())
-    look.below(
-        look.beside(
-            look.below(
-                look.words("Size of the stream (root mean square)"),
-                look.bars("stream", depth_names, tops, most=longest, form=".2f"),
-            ),
-            look.below(
-                look.words("Size of what each part adds to it"),
-                look.bars("added", list(added), added.values(), most=longest, form=".2f"),
-            ),
-            look.below(
-                look.words("Bits a letter on the held-out stories"),
-                look.bars("depth_bits", depth_names, bits, form=".2f"),
-            ),
+    look.beside(
+        look.below(
+            look.words("Size of the stream (root mean square)"),
+            look.bars("stream", depth_names, tops, most=longest, form=".2f"),
         ),
-        look.sentence(
-            "The stream ends ",
-            look.number("growth", tops[-1] / tops[0], ".1f"),
-            " times as large as it began. If all that is added pointed its own way, squares would "
-            "add up, and the size be ",
-            look.number("apart", apart, ".2f"),
-            f". It is {'more' if tops[-1] > apart else 'less'}, ",
-            look.number("top", tops[-1], ".2f"),
-            f": on the whole the parts {'agree' if tops[-1] > apart else 'oppose one another'}.",
+        look.below(
+            look.words("Size of what each part adds to it"),
+            look.bars("added", list(added), added.values(), most=longest, form=".2f"),
+        ),
+        look.below(
+            look.words("Bits a letter on the held-out stories"),
+            look.bars("depth_bits", depth_names, bits, form=".2f"),
         ),
     )
     return
@@ -493,7 +485,7 @@ def _(config, options):
     look.below(
         look.beside(
             look.below(
-                look.words(f"Memory to train, in {unit} (maps: attention; others: activations)"),
+                look.words(f"Memory to train, in {unit} (maps, others: activations)"),
                 look.bars(
                     "training",
                     list(training),
@@ -523,26 +515,23 @@ def _():
         label="tokens a weight",
         show_value=True,
     )
-    devices = mo.ui.slider(
-        steps=[2**i for i in range(15)], value=8, label="devices", show_value=True
-    )
-    look.controls(ratio, devices)
-    return devices, ratio
+    look.controls(ratio)
+    return (ratio,)
 
 
 @app.cell
-def _(config, devices, ratio, weights):
+def _(config, ratio, weights):
     mo.stop(config is None)
     tokens = ratio.value * weights
-    operations, days, dollars = stage.run_cost(config, tokens, devices.value)
+    operations, days, dollars = stage.run_cost(config, tokens)
     duration, time_unit = in_unit(days, TIMES)
     look.sentence(
         look.number("tokens", tokens / 1e9, ",.4g"),
         " billion tokens take ",
         look.number("operations", operations, ".2e"),
-        f" operations. {devices.value:,} H100 at 40 % of their peak need ",
-        look.number("duration", duration, ",.3g"),
-        f" {time_unit}; at two dollars an hour each that is ",
+        " operations. One H100 at 40 % of its peak needs ",
+        look.number("duration", duration, ",.1f"),
+        f" {time_unit} for them; at two dollars an hour that is ",
         look.number("dollars", dollars, ",.2f"),
         " dollars.",
     )
@@ -556,30 +545,32 @@ def _():
 
 
 @app.cell
-def _(reader_job, reader_seen):
-    reader_seen()
-    mo.stop(not reader_job.over, look.words("Its models are trained when the one above is ready."))
+def _(reader_job, reader_ready):
+    mo.stop(not reader_ready(), look.words("Its models are trained when the one above is ready."))
     law_job = keep.start("stack-sizes", train_sizes)
-    law_seen = keep.watch(law_job)
-    return law_job, law_seen
+    law_further, law_ready = keep.watch(law_job), keep.ready(law_job)
+    return law_further, law_job, law_ready
 
 
 @app.cell
-def _(law_job, law_seen):
-    law_seen()
-    mo.stop(
-        law_job.result is None,
-        keep.progress(law_job, "Models of seven sizes learn the stories, for half a minute:"),
-    )
+def _(law_further, law_job):
+    law_further()
+    mo.stop(law_job.result is not None)
+    keep.progress(law_job, "Models of seven sizes learn the stories, for half a minute:")
+    return
+
+
+@app.cell
+def _(law_job, law_ready):
+    mo.stop(not law_ready() or law_job.result is None)
     measured = law_job.result
     N = measured["weights"]
-    laws, misses = {}, {}  # (which length of training, points fitted) → (E, A, α), and its error
-    for _length, _losses in enumerate(measured["nats"]):
-        for _n in range(3, len(N)):
-            _E, _A, _alpha = stage.fit_power_law(N[:_n], _losses[:_n])
-            laws[_length, _n] = _E, _A, _alpha
-            misses[_length, _n] = _E + _A / N[-1] ** _alpha - _losses[-1]
-    return N, laws, measured, misses
+    laws = {  # (which length of training, points fitted) → (E, A, α): a fit takes a while
+        (i, n): stage.fit_power_law(N[:n], losses[:n])
+        for i, losses in enumerate(measured["nats"])
+        for n in range(3, len(N))
+    }
+    return N, laws, measured
 
 
 @app.cell
@@ -592,7 +583,7 @@ def _(N, measured):
 
 
 @app.cell
-def _(N, fitted, laws, measured, misses, trained_for):
+def _(N, fitted, laws, measured, trained_for):
     nats = measured["nats"][trained_for.value]
     n_fit = fitted.value
     E, A, alpha = laws[trained_for.value, n_fit]
@@ -602,15 +593,7 @@ def _(N, fitted, laws, measured, misses, trained_for):
     look.below(
         look.beside(
             draw_law(N, nats, n_fit, E, A, alpha),
-            look.below(
-                look.table("sizes", ["weights", "measured", "law", "difference"], rows),
-                look.words("How far off the largest is, if the law is fitted to"),
-                look.bars(
-                    "misses",
-                    [f"{n}{GAP}points" for n in range(3, len(N))],
-                    [abs(misses[trained_for.value, n]) for n in range(3, len(N))],
-                ),
-            ),
+            look.table("sizes", ["weights", "measured", "law", "difference"], rows),
         ),
         look.sentence(
             f"The first {n_fit} give L(N) = ",
