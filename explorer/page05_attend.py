@@ -305,17 +305,14 @@ def _(ids, model, silenced, unscaled):
 
 @app.cell
 def _(changed, expected, tokens, usual):
-    rows = {"as trained": usual[-1]}
+    rows = {"trained": usual[-1]}
     if changed:
         rows["changed"] = expected[-1]
     digits = stage.TOKENS[len(stage.LETTERS) :]
     look.below(
         look.words("The probability of each digit, and of any letter, as the next token:"),
         look.heat("answers", [digits_of(p) for p in rows.values()], rows, [*digits, "a-l"]),
-        *(
-            look.sentence(f"{name[0].upper()}{name[1:]}: {judgement(tokens, p)}")
-            for name, p in rows.items()
-        ),
+        *(look.sentence(f"As {name}: {judgement(tokens, p)}") for name, p in rows.items()),
     )
     return
 
@@ -457,7 +454,7 @@ def _(asks, cache, head, layer):
         look.number("sharp_places", 2 ** sharp[0, head, asks], ".1f"),
         " (",
         look.number("sharp", sharp[0, head, asks], ".2f"),
-        f" bits). On average over all queries of layer {layer + 1}, it is ",
+        f" bits). On average over all queries of layer {layer + 1}, the entropy is ",
         look.number("soft_mean", soft.mean(), ".2f"),
         " and ",
         look.number("sharp_mean", sharp.mean(), ".2f"),

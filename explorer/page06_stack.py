@@ -39,9 +39,17 @@ with app.setup:
         "vocab_size": ("vocabulary", [61, 256, 1024, 8192, 32000, 50257, 100000, 128256, 256000]),
         "block_size": ("context", [2**i for i in range(5, 18)]),
     }
+    PARTS = {  # a word in a weight's name, and the part of the model that it belongs to
+        "wte": "embedding",
+        "embed_tokens": "embedding",
+        "wpe": "positions",
+        "lm_head": "head",
+        "attn": "attention",
+        "mlp": "MLP",
+    }
     NUMBERS = {"float32, 4 bytes": 4, "bfloat16, 2 bytes": 2}
     BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-    TIMES = {"seconds": 1 / 86400, "minutes": 1 / 1440, "hours": 1 / 24, "days": 1}  # in days
+    TIMES = {"seconds": 1 / 86400, "minutes": 1 / 1440, "hours": 1 / 24, "days": 1, "years": 365}
     GAP = "\N{NO-BREAK SPACE}"  # in labels, where look makes other spaces visible
     WIDTHS = (8, 12, 16, 24, 32, 48, 64)  # of the models that the scaling law is about
 
@@ -140,15 +148,7 @@ def size(row):
 @app.function
 def part_of(name):
     """Which part of a model the weight of this name belongs to."""
-    kinds = {
-        "wte": "embedding",
-        "embed_tokens": "embedding",
-        "wpe": "positions",
-        "lm_head": "head",
-        "attn": "attention",
-        "mlp": "MLP",
-    }
-    for word, part in kinds.items():
+    for word, part in PARTS.items():
         if word in name:
             return part
     return "norms"
@@ -351,9 +351,6 @@ def _(depth_names, guesses, lab, letters, t):
     shown = np.argsort(-here.max(0), kind="stable")[:10]
     shown = shown[np.argsort(-here[-1, shown], kind="stable")]
     best = [lab.letters[i] for i in here.argmax(-1)]
-    settled = len(best) - 1  # from this depth on the likeliest letter stays the same
-    while settled > 0 and best[settled - 1] == best[-1]:
-        settled -= 1
     read = "".join(letters[: t + 1])
     look.below(
         look.sentence(f"The chance of each letter after “{read}”, by depth:"),
@@ -361,8 +358,7 @@ def _(depth_names, guesses, lab, letters, t):
         look.sentence(
             f"The model expects “{look.visible(best[-1])}”, with probability ",
             look.number("surest", here[-1].max()),
-            f". The embedding alone says “{look.visible(best[0])}”. What wins in the end leads "
-            f"from {'the embedding' if settled == 0 else depth_names[settled]} on.",
+            f". The embedding alone says “{look.visible(best[0])}”.",
         ),
     )
     return
@@ -446,7 +442,7 @@ def _(config):
         look.sentence(
             "There are ",
             look.number("weights", weights, ",.0f"),
-            " weights; 12LC², the rule of thumb for the blocks, gives ",
+            " weights. A rule of thumb, 12LC² for L blocks of width C, gives ",
             look.number("rule", 12 * config.n_layer * config.n_embd**2, ",.0f"),
             ". Training on one token takes ",
             look.number("gflop", stage.flops_per_token(config) / 1e9, ",.4g"),
@@ -480,12 +476,10 @@ def _(config, options):
     training["others"] = budget["activations"] - budget["maps"]
     _, small_unit = in_unit(budget["generation"], BYTES)
     generation = [budget[name] / BYTES[small_unit] for name in ("weights", "kv_cache")]
-    largest = {"maps": "attention maps", "others": "activations other than attention maps"}
-    largest_name = max(training, key=training.get)
     look.below(
         look.beside(
             look.below(
-                look.words(f"Memory to train, in {unit} (maps, others: activations)"),
+                look.words(f"Memory to train, in {unit}"),
                 look.bars(
                     "training",
                     list(training),
@@ -501,7 +495,7 @@ def _(config, options):
         look.sentence(
             "Training takes ",
             look.number("memory", total, ",.2f"),
-            f" {unit}. The largest share is that of the {largest.get(largest_name, largest_name)}.",
+            f" {unit}. Activations are kept for the way back: attention's maps, and all others.",
         ),
     )
     return
@@ -523,7 +517,7 @@ def _():
 def _(config, ratio, weights):
     mo.stop(config is None)
     tokens = ratio.value * weights
-    operations, days, dollars = stage.run_cost(config, tokens)
+    operations, days, dollars = stage.run_cost(config, tokens, devices=1)
     duration, time_unit = in_unit(days, TIMES)
     look.sentence(
         look.number("tokens", tokens / 1e9, ",.4g"),
