@@ -239,8 +239,8 @@ def loss_frame(low, high):
 
 @app.function
 def corners(figure, x, y):
-    """The points x, y (N,) in the figure's SVG, as (across, down); far outside is far enough."""
-    return list(zip(*np.clip(look.place(figure, x, y), -1e5, 1e5)))
+    """Where the points x, y (N,) stand in the figure's SVG: N pairs (across, down)."""
+    return list(zip(*look.place(figure, x, y)))
 
 
 @app.function
@@ -294,7 +294,8 @@ def draw_map(figure, walks, step):
     for name, (places, _) in walks.items():
         colour, dashes, _ = STYLES[name]
         places = places[: step + 1]
-        x, y = places[np.isfinite(places).all(axis=1)].T
+        finite = places[np.isfinite(places).all(axis=1)]
+        x, y = np.clip(finite, -1e6, 1e6).T  # far outside is far enough
         lines += line(figure, x, y, colour, dashes) + dots(figure, x, y, colour)
         lines += marker(figure, x[-1], y[-1], name, id=f"now-{name}")
         end, said = places[-1], name
@@ -321,7 +322,7 @@ def draw_losses(figure, walks, step):
     lines, labels, ends = line(figure, [step, step], [bottom, top], "quiet", width=0.8), "", {}
     for name, (_, losses) in walks.items():
         colour, dashes, _ = STYLES[name]
-        losses = np.clip(losses, 1e-300, 1e300)  # their logarithms are finite
+        losses = np.clip(losses, 1e-200, 1e200)  # their logarithms are finite
         lines += line(figure, np.arange(len(losses)), losses, colour, dashes)
         if step < len(losses):
             lines += marker(figure, step, losses[step], name)
@@ -542,7 +543,7 @@ def _(surface):
 
 @app.cell
 def _(factor, heights, kappa, start, surface, used):
-    mo.stop(surface != "quadratic")
+    mo.stop(start is None or surface != "quadratic")
     mo.stop(start == (0, 0), look.words("You start at the minimum: there is no way to measure."))
     _rows, needed, off = [], {}, {}
     for _name, _title in PROVEN.items():
