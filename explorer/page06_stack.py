@@ -14,7 +14,7 @@ with app.setup:
 
     import marimo as mo
     import numpy as np
-    from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import MultipleLocator
 
     import stage06_transformer as stage
     from explorer import keep, look
@@ -114,11 +114,8 @@ def read_prompt(prompt, lab, most):
 @app.function
 def read_by_depth(model, ids):
     """What would come next, read off after the embedding and after each block: (1 + L, T, V)."""
-    guesses = []
-    for depth in range(model.config.n_layer + 1):
-        scores = cut_after(model, depth).logits(ids)
-        guesses.append(stage.softmax(stage.Tensor(scores)).data[0])
-    return np.array(guesses)
+    scores = [cut_after(model, depth).logits(ids)[0] for depth in range(model.config.n_layer + 1)]
+    return stage.softmax(stage.Tensor(np.array(scores))).data
 
 
 @app.function
@@ -215,14 +212,12 @@ def draw_law(N, nats, n_fit, E, A, alpha):
         style |= {"xytext": (shift, shift), "textcoords": "offset points"}
         axes.annotate(f"{word} {y:.3f}", (N[-1], y), **style)
     axes.set_ylim(min(*nats, predicted) / 1.07, max(*nats, predicted) * 1.03)
-    axes.xaxis.set_major_locator(FixedLocator([2000, 5000, 10_000, 20_000, 50_000, 100_000]))
+    ticks = [2000, 5000, 10_000, 20_000, 50_000, 100_000]
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
     axes.yaxis.set_major_locator(MultipleLocator(0.1))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_locator(NullLocator())
-    axes.set_xlabel("weights")
-    axes.set_ylabel("held-out nats a letter")
+    axes.yaxis.set_major_formatter("{x:.1f}")
+    axes.minorticks_off()
+    axes.set(xlabel="weights", ylabel="held-out nats a letter")
     return look.picture(
         figure,
         f"The law, fitted to the {n_fit} filled points and dashed beyond them, expects "
@@ -250,12 +245,6 @@ def _():
 
 @app.cell
 def _():
-    look.heading("One stream, and what each block adds to it")
-    return
-
-
-@app.cell
-def _():
     lab = stage.Lab(True, 0)
     reader_job = keep.start("stack-reader", train_reader)
     reader_further, reader_ready = keep.watch(reader_job), keep.ready(reader_job)
@@ -276,11 +265,14 @@ def _(reader_job, reader_ready):
     model = load_reader(reader_job.result)
     depth_names = ["embedding", *(f"block{GAP}{i + 1}" for i in range(model.config.n_layer))]
     bits = reader_job.result["nats"] / math.log(2)
-    look.sentence(
-        f"A llama of {model.config.n_layer} layers and {model.config.n_embd} channels has read "
-        "the stories. On their held-out tenth it needs ",
-        look.number("bits", bits[-1]),
-        " bits a letter.",
+    look.below(
+        look.heading("One stream, and what each block adds to it"),
+        look.sentence(
+            f"A llama of {model.config.n_layer} layers and {model.config.n_embd} channels has "
+            "read the stories. On their held-out tenth it needs ",
+            look.number("bits", bits[-1]),
+            " bits a letter.",
+        ),
     )
     return bits, depth_names, model
 
@@ -391,14 +383,8 @@ def _(bits, depth_names, stream, t):
 
 @app.cell
 def _():
-    look.heading("What a model costs, before it is built")
-    return
-
-
-@app.cell
-def _():
     start_from = mo.ui.dropdown(list(MODELS), value="GPT-2 124M", label="start from")
-    start_from
+    look.below(look.heading("What a model costs, before it is built"), start_from)
     return (start_from,)
 
 
@@ -583,7 +569,10 @@ def _(N, fitted, laws, measured, trained_for):
     E, A, alpha = laws[trained_for.value, n_fit]
     law = E + A / N**alpha  # what it says about each of the models
     miss = law[-1] - nats[-1]
-    rows = [[f"{n:,}", f"{a:.3f}", f"{b:.3f}", f"{a - b:+.3f}"] for n, a, b in zip(N, nats, law)]
+    rows = [
+        [f"{n:,}", f"{a:.3f}", f"{b:.3f}", look.number(f"off {n}", a - b, "+.3f")]
+        for n, a, b in zip(N, nats, law)
+    ]
     look.below(
         look.beside(
             draw_law(N, nats, n_fit, E, A, alpha),
