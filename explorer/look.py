@@ -172,7 +172,7 @@ def below(*items):
 
 
 def field(identity, element):
-    """A text field that clicks in a picture can fill: see `picture`."""
+    """A text field that clicks in a picture can fill: see `clicks`."""
     return mo.Html(tag("div", plain(element), id=identity))
 
 
@@ -318,32 +318,33 @@ def drawn(figure):
 
 
 def place(figure, x, y):
-    """Where the point x, y of the first axes stands in the SVG of a figure that has been drawn."""
-    across, up = figure.axes[0].transData.transform((x, y)) * 72 / figure.dpi
-    return float(across), float(72 * figure.get_figheight() - up)
+    """Where points (numbers or arrays) of the first axes stand in the SVG of a drawn figure."""
+    points = np.stack(np.broadcast_arrays(x, y), axis=-1)
+    across, up = figure.axes[0].transData.transform(points).T * 72 / figure.dpi
+    return across, 72 * figure.get_figheight() - up
 
 
-def layered(svg, over, says):
+def clicks(figure, fills):
+    """What picture and layered need so that a click in the first axes (with linear scales) writes
+
+    the place "x, y" into the `field` of the identity `fills`; the figure has been drawn.
+    """
+    axes = figure.axes[0]
+    box = axes.get_position()  # in fractions of the figure, from below
+    place = [box.x0, 1 - box.y1, box.x1, 1 - box.y0, *axes.get_xlim(), *axes.get_ylim()]
+    return {"data_fills": fills, "data_axes": json.dumps([float(v) for v in place])}
+
+
+def layered(svg, over, says, **attributes):
     """A drawn figure with more SVG elements over it: those a slider moves, as they cost nothing."""
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(says)}"', 1)
     svg = svg.replace("</svg>", f"{over}</svg>")
-    return shown(tag("figure", svg + tag("figcaption", html.escape(says))))
+    return shown(tag("figure", svg + tag("figcaption", html.escape(says)), **attributes))
 
 
-def picture(figure, says, fills=None):
-    """A matplotlib figure as SVG in the page's colours, above the sentence that says what it shows.
-
-    fills: the identity of a `field`; a click in the first axes (with linear scales) writes the
-    place "x, y" into it.
-    """
-    svg = drawn(figure).replace("<svg", f'<svg role="img" aria-label="{html.escape(says)}"', 1)
-    clicks = {}
-    if fills:
-        axes = figure.axes[0]
-        box = axes.get_position()  # in fractions of the figure, from below
-        place = [box.x0, 1 - box.y1, box.x1, 1 - box.y0, *axes.get_xlim(), *axes.get_ylim()]
-        clicks = {"data_fills": fills, "data_axes": json.dumps([float(v) for v in place])}
-    return shown(tag("figure", svg + tag("figcaption", html.escape(says)), **clicks))
+def picture(figure, says):
+    """A matplotlib figure in the page's colours, above the sentence that says what it shows."""
+    return layered(drawn(figure), "", says)
 
 
 def drawing(width, height, inside, says):

@@ -28,7 +28,6 @@ with app.setup:
 
     WINDOW = (-2.4, 2.4), (-1.4, 2.2)  # of the map: x and y
     LEVELS = 0.04 * 4.0 ** np.arange(9)  # heights of the contour lines
-    PAPER_BOX = {"facecolor": look.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
     FLOOR = 1e-12  # the lowest loss that its picture shows
 
     RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -37,14 +36,14 @@ with app.setup:
     METHODS = [name for name in stage.METHODS if "AdamW" not in name]
     SHORT = {name: name.split(",")[0] for name in METHODS}  # "heavy ball", "Nesterov", ...
     PROVEN = {"SGD": "descent, best", "heavy ball": "heavy ball", "Nesterov": "Nesterov"}
-    STYLES = {  # colour, dashes and marker of each
-        "SGD": (look.BLUE, look.DASHES[0], "o"),
-        "heavy ball": (look.ORANGE, look.DASHES[1], "s"),
-        "Nesterov": (look.GREEN, look.DASHES[2], "^"),
-        "AdaGrad": (look.PURPLE, look.DASHES[3], "v"),
-        "RMSprop": (look.SKY, look.DASHES[4], "D"),
-        "Adam": (look.RED, look.DASHES[0], "P"),
-        "Lion": (look.QUIET, look.DASHES[5], "X"),
+    STYLES = {  # colour, dashes, and the outline of the marker, in points around its place
+        "SGD": ("blue", "none", "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0"),
+        "heavy ball": ("orange", "5 2", "M-4,-4h8v8h-8z"),
+        "Nesterov": ("green", "7 2 1 2", "M0,-5L5,4h-10z"),
+        "AdaGrad": ("purple", "1 2", "M0,5L5,-4h-10z"),
+        "RMSprop": ("sky", "5 1 1 1 1 1", "M0,-5L5,0L0,5L-5,0z"),
+        "Adam": ("red", "none", "M-2,-5h4v3h3v4h-3v3h-4v-3h-3v-4h3z"),
+        "Lion": ("quiet", "9 2", "M0,-5L5,-1L3,5h-6L-5,-1z"),
     }
 
 
@@ -205,77 +204,138 @@ def free_place(x, y, width, height, taken):
     return x, low
 
 
+# Axes and contour lines take longest to draw, and few controls change them. So matplotlib draws
+# them once, and the walks are lines of SVG over them.
+
+
 @app.function
-def draw_map(heights, walks, step):
-    """The figure of contour lines and walks up to a step, each labelled where it ends."""
+@functools.cache
+def map_frame(surface, kappa):
+    """The figure of the contour lines, and its SVG."""
     figure, axes = look.plot(5.6, 4.4)
     figure.set_layout_engine("none")  # fixed margins: the layout takes as long as the drawing
     axes.set_position([0.09, 0.09, 0.9, 0.9])
     (left, right), (bottom, top) = WINDOW
     axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
     x, y = np.linspace(left, right, 241), np.linspace(bottom, top, 181)
-    height = heights(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (181, 241)
+    height = landscape(surface, kappa)(np.stack(np.meshgrid(x, y), axis=-1))[0]  # (181, 241)
     # The root of a bowl is a cone, whose contour lines are drawn right between the points.
     axes.contour(x, y, np.sqrt(height), np.sqrt(LEVELS), colors=look.LINE, linewidths=0.8)
     axes.grid(False)
-    taken = []
-    for name, (places, _) in walks.items():
-        colour, dashes, marker = STYLES[name]
-        places = places[: step + 1]
-        left_map = left_at(places)
-        axes.plot(*places.T, color=colour, linestyle=dashes, linewidth=1.3)
-        axes.plot(*places.T, color=colour, linestyle="", marker=".", markersize=3)
-        now = f"now-{name}"  # the marker's identity in the picture
-        axes.plot(*places[-1], color=colour, marker=marker, markersize=7, zorder=4, gid=now)
-        end, label = places[-1], name
-        if left_at(places[-1:]) is not None:
-            end, label = places[left_map - 1], f"{name}: out at step {left_map}"
-        corner = free_place(*end, 0.085 * len(label), 0.17, taken)
-        axes.text(*corner, label, color=colour, fontweight="bold", fontsize=10, bbox=PAPER_BOX)
-    return figure
+    return figure, look.drawn(figure)
 
 
 @app.function
-def draw_losses(walks, step):
-    """The figure of all losses against steps; markers stand at this step, names at the right."""
+@functools.cache
+def loss_frame(low, high):
+    """The figure of steps and losses from 10^low to 10^high, still empty, and its SVG."""
     figure, axes = look.plot(5.6, 4.4)
     figure.set_layout_engine("none")
     axes.set_position([0.1, 0.12, 0.66, 0.81])
-    first = next((losses[0] for _, losses in walks.values()), 1.0) or 1.0
-    lowest = min(
-        (losses[losses >= FLOOR].min(initial=first) for _, losses in walks.values()), default=first
-    )
-    bottom, top = max(FLOOR, lowest / 2), 100 * first
-    axes.set(xlim=(0, STEPS), ylim=(bottom, top), yscale="log", xlabel="step")
+    axes.set(xlim=(0, STEPS), ylim=(10.0**low, 10.0**high), yscale="log", xlabel="step")
     axes.set_title("loss", loc="left")
-    low, high = math.ceil(math.log10(bottom)), math.floor(math.log10(top))
     powers = range(low, high + 1, (high - low) // 8 + 1)
     axes.set_yticks([10.0**k for k in powers], [f"10{str(k).translate(RAISED)}" for k in powers])
     axes.minorticks_off()
-    axes.axvline(step, color=look.QUIET, linewidth=0.8)
-    ends = {}
+    return figure, look.drawn(figure)
+
+
+@app.function
+def corners(figure, x, y):
+    """Where the points x, y (N,) stand in the figure's SVG: N pairs (across, down)."""
+    return list(zip(*look.place(figure, x, y)))
+
+
+@app.function
+def line(figure, x, y, colour, dashes="none", width=1.3):
+    """SVG: a line through the points x, y (N,) of the figure."""
+    points = " ".join(f"{a:.1f},{d:.1f}" for a, d in corners(figure, x, y))
+    style = f"fill:none;stroke:var(--{colour});stroke-width:{width};stroke-dasharray:{dashes}"
+    return look.tag("polyline", points=points, style=style)
+
+
+@app.function
+def dots(figure, x, y, colour):
+    """SVG: a dot at each of the points x, y (N,), which is a line of no length with round ends."""
+    path = "".join(f"M{a:.1f},{d:.1f}h0" for a, d in corners(figure, x, y))
+    style = f"stroke:var(--{colour});stroke-width:2.6;stroke-linecap:round"
+    return look.tag("path", d=path, style=style)
+
+
+@app.function
+def marker(figure, x, y, name, **attributes):
+    """SVG: the marker of the method `name` at the point x, y."""
+    ((across, down),) = corners(figure, [x], [y])
+    colour, _, outline = STYLES[name]
+    where = f"translate({across:.2f} {down:.2f})"
+    return look.tag("path", d=outline, transform=where, fill=f"var(--{colour})", **attributes)
+
+
+@app.function
+def label(figure, x, y, text, colour):
+    """SVG: words that begin at the point x, y, legible over lines."""
+    across, down = look.place(figure, x, y)
+    style = f"fill:var(--{colour});font-weight:bold;font-size:10px;dominant-baseline:central;"
+    style += "stroke:var(--paper);stroke-width:3px;stroke-opacity:0.8;paint-order:stroke"
+    return look.tag("text", text, x=f"{across:.1f}", y=f"{down:.1f}", style=style)
+
+
+@app.function
+def within(figure, inside, name):
+    """SVG elements, cut off at the edges of the figure's axes; name: of the edge, in the page."""
+    axes = figure.axes[0]
+    (left, right), (top, bottom) = look.place(figure, axes.get_xlim(), axes.get_ylim()[::-1])
+    box = look.tag("rect", x=left, y=top, width=right - left, height=bottom - top)
+    edge = look.tag("clipPath", box, id=name)
+    return edge + look.tag("g", inside, clip_path=f"url(#{name})")
+
+
+@app.function
+def draw_map(figure, walks, step):
+    """SVG over the map's frame: the walks up to a step, each labelled where it ends."""
+    lines, labels, taken = "", "", []
+    for name, (places, _) in walks.items():
+        colour, dashes, _ = STYLES[name]
+        places = places[: step + 1]
+        finite = places[np.isfinite(places).all(axis=1)]
+        x, y = np.clip(finite, -1e6, 1e6).T  # far outside is far enough
+        lines += line(figure, x, y, colour, dashes) + dots(figure, x, y, colour)
+        lines += marker(figure, x[-1], y[-1], name, id=f"now-{name}")
+        end, said = places[-1], name
+        if left_at(places[-1:]) is not None:
+            out = left_at(places)
+            end, said = places[out - 1], f"{name}: out at step {out}"
+        x, y = free_place(*end, 0.085 * len(said), 0.17, taken)
+        labels += label(figure, x, y + 0.085, said, colour)
+    return within(figure, lines, "map-edge") + labels
+
+
+@app.function
+def loss_range(walks):
+    """Powers of ten (low, high) between which the losses are shown."""
+    first = next(losses[0] for _, losses in walks.values()) or 1.0
+    lowest = min(losses[losses >= FLOOR].min(initial=first) for _, losses in walks.values())
+    return math.floor(math.log10(lowest)), math.ceil(math.log10(100 * first))
+
+
+@app.function
+def draw_losses(figure, walks, step):
+    """SVG over the losses' frame: all losses, markers at this step, and names at the right."""
+    bottom, top = figure.axes[0].get_ylim()
+    lines, labels, ends = line(figure, [step, step], [bottom, top], "quiet", width=0.8), "", {}
     for name, (_, losses) in walks.items():
-        colour, dashes, marker = STYLES[name]
-        drawn = np.clip(losses, 1e-300, 1e300)  # far outside
-        axes.plot(drawn, color=colour, linestyle=dashes, linewidth=1.3)
-        if step < len(drawn):
-            axes.plot(step, drawn[step], color=colour, marker=marker, markersize=7)
-        height = math.log(drawn[-1] / bottom) / math.log(top / bottom)  # 0 to 1 in the picture
+        colour, dashes, _ = STYLES[name]
+        losses = np.clip(losses, 1e-200, 1e200)  # their logarithms are finite
+        lines += line(figure, np.arange(len(losses)), losses, colour, dashes)
+        if step < len(losses):
+            lines += marker(figure, step, losses[step], name)
+        height = math.log(losses[-1] / bottom) / math.log(top / bottom)  # 0 to 1 in the picture
         arrow = " ↑" if height > 1 else " ↓" if height < 0 else ""
         ends[name + arrow] = min(max(height, 0), 1)
-    for label, height in spread(ends, 0.05).items():
-        colour = STYLES[label.rstrip(" ↑↓")][0]
-        axes.text(
-            1.03,
-            height,
-            label,
-            color=colour,
-            fontweight="bold",
-            fontsize=10,
-            transform=axes.transAxes,
-            verticalalignment="center",
-        )
-    return figure
+    for said, height in spread(ends, 0.05).items():
+        y = bottom * (top / bottom) ** height
+        labels += label(figure, 1.03 * STEPS, y, said, STYLES[said.rstrip(" ↑↓")][0])
+    return within(figure, lines, "losses-edge") + labels
 
 
 @app.function
@@ -319,11 +379,13 @@ def _():
 @app.cell
 def _():
     look.hint(
-        "click into the map to start from there, and move the step. Then raise the rate to × 1.1, "
-        "or κ to 1,000, or go to Rosenbrock's valley.",
-        "descent (SGD) at × 1 is as fast as it can be in the long run, and at × 1.1 it climbs. The "
-        "larger κ is, the more momentum wins. AdaGrad, RMSprop, Adam and Lion walk the same way "
-        "for every κ: as this valley lies along an axis, they do not see how narrow it is.",
+        "click into the map to start from there, and move the step. Then multiply all learning "
+        "rates by 1.1. Back at × 1, make the valley narrower: κ says how many times as much it "
+        "curves along y as along x. Last, go to Rosenbrock's valley, which is bent.",
+        "descent (SGD) at × 1 is as fast as it can be in the long run, and yet at × 1.1 it climbs "
+        "if κ is above 10. The larger κ is, the more the two with momentum win, the heavy ball and "
+        "Nesterov's. AdaGrad, RMSprop, Adam and Lion walk the same way for every κ: as this valley "
+        "lies along an axis, they do not see how narrow it is.",
     )
     return
 
@@ -387,43 +449,51 @@ def _(start_text):
 
 
 @app.cell
-def _(factor, kappa, start, surface_choice):
-    mo.stop(start is None)
+def _(factor, kappa, surface_choice):
     surface = SURFACES[surface_choice.value]
     heights = landscape(surface, kappa.value)
-    # {name: (make, rate, momentum)}, and {name: (places, losses)} of all, computed once
-    used = {
+    used = {  # {name: (make, rate, momentum)}
         name: (make, factor.value * lr, beta)
         for name, (make, lr, beta) in settings(surface, kappa.value).items()
     }
-    all_walks = {name: path(heights, start, make, lr) for name, (make, lr, _) in used.items()}
-    return all_walks, heights, surface, used
+    return heights, surface, used
 
 
 @app.cell
-def _(adagrad, adam, all_walks, heavy_ball, lion, nesterov, rmsprop, sgd):
+def _(adagrad, adam, heavy_ball, lion, nesterov, rmsprop, sgd):
     boxes = zip(STYLES, (sgd, heavy_ball, nesterov, adagrad, rmsprop, adam, lion))
-    walks = {name: all_walks[name] for name, box in boxes if box.value}
-    nobody = None if walks else look.problem("Nobody walks: tick at least one optimizer.")
+    ticked = [name for name, box in boxes if box.value]
+    nobody = None if ticked else look.problem("Nobody walks: tick at least one optimizer.")
     nobody
+    return (ticked,)
+
+
+@app.cell
+def _(heights, start, ticked, used):
+    mo.stop(start is None or not ticked)
+    walks = {name: path(heights, start, *used[name][:2]) for name in ticked}
     return (walks,)
 
 
 @app.cell
-def _(heights, start, step, walks):
-    mo.stop(not walks)
+def _(kappa, start, step, surface, walks):
     _losses = {name: losses[: step.value + 1][-1] for name, (_, losses) in walks.items()}
     _lowest = min(_losses, key=_losses.get)
     _says = (
         f"The way down from ({start[0]:g}, {start[1]:g}) in {step.value} steps. "
         f"The lowest is {_lowest}, at a loss of {_losses[_lowest]:.3g}. "
-        "Lines join places of equal loss, each a quarter of the next; a click sets the start."
+        "Grey lines join places of equal loss, each a quarter of the next; a click sets the start."
     )
+    _map, _contours = map_frame(surface, kappa.value if surface == "quadratic" else None)
+    _chart, _axes = loss_frame(*loss_range(walks))
     look.beside(
-        look.picture(draw_map(heights, walks, step.value), _says, fills="start"),
-        look.picture(
-            draw_losses(walks, step.value),
-            f"The loss of all {STEPS} steps. ↑ and ↓: it leaves the picture there.",
+        look.layered(
+            _contours, draw_map(_map, walks, step.value), _says, **look.clicks(_map, "start")
+        ),
+        look.layered(
+            _axes,
+            draw_losses(_chart, walks, step.value),
+            f"The loss at each of {STEPS} steps. A name with ↑ or ↓ ends above or below.",
         ),
     )
     return
@@ -431,7 +501,6 @@ def _(heights, start, step, walks):
 
 @app.cell
 def _(step, surface, used, walks):
-    mo.stop(not walks)
     _rows = []
     for _name, (_places, _losses) in walks.items():
         _, _lr, _beta = used[_name]
@@ -465,8 +534,8 @@ def _(surface):
         look.heading("Where the rates come from"),
         look.words(
             "At × 1, SGD, the heavy ball and Nesterov have the rate and the momentum that are "
-            "proven for this κ; each of the others has, for every κ, the best of 13 rates in a "
-            "race of 100 steps at κ = 100."
+            "proven to be right for this κ. Each of the others has, for every κ, the best of 13 "
+            "rates in a race of 100 steps at κ = 100."
             if surface == "quadratic"
             else "No rate is proven for this valley. At × 1, each has the best of 13 rates in a "
             "race of 100 steps from (-1.2, 1); the heavy ball and Nesterov have a momentum of 0.9."
@@ -477,7 +546,7 @@ def _(surface):
 
 @app.cell
 def _(factor, heights, kappa, start, surface, used):
-    mo.stop(surface != "quadratic")
+    mo.stop(start is None or surface != "quadratic")
     mo.stop(start == (0, 0), look.words("You start at the minimum: there is no way to measure."))
     _rows, needed, off = [], {}, {}
     for _name, _title in PROVEN.items():
@@ -511,6 +580,16 @@ def _(factor, heights, kappa, start, surface, used):
 @app.cell
 def _(factor, needed, off):
     look.words(compare(factor.value, needed, off))
+    return
+
+
+@app.cell
+def _(walks):
+    walks  # When these are shown, run the other races, so that no change has to wait for them.
+    for _surface in SURFACES.values():
+        settings(_surface, 1)
+    for _method in METHODS:
+        raced_rate("Rosenbrock", _method)
     return
 
 

@@ -113,9 +113,9 @@ def judgement(tokens, p):
 
 @app.function
 def digits_of(p):
-    """(labels, probabilities): each digit's, and that of all letters together, from p (V,)."""
+    """Each digit's probability, and that of all letters together, from p (V,)."""
     first = len(stage.LETTERS)
-    return [*stage.TOKENS[first:], "a-l"], [*p[first:], p[:first].sum()]
+    return [*p[first:], p[:first].sum()]
 
 
 @app.function
@@ -193,8 +193,8 @@ def _():
 def _():
     look.hint(
         "change a digit of the prompt, or its last letter. Then follow one query through the "
-        "table, first in layer 2, then, from one of the digits, in layer 1. Then untick the "
-        "previous-token head, which the last table names.",
+        "table of one head at work: first in layer 2, then, from one of the digits, in layer 1. "
+        "Then untick the previous-token head; the end of this page says which it is.",
         "in layer 2 a letter does not look for its own copy but for the digit after it. It can, "
         "because layer 1 has told each digit which letter it follows. Without that head, the "
         "search in layer 2 goes astray.",
@@ -309,20 +309,15 @@ def _(ids, model, silenced, unscaled):
 
 @app.cell
 def _(changed, expected, tokens, usual):
-    columns = [
-        look.below(
-            look.sentence("As trained: ", judgement(tokens, usual[-1])),
-            look.bars("usual", *digits_of(usual[-1]), most=1),
-        )
-    ]
+    rows = {"trained": usual[-1]}
     if changed:
-        columns.append(
-            look.below(
-                look.sentence("With your changes: ", judgement(tokens, expected[-1])),
-                look.bars("expected", *digits_of(expected[-1]), most=1),
-            )
-        )
-    look.beside(*columns)
+        rows["changed"] = expected[-1]
+    digits = stage.TOKENS[len(stage.LETTERS) :]
+    look.below(
+        look.words("The probability of each digit, and of any letter, as the next token:"),
+        look.heat("answers", [digits_of(p) for p in rows.values()], rows, [*digits, "a-l"]),
+        *(look.sentence(f"As {name}: {judgement(tokens, p)}") for name, p in rows.items()),
+    )
     return
 
 
@@ -435,8 +430,8 @@ def _(asks, cache, expected, head, layer, model, places, silenced, tokens):
     look.below(
         look.sentence(
             f"Place {asks + 1}, {tokens[asks]}, asks, and each row answers. The last column says "
-            f"what p v adds directly to the logit of {stage.TOKENS[answer]}, the likeliest token "
-            f"after it.{silence}"
+            f"what p v adds directly to the logit (the score before the softmax) of "
+            f"{stage.TOKENS[answer]}, the likeliest token after it.{silence}"
         ),
         look.table("steps", titles, [*(row(i) for i in range(len(tokens))), sums]),
         look.words(f"Σ p v, all {D} numbers of what this head hands over:"),
@@ -455,15 +450,15 @@ def _(asks, cache, head, layer):
     else:
         lesson = "Here the weights are no sharper without the division."
     look.sentence(
-        "How far do the weights spread? Those of this query have ",
-        look.number("soft", soft[0, head, asks], ".2f"),
-        " bits with the scores divided by √D, as many as ",
+        "Why divide by √D? Divided, the weights of this query spread as widely as ",
         look.number("soft_places", 2 ** soft[0, head, asks], ".1f"),
-        " equal weights would have, and ",
-        look.number("sharp", sharp[0, head, asks], ".2f"),
-        " bits without it, as many as ",
+        " equal ones would (their entropy is ",
+        look.number("soft", soft[0, head, asks], ".2f"),
+        " bits); undivided, as widely as ",
         look.number("sharp_places", 2 ** sharp[0, head, asks], ".1f"),
-        f". On average over all queries and heads of layer {layer + 1}, these are ",
+        " (",
+        look.number("sharp", sharp[0, head, asks], ".2f"),
+        f" bits). On average over all queries of layer {layer + 1}, the entropy is ",
         look.number("soft_mean", soft.mean(), ".2f"),
         " and ",
         look.number("sharp_mean", sharp.mean(), ".2f"),

@@ -19,7 +19,7 @@ with app.setup:
 
     import marimo as mo
     import numpy as np
-    from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import MultipleLocator
 
     import stage06_transformer as stage
     from explorer import keep, look
@@ -44,9 +44,17 @@ with app.setup:
         "vocab_size": ("vocabulary", [61, 256, 1024, 8192, 32000, 50257, 100000, 128256, 256000]),
         "block_size": ("context", [2**i for i in range(5, 18)]),
     }
+    PARTS = {  # a word in a weight's name, and the part of the model that it belongs to
+        "wte": "embedding",
+        "embed_tokens": "embedding",
+        "wpe": "positions",
+        "lm_head": "head",
+        "attn": "attention",
+        "mlp": "MLP",
+    }
     NUMBERS = {"float32, 4 bytes": 4, "bfloat16, 2 bytes": 2}
     BYTES = {"kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
-    TIMES = {"seconds": 1 / 86400, "minutes": 1 / 1440, "hours": 1 / 24, "days": 1}  # in days
+    TIMES = {"seconds": 1 / 86400, "minutes": 1 / 1440, "hours": 1 / 24, "days": 1, "years": 365}
     GAP = "\N{NO-BREAK SPACE}"  # in labels, where look makes other spaces visible
     # of the models that the scaling law is about
     WIDTHS = (8, 12, 16, 24, 32, 48, 64)
@@ -112,11 +120,8 @@ def read_prompt(prompt, lab, most):
 @app.function
 def read_by_depth(model, ids):
     """What would come next, read off after the embedding and after each block: (1 + L, T, V)."""
-    guesses = []
-    for depth in range(model.config.n_layer + 1):
-        scores = cut_after(model, depth).logits(ids)
-        guesses.append(stage.softmax(stage.Tensor(scores)).data[0])
-    return np.array(guesses)
+    scores = [cut_after(model, depth).logits(ids)[0] for depth in range(model.config.n_layer + 1)]
+    return stage.softmax(stage.Tensor(np.array(scores))).data
 
 
 @app.function
@@ -146,15 +151,7 @@ def size(row):
 @app.function
 def part_of(name):
     """Which part of a model the weight of this name belongs to."""
-    kinds = {
-        "wte": "embedding",
-        "embed_tokens": "embedding",
-        "wpe": "positions",
-        "lm_head": "head",
-        "attn": "attention",
-        "mlp": "MLP",
-    }
-    for word, part in kinds.items():
+    for word, part in PARTS.items():
         if word in name:
             return part
     return "norms"
@@ -221,14 +218,12 @@ def draw_law(N, nats, n_fit, E, A, alpha):
         style |= {"xytext": (shift, shift), "textcoords": "offset points"}
         axes.annotate(f"{word} {y:.3f}", (N[-1], y), **style)
     axes.set_ylim(min(*nats, predicted) / 1.07, max(*nats, predicted) * 1.03)
-    axes.xaxis.set_major_locator(FixedLocator([2000, 5000, 10_000, 20_000, 50_000, 100_000]))
+    ticks = [2000, 5000, 10_000, 20_000, 50_000, 100_000]
+    axes.set_xticks(ticks, [f"{n:,}" for n in ticks])
     axes.yaxis.set_major_locator(MultipleLocator(0.1))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1f}"))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_locator(NullLocator())
-    axes.set_xlabel("weights")
-    axes.set_ylabel("held-out nats a letter")
+    axes.yaxis.set_major_formatter("{x:.1f}")
+    axes.minorticks_off()
+    axes.set(xlabel="weights", ylabel="held-out nats a letter")
     return look.picture(
         figure,
         f"The law, fitted to the {n_fit} filled points and dashed beyond them, expects "
@@ -248,14 +243,9 @@ def _():
         "move along the prompt, and read the table of guesses down its columns. Further below, "
         "double the context of GPT-2.",
         "the embedding alone knows one letter, so it guesses the same after every `n`; each block "
-        "adds what it finds in the letters before. Twice the context, four times the maps.",
+        "adds what it finds in the letters before. Twice the context needs four times the memory "
+        "for maps, the weights with which each token looks at each other.",
     )
-    return
-
-
-@app.cell
-def _():
-    look.heading("One stream, and what each block adds to it")
     return
 
 
@@ -263,25 +253,32 @@ def _():
 def _():
     lab = stage.Lab(True, 0)
     reader_job = keep.start("stack-reader", train_reader)
-    reader_seen = keep.watch(reader_job)
-    return lab, reader_job, reader_seen
+    reader_further, reader_ready = keep.watch(reader_job), keep.ready(reader_job)
+    return lab, reader_further, reader_job, reader_ready
 
 
 @app.cell
-def _(reader_job, reader_seen):
-    reader_seen()
-    mo.stop(
-        reader_job.result is None,
-        keep.progress(reader_job, "A llama of 3 layers learns the stories, for half a minute:"),
-    )
+def _(reader_further, reader_job):
+    reader_further()
+    mo.stop(reader_job.result is not None)
+    keep.progress(reader_job, "A llama of 3 layers learns the stories, for half a minute:")
+    return
+
+
+@app.cell
+def _(reader_job, reader_ready):
+    mo.stop(not reader_ready() or reader_job.result is None)
     model = load_reader(reader_job.result)
     depth_names = ["embedding", *(f"block{GAP}{i + 1}" for i in range(model.config.n_layer))]
     bits = reader_job.result["nats"] / math.log(2)
-    look.sentence(
-        f"A llama of {model.config.n_layer} layers and {model.config.n_embd} channels has read "
-        "the stories. On their held-out tenth it needs ",
-        look.number("bits", bits[-1]),
-        " bits a letter.",
+    look.below(
+        look.heading("One stream, and what each block adds to it"),
+        look.sentence(
+            f"A llama of {model.config.n_layer} layers and {model.config.n_embd} channels has "
+            "read the stories. On their held-out tenth it needs ",
+            look.number("bits", bits[-1]),
+            " bits a letter.",
+        ),
     )
     return bits, depth_names, model
 
@@ -352,9 +349,6 @@ def _(depth_names, guesses, lab, letters, t):
     shown = np.argsort(-here.max(0), kind="stable")[:10]
     shown = shown[np.argsort(-here[-1, shown], kind="stable")]
     best = [lab.letters[i] for i in here.argmax(-1)]
-    settled = len(best) - 1  # from this depth on the likeliest letter stays the same
-    while settled > 0 and best[settled - 1] == best[-1]:
-        settled -= 1
     read = "".join(letters[: t + 1])
     look.below(
         look.sentence(f"The chance of each letter after “{read}”, by depth:"),
@@ -362,8 +356,7 @@ def _(depth_names, guesses, lab, letters, t):
         look.sentence(
             f"The model expects “{look.visible(best[-1])}”, with probability ",
             look.number("surest", here[-1].max()),
-            f". The embedding alone says “{look.visible(best[0])}”. What wins in the end leads "
-            f"from {'the embedding' if settled == 0 else depth_names[settled]} on.",
+            f". The embedding alone says “{look.visible(best[0])}”.",
         ),
     )
     return
@@ -377,31 +370,18 @@ def _(bits, depth_names, stream, t):
         added[f"MLP{GAP}{_n}"] = size(_thought[t])
         tops.append(size((_below + _attended + _thought)[t]))
     longest = max(*tops, *added.values())
-    apart = math.hypot(tops[0], *added.values())
-    look.below(
-        look.beside(
-            look.below(
-                look.words("Size of the stream (root mean square)"),
-                look.bars("stream", depth_names, tops, most=longest, form=".2f"),
-            ),
-            look.below(
-                look.words("Size of what each part adds to it"),
-                look.bars("added", list(added), added.values(), most=longest, form=".2f"),
-            ),
-            look.below(
-                look.words("Bits a letter on the held-out stories"),
-                look.bars("depth_bits", depth_names, bits, form=".2f"),
-            ),
+    look.beside(
+        look.below(
+            look.words("Size of the stream (root mean square)"),
+            look.bars("stream", depth_names, tops, most=longest, form=".2f"),
         ),
-        look.sentence(
-            "The stream ends ",
-            look.number("growth", tops[-1] / tops[0], ".1f"),
-            " times as large as it began. If all that is added pointed its own way, squares would "
-            "add up, and the size be ",
-            look.number("apart", apart, ".2f"),
-            f". It is {'more' if tops[-1] > apart else 'less'}, ",
-            look.number("top", tops[-1], ".2f"),
-            f": on the whole the parts {'agree' if tops[-1] > apart else 'oppose one another'}.",
+        look.below(
+            look.words("Size of what each part adds to it"),
+            look.bars("added", list(added), added.values(), most=longest, form=".2f"),
+        ),
+        look.below(
+            look.words("Bits a letter on the held-out stories"),
+            look.bars("depth_bits", depth_names, bits, form=".2f"),
         ),
     )
     return
@@ -409,14 +389,8 @@ def _(bits, depth_names, stream, t):
 
 @app.cell
 def _():
-    look.heading("What a model costs, before it is built")
-    return
-
-
-@app.cell
-def _():
     start_from = mo.ui.dropdown(list(MODELS), value="GPT-2 124M", label="start from")
-    start_from
+    look.below(look.heading("What a model costs, before it is built"), start_from)
     return (start_from,)
 
 
@@ -460,7 +434,7 @@ def _(config):
         look.sentence(
             "There are ",
             look.number("weights", weights, ",.0f"),
-            " weights; 12LC², the rule of thumb for the blocks, gives ",
+            " weights. A rule of thumb, 12LC² for L blocks of width C, gives ",
             look.number("rule", 12 * config.n_layer * config.n_embd**2, ",.0f"),
             ". Training on one token takes ",
             look.number("gflop", stage.flops_per_token(config) / 1e9, ",.4g"),
@@ -494,12 +468,10 @@ def _(config, options):
     training["others"] = budget["activations"] - budget["maps"]
     _, small_unit = in_unit(budget["generation"], BYTES)
     generation = [budget[name] / BYTES[small_unit] for name in ("weights", "kv_cache")]
-    largest = {"maps": "attention maps", "others": "activations other than attention maps"}
-    largest_name = max(training, key=training.get)
     look.below(
         look.beside(
             look.below(
-                look.words(f"Memory to train, in {unit} (maps: attention; others: activations)"),
+                look.words(f"Memory to train, in {unit}"),
                 look.bars(
                     "training",
                     list(training),
@@ -515,7 +487,7 @@ def _(config, options):
         look.sentence(
             "Training takes ",
             look.number("memory", total, ",.2f"),
-            f" {unit}. The largest share is that of the {largest.get(largest_name, largest_name)}.",
+            f" {unit}. Activations are kept for the way back: attention's maps, and all others.",
         ),
     )
     return
@@ -529,26 +501,23 @@ def _():
         label="tokens a weight",
         show_value=True,
     )
-    devices = mo.ui.slider(
-        steps=[2**i for i in range(15)], value=8, label="devices", show_value=True
-    )
-    look.controls(ratio, devices)
-    return devices, ratio
+    look.controls(ratio)
+    return (ratio,)
 
 
 @app.cell
-def _(config, devices, ratio, weights):
+def _(config, ratio, weights):
     mo.stop(config is None)
     tokens = ratio.value * weights
-    operations, days, dollars = stage.run_cost(config, tokens, devices.value)
+    operations, days, dollars = stage.run_cost(config, tokens, devices=1)
     duration, time_unit = in_unit(days, TIMES)
     look.sentence(
         look.number("tokens", tokens / 1e9, ",.4g"),
         " billion tokens take ",
         look.number("operations", operations, ".2e"),
-        f" operations. {devices.value:,} H100 at 40 % of their peak need ",
-        look.number("duration", duration, ",.3g"),
-        f" {time_unit}; at two dollars an hour each that is ",
+        " operations. One H100 at 40 % of its peak needs ",
+        look.number("duration", duration, ",.1f"),
+        f" {time_unit} for them; at two dollars an hour that is ",
         look.number("dollars", dollars, ",.2f"),
         " dollars.",
     )
@@ -562,30 +531,32 @@ def _():
 
 
 @app.cell
-def _(reader_job, reader_seen):
-    reader_seen()
-    mo.stop(not reader_job.over, look.words("Its models are trained when the one above is ready."))
+def _(reader_job, reader_ready):
+    mo.stop(not reader_ready(), look.words("Its models are trained when the one above is ready."))
     law_job = keep.start("stack-sizes", train_sizes)
-    law_seen = keep.watch(law_job)
-    return law_job, law_seen
+    law_further, law_ready = keep.watch(law_job), keep.ready(law_job)
+    return law_further, law_job, law_ready
 
 
 @app.cell
-def _(law_job, law_seen):
-    law_seen()
-    mo.stop(
-        law_job.result is None,
-        keep.progress(law_job, "Models of seven sizes learn the stories, for half a minute:"),
-    )
+def _(law_further, law_job):
+    law_further()
+    mo.stop(law_job.result is not None)
+    keep.progress(law_job, "Models of seven sizes learn the stories, for half a minute:")
+    return
+
+
+@app.cell
+def _(law_job, law_ready):
+    mo.stop(not law_ready() or law_job.result is None)
     measured = law_job.result
     N = measured["weights"]
-    laws, misses = {}, {}  # (which length of training, points fitted) → (E, A, α), and its error
-    for _length, _losses in enumerate(measured["nats"]):
-        for _n in range(3, len(N)):
-            _E, _A, _alpha = stage.fit_power_law(N[:_n], _losses[:_n])
-            laws[_length, _n] = _E, _A, _alpha
-            misses[_length, _n] = _E + _A / N[-1] ** _alpha - _losses[-1]
-    return N, laws, measured, misses
+    laws = {  # (which length of training, points fitted) → (E, A, α): a fit takes a while
+        (i, n): stage.fit_power_law(N[:n], losses[:n])
+        for i, losses in enumerate(measured["nats"])
+        for n in range(3, len(N))
+    }
+    return N, laws, measured
 
 
 @app.cell
@@ -598,25 +569,20 @@ def _(N, measured):
 
 
 @app.cell
-def _(N, fitted, laws, measured, misses, trained_for):
+def _(N, fitted, laws, measured, trained_for):
     nats = measured["nats"][trained_for.value]
     n_fit = fitted.value
     E, A, alpha = laws[trained_for.value, n_fit]
     law = E + A / N**alpha  # what it says about each of the models
     miss = law[-1] - nats[-1]
-    rows = [[f"{n:,}", f"{a:.3f}", f"{b:.3f}", f"{a - b:+.3f}"] for n, a, b in zip(N, nats, law)]
+    rows = [
+        [f"{n:,}", f"{a:.3f}", f"{b:.3f}", look.number(f"off {n}", a - b, "+.3f")]
+        for n, a, b in zip(N, nats, law)
+    ]
     look.below(
         look.beside(
             draw_law(N, nats, n_fit, E, A, alpha),
-            look.below(
-                look.table("sizes", ["weights", "measured", "law", "difference"], rows),
-                look.words("How far off the largest is, if the law is fitted to"),
-                look.bars(
-                    "misses",
-                    [f"{n}{GAP}points" for n in range(3, len(N))],
-                    [abs(misses[trained_for.value, n]) for n in range(3, len(N))],
-                ),
-            ),
+            look.table("sizes", ["weights", "measured", "law", "difference"], rows),
         ),
         look.sentence(
             f"The first {n_fit} give L(N) = ",

@@ -173,6 +173,9 @@ def files(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
+ERRORS = "errors.txt"  # what the live pages' server says on standard error: nothing, it is hoped
+
+
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory):
     """The folder in which the live pages of this session keep what they trained."""
@@ -186,12 +189,15 @@ def site(kept):
         pytest.skip(browser.lacking())
     command = [sys.executable, str(ROOT / "explore.py"), "--no-browser", "--fast"]
     environment = {**os.environ, "EXPLORE_KEPT": str(kept)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as server:
+    with (
+        open(kept / ERRORS, "w") as errors,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as server,
+    ):
         line = server.stdout.readline()
         address = re.search(r"http://127\.0\.0\.1:\d+/", line)
-        assert address, line + server.stdout.read()
+        assert address, line + (kept / ERRORS).read_text()
         try:
             yield address.group()
         finally:
@@ -212,10 +218,15 @@ def chromium(site):
 
 
 @pytest.fixture
-def visit(site, chromium):
-    """A new window of 1,400 pixels' width; at its end, nothing may have gone wrong in it."""
+def visit(site, kept, chromium):
+    """A new window of 1,400 pixels' width; at its end, nothing may have gone wrong in it.
+
+    Nor in the server: where a cell fails, marimo shows a note for a moment, and writes why.
+    """
+    before = len((kept / ERRORS).read_text())
     window = chromium.new_page()
     guest = browser.Visit(site, window)
     yield guest
     window.close()
     assert guest.complaints == []
+    assert (kept / ERRORS).read_text()[before:] == ""

@@ -1,6 +1,7 @@
 """Page 4 in the browser: its walks and rates are those of stage04_optim's own optimizers."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -128,7 +129,7 @@ def test_the_start_by_click_and_by_hand(visit):
     visit.fill("start x, y", "-1, 1.5")
     visit.slide("step", 0)
     visit.shows("y SGD", 1.5)
-    marker = visit.window.locator('figure[data-fills] [id="now-SGD"] use').last
+    marker = visit.window.locator('figure[data-fills] [id="now-SGD"]')
     box = marker.bounding_box()  # the place (-1, 1.5) as it was drawn
     visit.fill("start x, y", "0.5, -0.5")
     visit.shows("x SGD", 0.5)
@@ -209,3 +210,38 @@ def test_labels_keep_apart(page):
     assert page.free_place(2.3, 2.2, 0.9, 0.17, [])[0] + 0.9 < 2.3  # to the left, and inside
     apart = page.spread({"a": 1.0, "b": 1.0, "c": 0.0, "d": 0.01}, 0.05)
     assert apart == pytest.approx({"c": 0.0, "d": 0.05, "a": 0.95, "b": 1.0})
+
+
+def test_the_pictures_show_the_walks(page):
+    """Lines, dots and markers stand where the axes' limits say, by the rule of three."""
+    make, lr, _ = page.settings("quadratic", 30)["SGD"]
+    walks = {"SGD": page.path(page.landscape("quadratic", 30), (-2, 0.7), make, lr)}
+    places, losses = walks["SGD"]
+
+    def corners(figure, x, y):
+        box, (left, right) = figure.axes[0].get_position(), figure.axes[0].get_xlim()
+        wide, high = 72 * figure.get_size_inches()
+        bottom, top = figure.axes[0].get_ylim()
+        if figure.axes[0].get_yscale() == "log":
+            y, bottom, top = np.log(y), math.log(bottom), math.log(top)
+        across = box.x0 + box.width * (np.asarray(x) - left) / (right - left)
+        up = box.y0 + box.height * (np.asarray(y) - bottom) / (top - bottom)
+        return np.stack([wide * across, high * (1 - up)], axis=-1)
+
+    for figure, draw, x, y, now in (
+        (page.map_frame("quadratic", 30)[0], page.draw_map, *places[:31].T, 30),
+        (page.loss_frame(-9, 3)[0], page.draw_losses, np.arange(201), losses, 30),
+    ):
+        svg = draw(figure, walks, 30)
+        line = re.findall(r'points="([^"]+)"', svg)[
+            -1
+        ]  # in the second, a line at the step is first
+        points = [[float(n) for n in pair.split(",")] for pair in line.split()]
+        assert np.array(points) == pytest.approx(corners(figure, x, y), abs=0.06)
+        (marker,) = re.findall(r"translate\((\S+) (\S+)\)", svg)
+        assert [float(n) for n in marker] == pytest.approx(
+            corners(figure, x[now], y[now]), abs=0.01
+        )
+    low, high = page.loss_range(walks)
+    assert 10.0**low <= losses[losses >= 1e-12].min() < 10.0 ** (low + 1)
+    assert 10.0 ** (high - 1) < 100 * losses[0] <= 10.0**high

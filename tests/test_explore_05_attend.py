@@ -32,7 +32,7 @@ def page():
 def model(visit, kept):
     """The model that the page has trained and kept, once the page is open and shows it."""
     visit.open("attend")
-    visit.until(lambda: visit.bars("usual"), "a prediction", patience=60)
+    visit.until(lambda: visit.matrix("answers"), "a prediction", patience=60)
     visit.equals(visit.window.locator("progress").count, 0, "no bar any more")
     (path,) = kept.glob(f"recall-{N_PAIRS}-{STEPS}-{WIDTH}-2-2-fast-*.npz")
     model = stage.AttentionOnly(WIDTH, 2, 2, dtype=np.float64)
@@ -57,10 +57,10 @@ def without_head(model, layer, head):
     return model
 
 
-def bars_of(model, prompt):
-    """What the page should show: a probability for each digit, and one for all letters."""
+def answers(model, prompt):
+    """A row that the page should show: a probability for each digit, and one for all letters."""
     p, _ = stage.softmax_forward(model.forward(ids_of(prompt))[0][0, -1])
-    return {token: p[stage.TOKENS.index(token)] for token in "0123456789"} | {"a-l": p[:12].sum()}
+    return [*(p[stage.TOKENS.index(token)] for token in "0123456789"), p[:12].sum()]
 
 
 def bits(p):
@@ -82,7 +82,7 @@ def shows_rows(visit, expected):
 
 
 def test_prompts_and_predictions(visit, model):
-    visit.shows_bars("usual", bars_of(model, PROMPT))
+    visit.shows_matrix("answers", [answers(model, PROMPT)])
     visit.shows("trained_share", model.loss_and_grads(TEXTS)[1])
     for prompt, right in (
         ("a3 f0 a", "3"),
@@ -94,7 +94,7 @@ def test_prompts_and_predictions(visit, model):
         ("a3 a4 a", "3 and 4"),
     ):
         visit.fill(FIELD, prompt)
-        visit.shows_bars("usual", bars_of(model, prompt))
+        visit.shows_matrix("answers", [answers(model, prompt)])
         answer = stage.TOKENS[model.forward(ids_of(prompt))[0][0, -1].argmax()]
         if right is None:
             verdict = "That is a guess"
@@ -118,7 +118,7 @@ def test_prompts_and_predictions(visit, model):
         visit.fill(FIELD, prompt)
         visit.refuses(part)
     visit.fill(FIELD, "b2 b")
-    visit.shows_bars("usual", bars_of(model, "b2 b"))
+    visit.shows_matrix("answers", [answers(model, "b2 b")])
     assert not visit.window.locator(".problem").count()
 
 
@@ -157,15 +157,14 @@ def test_one_head_number_by_number(visit, model):
 
 
 def test_scale_and_heads_taken_away(visit, model):
-    whole = model.loss_and_grads(TEXTS)[1]
-    assert not visit.window.locator('table[data-name="expected"]').count()
+    whole, usual = model.loss_and_grads(TEXTS)[1], answers(model, PROMPT)
     for label, changed in (
         ("layer 1: √D", without_scale(model, 0)),
         ("layer 2: √D", without_scale(model, 1)),
         *((f"layer {i + 1}: head {h + 1}", without_head(model, i, h)) for i, h in HEADS),
     ):
         visit.tick(label)
-        visit.shows_bars("expected", bars_of(changed, PROMPT), rel=1e-6)
+        visit.shows_matrix("answers", [usual, answers(changed, PROMPT)], rel=1e-6)
         visit.shows("share", changed.loss_and_grads(TEXTS)[1])
         visit.shows("share_before", whole)
         p = changed.forward(ids_of(PROMPT))[2][1][2][3]
@@ -174,11 +173,11 @@ def test_scale_and_heads_taken_away(visit, model):
         assert ("this head is silenced" in visit.text()) is silenced
         visit.tick(label)
         visit.equals(visit.window.locator('output[data-name="share"]').count, 0, "no change")
-    visit.shows_bars("usual", bars_of(model, PROMPT))
+    visit.shows_matrix("answers", [answers(model, PROMPT)])
     for label in ("layer 1: √D", "layer 1: head 2", "layer 2: head 1"):
         visit.tick(label)
     changed = without_head(without_head(without_scale(model, 0), 0, 1), 1, 0)
-    visit.shows_bars("expected", bars_of(changed, PROMPT), rel=1e-6)
+    visit.shows_matrix("answers", [usual, answers(changed, PROMPT)], rel=1e-6)
     visit.shows("share", changed.loss_and_grads(TEXTS)[1])
 
 
