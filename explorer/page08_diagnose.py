@@ -98,7 +98,7 @@ with app.setup:
             "Where each step goes: at 1, all weights only become smaller."),
         "steps: learning rate": Signal("rate", 1e-3, 0.1, "The rate at each step.", powers=True),
         "loss: at the start": Signal("nats", 0, 5,
-            "The first loss that the training gave, and the loss of the same model, measured."),
+            "The first loss that the training reported, and the loss of the same model, measured."),
         "loss: use of the inputs": Signal("nats", 0, 1,
             "How much the loss rises if each target gets the inputs of another row."),
         "loss: held-out minus training": Signal("nats", 0, 1,
@@ -220,7 +220,7 @@ def signals(history):
         at_each_step(history.cosines),
         at_each_step(history.shrinks),
         at_each_step(history.lr),
-        {"as given": history.losses[0], "measured": probes[0]["train"]},
+        {"as reported": history.losses[0], "measured": probes[0]["train"]},
         between("mixed", "train"),
         between("held_out", "train"),
     )
@@ -264,10 +264,10 @@ def compared(signal, these, those):
     place = distance(signal, these, those)[1] or next(iter(these))
     pair = [these[place], those[place]]
     if these == those:
-        return f"Both runs are the same here: at {place} it is ", *pair
+        return f"Both runs are the same here: “{place}” is ", *pair
     if format(pair[0], ".3g") == format(pair[1], ".3g"):
-        return f"Both runs are nearly the same here: at {place} it is ", *pair
-    return f"Broken and healthy are furthest apart at {place}: ", *pair
+        return f"Both runs are nearly the same here: “{place}” is ", *pair
+    return f"Broken and healthy are furthest apart at “{place}”: ", *pair
 
 
 @app.function

@@ -7,6 +7,7 @@ app = marimo.App(width="full", app_title="9 adapt", css_file="look.css", html_he
 
 with app.setup:
     import math
+    from types import SimpleNamespace
 
     import marimo as mo
     import numpy as np
@@ -37,17 +38,17 @@ with app.setup:
 # Training: a base, then four ways to adapt it
 
 
-@app.class_definition
-class Counted(np.random.Generator):
-    """A generator that calls `each` at every draw of integers: stage.fit makes one a step."""
+@app.function
+def counted(seed, each):
+    """What stage.fit needs of default_rng(seed), with a call of `each` before every draw: it draws
+    once a step."""
+    rng = np.random.default_rng(seed)
 
-    def __init__(self, seed, each):
-        super().__init__(np.random.PCG64(np.random.SeedSequence(seed)))
-        self.each = each
+    def integers(*args):
+        each()
+        return rng.integers(*args)
 
-    def integers(self, *args):
-        self.each()
-        return super().integers(*args)
+    return SimpleNamespace(integers=integers)
 
 
 @app.function
@@ -67,20 +68,20 @@ def train_all(report):
 
     # As stage.pretrain and stage.adapt do it, with a generator that counts the steps.
     base = stage.init_params(len(ALPHABET), CONTEXT, N_LAYER, N_EMBD, SEED)
-    rng = Counted([SEED, 0], step)
+    rng = counted([SEED, 0], step)
     stage.fit(base, stories, N_HEAD, BASE_STEPS, 8e-3, rng, {}, list(base), 16)
     kept = {f"base:{name}": array for name, array in base.items()}
 
     method = "full fine-tuning"
     full, plugs, trainable = stage.prepare(method, base, verses, SEED)
     rate = stage.METHODS[method].rate
-    stage.fit(full, verses, N_HEAD, STEPS, rate, Counted([SEED, 1], step), plugs, trainable)
+    stage.fit(full, verses, N_HEAD, STEPS, rate, counted([SEED, 1], step), plugs, trainable)
     kept |= {f"full:{name}": array for name, array in full.items()}
 
     for rank, method in LORAS.items():
         params, plugs, trainable = stage.prepare(method, base, verses, SEED)
         rate = stage.METHODS[method].rate
-        stage.fit(params, verses, N_HEAD, STEPS, rate, Counted([SEED, 1], step), plugs, trainable)
+        stage.fit(params, verses, N_HEAD, STEPS, rate, counted([SEED, 1], step), plugs, trainable)
         for name, plug in plugs.items():
             kept |= {f"{rank}:{name}:{part}": array for part, array in plug.params.items()}
 
@@ -166,7 +167,7 @@ def draw_kept(figure, sigma, rank):
         left, top = look.place(figure, place - 0.4, height)
         right, bottom = look.place(figure, place + 0.4, 0)
         size = {"width": right - left, "height": bottom - top}
-        kept += look.tag("rect", x=left, y=top, style="fill:var(--blue)", **size)
+        kept += look.tag("rect", kind="kept", x=left, y=top, style="fill:var(--blue)", **size)
     return kept
 
 
@@ -262,8 +263,8 @@ def _():
         "move the rank down to 0, and watch how much of ΔW is left and what new verses cost then. "
         "At the end of the page, turn the adapter up from 0 to 1, and further.",
         "a few directions hold a small part of the update's length, and nearly all of its use. An "
-        "adapter that never had more than a few gains about as much. Turned up to 2, it has "
-        "overdone it.",
+        "adapter that never had more than a few gains about as much. After a comma, it turns the "
+        "base's space into the end of a line of verse, ⏎; at 2, it is nearly as bad as none.",
     )
     return
 
@@ -273,9 +274,9 @@ def _():
     look.words(
         "A small GPT, the *base*, has read the stories. Then it is adapted to verses. *Full "
         "fine-tuning* moves all its numbers: a matrix W becomes W + ΔW. *LoRA* leaves them as they "
-        "are, and trains two thin matrices beside each W, whose product AB has a low rank: each "
-        "rank is one direction in which W changes what goes in, and one in which it comes out. "
-        "Each model is then scored on verses that it has not read."
+        "are, and trains two thin matrices beside each W, whose product AB has a low rank: at rank "
+        "4 it sees only four directions of what comes in, and writes along only four. Each model "
+        "is then scored on verses that it has not read."
     )
     return
 
@@ -369,13 +370,14 @@ def _(
     spectrum_drawn,
 ):
     chosen = ranks.index(rank.value)
+    kept = f"the {rank.value} largest are kept" if rank.value else "none is kept"
     look.below(
         look.beside(
             look.layered(
                 spectrum_drawn,
                 draw_kept(spectrum, sigma, rank.value),
                 f"ΔW is a sum of {len(sigma)} matrices of rank 1. Their sizes are its singular "
-                f"values σ; the {rank.value} largest are kept.",
+                f"values σ; {kept}.",
             ),
             look.layered(
                 costs_drawn,
@@ -413,7 +415,9 @@ def _():
 
 @app.cell
 def _():
-    beginning = mo.ui.text("The moon ", label="a beginning", debounce=False, full_width=True)
+    beginning = mo.ui.text(
+        "The moon is bright,", label="a beginning", debounce=False, full_width=True
+    )
     lora = mo.ui.dropdown({f"rank {r}": r for r in LORAS}, value="rank 4", label="LoRA of")
     strength = mo.ui.slider(0, 2, step=0.1, value=1, label="strength", show_value=True)
     seed = mo.ui.slider(0, 20, value=0, label="seed of the draws", show_value=True)

@@ -75,10 +75,10 @@ def test_one_text_in_four_tokenizers(visit):
     )
     visit.fill("the text", "")
     visit.refuses("The text is empty")
-    visit.fill("the text", "a" * 10_001)
-    visit.refuses("The text has 10,001 characters; at most 10,000 go here.")
-    visit.fill("the text", "the fox " * 1250)
-    visit.shows("BPE tokens", len(tokenizers["BPE"].encode("the fox " * 1250)))
+    visit.fill("the text", "狐" * 2_001)
+    visit.refuses("The text has 2,001 characters; at most 2,000 go here.")
+    visit.fill("the text", "the fox " * 250)
+    visit.shows("BPE tokens", len(tokenizers["BPE"].encode("the fox " * 250)))
     assert len(visit.pieces("BPE text")) == 400 and "The first 400 tokens" in visit.text()
 
 
@@ -149,6 +149,10 @@ def test_files_that_are_refused(visit, tmp_path):
         file.truncate(10**9)  # takes no room on the disk
     enter(visit, tmp_path / "huge.json")
     visit.refuses("has 1,000,000,000 bytes; at most 100,000,000")
+    enter(visit, "a" * 5000)
+    visit.refuses(f"{'a' * 200}: File name too long.")
+    wide = visit.window.evaluate("document.querySelector('#App').scrollWidth")
+    assert wide <= visit.window.viewport_size["width"]
     enter(visit, "")
     visit.refuses("No path is given")
     enter(visit, "data/tokenizer")
