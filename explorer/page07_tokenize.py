@@ -277,7 +277,13 @@ def _():
 
 @app.cell
 def _():
-    look.heading("A text, coloured by its tokens")
+    look.below(
+        look.heading("A text, coloured by its tokens"),
+        look.words(
+            "BPE, WordPiece and Unigram have learned their vocabularies from the stories. File is "
+            "any tokenizer that you name, at first the one in `data/`."
+        ),
+    )
     return
 
 
@@ -397,7 +403,13 @@ def _(found):
 
 @app.cell
 def _():
-    look.heading("Merges, one at a time")
+    look.below(
+        look.heading("Merges, one at a time"),
+        look.words(
+            "BPE begins with single bytes. Again and again it takes the pair of neighbours that "
+            "stands there most often, and makes it one new symbol."
+        ),
+    )
     return
 
 

@@ -373,15 +373,8 @@ def draw_losses(broken, healthy):
             label=f"{name}, held-out",
         )
     axes.axhline(broken.audit["unigram"], color=look.QUIET, linewidth=1, linestyle="-.")
-    axes.annotate(
-        "unigram",
-        (1, broken.audit["unigram"]),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 0),
-        textcoords="offset points",
-        va="center",
-        color=look.QUIET,
-    )
+    beside = {"transform": axes.get_yaxis_transform(), "va": "center"}  # x in widths of the axes
+    axes.text(1.01, broken.audit["unigram"], "unigram", color=look.QUIET, **beside)
     if stage.measured(broken.losses).max() > 10:
         count_in_powers(axes.yaxis)
     axes.set(xlabel="step", ylabel="loss, nats")
@@ -509,6 +502,7 @@ def _(histories, kinds, run):
             " in the broken run, ",
             look.number("loss_healthy", ends[1], ".3g"),
             " in the healthy one.",
+            "" if math.isfinite(ends[0]) else " (nan is what no longer is a number.)",
         ),
     )
     return broken, healthy, losses
