@@ -177,6 +177,8 @@ def test_merges_one_at_a_time(visit):
                 ids,
                 "the symbols",
             )
+            newest = visit.window.locator('.symbols[data-name="merged"] [style*="orange"]')
+            visit.equals(newest.count, ids.count(255 + n) if n else 0, "the newest in orange")
             if n < len(merges):
                 a, b = merges[n]
                 times = Counter(zip(ids, ids[1:]))[a, b]
@@ -246,6 +248,9 @@ def test_the_pairs_are_counted_as_the_textbook_counts_them():
     pytest.importorskip("matplotlib")
     from explorer import page07_tokenize as page
 
+    parts = [b"fox ", *(bytes([byte]) for byte in "狐🦊".encode())]
+    said = [title.split("part of ")[-1] for title in page.titles_of(range(8), parts)]
+    assert said == ["id 0, bytes 66 6F 78 20", *"狐狐狐🦊🦊🦊🦊"]
     for text in ("aaaaa", "abab baba", STORIES[:200], "狐狸在河边一直等到月亮升起。🦊"):
         merges, states = page.merge_all(text)
         assert merges == stage.textbook_merges(text, 10**6)
