@@ -23,7 +23,7 @@ with app.setup:
     from explorer import keep, look
     from explorer.pages import ROOT
 
-    LONGEST_TEXT = 10_000  # characters; more would not be cut while you type
+    LONGEST_TEXT = 2_000  # characters; even without a space they are cut in a fifth of a second
     LONGEST_TO_MERGE = 200  # characters; the first page's plain code reads all of them each time
     LONGEST_WORD = 40  # bytes
     MOST_SHOWN = 400  # tokens in colours; the numbers count all of them
@@ -76,7 +76,9 @@ def open_file(name, pattern):
         files = [path / inner for inner in names] if path.is_dir() else [path]
         files = [file for file in files if file.exists()]
         size = sum(file.stat().st_size for file in files)
-    except (OSError, RuntimeError) as error:
+    except OSError as error:  # the name is too long, or the folder may not be looked into
+        raise ValueError(f"{shown}: {error.strerror}.") from None
+    except RuntimeError as error:  # a ~ without a home
         raise ValueError(f"{shown}: {error}") from None
     if not files and path.is_dir():
         raise ValueError(f"{shown} is a folder that has no tokenizer.json, and no vocab.json.")
@@ -278,28 +280,33 @@ def _():
 
 @app.cell
 def _():
-    look.heading("A text, coloured by its tokens")
+    look.below(
+        look.heading("A text, coloured by its tokens"),
+        look.words(
+            "BPE, WordPiece and Unigram have learned their vocabularies from the stories. File is "
+            "any tokenizer that you name, at first the one in `data/`."
+        ),
+    )
     return
 
 
 @app.cell
 def _():
     job = keep.start("tokenizers", train_tokenizers)
-    seen = keep.watch(job)
-    return job, seen
+    further, ready = keep.watch(job), keep.ready(job)
+    return further, job, ready
 
 
 @app.cell
-def _(job, seen):
-    seen()
+def _(further, job):
+    further()
     keep.progress(job, "learning tokens from the stories") if job.result is None else None
     return
 
 
 @app.cell
-def _(job, seen):
-    seen()
-    mo.stop(job.result is None)
+def _(job, ready):
+    mo.stop(not ready() or job.result is None)
     kept = job.result
     return (kept,)
 
@@ -389,8 +396,8 @@ def _(found):
     written = [name for name in found if not isinstance(found[name], str)]
     look.below(
         look.words(
-            "Point at a token for its id and its bytes. What stands on purple and green, such as "
-            r"`\xe7`, holds only a part of a character. The number of tokens, side by side:"
+            "Point at a token for its id and its bytes. What stands on purple and green holds only "
+            r"a part of a character: `\xe7` is the byte E7. The number of tokens, side by side:"
         ),
         look.bars("tokens", written, [len(found[name][0]) for name in written], form=",.0f"),
     )
@@ -399,7 +406,13 @@ def _(found):
 
 @app.cell
 def _():
-    look.heading("Merges, one at a time")
+    look.below(
+        look.heading("Merges, one at a time"),
+        look.words(
+            "BPE begins with single bytes. Again and again it takes the pair of neighbours that "
+            "stands there most often, and makes it one new symbol."
+        ),
+    )
     return
 
 
@@ -529,8 +542,8 @@ def _():
 def _():
     look.words(
         "Unigram gives every token a probability, so it gives one to every way of cutting a word. "
-        "Training on cuts that are drawn at random shows a model the same word in many spellings; "
-        "a higher temperature draws more boldly."
+        "Training on cuts that are drawn at random shows a model the same word in many spellings. "
+        "At temperature 1 they are drawn as Unigram has it; the higher it is, the more evenly."
     )
     return
 

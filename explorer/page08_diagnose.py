@@ -61,32 +61,52 @@ with app.setup:
     }
 
     class Signal(NamedTuple):
-        says: str
+        unit: str  # beside the numbers of the picture
         low: float  # the picture reaches at least from here
         high: float  # to here
+        says: str
         powers: bool = False  # is it counted in powers of ten?
 
     # The signals that can be chosen, in the order of the stage's checklist.
     SIGNALS = {
-        "data: what one input tells": Signal("How far it fixes the target: 1 is entirely.", 0, 1),
-        "data: surprise": Signal("Nats by which targets are less usual than they should be.", 0, 1),
-        "data: skip": Signal("In standard errors; above 4, y is 2 after the last input.", -10, 10),
-        "data: shared rows": Signal("Held-out rows trained on, beyond a natural share.", 0, 1),
-        "units: difference": Signal("0 if all units of an array are the same, at the end.", 0, 1),
-        "units: dead": Signal("The share that is 0 on every example, at the worst time.", 0, 1),
-        "units: saturated": Signal("The share mostly at -1 or 1, at the worst time.", 0, 1),
-        "gradient: check of slopes": Signal("Its relative error, array by array.", 1e-9, 1, True),
-        "gradient: reach": Signal("At the first layer or letter, over the last.", 0.01, 1, True),
-        "gradient: norm": Signal("Of what the optimizer was given.", 0.1, 10, True),
-        "steps: length": Signal("Over the length of all weights.", 1e-3, 0.1, True),
-        "steps: length by array": Signal("Over the array's own, at the median.", 1e-3, 0.1, True),
-        "steps: cosine with downhill": Signal("1: down the gradient; 0: across; -1: up.", -1, 1),
-        "steps: cosine with the way to 0": Signal("1: weights only become smaller.", -1, 1),
-        "steps: learning rate": Signal("At each step.", 1e-3, 0.1, True),
-        "loss: at the start": Signal("As the loop gives it, and measured beside it.", 0, 5),
-        "loss: use of the inputs": Signal("Nats that it rises if inputs are reversed.", 0, 1),
-        "loss: held-out minus training": Signal("On samples of both rows, in nats.", 0, 1),
-    }
+        "data: what one input tells": Signal("share of what is to be known", 0, 1,
+            "How far each input character, on its own, fixes the next one: 1 is entirely."),
+        "data: surprise": Signal("nats", 0, 1,
+            "How much less usual the targets are than the characters within the inputs; and below, "
+            "how much less usual the held-out rows are than the training rows."),
+        "data: skip": Signal("standard errors", -10, 10,
+            "Is the target the next character but one? Above 4 standard errors, it is."),
+        "data: shared rows": Signal("share of held-out rows", 0, 1,
+            "How many held-out rows were trained on, beyond those that a text repeats by itself."),
+        "units: difference": Signal("share of the array's length", 0, 1,
+            "How much the units of an array differ, at the end: 0 if all are the same."),
+        "units: dead": Signal("share of the units", 0, 1,
+            "How many units of a layer are 0 on every example, at the worst time."),
+        "units: saturated": Signal("share of the units", 0, 1,
+            "How many units of a layer mostly stand at -1 or 1, at the worst time."),
+        "gradient: check of slopes": Signal("relative error", 1e-9, 1,
+            "How far each array's gradient is from slopes that were measured.", powers=True),
+        "gradient: reach": Signal("first over last", 0.01, 1,
+            "The gradient at the first layer, or at the first input of a recurrent network, as a "
+            "multiple of the gradient at the last.", powers=True),
+        "gradient: norm": Signal("length", 0.1, 10,
+            "How long the gradient is that the optimizer was given.", powers=True),
+        "steps: length": Signal("share", 1e-3, 0.1,
+            "How far each step goes, as a share of the length of all weights.", powers=True),
+        "steps: length by array": Signal("share", 1e-3, 0.1,
+            "How far a step moves each array, as a share of its length.", powers=True),
+        "steps: cosine with downhill": Signal("cosine", -1, 1,
+            "Where each step goes: 1 is down the gradient, 0 across, and -1 up."),
+        "steps: cosine with the way to 0": Signal("cosine", -1, 1,
+            "Where each step goes: at 1, all weights only become smaller."),
+        "steps: learning rate": Signal("rate", 1e-3, 0.1, "The rate at each step.", powers=True),
+        "loss: at the start": Signal("nats", 0, 5,
+            "The first loss that the training reported, and the loss of the same model, measured."),
+        "loss: use of the inputs": Signal("nats", 0, 1,
+            "How much the loss rises if each target gets the inputs of another row."),
+        "loss: held-out minus training": Signal("nats", 0, 1,
+            "How much larger the loss is on held-out rows than on training rows."),
+    }  # fmt: skip
 
 
 @app.cell
@@ -209,7 +229,7 @@ def signals(history):
         at_each_step(history.cosines),
         at_each_step(history.shrinks),
         at_each_step(history.lr),
-        {"as given": history.losses[0], "measured": probes[0]["train"]},
+        {"as reported": history.losses[0], "measured": probes[0]["train"]},
         between("mixed", "train"),
         between("held_out", "train"),
     )
@@ -240,6 +260,23 @@ def distance(signal, these, those):
         return sum(apart.values()) / len(apart), None
     place = max(sorted(apart), key=apart.get)
     return apart[place], place
+
+
+@app.function
+def compared(signal, these, those):
+    """(the words before them, a number of the broken run, one of the healthy run)."""
+    if by_step(these):
+        pair = [float(np.median(stage.measured(values.values()))) for values in (these, those)]
+        if these == those:
+            return "Both runs are the same at every step: at the median it is ", *pair
+        return "At the median it is ", *pair
+    place = distance(signal, these, those)[1] or next(iter(these))
+    pair = [these[place], those[place]]
+    if these == those:
+        return f"Both runs are the same here: “{place}” is ", *pair
+    if format(pair[0], ".3g") == format(pair[1], ".3g"):
+        return f"Both runs are nearly the same here: “{place}” is ", *pair
+    return f"Broken and healthy are furthest apart at “{place}”: ", *pair
 
 
 @app.function
@@ -332,7 +369,7 @@ def count_in_powers(axis):
 @app.function
 def draw_losses(broken, healthy):
     """The loss of both runs: each step thin, smoothed thick, held-out rows with markers."""
-    figure, axes = plot(0.13, 0.14, 0.17, 0.14)
+    figure, axes = plot(0.15, 0.14, 0.17, 0.15)
     for name, history, colour, dash, marker in (
         ("broken", broken, look.RED, "-", "o"),
         ("healthy", healthy, look.BLUE, "--", "s"),
@@ -351,18 +388,11 @@ def draw_losses(broken, healthy):
             label=f"{name}, held-out",
         )
     axes.axhline(broken.audit["unigram"], color=look.QUIET, linewidth=1, linestyle="-.")
-    axes.annotate(
-        "unigram",
-        (1, broken.audit["unigram"]),
-        xycoords=("axes fraction", "data"),
-        xytext=(3, 0),
-        textcoords="offset points",
-        va="center",
-        color=look.QUIET,
-    )
+    beside = {"transform": axes.get_yaxis_transform(), "va": "center"}  # x in widths of the axes
+    axes.text(1.01, broken.audit["unigram"], "unigram", color=look.QUIET, **beside)
     if stage.measured(broken.losses).max() > 10:
         count_in_powers(axes.yaxis)
-    axes.set_xlabel("step")
+    axes.set(xlabel="step", ylabel="loss, nats")
     figure.legend(loc="upper left", ncols=2)
     return figure
 
@@ -370,9 +400,9 @@ def draw_losses(broken, healthy):
 @app.function
 def draw_signal(signal, these, those):
     """A signal of both runs: lines over the steps, or a dot for each place that has a name."""
-    _, low, high, powers = SIGNALS[signal]
+    unit, low, high, _, powers = SIGNALS[signal]
     along_steps = by_step(these)
-    figure, axes = plot(0.15 if along_steps else 0.24, 0.04, 0.17, 0.14)
+    figure, axes = plot(0.17 if along_steps else 0.24, 0.04, 0.17, 0.15)
     for name, values, colour, dash, marker in (
         ("broken", these, look.RED, "-", "o"),
         ("healthy", those, look.BLUE, "--", "s"),
@@ -394,8 +424,9 @@ def draw_signal(signal, these, those):
     axes.update_datalim([(0, low), (0, high)] if along_steps else [(low, 0), (high, 0)])
     axes.autoscale_view()
     if along_steps:
-        axes.set_xlabel("step")
+        axes.set(xlabel="step", ylabel=unit)
     else:
+        axes.set_xlabel(unit)
         axes.margins(y=0.6 / len(these))
         axes.invert_yaxis()
     figure.legend(loc="upper left", ncols=2)
@@ -427,15 +458,25 @@ def _():
 
 @app.cell
 def _():
-    kinds = quiz()
-    job = keep.start("clinic", train_all)
-    seen = keep.watch(job)
-    return job, kinds, seen
+    look.words(
+        "In every run a small network learns to predict the next character of a text from the few "
+        f"before it, and something is broken: one of the {len(stage.REMEDIES)} causes that the "
+        "stage knows, or something that is not on its list. The healthy run is the same without it."
+    )
+    return
 
 
 @app.cell
-def _(job, kinds, seen):
-    seen()
+def _():
+    kinds = quiz()
+    job = keep.start("clinic", train_all)
+    further, ready = keep.watch(job), keep.ready(job)
+    return further, job, kinds, ready
+
+
+@app.cell
+def _(further, job, kinds):
+    further()
     training = None
     if job.result is None:
         training = keep.progress(job, f"Breaking {len(kinds)} runs, and training them:")
@@ -444,9 +485,8 @@ def _(job, kinds, seen):
 
 
 @app.cell
-def _(job, kinds, seen):
-    seen()
-    mo.stop(job.result is None)
+def _(job, kinds, ready):
+    mo.stop(not ready() or job.result is None)
     histories = {
         kind: tuple(unpack(job.result[f"{state}: {kind}"]) for state in ("broken", "healthy"))
         for kind in kinds
@@ -470,9 +510,9 @@ def _(histories, kinds, run):
     losses = look.below(
         look.picture(
             draw_losses(broken, healthy),
-            f"The loss of run {run.value}, in nats, and of the same model, text and settings but "
-            f"for what broke it. At the unigram line, {broken.audit['unigram']:.2f}, a model knows "
-            "only how frequent each letter is.",
+            f"The loss of run {run.value}, and of the same model, text and settings but for what "
+            "broke it; thin lines show every step. At the unigram line, "
+            f"{broken.audit['unigram']:.2f}, a model knows only how frequent each character is.",
         ),
         look.sentence(
             "Over the last tenth the loss is ",
@@ -480,6 +520,7 @@ def _(histories, kinds, run):
             " in the broken run, ",
             look.number("loss_healthy", ends[1], ".3g"),
             " in the healthy one.",
+            "" if math.isfinite(ends[0]) else " (nan is what no longer is a number.)",
         ),
     )
     return broken, healthy, losses
@@ -491,13 +532,7 @@ def _(kinds, measured, run, signal):
     if not these:
         shown = look.words(f"**{signal.value}** was not measured: it takes two layers or more.")
     else:
-        if by_step(these):
-            where = "At the median it is "
-            pair = [np.median(stage.measured(values.values())) for values in (these, those)]
-        else:
-            place = distance(signal.value, these, those)[1] or next(iter(these))
-            where = f"Broken and healthy are furthest apart at {place}: "
-            pair = [these[place], those[place]]
+        where, *pair = compared(signal.value, these, those)
         shown = look.below(
             look.picture(
                 draw_signal(signal.value, these, those),

@@ -75,10 +75,10 @@ def test_one_text_in_four_tokenizers(visit):
     )
     visit.fill("the text", "")
     visit.refuses("The text is empty")
-    visit.fill("the text", "a" * 10_001)
-    visit.refuses("The text has 10,001 characters; at most 10,000 go here.")
-    visit.fill("the text", "the fox " * 1250)
-    visit.shows("BPE tokens", len(tokenizers["BPE"].encode("the fox " * 1250)))
+    visit.fill("the text", "狐" * 2_001)
+    visit.refuses("The text has 2,001 characters; at most 2,000 go here.")
+    visit.fill("the text", "the fox " * 250)
+    visit.shows("BPE tokens", len(tokenizers["BPE"].encode("the fox " * 250)))
     assert len(visit.pieces("BPE text")) == 400 and "The first 400 tokens" in visit.text()
 
 
@@ -149,6 +149,10 @@ def test_files_that_are_refused(visit, tmp_path):
         file.truncate(10**9)  # takes no room on the disk
     enter(visit, tmp_path / "huge.json")
     visit.refuses("has 1,000,000,000 bytes; at most 100,000,000")
+    enter(visit, "a" * 5000)
+    visit.refuses(f"{'a' * 200}: File name too long.")
+    wide = visit.window.evaluate("document.querySelector('#App').scrollWidth")
+    assert wide <= visit.window.viewport_size["width"]
     enter(visit, "")
     visit.refuses("No path is given")
     enter(visit, "data/tokenizer")
@@ -173,6 +177,8 @@ def test_merges_one_at_a_time(visit):
                 ids,
                 "the symbols",
             )
+            newest = visit.window.locator('.symbols[data-name="merged"] [style*="orange"]')
+            visit.equals(newest.count, ids.count(255 + n) if n else 0, "the newest in orange")
             if n < len(merges):
                 a, b = merges[n]
                 times = Counter(zip(ids, ids[1:]))[a, b]
@@ -242,6 +248,9 @@ def test_the_pairs_are_counted_as_the_textbook_counts_them():
     pytest.importorskip("matplotlib")
     from explorer import page07_tokenize as page
 
+    parts = [b"fox ", *(bytes([byte]) for byte in "狐🦊".encode())]
+    said = [title.split("part of ")[-1] for title in page.titles_of(range(8), parts)]
+    assert said == ["id 0, bytes 66 6F 78 20", *"狐狐狐🦊🦊🦊🦊"]
     for text in ("aaaaa", "abab baba", STORIES[:200], "狐狸在河边一直等到月亮升起。🦊"):
         merges, states = page.merge_all(text)
         assert merges == stage.textbook_merges(text, 10**6)

@@ -74,7 +74,7 @@ def test_signals_of_layers_arrays_and_inputs(quiz):
     broken, healthy = stage.clinic_run(kind, SEED), twins[kind]
     (still,) = [name for name, ratios in broken.arrays.items() if not any(ratios)]
     visit.choose("signal", "steps: length by array")
-    visit.says(f"furthest apart at {still}")
+    visit.says(f"furthest apart at “{still}”")
     visit.shows("signal_broken", 0)
     visit.shows("signal_healthy", np.median(healthy.arrays[still]))
     for signal, read in {
@@ -93,6 +93,7 @@ def test_signals_of_layers_arrays_and_inputs(quiz):
         furthest = max(abs(a - b) for a, b in pairs)
         shown = visit.number("signal_broken"), visit.number("signal_healthy")
         assert shown in pairs and abs(shown[0] - shown[1]) == pytest.approx(furthest)
+        assert ("Both runs are the same here" in visit.text()) == (furthest == 0)
     visit.choose("signal", "gradient: check of slopes")
     errors = [np.median([p["errors"][k] for p in broken.probes]) for k in broken.arrays]
     visit.until(lambda: visit.number("signal_broken") in errors, "the error of a slope")
@@ -199,6 +200,21 @@ def test_distances(page):
     names = page.standing_out({"units: dead": 12.34, "data: skip": 2})
     assert re.search("“units: dead” differs most: it lies 12.3 times", names)
     assert page.standing_out({"units: dead": 0.5}).startswith("No signal is further")
+
+
+def test_how_two_runs_compare(page):
+    many = {"h1": 0.1, "h2": 0.9}
+    assert page.compared("units: dead", many, dict(many)) == (
+        "Both runs are the same here: “h1” is ", 0.1, 0.1
+    )  # fmt: skip
+    said = page.compared("units: dead", many, {"h1": 0.1, "h2": 0.9 + 1e-9})
+    assert said[0] == "Both runs are nearly the same here: “h2” is "
+    said = page.compared("units: dead", many, {"h1": 0.1, "h2": 0.2})
+    assert said == ("Broken and healthy are furthest apart at “h2”: ", 0.9, 0.2)
+    said = page.compared("steps: learning rate", {0: 1.0, 1: 3.0, 2: 4.0}, {0: 1.0, 1: 3.0, 2: 4.0})
+    assert said == ("Both runs are the same at every step: at the median it is ", 3, 3)
+    said = page.compared("steps: learning rate", {0: 1.0, 1: 3.0}, {0: 2.0, 1: 4.0})
+    assert said == ("At the median it is ", 2, 3)
 
 
 def test_verdicts(page):
