@@ -124,9 +124,10 @@ def sources(function, found):
             found[name] = inspect.getsource(value)
             sources(value, found)
         elif inspect.isclass(value) and value.__module__ == function.__module__:
-            found[name] = inspect.getsource(value)
-            for method in filter(inspect.isfunction, vars(value).values()):
-                sources(method, found)
+            for part, method in vars(value).items():  # a class itself may have lost its source
+                if inspect.isfunction(method):
+                    found[f"{name}.{part}"] = inspect.getsource(method)
+                    sources(method, found)
         elif stage := stage_file(value):
             found[name] = stage.read_text(encoding="utf-8")
         else:

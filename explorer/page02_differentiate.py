@@ -58,7 +58,8 @@ class Line(NamedTuple):
     text: str  # what was typed
     form: str = ""  # of an operation, how it is written: "{} * {}"
     inputs: tuple[int, ...] = ()  # the numbers of the lines that it works on
-    make: Callable | None = None  # makes its Value from theirs; a variable has none
+    # makes its Value from theirs; a variable has none
+    make: Callable | None = None
 
 
 @app.function
@@ -246,7 +247,8 @@ class Moment(NamedTuple):
     passed: list  # the edges gone back along; the last one in this step
     terms: dict  # line → the contributions that arrived so far
     total: dict  # line → their sum
-    complete: set  # lines whose contributions have all arrived
+    # lines whose contributions have all arrived
+    complete: set
 
 
 @app.function
@@ -557,7 +559,18 @@ def _(forward, moment, most, names, nodes, step, titles):
 
 
 @app.cell
-def _(lines, measured, moment, most, names, nodes, places, step, titles, unmeasured):
+def _(
+    lines,
+    measured,
+    moment,
+    most,
+    names,
+    nodes,
+    places,
+    step,
+    titles,
+    unmeasured,
+):
     _graph = look.drawing(
         *graph.size(places),
         draw_edges(nodes, places, moment) + draw_boxes(lines, titles, nodes, places, moment),

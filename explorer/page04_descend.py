@@ -204,8 +204,11 @@ def free_place(x, y, width, height, taken):
     return x, low
 
 
-# Axes and contour lines take longest to draw, and few controls change them. So matplotlib draws
-# them once, and the walks are lines of SVG over them.
+@app.cell
+def _():
+    # Axes and contour lines take longest to draw, and few controls change them. So matplotlib draws
+    # them once, and the walks are lines of SVG over them.
+    return
 
 
 @app.function

@@ -531,7 +531,7 @@ def _():
 
 
 @app.cell
-def _(reader_job, reader_ready):
+def _(reader_ready):
     mo.stop(not reader_ready(), look.words("Its models are trained when the one above is ready."))
     law_job = keep.start("stack-sizes", train_sizes)
     law_further, law_ready = keep.watch(law_job), keep.ready(law_job)

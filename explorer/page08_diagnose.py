@@ -68,45 +68,103 @@ with app.setup:
         powers: bool = False  # is it counted in powers of ten?
 
     # The signals that can be chosen, in the order of the stage's checklist.
+    # fmt: skip
     SIGNALS = {
-        "data: what one input tells": Signal("share of what is to be known", 0, 1,
-            "How far each input character, on its own, fixes the next one: 1 is entirely."),
-        "data: surprise": Signal("nats", 0, 1,
+        "data: what one input tells": Signal(
+            "share of what is to be known",
+            0,
+            1,
+            "How far each input character, on its own, fixes the next one: 1 is entirely.",
+        ),
+        "data: surprise": Signal(
+            "nats",
+            0,
+            1,
             "How much less usual the targets are than the characters within the inputs; and below, "
-            "how much less usual the held-out rows are than the training rows."),
-        "data: skip": Signal("standard errors", -10, 10,
-            "Is the target the next character but one? Above 4 standard errors, it is."),
-        "data: shared rows": Signal("share of held-out rows", 0, 1,
-            "How many held-out rows were trained on, beyond those that a text repeats by itself."),
-        "units: difference": Signal("share of the array's length", 0, 1,
-            "How much the units of an array differ, at the end: 0 if all are the same."),
-        "units: dead": Signal("share of the units", 0, 1,
-            "How many units of a layer are 0 on every example, at the worst time."),
-        "units: saturated": Signal("share of the units", 0, 1,
-            "How many units of a layer mostly stand at -1 or 1, at the worst time."),
-        "gradient: check of slopes": Signal("relative error", 1e-9, 1,
-            "How far each array's gradient is from slopes that were measured.", powers=True),
-        "gradient: reach": Signal("first over last", 0.01, 1,
+            "how much less usual the held-out rows are than the training rows.",
+        ),
+        "data: skip": Signal(
+            "standard errors",
+            -10,
+            10,
+            "Is the target the next character but one? Above 4 standard errors, it is.",
+        ),
+        "data: shared rows": Signal(
+            "share of held-out rows",
+            0,
+            1,
+            "How many held-out rows were trained on, beyond those that a text repeats by itself.",
+        ),
+        "units: difference": Signal(
+            "share of the array's length",
+            0,
+            1,
+            "How much the units of an array differ, at the end: 0 if all are the same.",
+        ),
+        "units: dead": Signal(
+            "share of the units",
+            0,
+            1,
+            "How many units of a layer are 0 on every example, at the worst time.",
+        ),
+        "units: saturated": Signal(
+            "share of the units",
+            0,
+            1,
+            "How many units of a layer mostly stand at -1 or 1, at the worst time.",
+        ),
+        "gradient: check of slopes": Signal(
+            "relative error",
+            1e-9,
+            1,
+            "How far each array's gradient is from slopes that were measured.",
+            powers=True,
+        ),
+        "gradient: reach": Signal(
+            "first over last",
+            0.01,
+            1,
             "The gradient at the first layer, or at the first input of a recurrent network, as a "
-            "multiple of the gradient at the last.", powers=True),
-        "gradient: norm": Signal("length", 0.1, 10,
-            "How long the gradient is that the optimizer was given.", powers=True),
-        "steps: length": Signal("share", 1e-3, 0.1,
-            "How far each step goes, as a share of the length of all weights.", powers=True),
-        "steps: length by array": Signal("share", 1e-3, 0.1,
-            "How far a step moves each array, as a share of its length.", powers=True),
-        "steps: cosine with downhill": Signal("cosine", -1, 1,
-            "Where each step goes: 1 is down the gradient, 0 across, and -1 up."),
-        "steps: cosine with the way to 0": Signal("cosine", -1, 1,
-            "Where each step goes: at 1, all weights only become smaller."),
+            "multiple of the gradient at the last.",
+            powers=True,
+        ),
+        "gradient: norm": Signal(
+            "length", 0.1, 10, "How long the gradient is that the optimizer was given.", powers=True
+        ),
+        "steps: length": Signal(
+            "share",
+            1e-3,
+            0.1,
+            "How far each step goes, as a share of the length of all weights.",
+            powers=True,
+        ),
+        "steps: length by array": Signal(
+            "share",
+            1e-3,
+            0.1,
+            "How far a step moves each array, as a share of its length.",
+            powers=True,
+        ),
+        "steps: cosine with downhill": Signal(
+            "cosine", -1, 1, "Where each step goes: 1 is down the gradient, 0 across, and -1 up."
+        ),
+        "steps: cosine with the way to 0": Signal(
+            "cosine", -1, 1, "Where each step goes: at 1, all weights only become smaller."
+        ),
         "steps: learning rate": Signal("rate", 1e-3, 0.1, "The rate at each step.", powers=True),
-        "loss: at the start": Signal("nats", 0, 5,
-            "The first loss that the training reported, and the loss of the same model, measured."),
-        "loss: use of the inputs": Signal("nats", 0, 1,
-            "How much the loss rises if each target gets the inputs of another row."),
-        "loss: held-out minus training": Signal("nats", 0, 1,
-            "How much larger the loss is on held-out rows than on training rows."),
-    }  # fmt: skip
+        "loss: at the start": Signal(
+            "nats",
+            0,
+            5,
+            "The first loss that the training reported, and the loss of the same model, measured.",
+        ),
+        "loss: use of the inputs": Signal(
+            "nats", 0, 1, "How much the loss rises if each target gets the inputs of another row."
+        ),
+        "loss: held-out minus training": Signal(
+            "nats", 0, 1, "How much larger the loss is on held-out rows than on training rows."
+        ),
+    }
 
 
 @app.cell

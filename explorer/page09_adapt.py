@@ -3,7 +3,12 @@
 import marimo
 
 __generated_with = "0.25.2"
-app = marimo.App(width="full", app_title="9 adapt", css_file="look.css", html_head_file="look.html")
+app = marimo.App(
+    width="full",
+    app_title="9 adapt",
+    css_file="look.css",
+    html_head_file="look.html",
+)
 
 with app.setup:
     import math
@@ -35,7 +40,10 @@ with app.setup:
     N_LAYER, N_EMBD, N_HEAD, CONTEXT = SHAPE
 
 
-# Training: a base, then four ways to adapt it
+@app.cell
+def _():
+    # Training: a base, then four ways to adapt it
+    return
 
 
 @app.function
@@ -125,7 +133,10 @@ def adapters(result, base, rank, strength=1.0):
     return plugs
 
 
-# Which part of the update is of use?
+@app.cell
+def _():
+    # Which part of the update is of use?
+    return
 
 
 @app.function
@@ -200,7 +211,10 @@ def draw_chosen(figure, rank, bits):
     return look.tag("circle", cx=x, cy=y, r=7, style="fill:none;stroke:var(--ink);stroke-width:2")
 
 
-# What does the model write?
+@app.cell
+def _():
+    # What does the model write?
+    return
 
 
 @app.function
@@ -248,7 +262,10 @@ def voice(name, title, params, plugs, beginning, ids, seed):
     )
 
 
-# The page
+@app.cell
+def _():
+    # The page
+    return
 
 
 @app.cell
