@@ -298,9 +298,18 @@ def spelled(name, words, shares, rows, columns, marked=None, colour="blue"):
 # Pictures
 
 
-def plot(width=5.6, height=3.4):
-    """(figure, axes) of matplotlib, in inches; not through pyplot, which is not safe in threads."""
-    figure = Figure(figsize=(width, height))
+def plot(width=5.6, height=3.4, margins=None):
+    """(figure, axes) of matplotlib, in inches; not through pyplot, which is not safe in threads.
+
+    margins: left, right, below and above, in shares of the figure; matplotlib finds them itself
+    unless given, which takes as long again as drawing.
+    """
+    if margins is None:
+        figure = Figure(figsize=(width, height))
+    else:
+        left, right, below, above = margins
+        figure = Figure(figsize=(width, height), layout="none")
+        figure.subplots_adjust(left=left, right=1 - right, bottom=below, top=1 - above)
     return figure, figure.add_subplot()
 
 

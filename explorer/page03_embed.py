@@ -196,13 +196,19 @@ def _(job, seen):
 
 
 @app.cell
-def _(job, moment, seen):
-    # While it trains, the latest moment; afterwards the one that the slider stands at.
+def _(job, seen):
+    # While it trains, what has come so far.
     seen()
-    moments = job.partial if moment is None else job.result
+    moments = job.partial if job.result is None else job.result
     mo.stop(moments is None)
+    return (moments,)
+
+
+@app.cell
+def _(moment, moments):
+    # While it trains, the latest moment; afterwards the one that the slider stands at.
     k = len(moments["steps"]) - 1 if moment is None else list(moment.steps).index(moment.value)
-    return k, moments
+    return (k,)
 
 
 @app.cell
@@ -211,7 +217,7 @@ def _(k, moments, symbols):
     axes = plane(C[-1])  # of the last moment, for all: so that the picture does not turn
     letters = [i for i, symbol in enumerate(symbols) if symbol.isalpha()]
     places = C[:, letters] @ axes  # (K, 26, 2)
-    map_figure, map_axes = look.plot(5.2, 4.2)
+    map_figure, map_axes = look.plot(5.2, 4.2, margins=(0.13, 0.02, 0.13, 0.02))
     # One line for all the ways, with gaps between them, is drawn faster than 26.
     _gap = np.full((1, len(letters), 2), np.nan)
     _ways = np.concatenate([places[: k + 1], _gap]).transpose(1, 0, 2).reshape(-1, 2)
@@ -245,12 +251,11 @@ def _(k, moments, symbols):
 
 
 @app.cell
-def _(k, moments):
+def _(moments):
     _steps, _seen, _dev = (moments[name] for name in ("steps", "seen", "dev"))
-    loss_figure, _axes = look.plot(5.2, 4.2)
+    loss_figure, _axes = look.plot(5.2, 4.2, margins=(0.13, 0.02, 0.13, 0.02))
     _axes.plot(_steps, _dev, color=look.ORANGE, ls="--")
     _axes.plot(_steps, _seen, color=look.BLUE)
-    _axes.axvline(_steps[k], color=look.QUIET, lw=1)
     _right = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
     _gap = 0.06 * (1 if _dev[-1] >= _seen[-1] else -1)  # the two labels stand apart
     _axes.annotate("not read", (_steps[-1], _dev[-1] + _gap), color=look.ORANGE, **_right)
@@ -260,11 +265,21 @@ def _(k, moments):
     _axes.set_xlabel("steps")
     _axes.set_ylabel("bits per letter")
     _best = int(np.argmin(_dev))
-    loss_picture = look.picture(
-        loss_figure,
+    loss_says = (
         f"On names that were not read the loss is lowest, {_dev[_best]:.3f} bits, "
-        f"after {_steps[_best]:,} steps.",
+        f"after {_steps[_best]:,} steps."
     )
+    loss_svg = look.drawn(loss_figure)
+    return loss_figure, loss_says, loss_svg
+
+
+@app.cell
+def _(k, loss_figure, loss_says, loss_svg, moments):
+    # The line at this moment is laid over the curves, which need not be drawn again.
+    _ends = np.array(loss_figure.axes[0].get_ylim())
+    (_x, _), (_y1, _y2) = look.place(loss_figure, moments["steps"][k], _ends)
+    _line = look.tag("line", x1=_x, x2=_x, y1=_y1, y2=_y2, stroke="var(--quiet)")
+    loss_picture = look.layered(loss_svg, _line, loss_says)
     return (loss_picture,)
 
 

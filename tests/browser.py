@@ -154,6 +154,7 @@ class Visit:
         slider = self.window.get_by_role("slider", name=label, exact=True)
         slider.press("Home")
         while (now := float(slider.get_attribute("aria-valuenow"))) < value - 1e-9:
+            self.window.wait_for_timeout(20)  # of two that come at once, marimo may keep the older
             slider.press("ArrowRight")
             assert float(slider.get_attribute("aria-valuenow")) > now, f"{label} ends at {now}"
         assert now == pytest.approx(value), f"{label} stands at {now}, not at {value}"
