@@ -1408,6 +1408,8 @@ def compare(tokenizers, text):
         if not isinstance(tokenizer, Tokenizer):
             raise ValueError(f"tokenizer {name!r} is {tokenizer!r:.40}: expected a Tokenizer")
         ids = tokenizer.encode(text)
+        if not ids:
+            raise ValueError(f"tokenizer {name!r} leaves nothing of text {text!r:.40} to compare")
         rows[name] = {
             "vocab_size": tokenizer.vocab_size,
             "tokens": len(ids),

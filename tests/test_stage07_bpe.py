@@ -861,6 +861,10 @@ def test_compare_measures():
     assert stage.compare(list(tokenizers.values()), "the fox, é")[0] == rows["BPETokenizer"]
     with pytest.raises(ValueError, match="empty"):
         stage.compare(tokenizers, "")
+    erasing = BPETokenizer()
+    erasing.encode = lambda text: []  # as one whose normalizer deletes what it is given
+    with pytest.raises(ValueError, match="tokenizer 'eraser' leaves nothing of text 'a' to"):
+        stage.compare({"eraser": erasing}, "a")
 
 
 # ---------------------------------------------------------------- the command
