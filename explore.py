@@ -41,14 +41,15 @@ def listen(port):
     """A socket that listens on this machine at `port`, or at the next free one."""
     for number in range(port, min(port + 100, 65536)):
         listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name == "posix":  # elsewhere it would share a port that is in use
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, number))
             listener.listen()
             return listener
         except OSError:
             listener.close()
-    raise OSError(f"no port from {port} to {port + 99} is free")
+    raise OSError(f"no port from {port} to {number} is free")
 
 
 def front_page():
@@ -153,7 +154,10 @@ def main(argv=None):
         parser.error(f"argument --port: {args.port} is no port; expected 1 to 65535")
     if args.edit:
         return edit(args.stage, args.port, args.no_browser)
-    listener = listen(args.port)
+    try:
+        listener = listen(args.port)
+    except OSError as error:
+        parser.error(str(error))
     address = f"http://{HOST}:{listener.getsockname()[1]}/"
     if args.stage:
         address += f"{args.stage.name}/"

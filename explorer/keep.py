@@ -43,7 +43,6 @@ class Job:
         self.partial = None
         self.result = None
         self.error = None
-        self.began = time.monotonic()
 
     @property
     def over(self):

@@ -322,26 +322,24 @@ def _():
 @app.cell
 def _():
     world_job = keep.start("align_world", make_world)
-    world_seen = keep.watch(world_job)
-    get_world, set_world = mo.state(None)
-    return get_world, set_world, world_job, world_seen
+    world_further, world_ready = keep.watch(world_job), keep.ready(world_job)
+    return world_further, world_job, world_ready
 
 
 @app.cell
-def _(set_world, world_job, world_seen):
-    world_seen()
-    if world_job.result is not None:
-        set_world(world_job.result)
-    None if world_job.result else keep.progress(world_job, "Making the world")
+def _(world_further, world_job):
+    world_further()
+    mo.stop(world_job.result is not None)
+    keep.progress(world_job, "Making the world")
     return
 
 
 @app.cell
-def _(get_world):
-    mo.stop(get_world() is None)
-    world = SimpleNamespace(**get_world())
-    world.reference = part(get_world(), "reference_")
-    world.model = part(get_world(), "model_")
+def _(world_job, world_ready):
+    mo.stop(not world_ready() or world_job.result is None)
+    world = SimpleNamespace(**world_job.result)
+    world.reference = part(world_job.result, "reference_")
+    world.model = part(world_job.result, "model_")
     return (world,)
 
 
@@ -349,19 +347,15 @@ def _(get_world):
 def _(world):
     world  # made first: two trainings at once would only slow each other down
     methods_job = keep.start("align_methods", train_methods)
-    methods_seen = keep.watch(methods_job)
-    get_points, set_points = mo.state(None)
-    return get_points, methods_job, methods_seen, set_points
+    methods_further, methods_ready = keep.watch(methods_job), keep.ready(methods_job)
+    return methods_further, methods_job, methods_ready
 
 
 @app.cell
-def _(methods_job, methods_seen, set_points):
-    methods_seen()
-    if methods_job.result is not None:
-        set_points(methods_job.result)
-    None if methods_job.result else keep.progress(
-        methods_job, f"Training {len(stage.METHODS)} methods, {len(RUNS)} runs"
-    )
+def _(methods_further, methods_job):
+    methods_further()
+    mo.stop(methods_job.result is not None)
+    keep.progress(methods_job, f"Training {len(stage.METHODS)} methods, {len(RUNS)} runs")
     return
 
 
@@ -402,8 +396,8 @@ def _(again, everything, price, setting, world, writer):
 
 
 @app.cell
-def _(get_points, setting, writer):
-    points = get_points()
+def _(methods_job, methods_ready, setting, writer):
+    points = methods_job.result if methods_ready() else None
     run = None  # the index of the run that writes the names
     if setting is not None:
         run = RUNS.index((writer.value, setting.value))

@@ -66,6 +66,15 @@ def test_a_busy_port_is_passed_over_and_only_this_machine_is_answered():
         assert first.getsockname()[0] == second.getsockname()[0] == "127.0.0.1"
 
 
+def test_no_free_port_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(explore, "missing", lambda: [])
+    with explore.listen(65535):
+        with pytest.raises(SystemExit) as stop:
+            explore.main(["--port", "65535"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith("error: no port from 65535 to 65535 is free\n")
+
+
 def test_the_front_page_lists_all(visit):
     visit.window.goto(visit.site)
     for page in PAGES:
